@@ -1,0 +1,99 @@
+"""One encoder block: bottleneck in, attention, a stack of feed-forward networks, bottleneck out. Called by encoder.
+
+Without bottlenecks it is BERT's block; with a wide one IB-BERT's; with a narrow one MobileBERT's (paper figure 1).
+The published code's order is kept exactly: post-norm everywhere, no dropout between the bottlenecks.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxdistill.models.config import ModelConfig
+from jaxdistill.models.layers import ACTIVATION_FUNCTIONS, dense, norm
+
+BLOCK_TAPS = ("hidden", "query", "key", "value", "attention_scores")
+
+
+class Bottleneck(nn.Module):
+    """Norm(Dense(x)): between the inter-block and the intra-block width."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, hidden_BxLxD: jax.Array) -> jax.Array:
+        c = self.config
+        return norm(c, "norm")(dense(c, c.inner_size, "dense")(hidden_BxLxD))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with its output projection, residual and norm."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, query_input: jax.Array, key_input: jax.Array, value_input: jax.Array, residual_BxLxH: jax.Array,
+                 bias_Bx1xLxL: jax.Array, deterministic: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns the normed sum float32[B, L, H] and the taps query, key, value, attention_scores."""
+        c = self.config
+        heads = (c.num_heads, c.head_size)
+        q_BxLxAxK = dense(c, heads, "query")(query_input)
+        k_BxLxAxK = dense(c, heads, "key")(key_input)
+        v_BxLxAxK = dense(c, heads, "value")(value_input)
+        scores_BxAxLxL = jnp.einsum("bqak,btak->baqt", q_BxLxAxK, k_BxLxAxK, preferred_element_type=jnp.float32)
+        scores_BxAxLxL = scores_BxAxLxL * c.head_size**-0.5 + bias_Bx1xLxL
+        weights_BxAxLxL = jax.nn.softmax(scores_BxAxLxL, axis=-1)
+        weights_BxAxLxL = nn.Dropout(c.attention_dropout)(weights_BxAxLxL, deterministic=deterministic)
+        context_BxLxAxK = jnp.einsum("baqt,btak->bqak", weights_BxAxLxL.astype(v_BxLxAxK.dtype), v_BxLxAxK)
+        out_BxLxH = dense(c, c.inner_size, "out", axis=(-2, -1))(context_BxLxAxK)
+        if c.bottleneck_size is None:
+            out_BxLxH = nn.Dropout(c.hidden_dropout)(out_BxLxH, deterministic=deterministic)
+        out_BxLxH = norm(c, "norm")(out_BxLxH + residual_BxLxH)
+        return out_BxLxH, {"query": q_BxLxAxK, "key": k_BxLxAxK, "value": v_BxLxAxK, "attention_scores": scores_BxAxLxL}
+
+
+class FeedForward(nn.Module):
+    """Norm(Dense(act(Dense(x))) + x); MobileBERT stacks several, the last of them being BERT's only one."""
+
+    config: ModelConfig
+    last: bool
+
+    @nn.compact
+    def __call__(self, x_BxLxH: jax.Array, deterministic: bool) -> jax.Array:
+        c = self.config
+        up = ACTIVATION_FUNCTIONS[c.activation](dense(c, c.intermediate_size, "up")(x_BxLxH))
+        down_BxLxH = dense(c, c.inner_size, "down")(up)
+        if self.last and c.bottleneck_size is None:
+            down_BxLxH = nn.Dropout(c.hidden_dropout)(down_BxLxH, deterministic=deterministic)
+        return norm(c, "norm", c.ffn_norm_eps if self.last else None)(down_BxLxH + x_BxLxH)
+
+
+class Block(nn.Module):
+    """hidden state l -> hidden state l + 1, with every tap of the layer (unread ones cost nothing under jit)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, hidden_BxLxD: jax.Array, bias_Bx1xLxL: jax.Array,
+                 deterministic: bool = True) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """float32[B, L, D] and an additive bias float32[B, 1, 1 or L, L] -> float32[B, L, D], taps by name."""
+        c = self.config
+        block_input = hidden_BxLxD
+        if c.bottleneck_size is not None:
+            hidden_BxLxD = Bottleneck(c, name="bottleneck_in")(block_input)
+        inner_BxLxH = hidden_BxLxD
+        query_input = key_input = value_input = block_input
+        if c.attention_input == "bottleneck":
+            query_input = key_input = value_input = inner_BxLxH
+        elif c.attention_input == "shared_bottleneck":
+            query_input = key_input = Bottleneck(c, name="bottleneck_qk")(block_input)
+        x_BxLxH, taps = Attention(c, name="attention")(
+            query_input, key_input, value_input, inner_BxLxH, bias_Bx1xLxL, deterministic)
+        for i in range(c.num_ffn):
+            x_BxLxH = FeedForward(c, last=i == c.num_ffn - 1, name=f"ffn_{i}")(x_BxLxH, deterministic)
+        if c.bottleneck_size is not None:
+            out_BxLxD = dense(c, c.hidden_size, "bottleneck_out")(x_BxLxH)
+            out_BxLxD = nn.Dropout(c.hidden_dropout)(out_BxLxD, deterministic=deterministic)
+            x_BxLxH = norm(c, "bottleneck_out_norm")(out_BxLxD + block_input)
+        return x_BxLxH, {"hidden": x_BxLxH, **taps}

@@ -1,0 +1,219 @@
+"""The whole network as two pure functions, `Model.init` and `Model.apply`, and the pieces distillation walks through.
+
+A stack is an array: the parameters of all blocks are one pytree, `params["layers"]`, with a leading layer axis, so
+depth is a slice, "layer 7 alone" is an index and a layer map is an integer array. Taps are return values: `apply`
+gives the intermediate tensors asked for by name, stacked over layers, and computes no others.
+
+Called by training (through `apply` and `apply_at`), evaluation, interop and users.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxdistill.errors import BadInput, nearest
+from jaxdistill.models import heads as heads_lib
+from jaxdistill.models.block import BLOCK_TAPS, Block
+from jaxdistill.models.config import HEADS, ModelConfig
+from jaxdistill.models.embeddings import Embeddings
+
+Params = dict[str, Any]
+Batch = Mapping[str, Any]
+Arrays = dict[str, jax.Array]
+
+# `embeddings` is hidden state 0; `hidden_moments` are the mean and variance over D of all N + 1 hidden states.
+TAPS = ("embeddings", *BLOCK_TAPS, "hidden_moments")
+# Large enough that a masked key gets no weight, small enough that its sums stay finite in float32.
+MASKED_SCORE = -1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A network described by its config; hashable, so it can be a static argument of `jit`.
+
+    `batch` maps `input_ids` int[B, L] and, optionally, `attention_mask` int[B, L] (default all ones),
+    `token_type_ids` int[B, L] (default zeros) and `mlm_positions` int[B, P] (evaluate the MLM head there only).
+    """
+
+    config: ModelConfig
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh float32 parameters: `embeddings`, `layers` (leading axis N on every leaf), and one tree per head."""
+        c = self.config
+        names = ("embeddings", "layers", "pooler", *HEADS)
+        keys = dict(zip(names, jax.random.split(key, len(names))))
+        ids_1x1 = jnp.zeros((1, 1), jnp.int32)
+        hidden_1x1xD, bias = jnp.zeros((1, 1, c.hidden_size)), jnp.zeros((1, 1, 1, 1))
+        params: Params = {"embeddings": _init(Embeddings(c), keys["embeddings"], ids_1x1, ids_1x1, ids_1x1)}
+        layer_keys = jax.random.split(keys["layers"], c.num_layers)
+        params["layers"] = jax.vmap(lambda k: _init(Block(c), k, hidden_1x1xD, bias))(layer_keys)
+        for name, module in heads_lib.modules(c).items():
+            inputs = (hidden_1x1xD, params["embeddings"]["word"]) if name == "mlm" else (hidden_1x1xD,)
+            params[name] = _init(module, keys[name], *inputs)
+        return params
+
+    def apply(self, params: Params, batch: Batch, *, taps: Sequence[str] = (), heads: Sequence[str] | None = None,
+              dropout_key: jax.Array | None = None, num_layers: int | None = None) -> tuple[Arrays, Arrays]:
+        """Runs the network: (outputs, taps).
+
+        `taps`: names from `TAPS`; block taps come stacked, [N, B, ...]. `heads`: which of the config's heads to run
+        (default all). `dropout_key`: dropout is on when given. `num_layers`: stop after so many blocks (then no head
+        runs). Outputs: `last_hidden_state` [B, L, D], `pooler_output` [B, D], and by head `mlm_logits` [B, L or P, V],
+        `nsp_logits` [B, 2], `logits` [B, C] or [B, L, C], `start_logits`/`end_logits` [B, L], `embedding` [B, D];
+        all float32. Raises `BadInput` for an unknown tap or head and for rows longer than the position table.
+        """
+        for tap in taps:
+            if tap not in TAPS:
+                raise BadInput(f"tap {tap!r} is unknown; {nearest(tap, TAPS)}")
+        bias = attention_bias(batch)
+        embed_key, layers_key, heads_key = split_key(dropout_key)
+        hidden_0 = self.embed(params, batch, embed_key)
+        layers = params["layers"]
+        if num_layers is not None:
+            layers = jax.tree.map(lambda x: x[:num_layers], layers)
+        hidden, collected = self.encode(layers, hidden_0, bias, taps=taps, dropout_key=layers_key)
+        if "embeddings" in taps:
+            collected["embeddings"] = hidden_0
+        if "hidden_moments" in taps:
+            moments = jnp.concatenate([hidden_moments(hidden_0)[None], collected["hidden_moments"]])
+            collected["hidden_moments"] = moments
+        outputs = {"last_hidden_state": hidden}
+        if num_layers is None:
+            outputs |= self.run_heads(params, hidden, batch, self.config.heads if heads is None else heads, heads_key)
+        return outputs, {tap: collected[tap] for tap in taps}
+
+    def embed(self, params: Params, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
+        """Hidden state 0, float32[B, L, D]."""
+        ids_BxL = jnp.asarray(batch["input_ids"])
+        if ids_BxL.ndim != 2 or not jnp.issubdtype(ids_BxL.dtype, jnp.integer):
+            raise BadInput(f"input_ids is {ids_BxL.dtype}{list(ids_BxL.shape)}; expected whole numbers of shape [batch, length]")
+        if ids_BxL.shape[1] > self.config.max_positions:
+            raise BadInput(f"input_ids has rows of {ids_BxL.shape[1]} tokens but the model has max_positions="
+                           f"{self.config.max_positions}; shorten the rows")
+        types = batch.get("token_type_ids")
+        types_BxL = jnp.zeros_like(ids_BxL) if types is None else jnp.asarray(types)
+        positions_BxL = jnp.broadcast_to(jnp.arange(ids_BxL.shape[1]), ids_BxL.shape)
+        return _apply(Embeddings(self.config), params["embeddings"], dropout_key, ids_BxL, types_BxL, positions_BxL)
+
+    def block(self, layer_params: Params, hidden_BxLxD: jax.Array, bias_Bx1xLxL: jax.Array,
+              dropout_key: jax.Array | None = None) -> tuple[jax.Array, Arrays]:
+        """One block with one layer's parameters (no layer axis): (next hidden state, its taps)."""
+        return _apply(Block(self.config), layer_params, dropout_key, hidden_BxLxD, bias_Bx1xLxL)
+
+    def encode(self, layers: Params, hidden_BxLxD: jax.Array, bias_Bx1xLxL: jax.Array, *, taps: Sequence[str] = (),
+               dropout_key: jax.Array | None = None) -> tuple[jax.Array, Arrays]:
+        """The stack from embedded vectors on: one scan, taps stacked over layers [N, ...]."""
+        depth = jax.tree.leaves(layers)[0].shape[0]
+
+        def body(hidden: jax.Array, xs: tuple[Params, jax.Array | None]) -> tuple[jax.Array, Arrays]:
+            hidden, block_taps = self.block(xs[0], hidden, bias_Bx1xLxL, xs[1])
+            if "hidden_moments" in taps:
+                block_taps["hidden_moments"] = hidden_moments(hidden)
+            return hidden, {tap: block_taps[tap] for tap in taps if tap in block_taps}
+
+        keys = None if dropout_key is None else jax.random.split(dropout_key, depth)
+        return jax.lax.scan(body, hidden_BxLxD, (layers, keys))
+
+    def apply_at(self, params: Params, batch: Batch, layer: jax.Array, *, taps: Sequence[str] = (),
+                 active: Params | None = None, differentiable: bool = False) -> Arrays:
+        """The taps of block `layer` alone, [B, ...], where `layer` is a traced index: one executable for all layers.
+
+        `active`: that block's parameters, when they are not to be read from the stack (the one thing differentiated
+        under strict freezing). `differentiable`: whether the gradient must reach the lower blocks; a loop with a
+        traced bound has no reverse mode, so they then run as one scan whose blocks above `layer` are skipped.
+        """
+        bias = attention_bias(batch)
+        hidden_0 = self.embed(params, batch)
+
+        def run(index: jax.Array, hidden: jax.Array) -> jax.Array:
+            return self.block(take_layer(params["layers"], index), hidden, bias)[0]
+
+        if differentiable:
+            def body(hidden: jax.Array, xs: tuple[jax.Array, Params]) -> tuple[jax.Array, None]:
+                step: Callable[[jax.Array], jax.Array] = lambda h: self.block(xs[1], h, bias)[0]  # noqa: E731
+                return jax.lax.cond(xs[0] < layer, step, lambda h: h, hidden), None
+
+            hidden, _ = jax.lax.scan(body, hidden_0, (jnp.arange(self.config.num_layers), params["layers"]))
+        else:
+            hidden = jax.lax.stop_gradient(jax.lax.fori_loop(0, layer, run, hidden_0))
+        _, collected = self.block(take_layer(params["layers"], layer) if active is None else active, hidden, bias)
+        if "hidden_moments" in taps:  # every layer's, so the whole depth runs; only the moments are kept
+            _, stacked = self.encode(params["layers"], hidden_0, bias, taps=("hidden_moments",))
+            collected["hidden_moments"] = jnp.concatenate([hidden_moments(hidden_0)[None], stacked["hidden_moments"]])
+        return {tap: collected[tap] for tap in taps}
+
+    def run_heads(self, params: Params, hidden_BxLxD: jax.Array, batch: Batch, names: Sequence[str],
+                  dropout_key: jax.Array | None = None) -> Arrays:
+        """The outputs of the heads `names` (and the pooler's) on the last hidden state."""
+        modules = heads_lib.modules(self.config)
+        outputs: Arrays = {}
+        if self.config.pooler == "tanh":
+            outputs["pooler_output"] = _apply(modules["pooler"], params["pooler"], None, hidden_BxLxD, dropout=False)
+        elif self.config.pooler == "first_token":
+            outputs["pooler_output"] = hidden_BxLxD[:, 0]
+        for name in names:
+            if name not in self.config.heads:
+                raise BadInput(f"head {name!r} is not in this model; {nearest(name, self.config.heads)}")
+            if name == "mlm":
+                positions = batch.get("mlm_positions")
+                rows = hidden_BxLxD if positions is None else jnp.take_along_axis(
+                    hidden_BxLxD, jnp.asarray(positions)[..., None], axis=1)
+                outputs["mlm_logits"] = _apply(modules[name], params[name], None, rows, params["embeddings"]["word"],
+                                               dropout=False)
+            elif name == "nsp":
+                outputs["nsp_logits"] = _apply(modules[name], params[name], None, outputs["pooler_output"])
+            elif name == "sequence_classification":
+                pooled = outputs.get("pooler_output", hidden_BxLxD[:, 0])
+                outputs["logits"] = _apply(modules[name], params[name], dropout_key, pooled)
+            elif name == "token_classification":
+                outputs["logits"] = _apply(modules[name], params[name], dropout_key, hidden_BxLxD)
+            elif name == "question_answering":
+                both = _apply(modules[name], params[name], None, hidden_BxLxD)
+                outputs |= {"start_logits": both[..., 0], "end_logits": both[..., 1]}
+            elif name == "embedding":
+                outputs["embedding"] = heads_lib.sentence_embedding(self.config, hidden_BxLxD, attention_mask(batch))
+        return outputs
+
+
+def attention_mask(batch: Batch) -> jax.Array:
+    """int32[B, L]: 1 for real tokens."""
+    mask = batch.get("attention_mask")
+    return jnp.ones(jnp.shape(batch["input_ids"]), jnp.int32) if mask is None else jnp.asarray(mask)
+
+
+def attention_bias(batch: Batch) -> jax.Array:
+    """float32[B, 1, 1, L] added to the scores: 0 for real keys, `MASKED_SCORE` for pads. Queries are never masked."""
+    return jnp.where(attention_mask(batch) > 0, 0.0, MASKED_SCORE).astype(jnp.float32)[:, None, None, :]
+
+
+def hidden_moments(hidden_BxLxD: jax.Array) -> jax.Array:
+    """float32[B, L, 2]: mean and biased variance over the width."""
+    return jnp.stack([jnp.mean(hidden_BxLxD, -1), jnp.var(hidden_BxLxD, -1)], axis=-1)
+
+
+def take_layer(layers: Params, layer: jax.Array | int) -> Params:
+    """One layer's parameters out of the stack; `layer` may be traced."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), layers)
+
+
+def split_key(key: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None, jax.Array | None]:
+    """Dropout keys of embeddings, layers and heads; three None when dropout is off."""
+    if key is None:
+        return None, None, None
+    first, second, third = jax.random.split(key, 3)
+    return first, second, third
+
+
+def _init(module: nn.Module, key: jax.Array, *inputs: jax.Array) -> Params:
+    return module.init(key, *inputs)["params"]
+
+
+def _apply(module: nn.Module, params: Params, key: jax.Array | None, *inputs: jax.Array, dropout: bool = True) -> Any:
+    options: dict[str, Any] = {"deterministic": key is None} if dropout else {}
+    return module.apply({"params": params}, *inputs, **options, rngs=None if key is None else {"dropout": key})
