@@ -1,0 +1,1 @@
+"""Pure losses on taps. `terms.LOSSES` lists every one by name."""

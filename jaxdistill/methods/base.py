@@ -1,0 +1,114 @@
+"""Term, Stage, Method as plain data: what a published method is made of, and all that training knows of it.
+
+A *term* is a loss with a weight and a layer map. A *stage* is terms plus what moves, optimizer, schedule, steps and
+depth. Everything is frozen and hashable; a stage is a static argument of the compiled step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxdistill.errors import BadInput
+from jaxdistill.objectives.terms import HEAD_OF_OUTPUT, Loss, loss_named
+
+DEPTHS = ("full", "progressive_soft", "progressive_strict")
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """`weight` x loss. `layer_map[i]` is the teacher layer that student layer i follows (None: i follows i)."""
+
+    loss: str
+    weight: float
+    layer_map: tuple[int, ...] | None = None
+
+    @property
+    def definition(self) -> Loss:
+        return loss_named(self.loss)
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """LAMB or AdamW as BERT's and MobileBERT's code has them: decay and trust ratio spare biases and norms."""
+
+    name: str = "lamb"
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-6
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    bias_correction: bool = False
+
+    def __post_init__(self) -> None:
+        if self.name not in ("lamb", "adamw"):
+            raise BadInput(f"optimizer {self.name!r} is unknown; valid: adamw, lamb")
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Learning rate over a stage: linear warm-up, then constant or linear decay to `end_ratio` of the peak."""
+
+    peak: float
+    warmup_steps: int = 0
+    decay: str = "linear"
+    end_ratio: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if self.decay not in ("linear", "constant"):
+            raise BadInput(f"schedule decay={self.decay!r} is unknown; valid: constant, linear")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One run of the loop over one network.
+
+    `moves`: regular expressions matched at the start of a parameter's name ("layers/", "embeddings/word"); what none
+    matches is frozen, and absent from gradients and optimizer. `depth`: "full", or progressive: layer i is active in
+    steps [i P, (i + 1) P) with P = steps // N, learning at `active_multiplier`; the layers below learn at a tenth of
+    that ("progressive_soft", as published) or not at all ("progressive_strict"), and moments restart at each phase.
+    """
+
+    name: str
+    network: str
+    steps: int
+    terms: tuple[Term, ...]
+    optimizer: Optimizer
+    schedule: Schedule
+    batch_size: int
+    accumulation: int = 1
+    moves: tuple[str, ...] = ("",)
+    depth: str = "full"
+    active_multiplier: float = 3.0
+    dropout: bool = False
+    tf1_unmasked: bool = False
+
+    def __post_init__(self) -> None:
+        if self.depth not in DEPTHS:
+            raise BadInput(f"stage {self.name!r}: depth={self.depth!r} is unknown; valid: {', '.join(DEPTHS)}")
+        if self.steps < 1:
+            raise BadInput(f"stage {self.name!r}: steps={self.steps}; expected at least 1")
+        if not self.terms:
+            raise BadInput(f"stage {self.name!r} has no loss with a weight above 0; give one of its terms a weight")
+        if self.accumulation < 1 or self.batch_size % self.accumulation:
+            raise BadInput(f"stage {self.name!r}: batch_size={self.batch_size} is not divisible by accumulation="
+                           f"{self.accumulation}; change config.stages.{self.name}.batch_size or .accumulation")
+        if self.progressive and any(not term.definition.per_layer for term in self.terms):
+            raise BadInput(f"stage {self.name!r} is progressive, so every loss must be of one layer")
+
+    @property
+    def progressive(self) -> bool:
+        return self.depth != "full"
+
+    @property
+    def needs_teacher(self) -> bool:
+        return any(term.definition.teacher is not None for term in self.terms)
+
+    def taps(self, whose: str) -> tuple[str, ...]:
+        """The taps its terms read of "student" or "teacher", in a fixed order."""
+        names = {getattr(term.definition, whose) for term in self.terms if term.definition.per_layer}
+        return tuple(sorted(names))
+
+    def heads(self, whose: str) -> tuple[str, ...]:
+        """The heads its terms read of "student" or "teacher"."""
+        names = {getattr(term.definition, whose) for term in self.terms if not term.definition.per_layer}
+        return tuple(sorted(HEAD_OF_OUTPUT[name] for name in names if name is not None))

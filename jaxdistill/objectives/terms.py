@@ -1,0 +1,81 @@
+"""Every loss by name: what it reads of the student and of the teacher, its sum, and what it is divided by.
+
+A loss is a sum on taps over a count that comes from the masks alone. The count is taken over the whole global batch
+before any forward pass, so the scale of a term is weight / count and neither gradient accumulation nor the number of
+devices changes a result. Add a loss: write its sum in `logits`, `hidden` or `relations`, and one row here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxdistill.errors import BadInput, nearest
+from jaxdistill.models import TAPS, Batch
+from jaxdistill.models.encoder import attention_mask
+from jaxdistill.objectives import hidden, logits, relations
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """`student` and `teacher` name a tap (then the loss is of one layer) or an output; None: no teacher is needed."""
+
+    sum: Callable[..., jax.Array]
+    count: Callable[[Batch], jax.Array]
+    student: str
+    teacher: str | None = None
+
+    @property
+    def per_layer(self) -> bool:
+        return self.student in TAPS
+
+
+def masked_words(batch: Batch) -> jax.Array:
+    """How many words the MLM losses are over."""
+    return jnp.sum(batch["mlm_weights"])
+
+
+def real_tokens(batch: Batch) -> jax.Array:
+    """How many tokens are not padding."""
+    return jnp.sum(attention_mask(batch)).astype(jnp.float32)
+
+
+def examples(batch: Batch) -> jax.Array:
+    """How many rows are real."""
+    return jnp.sum(batch["example_weights"])
+
+
+LOSSES: dict[str, Loss] = {
+    "mlm": Loss(logits.mlm, masked_words, "mlm_logits"),
+    "mlm_distillation": Loss(logits.mlm_distillation, masked_words, "mlm_logits", "mlm_logits"),
+    "nsp": Loss(logits.nsp, examples, "nsp_logits"),
+    "classification": Loss(logits.classification, examples, "logits"),
+    "regression": Loss(logits.regression, examples, "logits"),
+    "feature_map": Loss(hidden.feature_map, real_tokens, "hidden", "hidden"),
+    "mean": Loss(hidden.mean, real_tokens, "hidden", "hidden"),
+    "variance": Loss(hidden.variance, real_tokens, "hidden", "hidden"),
+    "mean_tf1": Loss(hidden.mean_tf1, real_tokens, "hidden", "hidden_moments"),
+    "variance_tf1": Loss(hidden.variance_tf1, real_tokens, "hidden", "hidden_moments"),
+    "attention": Loss(relations.attention, real_tokens, "attention_scores", "attention_scores"),
+    "attention_kl": Loss(relations.attention_kl, real_tokens, "attention_scores", "attention_scores"),
+}
+
+# Which head gives which output.
+HEAD_OF_OUTPUT = {"mlm_logits": "mlm", "nsp_logits": "nsp", "logits": "sequence_classification"}
+
+
+def loss_named(name: str) -> Loss:
+    """The loss `name`; raises `BadInput` with the nearest name if there is none."""
+    if name not in LOSSES:
+        raise BadInput(f"loss {name!r} is unknown; {nearest(name, LOSSES)}")
+    return LOSSES[name]
+
+
+def count_everything(batch: Batch) -> dict[str, Any]:
+    """The batch as the released TF1 code counts it: every position is real, pads too (`tf1_unmasked`)."""
+    ones = jnp.ones(batch["input_ids"].shape, jnp.int32)
+    return {**batch, "attention_mask": ones}

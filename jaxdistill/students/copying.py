@@ -1,0 +1,33 @@
+"""A student that starts from the teacher's embeddings and heads (MobileBERT, released code: every variable whose name
+and shape exist in the teacher and that is not in a block; blocks stay random, a NoNorm starts as the identity).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxdistill.models import Model, Params
+from jaxdistill.models.parameters import flatten, is_stacked, unflatten
+
+
+def copy_embeddings_and_heads(student: Model, params: Params, teacher: Model, teacher_params: Params
+                              ) -> tuple[Params, set[str]]:
+    """(student parameters with copies, names of what was copied).
+
+    A norm is copied only between norms of one kind: statistics make LayerNorm's scale another thing than NoNorm's.
+    """
+    ours, theirs = flatten(params), flatten(teacher_params)
+    same_norm = student.config.norm == teacher.config.norm
+    copied = {
+        name for name, value in ours.items()
+        if not is_stacked(name) and name in theirs and theirs[name].shape == value.shape
+        and (same_norm or not name.startswith("embeddings/norm/"))
+    }
+    # jnp.array copies: the student's buffers are donated to the step, the teacher's must outlive it.
+    return unflatten({name: jnp.array(theirs[name]) if name in copied else ours[name] for name in ours}), copied
+
+
+def random_start(student: Model, seed: int) -> Params:
+    """Fresh parameters; the same for every student of one architecture and seed, so comparisons are paired."""
+    return jax.jit(student.init)(jax.random.key(seed))

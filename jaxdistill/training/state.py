@@ -1,0 +1,75 @@
+"""What a stage carries from step to step, and which of it moves. Called by step, loop and checkpoints."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from jaxdistill.errors import BadInput
+from jaxdistill.methods.base import Stage
+from jaxdistill.models import Params
+from jaxdistill.models.encoder import take_layer
+from jaxdistill.models.parameters import flatten, is_stacked, unflatten
+from jaxdistill.training import optimizers
+
+Flat = dict[str, jax.Array]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """`params`: the whole network, frozen parts too. `optimizer`: moments of what moves. `step`: int32[], updates
+    tried in this stage. `skipped`, `skipped_in_a_row`: int32[], updates refused because something was not finite."""
+
+    params: Params
+    optimizer: Any
+    step: jax.Array
+    skipped: jax.Array
+    skipped_in_a_row: jax.Array
+
+
+def create(stage: Stage, params: Params) -> TrainState:
+    """The state at the start of `stage`."""
+    zero = jnp.zeros((), jnp.int32)
+    moving, _ = split(stage, params, zero)
+    return TrainState(params, optimizers.init(moving), zero, zero, zero)
+
+
+def split(stage: Stage, params: Params, layer: jax.Array) -> tuple[Flat, Flat]:
+    """(what moves, what is frozen) by name. Under strict freezing only layer `layer`'s slices move (no layer axis),
+    and the whole stack is among the frozen."""
+    flat = flatten(params)
+    moves = [re.compile(pattern) for pattern in stage.moves]
+    moving = {name: value for name, value in flat.items() if any(m.match(name) for m in moves)}
+    if stage.depth == "progressive_strict":
+        return take_layer({name: value for name, value in moving.items() if is_stacked(name)}, layer), flat
+    return moving, {name: value for name, value in flat.items() if name not in moving}
+
+
+def merge(stage: Stage, params: Params, moved: Flat, layer: jax.Array) -> Params:
+    """`params` with what moved put back."""
+    flat = flatten(params)
+    if stage.depth == "progressive_strict":
+        moved = {name: jax.lax.dynamic_update_index_in_dim(flat[name], value, layer, 0) for name, value in moved.items()}
+    return unflatten({**flat, **moved})
+
+
+def check_moves(stage: Stage, params: Params, started: set[str], norm: str) -> None:
+    """Raises `BadInput` for a pattern that matches nothing, and for a frozen parameter that the stage uses although
+    nothing ever set it: `started` names what was copied, trained or loaded. A NoNorm (`norm`) may stay the identity."""
+    flat = flatten(params)
+    for pattern in stage.moves:
+        if not any(re.match(pattern, name) for name in flat):
+            raise BadInput(f"config.stages.{stage.name}.moves: {pattern!r} matches no parameter; they begin with "
+                           f"{', '.join(sorted({name.split('/')[0] + '/' for name in flat}))}")
+    used = {"embeddings", "layers", *stage.heads("student")} | ({"pooler"} if stage.heads("student") else set())
+    moving = {name for name in flat if any(re.match(pattern, name) for pattern in stage.moves)}
+    identity = {"embeddings/norm/scale", "embeddings/norm/bias"} if norm == "no_norm" else set()
+    lost = [n for n in flat if n.split("/")[0] in used and n not in moving and n not in started and n not in identity]
+    if lost:
+        raise BadInput(f"stage {stage.name!r} freezes {lost[0]!r}" + (f" and {len(lost) - 1} more" if lost[1:] else "")
+                       + ", which nothing has set: it was not copied from the teacher, whose shapes or heads differ; "
+                       f"give the student the teacher's embeddings, or let it move with config.stages.{stage.name}.moves")

@@ -1,0 +1,167 @@
+"""One step of any stage, as one pure function: (state, teacher parameters, batch) -> (state, metrics).
+
+Counts first, over the whole global batch; then teacher and student side by side, micro-batch by micro-batch; then one
+update. The stage, both models and the seed are static; the active layer of a progressive stage is computed from
+`state.step`, so that one executable serves every phase. Called by loop, planning and benchmarks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxdistill.methods.base import Stage, Term
+from jaxdistill.models import Arrays, Batch, Model, Params
+from jaxdistill.models.parameters import unflatten
+from jaxdistill.objectives.terms import count_everything
+from jaxdistill.training import optimizers, schedules
+from jaxdistill.training.state import Flat, TrainState, merge, split
+
+Metrics = dict[str, jax.Array]
+
+
+def make_step(stage: Stage, model: Model, teacher: Model | None, seed: int = 0
+              ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, Metrics]]:
+    """The step of `stage` on `model`; jit it with `state` donated. The teacher's parameters are an argument ({} if
+    none), never a constant. A non-finite loss or gradient leaves parameters and moments as they were and is counted."""
+    layers = model.config.num_layers
+
+    def step(state: TrainState, teacher_params: Params, batch: Batch) -> tuple[TrainState, Metrics]:
+        layer = schedules.active_layer(stage, layers, state.step) if stage.progressive else jnp.int32(0)
+        counts = count_terms(stage, batch)
+        moving, frozen = split(stage, state.params, layer)
+        key = jax.random.fold_in(jax.random.key(seed), state.step) if stage.dropout else None
+
+        def micro_gradients(micro: Batch, micro_key: jax.Array | None) -> tuple[Flat, Arrays]:
+            def weighted(moving: Flat) -> tuple[jax.Array, Arrays]:
+                sums = term_sums(stage, model, teacher, moving, frozen, teacher_params, micro, layer, micro_key)
+                total = sum((sums[t.loss] * (t.weight / counts[t.loss]) for t in stage.terms), jnp.float32(0))
+                return total, sums
+            (_, sums), gradients = jax.value_and_grad(weighted, has_aux=True)(moving)
+            return gradients, sums
+
+        gradients, sums = accumulate(micro_gradients, batch, stage.accumulation, key)
+        raw = {name: sums[name] / counts[name] for name in sums}
+        loss = sum((term.weight * raw[term.loss] for term in stage.terms), jnp.float32(0))
+
+        rate = schedules.learning_rate(stage, state.step)
+        multipliers = schedules.layer_multipliers(stage, layers, state.step) if stage.progressive else None
+        strict = stage.depth == "progressive_strict"
+        if strict and multipliers is not None:
+            multipliers = multipliers[layer]
+        moved, optimizer, norm = optimizers.update(
+            stage.optimizer, gradients, state.optimizer, moving, rate, multipliers, stacked=not strict)
+
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        moved, optimizer = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), (moved, optimizer), (moving, state.optimizer))
+        failed = jnp.where(finite, 0, 1).astype(jnp.int32)
+        new_state = TrainState(merge(stage, state.params, moved, layer), optimizer, state.step + 1,
+                               state.skipped + failed, jnp.where(finite, 0, state.skipped_in_a_row + 1))
+        metrics = {"loss": loss, "learning_rate": rate, "gradient_norm": norm, "skipped": new_state.skipped,
+                   "skipped_in_a_row": new_state.skipped_in_a_row}
+        metrics |= {f"raw/{name}": value for name, value in raw.items()}
+        metrics |= {f"weighted/{term.loss}": term.weight * raw[term.loss] for term in stage.terms}
+        if stage.progressive:
+            metrics["layer"] = layer
+        return new_state, metrics
+
+    return step
+
+
+def make_layer_losses(stage: Stage, model: Model, teacher: Model | None
+                      ) -> Callable[[Params, Params, Batch, jax.Array], tuple[Arrays, Arrays]]:
+    """(student, teacher parameters, batch, layer) -> (sums, counts) by term: what a progressive phase brings down."""
+
+    def losses(params: Params, teacher_params: Params, batch: Batch, layer: jax.Array) -> tuple[Arrays, Arrays]:
+        moving, frozen = split(stage, params, layer)
+        sums = term_sums(stage, model, teacher, moving, frozen, teacher_params, batch, layer, None)
+        return sums, count_terms(stage, batch)
+
+    return losses
+
+
+def term_sums(stage: Stage, model: Model, teacher: Model | None, moving: Flat, frozen: Flat, teacher_params: Params,
+              batch: Batch, layer: jax.Array, dropout_key: jax.Array | None) -> Arrays:
+    """The raw sum of every term on one micro-batch, by loss name: one forward of each model, then the losses."""
+    masks = count_everything(batch) if stage.tf1_unmasked else batch
+    if stage.progressive:
+        return _sums_at_layer(stage, model, teacher, moving, frozen, teacher_params, batch, masks, layer)
+    params = unflatten({**frozen, **moving})
+    student_out, student_taps = model.apply(
+        params, batch, taps=stage.taps("student"), heads=stage.heads("student"), dropout_key=dropout_key)
+    teacher_out: Mapping[str, Any] = {}
+    teacher_taps: Mapping[str, Any] = {}
+    if stage.needs_teacher:
+        assert teacher is not None
+        teacher_taps_wanted, teacher_heads = stage.taps("teacher"), stage.heads("teacher")
+        # The teacher stops at the last layer that any term reads.
+        depth = None if teacher_heads or "hidden_moments" in teacher_taps_wanted else _last_layer(stage, model)
+        teacher_out, teacher_taps = teacher.apply(
+            teacher_params, batch, taps=teacher_taps_wanted, heads=teacher_heads, num_layers=depth)
+    return {term.loss: _full_sum(term, student_out, student_taps, teacher_out, teacher_taps, masks)
+            for term in stage.terms}
+
+
+def _full_sum(term: Term, student_out: Arrays, student_taps: Arrays, teacher_out: Mapping[str, Any],
+              teacher_taps: Mapping[str, Any], masks: Batch) -> jax.Array:
+    loss = term.definition
+    if not loss.per_layer:
+        target = None if loss.teacher is None else jax.lax.stop_gradient(teacher_out[loss.teacher])
+        return loss.sum(student_out[loss.student], target, masks)
+    ours_NxB = student_taps[loss.student]
+    theirs = jax.lax.stop_gradient(teacher_taps[loss.teacher or ""])
+    if loss.teacher == "hidden_moments":
+        return jnp.sum(jax.vmap(lambda ours: loss.sum(ours, theirs, masks))(ours_NxB))
+    if term.layer_map is not None:
+        theirs = jnp.take(theirs, jnp.asarray(term.layer_map), axis=0)
+    return jnp.sum(jax.vmap(lambda ours, their: loss.sum(ours, their, masks))(ours_NxB, theirs))
+
+
+def _sums_at_layer(stage: Stage, model: Model, teacher: Model | None, moving: Flat, frozen: Flat,
+                   teacher_params: Params, batch: Batch, masks: Batch, layer: jax.Array) -> Arrays:
+    assert teacher is not None
+    strict = stage.depth == "progressive_strict"
+    params = unflatten(frozen if strict else {**frozen, **moving})
+    active = unflatten(moving)["layers"] if strict else None
+    ours = model.apply_at(params, batch, layer, taps=stage.taps("student"), active=active, differentiable=not strict)
+    layer_map = stage.terms[0].layer_map
+    teacher_layer = layer if layer_map is None else jnp.asarray(layer_map)[layer]
+    theirs = jax.lax.stop_gradient(teacher.apply_at(teacher_params, batch, teacher_layer, taps=stage.taps("teacher")))
+    return {term.loss: term.definition.sum(ours[term.definition.student], theirs[term.definition.teacher or ""], masks)
+            for term in stage.terms}
+
+
+def count_terms(stage: Stage, batch: Batch) -> Arrays:
+    """What each term's sum is divided by, from the masks of the global batch; never 0."""
+    masks = count_everything(batch) if stage.tf1_unmasked else batch
+    counts = {term.loss: term.definition.count(masks) for term in stage.terms}
+    if stage.tf1_unmasked:  # the released code adds 1e-5 to the number of masked words
+        counts |= {name: count + 1e-5 for name, count in counts.items() if name.startswith("mlm")}
+    return {name: jnp.maximum(count, 1e-5) for name, count in counts.items()}
+
+
+def accumulate(micro_gradients: Callable[[Batch, jax.Array | None], tuple[Flat, Arrays]], batch: Batch, parts: int,
+               key: jax.Array | None) -> tuple[Flat, Arrays]:
+    """Sums gradients and losses over `parts` micro-batches; row i of the batch goes to part i % parts, so that every
+    part is spread over all devices as the batch is."""
+    if parts == 1:
+        return micro_gradients(batch, key)
+    micros = {name: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1) for name, x in batch.items()}
+
+    def body(total: tuple[Flat, Arrays], xs: tuple[Batch, jax.Array]) -> tuple[tuple[Flat, Arrays], None]:
+        part_key = None if key is None else jax.random.fold_in(key, xs[1])
+        return jax.tree.map(jnp.add, total, micro_gradients(xs[0], part_key)), None
+
+    first = {name: x[0] for name, x in micros.items()}
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(lambda b: micro_gradients(b, key), first))
+    total, _ = jax.lax.scan(body, zeros, (micros, jnp.arange(parts)))
+    return total
+
+
+def _last_layer(stage: Stage, model: Model) -> int:
+    maps = [term.layer_map for term in stage.terms if term.definition.per_layer]
+    return max(max(m) + 1 if m else model.config.num_layers for m in maps)
