@@ -1,0 +1,11 @@
+"""Other people's formats: the only room that knows foreign names. Hugging Face in and out, our own folder, model cards.
+
+Light to import: no PyTorch, TensorFlow or transformers, here or in any of the modules.
+"""
+
+from jaxdistill.interop.configs import why_not_huggingface
+from jaxdistill.interop.model_card import model_card
+from jaxdistill.interop.pretrained import Exported, from_pretrained, save_pretrained
+from jaxdistill.interop.verify import verify_export
+
+__all__ = ["Exported", "from_pretrained", "model_card", "save_pretrained", "verify_export", "why_not_huggingface"]

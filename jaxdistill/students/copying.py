@@ -18,14 +18,20 @@ def copy_embeddings_and_heads(student: Model, params: Params, teacher: Model, te
     A norm is copied only between norms of one kind: statistics make LayerNorm's scale another thing than NoNorm's.
     """
     ours, theirs = flatten(params), flatten(teacher_params)
+    copied = copied_names(student, teacher)
+    # jnp.array copies: the student's buffers are donated to the step, the teacher's must outlive it.
+    return unflatten({name: jnp.array(theirs[name]) if name in copied else ours[name] for name in ours}), copied
+
+
+def copied_names(student: Model, teacher: Model) -> set[str]:
+    """Names of the student's parameters that a copying start takes from the teacher."""
+    ours, theirs = (flatten(jax.eval_shape(model.init, jax.random.key(0))) for model in (student, teacher))
     same_norm = student.config.norm == teacher.config.norm
-    copied = {
+    return {
         name for name, value in ours.items()
         if not is_stacked(name) and name in theirs and theirs[name].shape == value.shape
         and (same_norm or not name.startswith("embeddings/norm/"))
     }
-    # jnp.array copies: the student's buffers are donated to the step, the teacher's must outlive it.
-    return unflatten({name: jnp.array(theirs[name]) if name in copied else ours[name] for name in ours}), copied
 
 
 def random_start(student: Model, seed: int) -> Params:

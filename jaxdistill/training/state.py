@@ -42,11 +42,16 @@ def split(stage: Stage, params: Params, layer: jax.Array) -> tuple[Flat, Flat]:
     """(what moves, what is frozen) by name. Under strict freezing only layer `layer`'s slices move (no layer axis),
     and the whole stack is among the frozen."""
     flat = flatten(params)
-    moves = [re.compile(pattern) for pattern in stage.moves]
-    moving = {name: value for name, value in flat.items() if any(m.match(name) for m in moves)}
+    names = moving_names(stage, params)
+    moving = {name: value for name, value in flat.items() if name in names}
     if stage.depth == "progressive_strict":
         return take_layer({name: value for name, value in moving.items() if is_stacked(name)}, layer), flat
     return moving, {name: value for name, value in flat.items() if name not in moving}
+
+
+def moving_names(stage: Stage, params: Params) -> set[str]:
+    """Names that a pattern of `stage.moves` matches."""
+    return {name for name in flatten(params) if any(re.match(pattern, name) for pattern in stage.moves)}
 
 
 def merge(stage: Stage, params: Params, moved: Flat, layer: jax.Array) -> Params:
@@ -66,7 +71,7 @@ def check_moves(stage: Stage, params: Params, started: set[str], norm: str) -> N
             raise BadInput(f"config.stages.{stage.name}.moves: {pattern!r} matches no parameter; they begin with "
                            f"{', '.join(sorted({name.split('/')[0] + '/' for name in flat}))}")
     used = {"embeddings", "layers", *stage.heads("student")} | ({"pooler"} if stage.heads("student") else set())
-    moving = {name for name in flat if any(re.match(pattern, name) for pattern in stage.moves)}
+    moving = moving_names(stage, params)
     identity = {"embeddings/norm/scale", "embeddings/norm/bias"} if norm == "no_norm" else set()
     lost = [n for n in flat if n.split("/")[0] in used and n not in moving and n not in started and n not in identity]
     if lost:

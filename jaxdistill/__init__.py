@@ -1,0 +1,50 @@
+"""jaxdistill: compress BERT-type encoders with JAX. Everything a command does is one function here.
+
+Names are loaded when they are first used, so that `import jaxdistill` stays light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "train": "jaxdistill.run",
+    "load_config": "jaxdistill.configuration",
+    "prepare": "jaxdistill.tools",
+    "evaluate": "jaxdistill.tools",
+    "finetune": "jaxdistill.finetune",
+    "describe": "jaxdistill.describe",
+    "from_pretrained": "jaxdistill.interop",
+    "save_pretrained": "jaxdistill.interop",
+    "Model": "jaxdistill.models",
+    "ModelConfig": "jaxdistill.models",
+    "preset": "jaxdistill.models",
+}
+
+if TYPE_CHECKING:
+    from jaxdistill.configuration import load_config as load_config
+    from jaxdistill.describe import describe as describe
+    from jaxdistill.finetune import finetune as finetune
+    from jaxdistill.interop import from_pretrained as from_pretrained
+    from jaxdistill.interop import save_pretrained as save_pretrained
+    from jaxdistill.models import Model as Model
+    from jaxdistill.models import ModelConfig as ModelConfig
+    from jaxdistill.models import preset as preset
+    from jaxdistill.run import train as train
+    from jaxdistill.tools import evaluate as evaluate
+    from jaxdistill.tools import prepare as prepare
+
+__all__ = ["__version__", *_WHERE]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'jaxdistill' has no attribute {name!r}")
+    return getattr(importlib.import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

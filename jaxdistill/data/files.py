@@ -1,0 +1,93 @@
+"""Small things about files that the whole room needs: digests, whole-or-nothing writes, errors in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from jaxdistill.errors import BadInput, nearest
+
+
+def digest_of(value: Any) -> str:
+    """A short stable digest (20 hex digits) of anything JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def cache_directory(cache_dir: epath.PathLike | None = None) -> epath.Path:
+    """Where caches live: the argument, else $JAXDISTILL_CACHE, else ~/.cache/jaxdistill."""
+    chosen = cache_dir or os.environ.get("JAXDISTILL_CACHE") or "~/.cache/jaxdistill"
+    return epath.Path(chosen).expanduser()
+
+
+def write_whole(path: epath.Path, content: str) -> None:
+    """Writes a text file so that a reader finds all of it or nothing, whoever dies or writes at the same time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}"
+    try:
+        temporary.write_text(content)
+        temporary.replace(path)
+    finally:
+        if temporary.exists():
+            temporary.unlink()
+
+
+@contextlib.contextmanager
+def clear_errors(doing: str, path: epath.PathLike) -> Iterator[None]:
+    """Turns an operating-system error into one line: what was being done, where, why not, what to change."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # raised by a library for reasons of its own, not by the operating system
+            raise
+        raise BadInput(_explain(error, doing, path)) from error
+
+
+def _explain(error: OSError, doing: str, path: epath.PathLike) -> str:
+    where = os.fspath(path)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{doing} {where!r} failed: no space left there; free some, or choose another directory"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{doing} {where!r} failed: no permission; change its permissions or choose another directory"
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return f"{doing} {where!r} failed: a file stands where a directory is needed; choose another path"
+    return f"{doing} {where!r} failed: {error}"
+
+
+def nearest_beside(path: epath.Path) -> str:
+    """For the end of an error about a missing path: the closest name in the nearest folder that exists."""
+    folder = path.parent
+    name = path.name
+    while not folder.exists() and folder.parent != folder:
+        folder, name = folder.parent, folder.name
+    try:
+        siblings = sorted(child.name for child in folder.iterdir())
+    except OSError:
+        siblings = []
+    close = [sibling for sibling in siblings if sibling != name][:12]
+    return f"in {os.fspath(folder)!r}: {nearest(name, close if len(siblings) <= 12 else _closest(name, siblings))}"
+
+
+def _closest(name: str, siblings: list[str]) -> list[str]:
+    return difflib.get_close_matches(name, siblings, n=6, cutoff=0.3)
+
+
+@contextlib.contextmanager
+def quiet_tfds() -> Iterator[None]:
+    """Silences TFDS's progress bars and its notices on standard output."""
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            yield
+    finally:
+        tfds.enable_progress_bar()

@@ -1,0 +1,267 @@
+"""Batches for pre-training: shuffled, paired, masked; every batch a pure function of (records, settings, its number).
+
+The position is one number, the count of examples seen so far by all hosts together. Example n is in epoch n // R (R
+records) and is the record that the epoch's shuffle puts at place n % R; all that is drawn for it is a function of
+(seed, epoch, record). So a run resumes anywhere, and hosts, which take equal slices of each global batch, may change in
+number. Batches are made and prefetched by Grain; the arithmetic is vectorised NumPy (`pairs`, `masking`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any, SupportsIndex
+
+import numpy as np
+
+from jaxdistill.data import masking, pairs, randomness, records
+from jaxdistill.data.prepare import PreparedText
+from jaxdistill.errors import BadInput
+
+Batch = dict[str, np.ndarray]
+_PREFETCHED_BATCHES = 8
+_ENDLESS = 2**62  # examples
+
+
+@dataclasses.dataclass(frozen=True)
+class RowSettings:
+    """How a record becomes a row; the arguments of `make_loader` of the same names."""
+
+    seed: int
+    max_predictions: int
+    mask_rate: float = 0.15
+    whole_word: bool = False
+    nsp: bool = True
+
+
+class RowMaker:
+    """Makes the rows of given records: pairs, then masks."""
+
+    def __init__(self, prepared: PreparedText, settings: RowSettings, reader: records.RecordReader) -> None:
+        self._prepared, self._settings, self._reader = prepared, settings, reader
+        ordinary = np.ones(prepared.vocab_size, bool)
+        ordinary[list(prepared.special_ids)] = False
+        self._ordinary_ids = np.flatnonzero(ordinary).astype(np.int32)
+        self._is_continuation = np.zeros(prepared.vocab_size, bool)
+        self._is_continuation[list(prepared.continuation_ids)] = True
+
+    def __call__(self, record: np.ndarray, epoch: np.ndarray) -> Batch:
+        """`record`, `epoch`: int64 [B]. Returns a batch as `make_loader` describes."""
+        settings, special = self._settings, self._prepared.special
+        rows = self._pairs(record, epoch) if settings.nsp else self._singles(record)
+        word_starts = None
+        if settings.whole_word:
+            word_starts = rows.segment_starts | ~self._is_continuation[rows.input_ids]
+        masked = masking.mask_tokens(
+            rows.input_ids,
+            rows.is_text,
+            rows.attention_mask.sum(axis=1),
+            seed=settings.seed,
+            epoch=epoch,
+            record=record,
+            max_predictions=settings.max_predictions,
+            mask_rate=settings.mask_rate,
+            mask_id=special.mask,
+            ordinary_ids=self._ordinary_ids,
+            word_starts=word_starts,
+        )
+        return {
+            "input_ids": masked.input_ids,
+            "attention_mask": rows.attention_mask,
+            "token_type_ids": rows.token_type_ids,
+            "mlm_positions": masked.mlm_positions,
+            "mlm_labels": masked.mlm_labels,
+            "mlm_weights": masked.mlm_weights,
+            "nsp_labels": rows.nsp_labels,
+            "example_weights": np.ones(len(record), np.float32),
+        }
+
+    def _singles(self, record: np.ndarray) -> pairs.Rows:
+        table, places = self._reader.fetch(record)
+        return pairs.make_singles(
+            table, places, length=self._prepared.sequence_length, special=self._prepared.special
+        )
+
+    def _pairs(self, record: np.ndarray, epoch: np.ndarray) -> pairs.Rows:
+        seed, prepared = self._settings.seed, self._prepared
+        table, places = self._reader.fetch(record)
+        document = table.document_begin[places], table.document_end[places]
+        other = pairs.draw_other_records(*document, prepared.num_records, seed, epoch, record)
+        other_table, other_places = self._reader.fetch_with_next(other)
+        return pairs.make_pairs(
+            table,
+            places,
+            other_table,
+            other_places,
+            other,
+            is_random=pairs.draw_is_random(seed, epoch, record),
+            length=prepared.sequence_length,
+            special=prepared.special,
+            seed=seed,
+            epoch=epoch,
+            record=record,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchSource:
+    """Grain's random-access view of the endless training run: item k is this host's part of batch k."""
+
+    rows: RowMaker
+    num_records: int
+    seed: int
+    batch_size: int
+    start_example: int
+    first_row: int
+    num_rows: int
+    shuffle: bool
+    dynamic: bool
+
+    def __len__(self) -> int:
+        return (_ENDLESS - self.start_example) // self.batch_size
+
+    def __getitem__(self, index: SupportsIndex) -> Batch:
+        first = self.start_example + int(index) * self.batch_size + self.first_row
+        epoch, place = np.divmod(np.arange(first, first + self.num_rows), self.num_records)
+        record = randomness.permute(place, self.num_records, self.seed, epoch) if self.shuffle else place
+        return self.rows(record, epoch if self.dynamic else np.zeros_like(epoch))
+
+
+def make_loader(
+    prepared: PreparedText,
+    *,
+    batch_size: int,
+    seed: int,
+    start_example: int = 0,
+    max_predictions: int,
+    mask_rate: float = 0.15,
+    whole_word: bool = False,
+    nsp: bool = True,
+    process_index: int = 0,
+    process_count: int = 1,
+    shuffle: bool = True,
+    dynamic: bool = True,
+    prefetch: bool = True,
+    in_memory: bool | None = None,
+) -> Iterator[Batch]:
+    """Training batches without end.
+
+    With L = prepared.sequence_length, P = max_predictions and B = batch_size / process_count, a batch has
+
+        input_ids, attention_mask, token_type_ids   int32 [B, L]   [CLS] A [SEP] B [SEP] [PAD]…
+        mlm_positions, mlm_labels                   int32 [B, P]   ascending, then zeros
+        mlm_weights                                 float32 [B, P] 1 for a prediction, 0 for filling
+        nsp_labels                                  int32 [B]      0 = B follows A, 1 = B is from another document
+        example_weights                             float32 [B]    all ones
+
+    Args:
+        batch_size: rows of the global batch, over all hosts.
+        seed: of the shuffle and of every draw.
+        start_example: how many examples have been seen by all hosts together; batch k of a run is the first batch of a
+            loader with start_example = k * batch_size.
+        max_predictions: P. A row predicts min(round(mask_rate * n), P) tokens, at least one; n counts the row's tokens
+            with [CLS] and [SEP], as BERT's script does.
+        whole_word: mask whole words only.
+        nsp: make sentence pairs; else rows are [CLS] A [SEP] and nsp_labels 0.
+        process_index, process_count: host p of P takes rows p B/P to (p + 1) B/P.
+        shuffle: another order each epoch; else the order of the text.
+        dynamic: other pairs and masks each epoch; else those of the first epoch always.
+        prefetch: make batches ahead, in a background thread.
+        in_memory: hold all records in memory; by default if they are not too many.
+
+    Raises:
+        BadInput: sizes that do not divide or fit.
+    """
+    _check(prepared, batch_size, max_predictions, mask_rate, nsp)
+    if process_count < 1 or batch_size % process_count:
+        raise BadInput(
+            f"batch_size={batch_size} does not divide by {process_count} hosts: "
+            f"use a multiple, e.g. {-(-batch_size // max(1, process_count)) * max(1, process_count)}"
+        )
+    if not 0 <= process_index < process_count:
+        raise BadInput(f"process_index={process_index}: expected 0 to {process_count - 1}")
+    if start_example < 0:
+        raise BadInput(f"start_example={start_example}: expected 0 or more")
+    settings = RowSettings(seed, max_predictions, mask_rate, whole_word, nsp)
+    num_rows = batch_size // process_count
+    source = BatchSource(
+        rows=RowMaker(prepared, settings, records.open_reader(prepared, in_memory)),
+        num_records=prepared.num_records,
+        seed=seed,
+        batch_size=batch_size,
+        start_example=start_example,
+        first_row=process_index * num_rows,
+        num_rows=num_rows,
+        shuffle=shuffle,
+        dynamic=dynamic,
+    )
+    return _read(source, prefetch)
+
+
+def heldout_batches(
+    prepared: PreparedText,
+    *,
+    batch_size: int,
+    seed: int,
+    max_predictions: int,
+    mask_rate: float = 0.15,
+    whole_word: bool = False,
+    nsp: bool = True,
+    process_index: int = 0,
+    process_count: int = 1,
+    in_memory: bool | None = None,
+) -> Iterator[Batch]:
+    """Every record once, in order, with pairs and masks fixed by the seed. Arguments and batches as in `make_loader`.
+
+    The last global batch is filled up with copies of the last record whose `example_weights` and `mlm_weights` are 0.
+    Every host gets the same number of batches.
+    """
+    _check(prepared, batch_size, max_predictions, mask_rate, nsp)
+    if process_count < 1 or batch_size % process_count:
+        raise BadInput(f"batch_size={batch_size} does not divide by {process_count} hosts: use a multiple")
+    rows = RowMaker(
+        prepared, RowSettings(seed, max_predictions, mask_rate, whole_word, nsp), records.open_reader(prepared, in_memory)
+    )
+    num_rows = batch_size // process_count
+    for begin in range(process_index * num_rows, _round_up(prepared.num_records, batch_size), batch_size):
+        place = np.arange(begin, begin + num_rows)
+        is_real = place < prepared.num_records
+        batch = rows(np.minimum(place, prepared.num_records - 1), np.zeros_like(place))
+        batch["example_weights"] = is_real.astype(np.float32)
+        batch["mlm_weights"] = batch["mlm_weights"] * batch["example_weights"][:, None]
+        yield batch
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def _read(source: Any, prefetch: bool) -> Iterator[Batch]:
+    """Through Grain, in order; one background thread is enough, and keeps a core free for the training loop."""
+    import grain
+
+    options = grain.ReadOptions(num_threads=int(prefetch), prefetch_buffer_size=_PREFETCHED_BATCHES if prefetch else 0)
+    return iter(grain.MapDataset.source(source).to_iter_dataset(options))
+
+
+def _check(prepared: PreparedText, batch_size: int, max_predictions: int, mask_rate: float, nsp: bool) -> None:
+    if batch_size < 1:
+        raise BadInput(f"batch_size={batch_size}: expected 1 or more")
+    if not 1 <= max_predictions <= prepared.sequence_length:
+        raise BadInput(
+            f"max_predictions={max_predictions}: expected 1 to the sequence length {prepared.sequence_length}; "
+            f"BERT uses {_usual_predictions(prepared.sequence_length)} for it"
+        )
+    if not 0.0 < mask_rate < 1.0:
+        raise BadInput(f"mask_rate={mask_rate}: expected a fraction between 0 and 1; BERT uses 0.15")
+    if nsp and prepared.num_documents < 2:
+        raise BadInput(
+            "the prepared text is a single document, so a random next sentence has nowhere to come from: "
+            "separate documents by blank lines, or turn next-sentence prediction off (nsp=False)"
+        )
+
+
+@functools.cache
+def _usual_predictions(length: int) -> int:
+    return round(0.15 * length) + (1 if length >= 128 else 0)

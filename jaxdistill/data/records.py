@@ -1,0 +1,82 @@
+"""Reading prepared records: the whole corpus as one table in memory when it fits, else the batch's records from disk.
+
+Both are the same interface, give the same rows, and read the ArrayRecord files through TFDS's random-access source.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Protocol
+
+import numpy as np
+
+from jaxdistill.data.prepare import PreparedText
+from jaxdistill.data.spans import SpanTable
+from jaxdistill.errors import BadInput
+
+IN_MEMORY_TOKENS = 500_000_000  # with 2 bytes a token, 1 GiB
+_RECORDS_A_READ = 4096
+
+
+class RecordReader(Protocol):
+    """Random access to the records of a prepared text."""
+
+    def fetch(self, records: np.ndarray) -> tuple[SpanTable, np.ndarray]:
+        """A table that holds the records (int64 [B]), and their places in it (int64 [B])."""
+
+    def fetch_with_next(self, records: np.ndarray) -> tuple[SpanTable, np.ndarray]:
+        """As `fetch`; behind each record stands the corpus's next one, if it is of the same document."""
+
+
+class MemoryReader:
+    """The whole corpus in one table."""
+
+    def __init__(self, prepared: PreparedText) -> None:
+        source = _open(prepared)
+        records: list[Any] = []
+        for begin in range(0, prepared.num_records, _RECORDS_A_READ):
+            records.extend(source.__getitems__(list(range(begin, min(begin + _RECORDS_A_READ, prepared.num_records)))))
+        self._table = SpanTable.from_records(records)
+
+    def fetch(self, records: np.ndarray) -> tuple[SpanTable, np.ndarray]:
+        return self._table, records
+
+    fetch_with_next = fetch
+
+
+class DiskReader:
+    """Only the records asked for, read when they are."""
+
+    def __init__(self, prepared: PreparedText) -> None:
+        self._source = _open(prepared)
+        self._last = prepared.num_records - 1
+
+    def fetch(self, records: np.ndarray) -> tuple[SpanTable, np.ndarray]:
+        return self._table(records), np.arange(len(records))
+
+    def fetch_with_next(self, records: np.ndarray) -> tuple[SpanTable, np.ndarray]:
+        following = np.minimum(records + 1, self._last)
+        return self._table(np.stack([records, following], axis=1).ravel()), 2 * np.arange(len(records))
+
+    def _table(self, records: np.ndarray) -> SpanTable:
+        return SpanTable.from_records(self._source.__getitems__(records.tolist()))
+
+
+def open_reader(prepared: PreparedText, in_memory: bool | None = None) -> RecordReader:
+    """A reader; `in_memory` None: in memory up to `IN_MEMORY_TOKENS` tokens."""
+    if in_memory is None:
+        in_memory = prepared.num_tokens <= IN_MEMORY_TOKENS
+    return MemoryReader(prepared) if in_memory else DiskReader(prepared)
+
+
+def _open(prepared: PreparedText) -> Any:
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(prepared.records_path)
+    source = builder.as_data_source(split="text")
+    if len(source) != prepared.num_records:
+        raise BadInput(
+            f"the prepared text in {os.fspath(prepared.path)!r} has {len(source)} records, expected "
+            f"{prepared.num_records}: delete the folder and prepare it again"
+        )
+    return source

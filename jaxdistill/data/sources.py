@@ -1,0 +1,128 @@
+"""Where text comes from: the default corpus, local files and folders, TFDS. `read_documents` reads any of them.
+
+    "default", "default:heldout"        the prose installed with Python (see `default_corpus`)
+    a file or a folder                  .txt and .jsonl, each also as .xz or .gz; a folder is read recursively, sorted
+    "tfds:NAME[/CONFIG][:VERSION][:SPLIT]"   a text set by its TFDS name, e.g. "tfds:wikipedia/20230601.en:train"
+
+A document's text is lines: each is a sentence, a heading or a paragraph. In .txt a blank line separates documents; in
+.jsonl each line is an object with a "text". Text in the form of WikiText ("@-@", "= Title =") is recognised and
+turned back into plain text, one article a document.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Iterator
+
+from etils import epath
+
+from jaxdistill.data import files
+from jaxdistill.errors import BadInput, nearest
+
+HELDOUT_FRACTION = 0.02
+SPLITS = ("train", "heldout", "all")
+# A sentence ends at . ! or ? (and closing quotes or brackets) before a space and something that can start the next.
+# Not after an initial or one of a few abbreviations: a wrong cut costs a pair's boundary, no more.
+_SENTENCE_END = re.compile(
+    r"(?<!\b[A-Z]\.)(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\bcf\.)(?<!\bvs\.)(?<!\betc\.)(?<!\bDr\.)(?<!\bMr\.)(?<!\bMrs\.)"
+    r"(?<!\bSt\.)(?<!\bNo\.)(?<!\bal\.)(?:(?<=[.!?])|(?<=[.!?][\"'”’)\]]))\s+(?=[\"'“‘(\[]?[A-Z0-9])"
+    r"|(?<=[。！？])(?![”’」』）])"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """`text`: lines separated by newlines. `name`: where it is from, for messages and reports."""
+
+    text: str
+    name: str
+
+
+def read_documents(source: str, split: str = "all", heldout_fraction: float = HELDOUT_FRACTION) -> Iterator[Document]:
+    """The documents of a source, always in the same order, read as they are asked for.
+
+    Args:
+        source: see the module's text.
+        split: "train", "heldout" or "all". Files and TFDS sets are divided by a digest of each document's text, so
+            that equal documents stay together and adding documents moves none; the default corpus by module.
+        heldout_fraction: how much is held out, on average. The default corpus has its own, about 5 %.
+
+    Raises:
+        BadInput: the source does not exist, cannot be read or decoded, or holds no text.
+    """
+    if split not in SPLITS:
+        raise BadInput(f"split={split!r}: {nearest(split, SPLITS)}")
+    if not 0.0 < heldout_fraction < 1.0:
+        raise BadInput(f"heldout_fraction={heldout_fraction}: expected a number between 0 and 1, e.g. {HELDOUT_FRACTION}")
+    return _checked(_select(source, split, heldout_fraction), source)
+
+
+def source_digest(source: str) -> str:
+    """A digest of what a source holds: of files their names, sizes and contents; of TFDS the name, version and
+    checksums; of the default corpus its text. Raises as `read_documents`."""
+    if _is_default(source):
+        from jaxdistill.data.default_corpus import default_corpus
+
+        return files.digest_of([source, default_corpus().digest])
+    if source.startswith("tfds:"):
+        from jaxdistill.data import tfds_text
+
+        return tfds_text.digest(source)
+    from jaxdistill.data import text_files
+
+    return text_files.digest(epath.Path(source).expanduser())
+
+
+def _is_default(source: str) -> bool:
+    name, _, part = source.partition(":")
+    if name != "default":
+        return False
+    if part not in ("", "train", "heldout", "all"):
+        raise BadInput(f"source {source!r}: {nearest(part, SPLITS)}; e.g. 'default:heldout'")
+    return True
+
+
+def _select(source: str, split: str, heldout_fraction: float) -> Iterator[Document]:
+    from jaxdistill.data import text_files
+
+    if _is_default(source):
+        from jaxdistill.data.default_corpus import default_corpus
+
+        corpus = default_corpus()
+        part = source.partition(":")[2] or split
+        for name, path in (("train", corpus.train_path), ("heldout", corpus.heldout_path)):
+            if part in (name, "all"):
+                yield from text_files.read(epath.Path(path))
+        return
+    if source.startswith("tfds:"):
+        from jaxdistill.data import tfds_text
+
+        documents = tfds_text.read(source)
+    else:
+        documents = text_files.read(epath.Path(source).expanduser())
+    for document in documents:
+        if split == "all" or (split == "heldout") == _is_held_out(document.text, heldout_fraction):
+            yield document
+
+
+def _is_held_out(text: str, fraction: float) -> bool:
+    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    return number < fraction * 2.0**64
+
+
+def _checked(documents: Iterator[Document], source: str) -> Iterator[Document]:
+    any_text = False
+    for document in documents:
+        if document.text.strip():
+            any_text = True
+            yield document
+    if not any_text:
+        raise BadInput(f"source {source!r} holds no text in the part asked for: give text, or another heldout_fraction")
+
+
+def split_sentences(text: str) -> list[str]:
+    """The sentences of a document: every line is cut where a sentence ends. Empty ones are left out."""
+    sentences = (sentence.strip() for line in text.splitlines() for sentence in _SENTENCE_END.split(line))
+    return [sentence for sentence in sentences if sentence]

@@ -1,0 +1,150 @@
+"""Documents from text files and folders, compressed or not; WikiText's tokenisation undone. See `sources`."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import io
+import itertools
+import json
+import lzma
+import os
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+
+from etils import epath
+
+from jaxdistill.data import files
+from jaxdistill.data.sources import Document
+from jaxdistill.errors import BadInput
+
+SUFFIXES = tuple(kind + packing for kind in (".txt", ".jsonl") for packing in ("", ".xz", ".gz"))
+_SNIFFED_LINES = 400
+_WIKITEXT_SEPARATOR = re.compile(r" @([-,.])@ ")
+_WIKITEXT_TITLE = re.compile(r"^\s*= ([^=].*?) =\s*$")
+_WIKITEXT_HEADING = re.compile(r"^\s*=(?: =)+ (.*?) =(?: =)+\s*$")
+
+
+def find(path: epath.Path) -> list[epath.Path]:
+    """The text files at a path, sorted by their names below it.
+
+    Raises:
+        BadInput: nothing there, or a folder without text files.
+    """
+    shown = os.fspath(path)
+    if not path.exists():
+        raise BadInput(f"text source {shown!r} does not exist (nor is it 'default' or 'tfds:…'); {files.nearest_beside(path)}")
+    if not path.is_dir():
+        return [path]
+    with files.clear_errors("reading the folder", path):
+        found = sorted((p for p in path.rglob("*") if p.name.endswith(SUFFIXES) and not p.is_dir()), key=os.fspath)
+    if not found:
+        raise BadInput(f"text folder {shown!r} holds no {', '.join(SUFFIXES)} file: give a folder that does, or a file")
+    return found
+
+
+def digest(path: epath.Path) -> str:
+    """A digest of the files' names, sizes and contents; the folder's own name does not matter."""
+    parts = []
+    for file in find(path):
+        content, size = hashlib.sha256(), 0
+        with files.clear_errors("reading the text file", file), file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                content.update(block)
+                size += len(block)
+        name = os.fspath(file.relative_to(path)) if file != path else file.name
+        parts.append([name, size, content.hexdigest()])
+    return files.digest_of(parts)
+
+
+def read(path: epath.Path) -> Iterator[Document]:
+    """The documents of a file or folder, in order.
+
+    Raises:
+        BadInput: nothing there; a file that is not UTF-8, cut short, or not what its name says.
+    """
+    for file in find(path):
+        lines = read_lines(file)
+        reader = _read_jsonl if file.name.removesuffix(".xz").removesuffix(".gz").endswith(".jsonl") else _read_txt
+        yield from reader(lines, os.fspath(file))
+
+
+def read_lines(path: epath.Path) -> Iterator[str]:
+    """The lines of a UTF-8 file, .xz and .gz unpacked, without their ends. Raises BadInput in one line if it cannot."""
+    shown = os.fspath(path)
+    number = 0
+    try:
+        with files.clear_errors("reading", path), contextlib.ExitStack() as stack:
+            stream = stack.enter_context(path.open("rb"))
+            if path.name.endswith(".xz"):
+                stream = stack.enter_context(lzma.open(stream, "rb"))
+            elif path.name.endswith(".gz"):
+                stream = stack.enter_context(gzip.open(stream, "rb"))
+            for line in io.TextIOWrapper(stream, encoding="utf-8-sig"):
+                number += 1
+                yield line.rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise BadInput(
+            f"{shown!r} is not UTF-8 text (byte 0x{error.object[error.start]:02x} after line {number}): convert it, e.g. "
+            f"iconv -f latin1 -t utf-8"
+        ) from error
+    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+        raise BadInput(f"{shown!r} is cut short or damaged ({error}): fetch or pack it again") from error
+
+
+def _read_jsonl(lines: Iterable[str], shown: str) -> Iterator[Document]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise BadInput(f"{shown!r} line {number} is not JSON ({error}): expected an object with a \"text\"") from error
+        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+            given = f"the fields {', '.join(sorted(record))}" if isinstance(record, dict) else type(record).__name__
+            raise BadInput(f"{shown!r} line {number} holds {given}: expected an object with a string \"text\"")
+        yield Document(record["text"], f"{shown}:{number}")
+
+
+def _read_txt(lines: Iterator[str], shown: str) -> Iterator[Document]:
+    head = list(itertools.islice(lines, _SNIFFED_LINES))
+    lines = itertools.chain(head, lines)
+    is_wikitext = any(_WIKITEXT_SEPARATOR.search(line) for line in head) and any(map(_WIKITEXT_TITLE.match, head))
+    blocks = _wikitext_articles(lines) if is_wikitext else _blocks(lines)
+    for number, block in enumerate(blocks):
+        yield Document("\n".join(block), f"{shown}#{number}")
+
+
+def _blocks(lines: Iterable[str]) -> Iterator[list[str]]:
+    block: list[str] = []
+    for line in lines:
+        if line.strip():
+            block.append(line.strip())
+        elif block:
+            yield block
+            block = []
+    if block:
+        yield block
+
+
+def _wikitext_articles(lines: Iterable[str]) -> Iterator[list[str]]:
+    """WikiText separates paragraphs by blank lines; an article begins with a heading of the first level."""
+    article: list[str] = []
+    for line in lines:
+        if _WIKITEXT_TITLE.match(line) and article:
+            yield article
+            article = []
+        if line.strip():
+            article.append(undo_wikitext(line))
+    if article:
+        yield article
+
+
+def undo_wikitext(line: str) -> str:
+    """One line of WikiText as plain text: " @-@ " is "-" (so with , and .), "= = Title = =" is the title."""
+    for heading in (_WIKITEXT_TITLE, _WIKITEXT_HEADING):
+        if match := heading.match(line):
+            line = match[1]
+    return _WIKITEXT_SEPARATOR.sub(r"\1", line).strip()

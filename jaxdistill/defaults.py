@@ -1,0 +1,109 @@
+"""Every field of a recipe with a default that works: the sections that the files in `configs/` fill in.
+
+A recipe is an `ml_collections.ConfigDict`. Stages are sections by name plus a tuple `order`, so a command line can
+say `--config.stages.transfer.steps=100`, and a misspelt field is an error with a suggestion.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from jaxdistill.errors import BadInput, nearest
+from jaxdistill.methods.mobilebert import KINDS
+from jaxdistill.models import preset
+from jaxdistill.models.config import check_fields
+
+
+def recipe(name: str) -> ConfigDict:
+    """A recipe without stages or models; add `config.stages.NAME = stage(...)` and `config.order`."""
+    return ConfigDict({
+        "name": name,
+        "seed": 0,
+        "data": {
+            "source": "default",  # "default", a file or folder, or tfds:NAME[/CONFIG][:SPLIT]
+            "heldout": "",  # another source; "" keeps a part of `source` apart
+            "heldout_fraction": 0.02,
+            "tokenizer": "",  # a folder or vocab.txt; "": the teacher folder's, else one is trained
+            "vocab_size": 8192,  # of a tokenizer trained here
+            "lowercase": True,
+            "sequence_length": 128,
+            "max_predictions": 20,
+            "mask_rate": 0.15,
+            "whole_word": False,
+            "path": "",  # where prepared text is kept; "": under the workdir
+        },
+        "teacher": network("ib_bert_large"),
+        "student": network("mobilebert"),
+        "stages": {},
+        "order": ("",)[:0],
+        "baselines": True,  # False skips the stages that are marked `baseline`
+        "evaluation": {"batch_size": 64, "max_examples": 4096},
+        "checkpoint": {"every_steps": 500, "keep": 2},
+        "log_every": 20,
+        "max_skipped_in_a_row": 20,
+        "mesh": {"data": -1},
+        "export": True,  # write the student as a Hugging Face folder at the end
+    })
+
+
+def network(name: str, **changes: Any) -> ConfigDict:
+    """A teacher or student: the preset's fields with `changes`, and `init`, a folder or Hub id to start from instead.
+
+    `vocab_size` 0 means the tokenizer's.
+    """
+    check_fields(changes)
+    model = ConfigDict({**dataclasses.asdict(preset(name)), "vocab_size": 0, **changes})
+    for field in ("embedding_size", "bottleneck_size", "embedding_norm_eps", "ffn_norm_eps"):
+        if model[field] is None:
+            kind = float if field.endswith("eps") else int
+            model[field] = config_dict.placeholder(kind)
+    return ConfigDict({"init": "", "model": model})
+
+
+def stage(kind: str, network: str, **changes: Any) -> ConfigDict:
+    """One stage: `kind` is a function of `methods.mobilebert` (pretrain, progressive, joint, auxiliary, distill).
+
+    `network`: "teacher", or any name for a network of the student's architecture; stages of one network follow each
+    other. `start` says how a network begins that has no earlier stage: "copy" (teacher's embeddings and heads) or
+    "random". The length is given by one of `steps`, `examples` or `epochs`.
+    """
+    if kind not in KINDS:
+        raise BadInput(f"stage kind {kind!r} is unknown; {nearest(kind, KINDS)}")
+    defaults = {
+        "kind": kind, "network": network, "start": "random" if network == "teacher" else "copy", "baseline": False,
+        "steps": 0, "examples": 0, "epochs": 0.0, "batch_size": 32, "accumulation": 1,
+        "optimizer": "lamb", "learning_rate": 1.5e-3, "warmup_steps": 0, "decay": "linear", "end_ratio": 1e-4,
+        "weight_decay": 0.01, "clip_norm": 1.0, "bias_correction": False, "dropout": False, "moves": ("",)[:0],
+        # Transfer: weights of the published code, layer map (empty: i to i), freezing of lower layers.
+        "feature_map": 100.0, "mean": 5000.0, "variance": 5.0, "attention": 1.0, "layer_map": (0,)[:0],
+        "freezing": "soft", "active_multiplier": 3.0, "tf1_unmasked": False, "tf1_statistics": False,
+        # Distillation: share of the true word in the target, weight of next-sentence prediction.
+        "alpha": 0.5, "nsp": 1.0,
+    }
+    for name in changes:
+        if name not in defaults:
+            raise BadInput(f"stage field {name!r} is unknown; {nearest(name, defaults)}")
+    return ConfigDict({**defaults, **changes})
+
+
+def smoke(config: ConfigDict) -> ConfigDict:
+    """Shrinks any recipe to seconds: tiny widths and depths, a few steps a stage; the shape of the run stays."""
+    for section in (config.teacher, config.student):
+        model = section.model
+        wide = model.bottleneck_size is not None and model.bottleneck_size > model.hidden_size
+        model.update({"num_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "max_positions": 64})
+        if model.bottleneck_size is not None:
+            model.bottleneck_size = 48 if wide else 16
+        if model.embedding_size is not None:
+            model.embedding_size = 16
+    config.data.update({"vocab_size": 512, "sequence_length": 32, "max_predictions": 5})
+    for section in config.stages.values():
+        section.update({"steps": 4, "examples": 0, "epochs": 0.0, "batch_size": 8, "warmup_steps": 1})
+        section.accumulation = min(section.accumulation, 2)
+    config.evaluation.update({"batch_size": 8, "max_examples": 32})
+    config.checkpoint.every_steps = 2
+    config.log_every = 1
+    return config

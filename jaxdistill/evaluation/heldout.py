@@ -1,0 +1,70 @@
+"""Held-out text: masked-LM loss and accuracy, NSP accuracy, and how far a student is from its teacher.
+
+Every network is measured on the same rows with the same masks, so differences are paired. Letters: B batch, P masked
+positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxdistill.models import Batch, Model, Params
+from jaxdistill.training import sharding
+
+
+def evaluate(model: Model, params: Params, batches: Iterable[dict[str, np.ndarray]], *, mesh: Mesh,
+             teacher: Model | None = None, teacher_params: Params | None = None) -> dict[str, float]:
+    """Averages over all masked words (or rows): `mlm_loss` (nats), `mlm_accuracy`, `nsp_loss`, `nsp_accuracy`, and
+    with a teacher `teacher_kl` (KL(teacher || model), nats), `top1_agreement` (same best word) and `top5_agreement`
+    (share of the teacher's five best words among the model's five). Absent heads leave their numbers out."""
+    sums_fn = jax.jit(make_sums(model, teacher))
+    totals: dict[str, float] = {}
+    params, other = sharding.put_replicated(mesh, params), sharding.put_replicated(mesh, teacher_params or {})
+    for batch in batches:
+        for name, value in jax.device_get(sums_fn(params, other, sharding.put_batch(mesh, batch))).items():
+            totals[name] = totals.get(name, 0.0) + float(value)
+    words, rows = max(totals.pop("words"), 1.0), max(totals.pop("rows"), 1.0)
+    return {name: value / (rows if name.startswith("nsp") else words) for name, value in totals.items()}
+
+
+def make_sums(model: Model, teacher: Model | None) -> Callable[[Params, Params, Batch], dict[str, jax.Array]]:
+    """The jittable part: (parameters, teacher parameters, batch) -> sums, plus the counts `words` and `rows`."""
+
+    def sums(params: Params, teacher_params: Params, batch: Batch) -> dict[str, jax.Array]:
+        heads = tuple(head for head in ("mlm", "nsp") if head in model.config.heads)
+        outputs, _ = model.apply(params, batch, heads=heads)
+        weights_BxP, rows_B = batch["mlm_weights"], batch["example_weights"]
+        result: dict[str, jax.Array] = {"words": jnp.sum(weights_BxP), "rows": jnp.sum(rows_B)}
+        if "mlm" in heads:
+            log_probs = jax.nn.log_softmax(outputs["mlm_logits"])
+            labels_BxP = batch["mlm_labels"]
+            picked_BxP = jnp.take_along_axis(log_probs, labels_BxP[..., None], -1)[..., 0]
+            result["mlm_loss"] = -jnp.sum(picked_BxP * weights_BxP)
+            result["mlm_accuracy"] = jnp.sum((jnp.argmax(log_probs, -1) == labels_BxP) * weights_BxP)
+            if teacher is not None and "mlm" in teacher.config.heads:
+                theirs = jax.nn.log_softmax(teacher.apply(teacher_params, batch, heads=("mlm",))[0]["mlm_logits"])
+                result |= {name: jnp.sum(value * weights_BxP) for name, value in _distance(log_probs, theirs).items()}
+        if "nsp" in heads:
+            log_probs = jax.nn.log_softmax(outputs["nsp_logits"])
+            labels_B = batch["nsp_labels"]
+            result["nsp_loss"] = -jnp.sum(jnp.take_along_axis(log_probs, labels_B[:, None], -1)[:, 0] * rows_B)
+            result["nsp_accuracy"] = jnp.sum((jnp.argmax(log_probs, -1) == labels_B) * rows_B)
+        return result
+
+    return sums
+
+
+def _distance(ours_BxPxV: jax.Array, theirs_BxPxV: jax.Array) -> dict[str, Any]:
+    top_ours, top_theirs = (jax.lax.top_k(x, 5)[1] for x in (ours_BxPxV, theirs_BxPxV))
+    shared = jnp.any(top_ours[..., :, None] == top_theirs[..., None, :], axis=-2)
+    return {
+        "teacher_kl": jnp.sum(jnp.exp(theirs_BxPxV) * (theirs_BxPxV - ours_BxPxV), -1),
+        "top1_agreement": (top_ours[..., 0] == top_theirs[..., 0]).astype(jnp.float32),
+        "top5_agreement": jnp.mean(shared.astype(jnp.float32), -1),
+    }

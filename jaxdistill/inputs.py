@@ -1,0 +1,131 @@
+"""What a run reads before it trains: the tokenizer, prepared text, and models given by folder. Called by run.
+
+Each is found again on the next call: the tokenizer by its folder, prepared text by its digest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from jaxdistill import interop
+from jaxdistill.data import loader, prepare, sources, tokenizers
+from jaxdistill.data.prepare import PreparedText
+from jaxdistill.errors import BadInput
+from jaxdistill.models import Model, Params
+from jaxdistill.training.progress import Progress
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "transformers", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Tokenizer, training text and held-out text of a run."""
+
+    tokenizer: Any
+    vocab_size: int
+    train: PreparedText
+    heldout: PreparedText
+
+    def describe(self, config: ConfigDict) -> dict[str, Any]:
+        """What `results.json` says about the text: digests, sizes, and the versions of what wrote and read it."""
+        facts: dict[str, Any] = {"source": config.data.source, "heldout": config.data.heldout or "a part kept apart"}
+        for name in ("train", "heldout"):
+            part: PreparedText = getattr(self, name)
+            facts[name] = {"digest": part.digest, "source_digest": part.source_digest, "documents": part.num_documents,
+                           "records": part.num_records, "tokens": part.num_tokens}
+        if config.data.source == "default":
+            from jaxdistill.data.default_corpus import default_corpus
+
+            corpus = default_corpus()
+            facts |= {"digest": corpus.digest, "documentation_of": dict(corpus.versions)}
+        return facts
+
+
+def load_corpus(config: ConfigDict, workdir: epath.Path) -> Corpus:
+    """Tokenizer and both parts of the text, made or found. Raises `BadInput` for unusable text or vocabulary."""
+    d = config.data
+    folder = epath.Path(d.path).expanduser() if d.path else workdir / "data"
+    tokenizer = load_tokenizer(config, folder)
+    options = {"sequence_length": d.sequence_length, "heldout_fraction": d.heldout_fraction, "seed": config.seed}
+    parts = {}
+    for split, source in (("train", d.source), ("heldout", d.heldout or d.source)):
+        part = "all" if split == "heldout" and d.heldout else split if split == "heldout" or not d.heldout else "all"
+        with Progress(None, f"preparing {split} text", unit="documents") as bar:
+            parts[split] = prepare.prepare(source, tokenizer, folder, split=part, **options,
+                                           progress=lambda done, bar=bar: bar.update(done - bar.done))
+    return Corpus(tokenizer, tokenizers.describe(tokenizer).size, parts["train"], parts["heldout"])
+
+
+def load_tokenizer(config: ConfigDict, folder: epath.Path) -> Any:
+    """The tokenizer named by the recipe, the teacher folder's, or one trained on the source (kept in `folder`)."""
+    d = config.data
+    place = d.tokenizer or config.teacher.init or config.student.init
+    if place:
+        return tokenizers.load_tokenizer(interop.local_folder(place), d.lowercase)
+    kept = folder / f"tokenizer-{sources.source_digest(d.source)[:12]}-{d.vocab_size}{'' if d.lowercase else '-cased'}"
+    if not (kept / "vocab.txt").exists():
+        split = "all" if d.heldout else "train"
+
+        def texts() -> Iterator[str]:
+            with Progress(None, "training the WordPiece vocabulary", unit="documents") as bar:
+                for document in sources.read_documents(d.source, split, d.heldout_fraction):
+                    yield document.text
+                    bar.update(1)
+
+        trained = tokenizers.train_wordpiece(texts(), d.vocab_size, d.lowercase)
+        kept.mkdir(parents=True, exist_ok=True)
+        trained.save_pretrained(str(kept))
+    return tokenizers.load_tokenizer(kept)
+
+
+def batches(config: ConfigDict, prepared: PreparedText, *, batch_size: int, start_example: int
+            ) -> Iterator[dict[str, np.ndarray]]:
+    """Training batches from global example `start_example` on; this host's rows."""
+    import jax
+
+    return loader.make_loader(prepared, batch_size=batch_size, start_example=start_example,
+                              process_index=jax.process_index(), process_count=jax.process_count(), **row_options(config))
+
+
+def heldout(config: ConfigDict, prepared: PreparedText, max_examples: int | None = None) -> list[dict[str, np.ndarray]]:
+    """The held-out rows that every network is measured on: all of them, or a fixed shuffled sample."""
+    size, most = config.evaluation.batch_size, max_examples or config.evaluation.max_examples
+    if prepared.num_records <= most:
+        return list(loader.heldout_batches(prepared, batch_size=size, **row_options(config)))
+    sample = loader.make_loader(prepared, batch_size=size, prefetch=False, **row_options(config))
+    return list(itertools.islice(sample, max(1, most // size)))
+
+
+def row_options(config: ConfigDict) -> dict[str, Any]:
+    d = config.data
+    return {"seed": config.seed, "max_predictions": d.max_predictions, "mask_rate": d.mask_rate, "whole_word": d.whole_word}
+
+
+def load_model(section: ConfigDict, corpus_size: int, whose: str) -> tuple[Model, Params] | None:
+    """The model of `section.init`, if one is named; its vocabulary must hold the tokenizer's."""
+    if not section.init:
+        return None
+    model, params = interop.from_pretrained(section.init)
+    if model.config.vocab_size < corpus_size:
+        raise BadInput(f"the tokenizer has {corpus_size} words but the {whose} in {section.init!r} knows "
+                       f"{model.config.vocab_size}; use the tokenizer of that folder (config.data.tokenizer={section.init!r})")
+    return model, params
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a result depends on."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,213 @@
+"""ModelConfig <-> Hugging Face's config.json, for BERT and MobileBERT; what of ours those classes cannot express.
+
+Every key is written, because the defaults of the classes differ from the published models: MobileBertConfig() has
+`classifier_activation=True` where google/mobilebert-uncased has false, and `key_query_shared_bottleneck=True` where
+MobileBERT_TINY has none. When reading, a missing key means the class's default, listed here.
+Two epsilons are fixed in Hugging Face's MobileBERT: the norms of the embeddings and of the last feed-forward network
+are built without one, so PyTorch's 1e-5 holds there whatever `layer_norm_eps` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jaxdistill.errors import BadInput, nearest
+from jaxdistill.models import ModelConfig
+
+# Theirs "gelu" is the exact one.
+ACTIVATIONS_IN = {"gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
+                  "gelu_fast": "gelu_tanh", "relu": "relu"}
+ACTIVATIONS_OUT = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu"}
+FIXED_EPS = 1e-5
+CLASS_NAMES = {"bert": "Bert", "mobilebert": "MobileBert"}
+# Which of our heads a class of transformers holds, by what follows "Bert" or "MobileBert" in its name.
+ARCHITECTURES = {
+    "Model": (),
+    "ForPreTraining": ("mlm", "nsp"),
+    "ForMaskedLM": ("mlm",),
+    "ForNextSentencePrediction": ("nsp",),
+    "ForSequenceClassification": ("sequence_classification",),
+    "ForTokenClassification": ("token_classification",),
+    "ForQuestionAnswering": ("question_answering",),
+}
+
+# {their key: (our field, default of BertConfig, default of MobileBertConfig)}
+SHARED_KEYS: dict[str, tuple[str, Any, Any]] = {
+    "vocab_size": ("vocab_size", 30522, 30522),
+    "hidden_size": ("hidden_size", 768, 512),
+    "num_hidden_layers": ("num_layers", 12, 24),
+    "num_attention_heads": ("num_heads", 12, 4),
+    "intermediate_size": ("intermediate_size", 3072, 512),
+    "hidden_dropout_prob": ("hidden_dropout", 0.1, 0.0),
+    "attention_probs_dropout_prob": ("attention_dropout", 0.1, 0.1),
+    "max_position_embeddings": ("max_positions", 512, 512),
+    "type_vocab_size": ("type_vocab_size", 2, 2),
+    "initializer_range": ("initializer_range", 0.02, 0.02),
+    "layer_norm_eps": ("norm_eps", 1e-12, 1e-12),
+    "pad_token_id": ("pad_token_id", 0, 0),
+}
+
+
+def why_not_huggingface(config: ModelConfig) -> str | None:
+    """Why no class of transformers can hold this model, in one sentence; None if one can."""
+    return family_of(config)[1]
+
+
+def family_of(config: ModelConfig) -> tuple[str, str | None]:
+    """("bert" or "mobilebert", None), or ("", the reason why neither can express `config`)."""
+    if held_heads(config) not in ARCHITECTURES.values():
+        return "", (f"heads={list(config.heads)}: no one class of transformers holds these heads together; "
+                    "save with the heads of one task, or with mlm and nsp")
+    not_bert = _why_not_bert(config)
+    if not_bert is None:
+        return "bert", None
+    not_mobile = _why_not_mobilebert(config)
+    if not_mobile is None:
+        return "mobilebert", None
+    return "", f"transformers' BERT has no {not_bert}, and its MobileBERT cannot take over: {not_mobile}"
+
+
+def held_heads(config: ModelConfig) -> tuple[str, ...]:
+    """The heads that own parameters, in the order of `ARCHITECTURES`; pooling into an embedding owns none."""
+    return tuple(sorted(head for head in config.heads if head != "embedding"))
+
+
+def _why_not_bert(config: ModelConfig) -> str | None:
+    eps = {config.norm_eps, config.embedding_norm_eps, config.ffn_norm_eps} - {None}
+    reasons = {
+        "bottlenecks": config.bottleneck_size is not None,
+        "stacked feed-forward networks (num_ffn > 1)": config.num_ffn > 1,
+        "trigram input": config.trigram_input,
+        "word table narrower than the hidden state": config.word_size != config.hidden_size,
+        "NoNorm": config.norm != "layer_norm",
+        "second LayerNorm epsilon": len(eps) > 1,
+        "pooler that returns the raw first token": config.pooler == "first_token",
+        "classifier without a pooler": config.pooler == "none" and "sequence_classification" in config.heads,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def _why_not_mobilebert(config: ModelConfig) -> str | None:
+    if config.attention_input == "hidden" and config.bottleneck_size not in (None, config.hidden_size):
+        return (f"attention_input='hidden' with bottleneck_size={config.bottleneck_size} is the inverted-bottleneck teacher, "
+                f"whose queries and keys are projected from the {config.hidden_size}-wide block input, while "
+                f"MobileBertSelfAttention can only project {config.bottleneck_size}-wide ones")
+    if config.norm == "layer_norm":
+        for field in ("embedding_norm_eps", "ffn_norm_eps"):
+            given = getattr(config, field)
+            given = config.norm_eps if given is None else given
+            if given != FIXED_EPS:
+                return (f"{field} is {given:g} here and fixed at {FIXED_EPS:g} there; build the model with "
+                        f"embedding_norm_eps={FIXED_EPS:g} and ffn_norm_eps={FIXED_EPS:g} to export it")
+    return None
+
+
+def architecture(config: ModelConfig, family: str) -> str:
+    """The class of transformers that holds `config`, e.g. "MobileBertForPreTraining"."""
+    return CLASS_NAMES[family] + next(name for name, heads in ARCHITECTURES.items() if heads == held_heads(config))
+
+
+def to_huggingface(config: ModelConfig, labels: Sequence[str] | None = None) -> dict[str, Any]:
+    """The config.json of `config`, every key explicit. `labels`: names of the classes, in order.
+
+    Raises `BadInput` for a config that Hugging Face cannot express and for a wrong number of labels.
+    """
+    family, reason = family_of(config)
+    if reason is not None:
+        raise BadInput(f"this model has no Hugging Face form: {reason}")
+    values: dict[str, Any] = {key: getattr(config, ours) for key, (ours, *_) in SHARED_KEYS.items()}
+    values |= {
+        "architectures": [architecture(config, family)],
+        "model_type": family,
+        "hidden_act": ACTIVATIONS_OUT[config.activation],
+        "classifier_dropout": config.classifier_dropout,
+        "tie_word_embeddings": True,
+        "torch_dtype": "float32",
+    }
+    if family == "bert":
+        values["position_embedding_type"] = "absolute"
+    else:
+        values |= {
+            "embedding_size": config.word_size,
+            "trigram_input": config.trigram_input,
+            "use_bottleneck": config.bottleneck_size is not None,
+            "intra_bottleneck_size": config.inner_size,
+            "true_hidden_size": config.inner_size,
+            "use_bottleneck_attention": config.attention_input == "bottleneck",
+            "key_query_shared_bottleneck": config.attention_input == "shared_bottleneck",
+            "num_feedforward_networks": config.num_ffn,
+            "normalization_type": config.norm,
+            "classifier_activation": config.pooler == "tanh",
+        }
+    return dict(sorted((values | _label_keys(config, labels)).items()))
+
+
+def _label_keys(config: ModelConfig, labels: Sequence[str] | None) -> dict[str, Any]:
+    classifies = {"sequence_classification", "token_classification"} & set(config.heads)
+    if labels is not None and not classifies:
+        raise BadInput(f"labels={list(labels)} were given for a model with heads={list(config.heads)}; "
+                       "leave labels away, or save a model with a classification head")
+    # The question-answering class too is built from the number of labels: start and end.
+    count = config.num_labels if classifies else 2
+    count = 1 if config.regression and "sequence_classification" in config.heads else count
+    names = list(labels) if labels is not None else [f"LABEL_{i}" for i in range(count)]
+    if len(names) != count:
+        raise BadInput(f"labels has {len(names)} names ({', '.join(names[:4])}…) but the model has {count} outputs; "
+                       "give one name for each, in order")
+    keys: dict[str, Any] = {"id2label": {str(i): name for i, name in enumerate(names)},
+                            "label2id": {name: i for i, name in enumerate(names)}}
+    return {**keys, "problem_type": "regression"} if config.regression and classifies else keys
+
+
+def from_huggingface(values: dict[str, Any], where: str) -> ModelConfig:
+    """The encoder described by a config.json, with no heads (only the tensors say which there are).
+
+    `pooler` is what the config announces. Raises `BadInput` for other kinds of model and for what we do not have.
+    """
+    family = values.get("model_type")
+    if family not in CLASS_NAMES:
+        raise BadInput(f"{where} has model_type={family!r}; expected 'bert' or 'mobilebert'. Give another model")
+    mobile = family == "mobilebert"
+    default = {key: defaults[mobile] for key, (_, *defaults) in SHARED_KEYS.items()}
+    fields: dict[str, Any] = {ours: values.get(key, default[key]) for key, (ours, *_) in SHARED_KEYS.items()}
+    fields["pad_token_id"] = fields["pad_token_id"] or 0
+    fields["activation"] = _activation(values.get("hidden_act", "relu" if mobile else "gelu"), where)
+    if values.get("classifier_dropout") is not None:  # theirs falls back to hidden_dropout (0 in MobileBERT), ours to 0.1
+        fields["classifier_dropout"] = values["classifier_dropout"]
+    for key, usual in (("position_embedding_type", "absolute"), ("is_decoder", False), ("add_cross_attention", False)):
+        if values.get(key, usual) != usual:
+            raise BadInput(f"{where} has {key}={values[key]!r}; only {key}={usual!r} is supported. Give another model")
+    fields |= _mobilebert_fields(values, fields, where) if mobile else {}
+    wrong = [name for name, value in fields.items() if not isinstance(value, (int, float, str, type(None)))]
+    if wrong:
+        raise BadInput(f"{where}: {wrong[0]} is {fields[wrong[0]]!r}; expected one number or name. Mend config.json")
+    return ModelConfig(**fields, heads=())
+
+
+def _mobilebert_fields(values: dict[str, Any], fields: dict[str, Any], where: str) -> dict[str, Any]:
+    found = {
+        "embedding_size": values.get("embedding_size", 128),
+        "trigram_input": values.get("trigram_input", True),
+        "num_ffn": values.get("num_feedforward_networks", 4),
+        "norm": values.get("normalization_type", "no_norm"),
+        "pooler": "tanh" if values.get("classifier_activation", True) else "first_token",
+    }
+    if values.get("use_bottleneck", True):
+        found["bottleneck_size"] = values.get("intra_bottleneck_size", 128)
+        if values.get("use_bottleneck_attention", False):  # takes precedence in their code
+            found["attention_input"] = "bottleneck"
+        elif values.get("key_query_shared_bottleneck", True):
+            found["attention_input"] = "shared_bottleneck"
+        elif found["bottleneck_size"] != fields["hidden_size"]:
+            raise BadInput(f"{where} has neither use_bottleneck_attention nor key_query_shared_bottleneck, which "
+                           "transformers itself cannot run unless intra_bottleneck_size equals hidden_size; set one")
+    if found["norm"] == "layer_norm":
+        found |= {"embedding_norm_eps": FIXED_EPS, "ffn_norm_eps": FIXED_EPS}
+    return found
+
+
+def _activation(name: Any, where: str) -> str:
+    if name not in ACTIVATIONS_IN:
+        raise BadInput(f"{where} has hidden_act={name!r}; {nearest(name, ACTIVATIONS_IN)}")
+    return ACTIVATIONS_IN[name]

@@ -1,0 +1,77 @@
+"""flax_model.msgpack: the per-layer tree that transformers' Flax classes hold. Called by `pretrained`.
+
+It is the PyTorch state with Flax's leaf names, the tree that `transformers.modeling_flax_pytorch_utils` makes of it:
+tables are called `embedding`, norm scales `scale`, and projections `kernel`, transposed. transformers has no Flax
+MobileBERT; its tree follows the same rules.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.serialization
+import flax.traverse_util
+import numpy as np
+from etils import epath
+
+from jaxdistill.errors import BadInput
+from jaxdistill.interop.convert import State
+
+WEIGHTS = "flax_model.msgpack"
+
+
+def tree_from_state(state: State) -> dict[str, Any]:
+    """PyTorch names and layouts -> the nested Flax tree."""
+    flat = {}
+    for name, array in state.items():
+        *path, leaf = name.split(".")
+        if leaf == "weight":
+            leaf = "embedding" if path[-1].endswith("_embeddings") else "scale" if path[-1] == "LayerNorm" else "kernel"
+        flat[*path, leaf] = np.ascontiguousarray(array.T) if leaf == "kernel" else array
+    return flax.traverse_util.unflatten_dict(flat)
+
+
+def state_from_tree(tree: dict[str, Any]) -> State:
+    """The inverse of `tree_from_state`."""
+    state: State = {}
+    for path, array in flax.traverse_util.flatten_dict(tree).items():
+        leaf = "weight" if path[-1] in ("kernel", "scale", "embedding") else path[-1]
+        state[".".join((*path[:-1], leaf))] = array.T if path[-1] == "kernel" else array
+    return state
+
+
+def write_state(directory: epath.Path, state: State) -> None:
+    """flax_model.msgpack of a PyTorch-named state."""
+    (directory / WEIGHTS).write_bytes(flax.serialization.msgpack_serialize(tree_from_state(state)))
+
+
+def read_state(directory: epath.Path, largest: int) -> State | None:
+    """The folder's flax_model.msgpack under PyTorch names; None if there is none.
+
+    `largest`: how many bytes the described model can need at most. Raises `BadInput` for a larger file (before it is
+    read), a damaged one, and one that holds anything but arrays under names.
+    """
+    path = directory / WEIGHTS
+    if not path.exists():
+        return None
+    if (size := path.stat().length) > largest:
+        raise BadInput(f"{path} has {size:,} bytes but the model in config.json needs {largest:,} at most; "
+                       "weights and config.json are of different models")
+    try:
+        tree = flax.serialization.msgpack_restore(path.read_bytes())
+    except Exception as error:  # msgpack, NumPy and flax raise a dozen kinds on damaged bytes; all mean the same
+        raise BadInput(f"{path} cannot be read as msgpack ({error}); it is damaged or cut short: fetch it again") from error
+    if not _is_tree(tree):
+        raise BadInput(f"{path} does not hold arrays under names; expected the parameters of a Flax model")
+    return state_from_tree(tree)
+
+
+def _is_tree(tree: Any) -> bool:
+    """Whether `tree` is nested dicts of arrays with string keys; walks without recursion, so depth cannot hurt."""
+    pending = [tree]
+    while pending:
+        node = pending.pop()
+        if not isinstance(node, dict) or not all(isinstance(key, str) for key in node):
+            return False
+        pending += [child for child in node.values() if not isinstance(child, np.ndarray)]
+    return True

@@ -1,0 +1,89 @@
+"""model.safetensors, whole or sharded, with PyTorch's names, read and written without PyTorch. Called by `pretrained`.
+
+Pickled weights (pytorch_model.bin) are never opened: unpickling runs whatever code the file holds.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from etils import epath
+
+from jaxdistill.errors import BadInput
+from jaxdistill.interop.convert import State
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+def read_state(directory: epath.Path) -> State | None:
+    """All tensors of the folder by their stored names and dtypes; None if it has no safetensors.
+
+    Raises `BadInput` for a damaged file, a missing shard, or an index that points out of the folder.
+    """
+    if (directory / WEIGHTS).exists():
+        return read_file(directory / WEIGHTS)
+    if not (directory / INDEX).exists():
+        return None
+    weight_map = read_json(directory / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise BadInput(f"{directory / INDEX} has no weight_map from tensors to files; fetch it again")
+    state: State = {}
+    for file in sorted(set(weight_map.values())):
+        if epath.Path(file).name != file or not file.endswith(".safetensors"):
+            raise BadInput(f"{directory / INDEX} names the shard {file!r}; expected a .safetensors file beside the index")
+        if not (directory / file).exists():
+            raise BadInput(f"{directory} lacks the shard {file} that {INDEX} names; fetch the folder again, whole")
+        state |= read_file(directory / file)
+    lost = sorted(set(weight_map) - set(state))
+    if lost:
+        raise BadInput(f"{directory}: {INDEX} promises {len(lost)} tensors that no shard holds, such as {lost[0]}; "
+                       "fetch the folder again, whole")
+    return state
+
+
+def read_file(path: epath.Path) -> State:
+    """The tensors of one safetensors file; integers (old `position_ids` buffers) are kept for the caller to judge."""
+    if "://" in str(path):  # safetensors maps local files only
+        with tempfile.NamedTemporaryFile(suffix=".safetensors") as local:
+            local.write(path.read_bytes())
+            local.flush()
+            return _read_local(local.name, path)
+    return _read_local(str(path), path)
+
+
+def _read_local(local: str, path: epath.Path) -> State:
+    try:
+        with safetensors.safe_open(local, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it has keys, but is no mapping)
+    except (safetensors.SafetensorError, OSError, TypeError, AttributeError) as error:  # the last two: exotic dtypes
+        raise BadInput(f"{path} cannot be read as safetensors ({error}); it is damaged, cut short or of an unsupported "
+                       "dtype: fetch or export it again") from error
+
+
+def write_file(path: epath.Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """One safetensors file. safetensors writes the memory as it lies, so every array is made contiguous first."""
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    path.write_bytes(safetensors.numpy.save(contiguous, metadata=metadata))
+
+
+def write_state(directory: epath.Path, state: State) -> None:
+    """model.safetensors as transformers writes it; it refuses files without this metadata."""
+    write_file(directory / WEIGHTS, state, {"format": "pt"})
+
+
+def read_json(path: epath.Path) -> dict[str, Any]:
+    """A JSON object; `BadInput` if the file is anything else."""
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:  # ValueError: not JSON, or not UTF-8
+        raise BadInput(f"{path} cannot be read as JSON ({error}); fetch or export it again") from error
+    if not isinstance(values, dict):
+        raise BadInput(f"{path} holds a {type(values).__name__}; expected a JSON object. Fetch or export it again")
+    return values

@@ -1,0 +1,57 @@
+"""Our own folder, for models that Hugging Face cannot express: config.json and model.safetensors. Called by `pretrained`.
+
+config.json is {"model_type": "jaxdistill", "format_version": 1, "config": the fields of ModelConfig}; the tensors carry
+our names ("layers/attention/query/kernel"), layers stacked, and come back equal to the bit.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from jaxdistill.errors import BadInput
+from jaxdistill.interop import convert, hf_torch
+from jaxdistill.models import ModelConfig, Params, parameters
+
+MODEL_TYPE = "jaxdistill"
+FORMAT_VERSION = 1
+
+
+def write(directory: epath.Path, config: ModelConfig, params: Params) -> None:
+    """Both files into an existing folder. Raises `BadInput` if `params` are not those of `config`."""
+    flat = {name: np.asarray(array) for name, array in parameters.flatten(params).items()}
+    convert.check_tree(config, flat)
+    values = {"model_type": MODEL_TYPE, "format_version": FORMAT_VERSION, "config": config.to_dict()}
+    (directory / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+    hf_torch.write_file(directory / hf_torch.WEIGHTS, flat,
+                        {"format": MODEL_TYPE, "format_version": str(FORMAT_VERSION)})
+
+
+def read_config(values: dict[str, Any], where: str) -> ModelConfig:
+    """The ModelConfig in a config.json of ours."""
+    version = values.get("format_version")
+    if version != FORMAT_VERSION:
+        raise BadInput(f"{where} has format_version={version!r}; this jaxdistill reads {FORMAT_VERSION}. "
+                       "Use the jaxdistill that wrote it, or export the model again")
+    fields = values.get("config")
+    if not isinstance(fields, dict):
+        raise BadInput(f"{where} has no 'config' with the fields of the model; export the model again")
+    try:
+        return ModelConfig.from_dict(fields)
+    except BadInput as error:
+        raise BadInput(f"{where}: {error}") from error
+    except TypeError as error:
+        raise BadInput(f"{where} has a field of the wrong kind ({error}); export the model again") from error
+
+
+def read_params(directory: epath.Path, config: ModelConfig) -> Params:
+    """The parameters, exactly as stored. Raises `BadInput` for a missing, damaged or foreign file."""
+    flat = hf_torch.read_state(directory)
+    if flat is None:
+        raise BadInput(f"{directory} has no {hf_torch.WEIGHTS}; export the model again")
+    convert.check_tree(config, flat, str(directory / hf_torch.WEIGHTS))
+    return parameters.unflatten({name: jnp.asarray(array) for name, array in flat.items()})

@@ -1,0 +1,253 @@
+"""`from_pretrained` and `save_pretrained`: a folder, of Hugging Face's or our own format, <-> (Model, params).
+
+Called by run, evaluation and users. Neither direction imports PyTorch or unpickles anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from etils import epath
+
+from jaxdistill.errors import BadInput
+from jaxdistill.interop import configs, contents, convert, hf_flax, hf_torch, model_card, own_format
+from jaxdistill.models import Model, ModelConfig, Params
+
+TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+SENTENCE_FILES = ("modules.json", "1_Pooling", "2_Normalize", "sentence_bert_config.json",
+                  "config_sentence_transformers.json")
+CARD = "README.md"
+SAFETENSORS = (hf_torch.WEIGHTS, hf_torch.INDEX, "model-*.safetensors")
+# What a model folder may hold; `overwrite` replaces folders of these alone.
+MODEL_FILES = ("config.json", hf_flax.WEIGHTS, CARD, *TOKENIZER_FILES, *SENTENCE_FILES, hf_torch.WEIGHTS, hf_torch.INDEX)
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What `save_pretrained` wrote: where, as "huggingface" or "jaxdistill", and if the latter, why."""
+
+    path: epath.Path
+    format: str
+    reason: str | None
+
+
+def from_pretrained(name_or_dir: str | os.PathLike[str], heads: Sequence[str] | None = None,
+                    dtype: str = "float32") -> tuple[Model, Params]:
+    """Loads BERT or MobileBERT from a Hugging Face folder (safetensors, sharded or not, or flax_model.msgpack), or any
+    model of ours from a folder of our own format.
+
+    Args:
+        name_or_dir: a folder, or the name of a model on the Hub ("google/mobilebert-uncased"), which is then fetched.
+        heads: which heads to load; default all that the folder holds; () for the encoder alone.
+        dtype: of matrix products; parameters are float32 in any case.
+
+    Returns:
+        The model and its parameters. Half-precision weights are widened to float32.
+
+    Raises:
+        BadInput: no such folder or name, nothing loadable in it, weights and config that do not belong together.
+    """
+    directory = locate(name_or_dir)
+    if not (directory / "config.json").exists():
+        raise BadInput(f"{directory} has no config.json; it holds {listing(directory)}. "
+                       "Give the folder of a saved model")
+    values = hf_torch.read_json(directory / "config.json")
+    where = str(directory / "config.json")
+    if values.get("model_type") == own_format.MODEL_TYPE:
+        config = own_format.read_config(values, where)
+        params = own_format.read_params(directory, config)
+        config, params = _pick_heads(config, params, heads, str(directory))
+        return Model(config.replace(dtype=dtype)), params
+    config = configs.from_huggingface(values, where)
+    raw = hf_torch.read_state(directory)
+    if raw is None:
+        raw = hf_flax.read_state(directory, largest=_largest_bytes(config))
+    if raw is None:
+        raise BadInput(_nothing_to_load(directory))
+    state = contents.modernise(raw, values, str(directory), tied=heads is None or "mlm" in heads)
+    config = contents.describe(config, state, values, directory, heads)
+    params = convert.from_state(config, state, str(directory), strict_heads=heads is None)
+    return Model(config.replace(dtype=dtype)), params
+
+
+def save_pretrained(directory: str | os.PathLike[str], model: Model, params: Params, tokenizer: Any = None, *,
+                    card: str | None = None, labels: Sequence[str] | None = None, overwrite: bool = False) -> Exported:
+    """Writes a complete folder that transformers loads, or, if it has no class for the model, one of our own format.
+
+    The folder is written beside its final place and moved there whole: it is never half there.
+
+    Args:
+        directory: the folder to make. An existing model folder is replaced only if `overwrite`; a folder that holds
+            anything else never.
+        model, params: what to save.
+        tokenizer: a transformers tokenizer, or a folder whose tokenizer files are copied; None: none.
+        card: the text of README.md; default a minimal one.
+        labels: names of the classes of a classification head, in order.
+
+    Raises:
+        BadInput: the folder is not free, `params` are not the model's, or tokenizer or labels do not fit the model.
+    """
+    reason = configs.why_not_huggingface(model.config)
+    if tokenizer is not None and hasattr(tokenizer, "__len__") and not isinstance(tokenizer, str):
+        if len(tokenizer) > model.config.vocab_size:
+            raise BadInput(f"the tokenizer has {len(tokenizer)} entries but the model's vocab_size is "
+                           f"{model.config.vocab_size}; save the tokenizer that the model was trained with")
+    with _new_folder(directory, overwrite) as (partial, target):
+        if reason is None:
+            _write_huggingface(partial, model.config, params, labels)
+        else:
+            own_format.write(partial, model.config, params)
+        if tokenizer is not None:
+            _write_tokenizer(partial, tokenizer)
+        text = model_card.model_card({}, config=model.config, reason=reason) if card is None else card
+        (partial / CARD).write_text(text)
+    return Exported(target, "huggingface" if reason is None else own_format.MODEL_TYPE, reason)
+
+
+def locate(name_or_dir: str | os.PathLike[str]) -> epath.Path:
+    """The folder itself, or the local copy of the Hub model of that name."""
+    text = os.fspath(name_or_dir)
+    directory = epath.Path(text).expanduser()
+    if directory.is_dir():
+        return directory
+    if directory.exists():
+        raise BadInput(f"{text} is a file; give the folder that holds config.json and the weights")
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", text):
+        raise BadInput(f"there is no folder {text}; give an existing one, or a Hub name such as google/mobilebert-uncased")
+    return _fetch(text)
+
+
+def _fetch(name: str) -> epath.Path:
+    """Downloads (or finds in the cache) the files we can read; msgpack only if the Hub has no safetensors."""
+    import huggingface_hub
+
+    try:
+        patterns = ["config.json", "modules.json", "1_Pooling/config.json", *TOKENIZER_FILES]
+        directory = epath.Path(huggingface_hub.snapshot_download(name, allow_patterns=[*patterns, *SAFETENSORS]))
+        if not any((directory / file).exists() for file in (hf_torch.WEIGHTS, hf_torch.INDEX)):
+            directory = epath.Path(huggingface_hub.snapshot_download(name, allow_patterns=[*patterns, hf_flax.WEIGHTS]))
+    except Exception as error:  # a dozen kinds: no network, no such name, no permission, offline mode
+        first_line = next(iter(str(error).strip().splitlines()), "")
+        raise BadInput(f"there is no folder {name}, and fetching the model {name} from the Hugging Face Hub failed "
+                       f"({type(error).__name__}: {first_line[:200]}); check the name and the network, or give a folder") from error
+    return directory
+
+
+def _write_huggingface(directory: epath.Path, config: ModelConfig, params: Params, labels: Sequence[str] | None) -> None:
+    family, _ = configs.family_of(config)
+    state = convert.to_state(config, params, family)
+    if configs.held_heads(config):
+        state = convert.add_prefix(state, family)
+    _write_json(directory / "config.json", configs.to_huggingface(config, labels))
+    hf_torch.write_state(directory, state)
+    hf_flax.write_state(directory, state)
+    if "embedding" in config.heads:
+        for name, values in contents.sentence_files(config).items():
+            _write_json(directory / name, values)
+
+
+def _write_json(path: epath.Path, values: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def _write_tokenizer(directory: epath.Path, tokenizer: Any) -> None:
+    if isinstance(tokenizer, (str, os.PathLike)):
+        source = epath.Path(tokenizer)
+        found = [name for name in TOKENIZER_FILES if (source / name).exists()]
+        if not {"vocab.txt", "tokenizer.json"} & set(found):
+            raise BadInput(f"{source} has neither vocab.txt nor tokenizer.json; give the folder of a saved tokenizer")
+        for name in found:
+            (source / name).copy(directory / name)
+        return
+    if not hasattr(tokenizer, "save_pretrained"):
+        raise BadInput(f"tokenizer is a {type(tokenizer).__name__}; expected a transformers tokenizer or a folder")
+    with tempfile.TemporaryDirectory() as local:  # transformers writes to local folders only
+        tokenizer.save_pretrained(local)
+        for path in epath.Path(local).iterdir():
+            path.copy(directory / path.name)
+
+
+@contextlib.contextmanager
+def _new_folder(directory: str | os.PathLike[str], overwrite: bool) -> Iterator[tuple[epath.Path, epath.Path]]:
+    """Yields an empty folder beside `directory`, and at the end moves it there; on an error nothing has changed."""
+    target = epath.Path(directory).expanduser()
+    if "://" not in str(target):
+        target = target.resolve()
+    if target.exists() and not target.is_dir():
+        raise BadInput(f"{target} is a file; give the name of a folder to write")
+    present = [path.name for path in target.iterdir()] if target.exists() else []
+    if present and not overwrite:
+        raise BadInput(f"{target} is not empty; choose another folder, or pass overwrite=True to replace the model in it")
+    foreign = sorted(name for name in present if name not in MODEL_FILES and not name.endswith(".safetensors"))
+    if foreign:
+        raise BadInput(f"{target} holds {', '.join(foreign[:4])}, which is no part of a saved model, so it is not "
+                       "replaced; choose another folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    mark = uuid.uuid4().hex[:8]
+    partial, old = (target.parent / f".{target.name}.{mark}.{kind}" for kind in ("partial", "old"))
+    partial.mkdir()
+    try:
+        yield partial, target
+        if target.exists():
+            target.rename(old)
+        try:
+            partial.rename(target)
+        except BaseException:
+            if old.exists():
+                old.rename(target)
+            raise
+    except BaseException:
+        partial.rmtree(missing_ok=True)
+        raise
+    if old.exists():
+        old.rmtree()
+
+
+def _pick_heads(config: ModelConfig, params: Params, heads: Sequence[str] | None,
+                where: str) -> tuple[ModelConfig, Params]:
+    """The model with only the asked-for of its heads."""
+    if heads is None:
+        return config, params
+    picked = config.replace(heads=tuple(heads))
+    absent = [head for head in heads if head not in (*config.heads, "embedding")]
+    if absent:
+        raise BadInput(f"{where} has no head {absent[0]!r}; it holds {', '.join(config.heads) or 'the encoder alone'}. "
+                       "Pass heads=() and take a fresh head from Model.init")
+    return picked, {name: tree for name, tree in params.items() if name not in config.heads or name in heads}
+
+
+def _largest_bytes(config: ModelConfig) -> int:
+    """What a file of this architecture can need at most: float64, all heads, an output table of its own."""
+    shapes = convert.our_shapes(config.replace(heads=("mlm",)))
+    numbers = sum(_product(shape) for shape in shapes.values()) + config.vocab_size * config.hidden_size
+    return 8 * numbers + 2**24
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    result = 1
+    for size in shape:
+        result *= size
+    return result
+
+
+def _nothing_to_load(directory: epath.Path) -> str:
+    if list(directory.glob("pytorch_model*.bin")):
+        return (f"{directory} has only pytorch_model.bin, a pickle, which is never opened because reading it runs whatever "
+                "code it holds; convert it where you trust it: load it in transformers and save_pretrained(safe_serialization=True)")
+    return (f"{directory} has no {hf_torch.WEIGHTS}, {hf_torch.INDEX} or {hf_flax.WEIGHTS}; it holds {listing(directory)}. "
+            "Save the model in one of these formats")
+
+
+def listing(directory: epath.Path) -> str:
+    """The first few names in a folder, for messages."""
+    present = sorted(path.name for path in directory.iterdir())
+    return ", ".join(present[:8]) + (" …" if len(present) > 8 else "") or "nothing"

@@ -1,0 +1,197 @@
+"""From a recipe to plain data: models and stages, with every mistake found here, before anything compiles.
+
+Called by run, and by planning-like tools that only want to know what a recipe means.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxdistill.errors import BadInput, nearest
+from jaxdistill.methods.base import Stage
+from jaxdistill.methods.mobilebert import KINDS
+from jaxdistill.models import Model, ModelConfig
+from jaxdistill.students.copying import copied_names
+from jaxdistill.training import sharding, state
+from jaxdistill.training.step import make_step
+
+TEACHER = "teacher"
+STARTS = ("copy", "random")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a run will do. `starts`: how each network begins; `first_example`: where each stage's data begins."""
+
+    teacher: Model | None
+    student: Model
+    stages: tuple[Stage, ...]
+    starts: dict[str, str]
+    first_example: dict[str, int]
+
+    def model(self, network: str) -> Model:
+        if network != TEACHER:
+            return self.student
+        assert self.teacher is not None
+        return self.teacher
+
+
+def model_config(section: ConfigDict, vocab_size: int) -> ModelConfig:
+    """The `model` section as a `ModelConfig`; a vocabulary of 0 becomes the tokenizer's, another must equal it."""
+    values = section.model.to_dict()
+    values["vocab_size"] = values["vocab_size"] or vocab_size
+    if values["vocab_size"] < vocab_size:
+        raise BadInput(f"the tokenizer has {vocab_size} words but the model's vocab_size is {values['vocab_size']}; "
+                       "set model.vocab_size=0 to follow the tokenizer")
+    return ModelConfig.from_dict(values)
+
+
+def resolve(config: ConfigDict, *, vocab_size: int, num_records: int, mesh: Mesh,
+            loaded_teacher: Model | None = None, loaded_student: Model | None = None) -> Recipe:
+    """Builds models and stages and checks that they fit each other, the data and the mesh. Raises `BadInput`.
+
+    `vocab_size`, `num_records`: of the tokenizer and the prepared text (for lengths given in epochs).
+    """
+    order = active_order(config)
+    student = loaded_student or Model(model_config(config.student, vocab_size))
+    uses_teacher = any(config.stages[n].network == TEACHER or KINDS[config.stages[n].kind].__name__ not in
+                       ("pretrain", "classify") or config.stages[n].start == "copy" for n in order)
+    teacher = (loaded_teacher or Model(model_config(config.teacher, vocab_size))) if uses_teacher else None
+    stages, starts, first_example, seen = [], {}, {}, dict[str, int]()
+    for name in order:
+        section = config.stages[name]
+        stage = build_stage(name, section, num_records, (teacher if section.network == TEACHER and teacher else student)
+                            .config.num_layers)
+        if section.start not in STARTS:
+            raise BadInput(f"config.stages.{name}.start={section.start!r} is unknown; valid: {', '.join(STARTS)}")
+        starts.setdefault(stage.network, "random" if stage.network == TEACHER else section.start)
+        first_example[name] = seen.get(stage.network, 0)
+        seen[stage.network] = first_example[name] + stage.steps * stage.batch_size
+        stages.append(stage)
+    recipe = Recipe(teacher, student, tuple(stages), starts, first_example)
+    trained = bool(config.teacher.init)
+    for stage in stages:
+        if stage.needs_teacher and not trained:
+            raise BadInput(f"stage {stage.name!r} needs a teacher, but no earlier stage trains one; put a stage of "
+                           f"network {TEACHER!r} before it in config.order, or set config.teacher.init=FOLDER")
+        trained = trained or stage.network == TEACHER
+        check_data(config, recipe.model(stage.network), stage)
+        check_fit(stage, recipe.model(stage.network), teacher)
+        sharding.check_batch(mesh, stage.name, stage.batch_size, stage.accumulation)
+    check_frozen(recipe, bool(config.student.init))
+    return recipe
+
+
+def active_order(config: ConfigDict) -> tuple[str, ...]:
+    """The stages to run, in order; without the baselines if `config.baselines` is False."""
+    for name in config.order:
+        if name not in config.stages:
+            raise BadInput(f"config.order names the stage {name!r}, which is not in config.stages; "
+                           f"{nearest(name, config.stages.keys())}")
+    order = tuple(name for name in config.order if config.baselines or not config.stages[name].baseline)
+    if not order:
+        raise BadInput(f"config.order is empty: nothing to do; stages there are: {', '.join(config.stages.keys()) or '(none)'}")
+    return order
+
+
+def build_stage(name: str, section: ConfigDict, num_records: int, num_layers: int) -> Stage:
+    """The section as a `Stage`, its length in steps."""
+    lengths = {field: section[field] for field in ("steps", "examples", "epochs") if section[field]}
+    if len(lengths) != 1 or min(lengths.values()) < 0:
+        raise BadInput(f"config.stages.{name}: give exactly one of steps, examples or epochs above 0; given: {lengths}")
+    settings: Any = section.copy_and_resolve_references()
+    if not section.steps:
+        count = section.examples or section.epochs * num_records
+        settings.steps = max(1, round(count / section.batch_size))
+    return KINDS[section.kind](name, settings, num_layers)
+
+
+def check_data(config: ConfigDict, model: Model, stage: Stage) -> None:
+    """Raises `BadInput` when rows are longer than the network's position table."""
+    if config.data.sequence_length > model.config.max_positions:
+        raise BadInput(f"config.data.sequence_length={config.data.sequence_length} exceeds max_positions="
+                       f"{model.config.max_positions} of {stage.network!r}; shorten one or widen the other")
+
+
+def check_fit(stage: Stage, model: Model, teacher: Model | None) -> None:
+    """Raises `BadInput` when the terms of `stage` cannot compare `model` with `teacher`, or a head is missing."""
+    for head in stage.heads("student"):
+        if head not in model.config.heads:
+            raise BadInput(f"stage {stage.name!r} needs the head {head!r}, which {stage.network!r} does not have; "
+                           f"its heads: {', '.join(model.config.heads) or '(none)'}")
+    if not stage.needs_teacher:
+        return
+    assert teacher is not None
+    ours, theirs = model.config, teacher.config
+    if ours.vocab_size != theirs.vocab_size:
+        raise BadInput(f"teacher and student have different vocabularies: {theirs.vocab_size} and {ours.vocab_size} "
+                       "words; both must use the teacher's tokenizer")
+    for head in stage.heads("teacher"):
+        if head not in theirs.heads:
+            raise BadInput(f"stage {stage.name!r} needs the teacher's head {head!r}, which it does not have (its heads: "
+                           f"{', '.join(theirs.heads) or 'none'}); set config.stages.{stage.name}.alpha=1 to train "
+                           "without it, or take another teacher")
+    for term in stage.terms:
+        reads = {term.definition.student, term.definition.teacher} - {None}
+        if reads & {"hidden", "hidden_moments"} and ours.hidden_size != theirs.hidden_size:
+            raise BadInput(f"stage {stage.name!r}: the loss {term.loss!r} compares hidden states of width "
+                           f"{theirs.hidden_size} (teacher) and {ours.hidden_size} (student); make them equal with "
+                           f"config.student.model.hidden_size={theirs.hidden_size}")
+        if "attention_scores" in reads and ours.num_heads != theirs.num_heads:
+            raise BadInput(f"stage {stage.name!r}: the loss {term.loss!r} compares {theirs.num_heads} attention heads "
+                           f"(teacher) with {ours.num_heads} (student); set config.student.model.num_heads="
+                           f"{theirs.num_heads}, or config.stages.{stage.name}.attention=0")
+        if term.definition.per_layer and term.layer_map is None and ours.num_layers != theirs.num_layers:
+            raise BadInput(f"stage {stage.name!r} transfers layer by layer, but the teacher has {theirs.num_layers} "
+                           f"layers and the student {ours.num_layers}; give config.stages.{stage.name}.layer_map, one "
+                           "teacher layer for each student layer, or make the depths equal")
+        if term.layer_map is not None and not all(0 <= i < theirs.num_layers for i in term.layer_map):
+            raise BadInput(f"config.stages.{stage.name}.layer_map={term.layer_map}: the teacher's layers are 0 to "
+                           f"{theirs.num_layers - 1}")
+
+
+def check_frozen(recipe: Recipe, loaded: bool) -> None:
+    """Raises `BadInput` for a frozen parameter in use that nothing has set, following each network through its stages."""
+    set_by: dict[str, set[str]] = {}
+    for stage in recipe.stages:
+        model = recipe.model(stage.network)
+        shapes = jax.eval_shape(model.init, jax.random.key(0))
+        if stage.network not in set_by:
+            names: set[str] = set(state.flatten(shapes)) if loaded and stage.network != TEACHER else set()
+            if recipe.starts[stage.network] == "copy" and recipe.teacher is not None and stage.network != TEACHER:
+                names |= copied_names(model, recipe.teacher)
+            set_by[stage.network] = names
+        state.check_moves(stage, shapes, set_by[stage.network], model.config.norm)
+        set_by[stage.network] |= state.moving_names(stage, shapes)
+
+
+def trace(recipe: Recipe, stage: Stage, data: ConfigDict) -> Any:
+    """The abstract result of one step of `stage`: what start-up traces so that no mistake waits for its stage."""
+    model = recipe.model(stage.network)
+    teacher = recipe.teacher if stage.needs_teacher else None
+    like = jax.eval_shape(lambda key: state.create(stage, model.init(key)), jax.random.key(0))
+    teacher_like = jax.eval_shape(teacher.init, jax.random.key(0)) if teacher is not None else {}
+    batch = abstract_batch(stage.batch_size, data.sequence_length, data.max_predictions)
+    return jax.eval_shape(make_step(stage, model, teacher), like, teacher_like, batch)
+
+
+def abstract_batch(batch_size: int, length: int, predictions: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a pre-training batch."""
+    ids, picks = ((batch_size, length), np.int32), ((batch_size, predictions), np.int32)
+    fields = {"input_ids": ids, "attention_mask": ids, "token_type_ids": ids, "mlm_positions": picks,
+              "mlm_labels": picks, "mlm_weights": (picks[0], jnp.float32), "nsp_labels": ((batch_size,), np.int32),
+              "example_weights": ((batch_size,), jnp.float32)}
+    return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in fields.items()}
+
+
+def stage_seed(seed: int, name: str) -> int:
+    """A dropout seed for each stage, the same in every run of one config."""
+    return (seed * 1_000_003 + zlib.crc32(name.encode())) % 2**31

@@ -1,0 +1,310 @@
+"""A whole run: recipe -> data -> models -> each stage -> evaluation -> export -> report. Everything else is below it.
+
+`train(config, workdir)` is the main job. Called again on the same workdir it goes on where it stopped: finished stages
+are read from their folders, the stage in progress from its newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from jaxdistill import inputs, interop, report
+from jaxdistill.errors import BadInput, JaxDistillError, nearest
+from jaxdistill.evaluation import heldout
+from jaxdistill.inputs import Corpus
+from jaxdistill.methods.base import Stage
+from jaxdistill.models import Model, Params
+from jaxdistill.models.parameters import count, digest
+from jaxdistill.models.sizes import forward_flops
+from jaxdistill.resolve import TEACHER, Recipe, resolve, stage_seed, trace
+from jaxdistill.students.copying import copy_embeddings_and_heads, random_start
+from jaxdistill.training import loop, sharding, state
+from jaxdistill.training.checkpoints import Checkpoints
+from jaxdistill.training.metrics import MetricWriter, mfu, peak_flops
+from jaxdistill.training.progress import Progress
+from jaxdistill.training.step import make_layer_losses
+from jaxdistill.workdir import Workdir
+
+Networks = dict[str, Params]
+
+
+def train(config: ConfigDict, workdir: epath.PathLike, *, stages: Sequence[str] | None = None) -> dict[str, Any]:
+    """Runs the recipe in `workdir` and returns what `results.json` holds; the same call resumes.
+
+    `stages`: run only these of `config.order` (their predecessors must be finished). Raises `BadInput` before anything
+    is compiled or overwritten; `Interrupted`, `Preempted` and `TrainingStopped` leave a resumable workdir.
+    """
+    started = time.perf_counter()
+    mesh = sharding.make_mesh(config.mesh.data)
+    # A mistake in the recipe must not wait for the corpus: resolve once with sizes that only the text can tell.
+    if not config.teacher.init and not config.student.init:
+        resolve(config, vocab_size=config.data.vocab_size, num_records=1, mesh=mesh)
+    folder = Workdir(workdir, config)
+    corpus = inputs.load_corpus(config, folder.path)
+    loaded = {name: inputs.load_model(config[name], corpus.vocab_size, name) for name in ("teacher", "student")}
+    models = {f"loaded_{name}": found[0] for name, found in loaded.items() if found}
+    recipe = resolve(config, vocab_size=corpus.vocab_size, num_records=corpus.train.num_records, mesh=mesh, **models)
+    check_evaluation(config, mesh)
+    wanted = choose_stages(recipe, stages)
+    for stage in wanted:
+        trace(recipe, stage, config.data)
+
+    run = Run(config, folder, corpus, recipe, mesh, {name: found[1] for name, found in loaded.items() if found})
+    for stage in wanted:
+        run.stage(stage)
+    results = run.results(time.perf_counter() - started)
+    if config.export and "student" in run.networks:
+        results["export"] = run.export(results)
+    report.write_results(folder.path, results)
+    report.write_plots(folder.path, results)
+    return results
+
+
+def choose_stages(recipe: Recipe, names: Sequence[str] | None) -> list[Stage]:
+    """The stages to run, in the recipe's order."""
+    valid = [stage.name for stage in recipe.stages]
+    for name in names or ():
+        if name not in valid:
+            raise BadInput(f"stage {name!r} is not in config.order; {nearest(name, valid)}")
+    return [stage for stage in recipe.stages if names is None or stage.name in names]
+
+
+def check_evaluation(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """Raises `BadInput` when evaluation batches do not split over the devices."""
+    if config.evaluation.batch_size % mesh.shape["data"]:
+        raise BadInput(f"config.evaluation.batch_size={config.evaluation.batch_size} does not divide by "
+                       f"{mesh.shape['data']} devices; use a multiple")
+
+
+class Run:
+    """The state of a run between stages: the networks trained so far."""
+
+    def __init__(self, config: ConfigDict, folder: Workdir, corpus: Corpus, recipe: Recipe, mesh: jax.sharding.Mesh,
+                 loaded: Networks) -> None:
+        self.config, self.folder, self.corpus, self.recipe, self.mesh = config, folder, corpus, recipe, mesh
+        self.loaded = loaded
+        self.networks: Networks = {TEACHER: loaded[TEACHER]} if TEACHER in loaded else {}
+        self.pages: dict[str, dict[str, Any]] = {}
+        self.teacher_sha = digest(loaded[TEACHER]) if TEACHER in loaded else ""
+        self.teacher_path = config.teacher.init
+
+    def stage(self, stage: Stage) -> None:
+        """Runs one stage, or reads its result if it is finished; its network is then in `networks`."""
+        model = self.recipe.model(stage.network)
+        page = self.folder.finished(stage.name)
+        if page is not None:
+            self._check_teacher(stage, page)
+            params = self.folder.load_stage(stage.name, model)
+        else:
+            params, page = self._train(stage, model)
+        self.networks[stage.network], self.pages[stage.name] = params, page
+        if stage.network == TEACHER:
+            self.teacher_sha, self.teacher_path = page["sha256"], str(self.folder.stage(stage.name))
+
+    def _train(self, stage: Stage, model: Model) -> tuple[Params, dict[str, Any]]:
+        config, teacher = self.config, self.recipe.teacher if stage.needs_teacher else None
+        checkpoints = Checkpoints(self.folder.checkpoints(stage.name), config.checkpoint.keep)
+        page: dict[str, Any] = {
+            "stage": stage.name, "network": stage.network, "steps": stage.steps, "seed": config.seed, "seconds": 0.0,
+            "first_example": self.recipe.first_example[stage.name],
+            "teacher": {"path": self.teacher_path, "sha256": self.teacher_sha} if stage.needs_teacher else None,
+        }
+        whole = sharding.replicated(self.mesh)
+        if checkpoints.latest() is not None:
+            like = jax.eval_shape(lambda key: state.create(stage, model.init(key)), jax.random.key(0))
+            train_state, held = checkpoints.restore(like, whole)
+            self._check_teacher(stage, held)
+            page |= {name: held[name] for name in ("seconds", "layers") if name in held}
+        else:
+            train_state = state.create(stage, self._start(stage, model))
+        done = int(train_state.step)
+        example = page["first_example"] + done * stage.batch_size
+        page["examples"] = self.recipe.first_example[stage.name] + stage.steps * stage.batch_size
+        teacher_params = sharding.put_replicated(self.mesh, self.networks[TEACHER]) if teacher else {}
+        batches = inputs.batches(config, self.corpus.train, batch_size=stage.batch_size, start_example=example)
+        tokens = stage.batch_size * config.data.sequence_length
+        flops = step_flops(stage, model, teacher, config)
+        with MetricWriter(self.folder.path) as writer, \
+                Progress(stage.steps, stage.name, initial=done, tokens_per_unit=tokens) as bar:
+            writer.rewind(stage.name, done, stage.network)
+            reporting = loop.Reporting(
+                write=lambda step, scalars: writer.write(stage.name, step, scalars, stage.network),
+                show=lambda step, scalars: bar.update(step - bar.done, loss=scalars["loss"]),
+                rates=lambda rate: rates(rate, stage.batch_size, tokens, flops, self.mesh),
+                every=config.log_every)
+            limits = loop.Limits(config.checkpoint.every_steps, config.max_skipped_in_a_row)
+            evaluate_layer = self._layer_evaluator(stage, model, teacher, teacher_params) if stage.progressive else None
+            try:
+                train_state = loop.run_stage(
+                    stage, model, train_state, teacher, teacher_params, batches, mesh=self.mesh,
+                    seed=stage_seed(config.seed, stage.name), checkpoints=checkpoints, page=page,
+                    reporting=reporting, limits=limits, evaluate_layer=evaluate_layer)
+            except JaxDistillError:
+                checkpoints.close()
+                raise
+        page["skipped"] = int(train_state.skipped)
+        params = jax.device_get(train_state.params)
+        page = self.folder.save_stage(stage.name, model, params, page)
+        checkpoints.close(delete=True)
+        return params, page
+
+    def _start(self, stage: Stage, model: Model) -> Params:
+        """Where a network's parameters come from. The order is important: an earlier stage, a folder, a copy, chance."""
+        if stage.network in self.networks:
+            return jax.tree.map(jax.numpy.array, self.networks[stage.network])
+        earlier = [s.name for s in self.recipe.stages if s.network == stage.network]
+        before = earlier[: earlier.index(stage.name)]
+        if before:
+            if self.folder.finished(before[-1]) is None:
+                raise BadInput(f"stage {stage.name!r} follows {before[-1]!r}, which is not finished in this workdir; "
+                               f"run that first")
+            return self.folder.load_stage(before[-1], model)
+        if stage.network != TEACHER and "student" in self.loaded:
+            return jax.tree.map(jax.numpy.array, self.loaded["student"])
+        params = random_start(model, self.config.seed + (1 if stage.network != TEACHER else 0))
+        if self.recipe.starts[stage.network] == "copy":
+            assert self.recipe.teacher is not None
+            params, _ = copy_embeddings_and_heads(model, params, self.recipe.teacher, self._teacher())
+        return params
+
+    def _teacher(self) -> Params:
+        if TEACHER not in self.networks:
+            for stage in reversed(self.recipe.stages):
+                if stage.network == TEACHER:
+                    self.stage_finished(stage)
+                    break
+        return self.networks[TEACHER]
+
+    def _check_teacher(self, stage: Stage, page: dict[str, Any]) -> None:
+        held = (page.get("teacher") or {}).get("sha256")
+        if stage.needs_teacher and held != self.teacher_sha:
+            raise BadInput(f"stage {stage.name!r} in this workdir was run with another teacher (sha256 {str(held)[:12]}..., "
+                           f"now {self.teacher_sha[:12]}...); use another workdir, or give back that teacher")
+
+    def _layer_evaluator(self, stage: Stage, model: Model, teacher: Model | None, teacher_params: Params
+                         ) -> loop.LayerEvaluator:
+        losses = jax.jit(make_layer_losses(stage, model, teacher))
+        batches = inputs.heldout(self.config, self.corpus.heldout, max_examples=2 * self.config.evaluation.batch_size)
+
+        def evaluate(layer: int, params: Params) -> dict[str, float]:
+            sums: dict[str, float] = {}
+            counts: dict[str, float] = {}
+            for batch in batches:
+                pair = jax.device_get(losses(params, teacher_params, sharding.put_batch(self.mesh, batch),
+                                             np.int32(layer)))
+                for total, part in zip((sums, counts), pair):
+                    total |= {name: total.get(name, 0.0) + float(value) for name, value in part.items()}
+            raw = {name: sums[name] / counts[name] for name in sums}
+            return {"loss": sum(term.weight * raw[term.loss] for term in stage.terms), **raw}
+
+        return evaluate
+
+    def results(self, seconds: float) -> dict[str, Any]:
+        """Measures every network on held-out text and gathers what `results.json` holds."""
+        config, recipe = self.config, self.recipe
+        rows = inputs.heldout(config, self.corpus.heldout)
+        networks: dict[str, Any] = {}
+        with Progress(len(self.networks), "evaluating", unit="networks") as bar:
+            for name, params in self.networks.items():
+                model = recipe.model(name)
+                pair = {} if name == TEACHER or TEACHER not in self.networks else {
+                    "teacher": recipe.teacher, "teacher_params": self.networks[TEACHER]}
+                numbers = heldout.evaluate(model, params, rows, mesh=self.mesh, **pair)
+                own = [self.pages[s.name] for s in recipe.stages if s.network == name and s.name in self.pages]
+                networks[name] = {**numbers, "parameters": count(params), "steps": sum(p["steps"] for p in own),
+                                  "seconds": round(sum(p["seconds"] for p in own), 1), "sha256": digest(params)}
+                bar.update(1)
+        stages = {}
+        for stage in recipe.stages:
+            if stage.name in self.pages:
+                page = self.pages[stage.name]
+                rate = page["steps"] * stage.batch_size / max(page["seconds"], 1e-9)
+                stages[stage.name] = {
+                    "network": stage.network, "steps": page["steps"], "seconds": round(page["seconds"], 1),
+                    "sequences_per_second": round(rate, 1), "skipped": page["skipped"],
+                    "tokens_per_second": round(rate * config.data.sequence_length, 1)}
+        found: dict[str, Any] = {
+            "config_name": config.name, "seed": config.seed, "networks": networks, "stages": stages,
+            "transfer": {stage.name: {"layers": self.pages[stage.name]["layers"]} for stage in recipe.stages
+                         if stage.name in self.pages and "layers" in self.pages[stage.name]},
+            "corpus": self.corpus.describe(config), "heldout_rows": sum(int(b["example_weights"].sum()) for b in rows),
+            "hardware": hardware(self.mesh), "versions": inputs.versions(), "seconds": round(seconds, 1),
+        }
+        if "student" in networks:
+            found["student_sha256"] = networks["student"]["sha256"]
+        return found
+
+    def export(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Writes the student as a Hugging Face folder, loads it back and compares outputs."""
+        model, params = self.recipe.model("student"), self.networks["student"]
+        return export_model(self.folder.path / "student", model, params, self.corpus.tokenizer, results)
+
+    def stage_finished(self, stage: Stage) -> None:
+        """Reads the result of a finished stage that this call does not run."""
+        if self.folder.finished(stage.name) is None:
+            raise BadInput(f"the teacher's stage {stage.name!r} is not finished in this workdir; run it first")
+        self.stage(stage)
+
+
+def export_model(directory: epath.PathLike, model: Model, params: Params, tokenizer: Any,
+                 results: dict[str, Any]) -> dict[str, Any]:
+    """Saves a model with its card into `directory`, loads it back and proves that outputs are equal."""
+    card = interop.model_card(results)
+    exported = interop.save_pretrained(directory, model, params, tokenizer, card=card, overwrite=True)
+    verified = interop.verify_export(directory, model, params)
+    return {"path": str(directory), "format": exported.format, "reason": exported.reason, **verified}
+
+
+def step_flops(stage: Stage, model: Model, teacher: Model | None, config: ConfigDict) -> dict[str, float]:
+    """Analytic FLOPs of one step over the global batch, teacher (forward) and student (3 x forward) apart.
+
+    A progressive phase runs, on average, half the depth; its backward reaches one block (strict) or all below (soft).
+    """
+    length, words = config.data.sequence_length, config.data.max_predictions
+
+    def forward(m: Model, heads: tuple[str, ...]) -> float:
+        return float(sum(forward_flops(m.config, length, words, heads).values()))
+
+    student = 3.0 * forward(model, stage.heads("student"))
+    other = forward(teacher, stage.heads("teacher")) if teacher is not None else 0.0
+    if stage.progressive:
+        share = (model.config.num_layers + 1) / (2 * model.config.num_layers)
+        once = forward(model, ()) * share
+        student = 3.0 * once if stage.depth == "progressive_soft" else once + 2.0 * forward(model, ()) / model.config.num_layers
+        other *= share
+    return {"student": student * stage.batch_size, "teacher": other * stage.batch_size}
+
+
+def rates(steps_per_second: float, batch_size: int, tokens: int, flops: dict[str, float], mesh: jax.sharding.Mesh
+          ) -> dict[str, float]:
+    """Speeds of the loop, MFU of teacher and student apart; nothing before the first interval has passed."""
+    if steps_per_second <= 0:
+        return {}
+    found = {"steps_per_second": steps_per_second, "sequences_per_second": steps_per_second * batch_size,
+             "tokens_per_second": steps_per_second * tokens}
+    devices = mesh.devices.size
+    peak = peak_flops(mesh.devices.flat[0].device_kind)
+    if peak is not None and jax.default_backend() == "cpu":
+        devices = 1  # host devices share the cores that the peak was measured on
+    for name, amount in flops.items():
+        share = mfu(amount, 1.0 / steps_per_second, devices, peak)
+        if share is not None and amount:
+            found[f"mfu_{name}"] = share
+    return found
+
+
+def hardware(mesh: jax.sharding.Mesh) -> str:
+    """One line: how many of which devices, and the host's cores."""
+    kind = mesh.devices.flat[0].device_kind
+    return f"{mesh.devices.size} x {kind}, {os.cpu_count()} host cores ({platform.machine()})"
+
+

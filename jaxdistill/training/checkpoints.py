@@ -1,0 +1,85 @@
+"""Orbax checkpoints of a stage in progress: the whole train state, and a JSON page of everything else.
+
+The page holds schema version, stage, step, seed, data position, the teacher's folder and digest, the seconds spent and
+the records a stage keeps (per-layer losses). The teacher's parameters are never here. A save is atomic and
+asynchronous; a resumed stage reads the newest one against `eval_shape` and the mesh's shardings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from etils import epath
+
+from jaxdistill.errors import TrainingStopped
+from jaxdistill.training.state import TrainState
+
+SCHEMA = 1
+
+
+class Checkpoints:
+    """The checkpoints of one stage under `directory`; `keep` newest ones stay."""
+
+    def __init__(self, directory: epath.PathLike, keep: int = 2) -> None:
+        self._directory = epath.Path(directory)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
+        with disk_errors(self._directory):
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
+
+    def latest(self) -> int | None:
+        """The newest complete step, or None."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, page: dict[str, Any], *, wait: bool = False) -> None:
+        """Starts saving `state` at its step (a step already saved is left alone); `wait` for the end of it."""
+        step = int(state.step)
+        with disk_errors(self._directory):
+            if step not in self._manager.all_steps():
+                if jax.default_backend() == "cpu":
+                    # A CPU array may be handed over without a copy, and the next step donates its buffer.
+                    state = jax.tree.map(jnp.copy, state)
+                self._manager.save(step, args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), page=ocp.args.JsonSave({"schema": SCHEMA, **page})))
+            if wait:
+                self._manager.wait_until_finished()
+
+    def restore(self, like: TrainState, sharding: jax.sharding.Sharding) -> tuple[TrainState, dict[str, Any]]:
+        """The newest (state, page); `like` gives shapes and dtypes (arrays or `ShapeDtypeStruct`s)."""
+        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
+        restored = self._manager.restore(self.latest(), args=ocp.args.Composite(
+            state=ocp.args.StandardRestore(target), page=ocp.args.JsonRestore()))
+        return restored["state"], restored["page"]
+
+    def page(self) -> dict[str, Any] | None:
+        """The newest page alone, or None: what a resume needs to know before it builds anything."""
+        if self.latest() is None:
+            return None
+        return self._manager.restore(self.latest(), args=ocp.args.Composite(page=ocp.args.JsonRestore()))["page"]
+
+    def close(self, *, delete: bool = False) -> None:
+        """Waits for saves under way; `delete` removes them all, once the stage's result is safe elsewhere."""
+        with disk_errors(self._directory):
+            self._manager.wait_until_finished()
+            self._manager.close()
+        if delete:
+            self._directory.rmtree(missing_ok=True)
+
+
+@contextlib.contextmanager
+def disk_errors(path: epath.Path) -> Iterator[None]:
+    """Turns a full or read-only disk into `TrainingStopped`; whatever was saved before is intact."""
+    try:
+        yield
+    except Exception as error:
+        text = str(error)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+        if full or "No space left" in text or "RESOURCE_EXHAUSTED" in text or "Permission denied" in text:
+            raise TrainingStopped(f"cannot write {path}: {text.splitlines()[0]}; earlier checkpoints are intact: "
+                                  "make room (or fix the permission) and run the same command to resume") from error
+        raise

@@ -1,0 +1,144 @@
+"""The loop: every stage of every method, teacher or student, pre-training or fine-tuning, runs through `run_stage`.
+
+It is handed plain data (the stage), two models, and callables; it knows no method, no corpus and no file format.
+Metrics are read one step late, so the device never waits for the host.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxdistill.errors import TrainingStopped
+from jaxdistill.methods.base import Stage
+from jaxdistill.models import Model, Params
+from jaxdistill.training import schedules, sharding
+from jaxdistill.training.checkpoints import Checkpoints
+from jaxdistill.training.interruption import StopRequest
+from jaxdistill.training.state import TrainState
+from jaxdistill.training.step import make_step
+
+HostBatches = Iterator[dict[str, np.ndarray]]
+# (layer, parameters) -> losses of that layer on held-out text; called before and after each progressive phase.
+LayerEvaluator = Callable[[int, Params], dict[str, float]]
+
+
+@dataclasses.dataclass
+class Reporting:
+    """Where a stage's numbers go. `write(step, scalars)`; `show(steps done, scalars)` moves the progress bar."""
+
+    write: Callable[[int, dict[str, float]], None]
+    show: Callable[[int, dict[str, float]], None]
+    rates: Callable[[float], dict[str, float]] = lambda steps_per_second: {}
+    every: int = 20
+
+
+@dataclasses.dataclass
+class Limits:
+    """When to save and when to give up."""
+
+    checkpoint_every: int = 500
+    skipped_in_a_row: int = 20
+
+
+def run_stage(stage: Stage, model: Model, state: TrainState, teacher: Model | None, teacher_params: Params,
+              batches: HostBatches, *, mesh: Mesh, seed: int, checkpoints: Checkpoints, page: dict[str, Any],
+              reporting: Reporting, limits: Limits, evaluate_layer: LayerEvaluator | None = None) -> TrainState:
+    """Runs `stage` from `state.step` to its end; `batches` must begin at that step's first example.
+
+    `page` is saved with each checkpoint; its `seconds` (training time alone) and `layers` (what `evaluate_layer`
+    returned) are kept up to date here. Raises `TrainingStopped` after too many non-finite updates in a row,
+    `Interrupted` or `Preempted` when asked to stop; the state is saved before the latter two.
+    """
+    whole = sharding.replicated(mesh)
+    step_fn = jax.jit(make_step(stage, model, teacher, seed), donate_argnums=0,
+                      in_shardings=(whole, whole, sharding.over_batch(mesh)), out_shardings=(whole, whole))
+    state = sharding.put_replicated(mesh, state)
+    done = int(state.step)
+    pending: tuple[int, Any] | None = None
+    clock = Clock(page.get("seconds", 0.0))
+    with StopRequest() as stop:
+        while done < stage.steps:
+            if evaluate_layer is not None:
+                with clock.paused():
+                    record_phase(stage, model, page, done, state.params, evaluate_layer)
+            state, metrics = step_fn(state, teacher_params, sharding.put_batch(mesh, next(batches)))
+            done += 1
+            if pending is not None:
+                _report(stage, *pending, reporting, limits, clock)
+            pending = (done, metrics) if done % reporting.every == 0 or done == stage.steps else None
+            page["seconds"] = clock.seconds
+            if stop.signal is not None:
+                checkpoints.save(state, page, wait=True)
+                raise stop.error(f"in stage {stage.name!r} after {done} of {stage.steps} steps")
+            if done % limits.checkpoint_every == 0 and done < stage.steps:
+                with clock.paused():
+                    checkpoints.save(state, page)
+        if pending is not None:
+            _report(stage, *pending, reporting, limits, clock)
+        jax.block_until_ready(state)
+        page["seconds"] = clock.seconds
+        if evaluate_layer is not None:
+            record_phase(stage, model, page, done, state.params, evaluate_layer)
+    return state
+
+
+def record_phase(stage: Stage, model: Model, page: dict[str, Any], done: int, params: Params,
+                 evaluate_layer: LayerEvaluator) -> None:
+    """At a phase's border: the finished layer's losses go to `after`, the next one's to `before`; once each."""
+    layers, period = model.config.num_layers, schedules.phase_steps(stage, model.config.num_layers)
+    rows: list[dict[str, Any]] = page.setdefault("layers", [])
+    if done == stage.steps or (done % period == 0 and 0 < done // period < layers):
+        finished = layers - 1 if done == stage.steps else done // period - 1
+        if "after" not in rows[finished]:
+            rows[finished]["after"] = evaluate_layer(finished, params)
+    if done % period == 0 and done // period < layers and done < stage.steps and len(rows) <= done // period:
+        rows.append({"layer": done // period, "before": evaluate_layer(done // period, params)})
+
+
+def _report(stage: Stage, step: int, metrics: Any, reporting: Reporting, limits: Limits, clock: Clock) -> None:
+    scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    scalars |= reporting.rates(clock.rate(step))
+    reporting.write(step, scalars)
+    reporting.show(step, scalars)
+    if scalars["skipped_in_a_row"] >= limits.skipped_in_a_row:
+        raise TrainingStopped(
+            f"stage {stage.name!r}: the last {int(scalars['skipped_in_a_row'])} updates were not finite (step {step}); "
+            f"the last good checkpoint is intact; lower config.stages.{stage.name}.learning_rate or lengthen its warm-up")
+
+
+class Clock:
+    """Training seconds, evaluation and saving left out, and the rate since the last report."""
+
+    def __init__(self, spent: float) -> None:
+        self._start = time.perf_counter() - spent
+        self._last: tuple[int, float] | None = None
+        self._pause = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+    def paused(self) -> Clock:
+        return self
+
+    def __enter__(self) -> None:
+        self._pause = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        lost = time.perf_counter() - self._pause
+        self._start += lost
+        if self._last is not None:
+            self._last = (self._last[0], self._last[1] + lost)
+
+    def rate(self, step: int) -> float:
+        """Steps per second since the last call (0.0 the first time)."""
+        now, last = time.perf_counter(), self._last
+        self._last = (step, now)
+        return 0.0 if last is None else (step - last[0]) / max(now - last[1], 1e-9)

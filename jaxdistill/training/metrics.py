@@ -1,0 +1,223 @@
+"""Where numbers go while a run goes on (TensorBoard and `metrics.jsonl`), and how fast the machine could go at best.
+
+TensorBoard files are written by tensorboard's own EventFileWriter: no TensorFlow, no clu. Each (stage, network) is a
+TensorBoard run of its own, so the same tag of two networks is drawn in one chart and a resumed stage can discard
+its own orphaned points without touching the others. `metrics.jsonl` has one object a line:
+`{"stage": "distill", "network": "student", "step": 10, "time": 1700000000.0, "loss": 3.2, ...}`.
+
+A remote workdir (`gs://...`) cannot be appended to. Files are then written to a local spool directory and copied up
+whole on `flush`, `close` and at most once a minute between; what a preemption may lose is that minute.
+Called by the loop and by `run`, on the first process only; read back by `report`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+FILE = "metrics.jsonl"
+UPLOAD_SECONDS = 60.0
+
+
+class MetricWriter:
+    """Scalars by (stage, network, step) into `workdir`; appends to what an earlier process left there.
+
+    `tensorboard=False` writes the JSONL file only. Usable as a context manager. Not thread-safe.
+    """
+
+    def __init__(self, workdir: epath.PathLike, *, tensorboard: bool = True) -> None:
+        self._workdir = epath.Path(workdir)
+        self._remote = _is_remote(self._workdir)
+        self._spool: tempfile.TemporaryDirectory[str] | None = None
+        self._local = self._workdir
+        self._workdir.mkdir(parents=True, exist_ok=True)
+        if self._remote:
+            self._spool = tempfile.TemporaryDirectory(prefix="jaxdistill-metrics-")
+            self._local = epath.Path(self._spool.name)
+            if (self._workdir / FILE).exists():
+                (self._local / FILE).write_bytes((self._workdir / FILE).read_bytes())
+        self._path = self._local / FILE
+        self._drop_torn_line()
+        self._file = self._path.open("a")
+        self._tensorboard = tensorboard
+        self._event_writers: dict[str, Any] = {}
+        self._restarted_at: dict[str, int] = {}
+        self._uploaded = time.monotonic()
+
+    def write(self, stage: str, step: int, scalars: Mapping[str, Any], network: str = "student") -> None:
+        """One line and one TensorBoard point a name. Values are numbers or one-element arrays; what is not finite
+        becomes null in the JSONL file (JSON has no NaN) and stays itself in TensorBoard."""
+        values = {name: float(value) for name, value in scalars.items()}
+        now = time.time()
+        line = {"stage": stage, "network": network, "step": int(step), "time": round(now, 3),
+                **{name: value if math.isfinite(value) else None for name, value in values.items()}}
+        self._file.write(json.dumps(line) + "\n")
+        if self._tensorboard:
+            self._write_events(f"{stage}/{network}", int(step), now, values)
+        if self._remote and time.monotonic() - self._uploaded > UPLOAD_SECONDS:
+            self.flush()
+
+    def rewind(self, stage: str, step: int, network: str = "student") -> None:
+        """Forgets what will be measured again when (stage, network) resumes with `step` steps done.
+
+        The file is in order of time, so everything after the checkpoint goes: all lines from the first one of this
+        stage and network beyond `step` on or, where it has none, all after its last one. Other stages before stay.
+        """
+        self._file.close()
+        lines = self._path.read_text().splitlines(keepends=True)
+        kept, any_own = 0, False
+        for number, text in enumerate(lines):
+            line = _parse(text) or {}
+            if (line.get("stage"), line.get("network")) == (stage, network):
+                if line.get("step", 0) > step:
+                    break
+                kept, any_own = number + 1, True
+            elif not any_own:
+                kept = number + 1
+        if kept < len(lines):
+            self._replace("".join(lines[:kept]))
+        self._file = self._path.open("a")
+        self._restarted_at[f"{stage}/{network}"] = step
+
+    def flush(self) -> None:
+        """Everything written so far is on disk (or in the bucket) when this returns."""
+        self._file.flush()
+        for writer in self._event_writers.values():
+            writer.flush()
+        if self._remote:
+            self._upload()
+
+    def close(self) -> None:
+        """Flushes and closes; a second call does nothing."""
+        if self._file.closed:
+            return
+        self.flush()
+        self._file.close()
+        for writer in self._event_writers.values():
+            writer.close()
+        if self._spool is not None:
+            self._spool.cleanup()
+
+    def __enter__(self) -> MetricWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _write_events(self, run: str, step: int, now: float, values: Mapping[str, float]) -> None:
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+
+        if run not in self._event_writers:
+            self._event_writers[run] = _event_writer(str(self._local / "tensorboard" / run))
+        writer = self._event_writers[run]
+        if run in self._restarted_at:  # tells TensorBoard to hide the points of steps that are run again
+            restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            writer.add_event(event_pb2.Event(wall_time=now, step=self._restarted_at.pop(run) + 1, session_log=restart))
+        points = [summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        writer.add_event(event_pb2.Event(wall_time=now, step=step, summary=summary_pb2.Summary(value=points)))
+
+    def _drop_torn_line(self) -> None:
+        """A process killed in mid-write leaves half a line, to which the next one would be glued."""
+        if self._path.exists():
+            text = self._path.read_bytes().decode(errors="replace")
+            if text and not text.endswith("\n"):
+                self._replace(text[:text.rfind("\n") + 1])
+
+    def _replace(self, text: str) -> None:
+        """Through a second file, so that a kill in between loses nothing."""
+        beside = self._path.with_name(FILE + ".tmp")
+        beside.write_text(text)
+        beside.replace(self._path)
+
+    def _upload(self) -> None:
+        # One folder a stage, one a network; epath refuses a recursive pattern.
+        for path in [self._path, *(self._local / "tensorboard").glob("*/*/events.*")]:
+            target = self._workdir / path.relative_to(self._local)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+        self._uploaded = time.monotonic()
+
+
+def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
+    """The objects of `metrics.jsonl` in order of time; [] if there is none. Torn or foreign lines are skipped."""
+    path = epath.Path(workdir) / FILE
+    if not path.exists():
+        return []
+    return [line for line in map(_parse, path.read_bytes().decode(errors="replace").splitlines()) if line is not None]
+
+
+def _parse(text: str) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) and "stage" in line and "step" in line else None
+
+
+def _is_remote(path: epath.Path) -> bool:
+    return "://" in str(path)
+
+
+def _event_writer(directory: str) -> Any:
+    """tensorboard's EventFileWriter. It would import TensorFlow where that is installed (seconds, and GPU memory),
+    only to open a local file; `tensorboard.compat.notf` is tensorboard's own switch against that."""
+    sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("tensorboard.compat.notf"))
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    return EventFileWriter(directory, max_queue_size=1000, flush_secs=30)
+
+
+# Dense bfloat16 peak of one JAX device (manufacturers' sheets), by the start of `device_kind`; the first match counts.
+# A device of TPU v2, v3 and 7x is half a chip.
+PEAK_FLOPS: tuple[tuple[str, float], ...] = (
+    ("TPU v2", 22.5e12), ("TPU v3", 61.5e12), ("TPU v4 lite", 138e12), ("TPU v4", 275e12),
+    ("TPU v5 lite", 197e12), ("TPU v5e", 197e12), ("TPU v5", 459e12),
+    ("TPU v6 lite", 918e12), ("TPU v6e", 918e12), ("TPU7x", 1153.5e12), ("TPU v7x", 1153.5e12),
+    ("NVIDIA A100", 312e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA H100 NVL", 835e12), ("NVIDIA H100", 989e12),
+    ("NVIDIA H200 NVL", 835e12), ("NVIDIA H200", 989e12), ("NVIDIA GH200", 989e12),
+    ("NVIDIA B200", 2250e12), ("NVIDIA GB200", 2500e12),
+)
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Peak FLOP/s of one device of this `jax.Device.device_kind`; None if it is not in the table.
+
+    For "cpu" there is no such figure: a float32 matrix product is timed instead (about 0.3 s, once a process).
+    """
+    if device_kind.lower() == "cpu":
+        return _measured_cpu_flops()
+    return next((peak for prefix, peak in PEAK_FLOPS if device_kind.lower().startswith(prefix.lower())), None)
+
+
+@functools.cache
+def _measured_cpu_flops(size: int = 1024, seconds: float = 0.25) -> float:
+    """The best of repeated products: on a shared machine the mean measures the neighbours."""
+    import jax
+    import jax.numpy as jnp
+
+    cpu = jax.local_devices(backend="cpu")[0]
+    a = jax.device_put(jnp.ones((size, size), jnp.float32), cpu)
+    product = jax.jit(jnp.matmul)
+    product(a, a).block_until_ready()
+    best, end = math.inf, time.perf_counter() + seconds
+    while (start := time.perf_counter()) < end:
+        product(a, a).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def mfu(flops_per_step: float, seconds_per_step: float, n_devices: int, peak: float | None) -> float | None:
+    """Model FLOPs utilisation: the fraction of `n_devices` x `peak` FLOP/s that `flops_per_step` of useful work over
+    the whole global batch makes up; None where the peak is unknown."""
+    if not peak or seconds_per_step <= 0:
+        return None
+    return flops_per_step / (seconds_per_step * n_devices * peak)

@@ -1,0 +1,97 @@
+"""The folder of a run: its recipe, the network each finished stage left, and where everything else goes. Called by run.
+
+    config.json          the recipe; another recipe is refused here
+    data/                prepared text and, if one was trained here, the tokenizer
+    stages/NAME/         the network after stage NAME, in our own format; stage.json is written last and marks it whole
+    checkpoints/NAME/    the stage in progress
+    metrics.jsonl, tensorboard/, results.json, plots/, student/ (the exported folder)
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from jaxdistill.errors import BadInput
+from jaxdistill.interop import own_format
+from jaxdistill.models import Model, Params
+from jaxdistill.models.parameters import digest
+
+# Fields that may differ between two calls on one workdir: they change where and how often, not what is computed.
+FREE = ("order", "baselines", "mesh", "checkpoint", "log_every", "export", "data.path", "evaluation")
+
+
+class Workdir:
+    """Paths of a run; creating it makes the folder and refuses one that belongs to another recipe."""
+
+    def __init__(self, path: epath.PathLike, config: ConfigDict | None = None) -> None:
+        self.path = epath.Path(path).expanduser()
+        if config is not None:
+            self._claim(config)
+
+    def _claim(self, config: ConfigDict) -> None:
+        wanted = json.loads(json.dumps(config.to_dict()))
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = self.path / "config.json"
+            if file.exists():
+                _refuse_other(self.path, json.loads(file.read_text()), wanted)
+            elif any(self.path.iterdir()):
+                raise BadInput(f"workdir {str(self.path)!r} is not empty and holds no run; give a new or empty folder")
+            file.write_text(json.dumps(wanted, indent=2) + "\n")
+        except OSError as error:
+            raise BadInput(f"cannot use workdir {str(self.path)!r}: {error.strerror or error}; give a writable folder") from error
+        except json.JSONDecodeError as error:
+            raise BadInput(f"{self.path}/config.json is damaged ({error}); give another workdir") from error
+
+    def checkpoints(self, stage: str) -> epath.Path:
+        return self.path / "checkpoints" / stage
+
+    def stage(self, stage: str) -> epath.Path:
+        return self.path / "stages" / stage
+
+    def finished(self, stage: str) -> dict[str, Any] | None:
+        """The page of a finished stage, or None."""
+        page = self.stage(stage) / "stage.json"
+        return json.loads(page.read_text()) if page.exists() else None
+
+    def save_stage(self, stage: str, model: Model, params: Params, page: dict[str, Any]) -> dict[str, Any]:
+        """Writes the network after `stage`; the marker comes last, so a stage is whole or not there."""
+        folder = self.stage(stage)
+        folder.mkdir(parents=True, exist_ok=True)
+        own_format.write(folder, model.config, params)
+        page = {**page, "sha256": digest(params)}
+        (folder / "stage.json").write_text(json.dumps(page, indent=2) + "\n")
+        return page
+
+    def load_stage(self, stage: str, model: Model) -> Params:
+        """The parameters after a finished stage, checked against the digest in its page."""
+        params = own_format.read_params(self.stage(stage), model.config)
+        page = self.finished(stage)
+        if page is None or digest(params) != page["sha256"]:
+            raise BadInput(f"the weights in {self.stage(stage)} are not those that its stage.json describes; "
+                           "delete that folder to train the stage again")
+        return params
+
+
+def _refuse_other(path: epath.Path, held: dict[str, Any], wanted: dict[str, Any]) -> None:
+    before, now = flat(held), flat(wanted)
+    for name in sorted(before.keys() | now.keys()):
+        if any(name == free or name.startswith(free + ".") for free in FREE):
+            continue
+        if name.startswith("stages.") and (name not in before or name not in now):
+            continue  # a stage that was added or taken away says nothing about the others
+        if before.get(name) != now.get(name):
+            raise BadInput(f"workdir {str(path)!r} belongs to a run with config.{name}={before.get(name)!r}, now "
+                           f"{now.get(name)!r}; use another workdir, or the same settings to resume")
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    result: dict[str, Any] = {}
+    for name, value in tree.items():
+        result |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return result
