@@ -16,8 +16,10 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jaxdistill import interop
-from jaxdistill.data import loader, prepare, sources, tokenizers
-from jaxdistill.data.prepare import PreparedText
+from jaxdistill.data.loader import heldout_batches, make_loader
+from jaxdistill.data.prepare import PreparedText, prepare
+from jaxdistill.data.sources import read_documents, source_digest
+from jaxdistill.data.tokenizers import describe, load_tokenizer, train_wordpiece
 from jaxdistill.errors import BadInput
 from jaxdistill.models import Model, Params
 from jaxdistill.training.progress import Progress
@@ -53,37 +55,38 @@ def load_corpus(config: ConfigDict, workdir: epath.Path) -> Corpus:
     """Tokenizer and both parts of the text, made or found. Raises `BadInput` for unusable text or vocabulary."""
     d = config.data
     folder = epath.Path(d.path).expanduser() if d.path else workdir / "data"
-    tokenizer = load_tokenizer(config, folder)
+    tokenizer = find_tokenizer(config, folder)
     options = {"sequence_length": d.sequence_length, "heldout_fraction": d.heldout_fraction, "seed": config.seed}
     parts = {}
     for split, source in (("train", d.source), ("heldout", d.heldout or d.source)):
         part = "all" if split == "heldout" and d.heldout else split if split == "heldout" or not d.heldout else "all"
         with Progress(None, f"preparing {split} text", unit="documents") as bar:
-            parts[split] = prepare.prepare(source, tokenizer, folder, split=part, **options,
+            parts[split] = prepare(source, tokenizer, folder, split=part, **options,
                                            progress=lambda done, bar=bar: bar.update(done - bar.done))
-    return Corpus(tokenizer, tokenizers.describe(tokenizer).size, parts["train"], parts["heldout"])
+    return Corpus(tokenizer, describe(tokenizer).size, parts["train"], parts["heldout"])
 
 
-def load_tokenizer(config: ConfigDict, folder: epath.Path) -> Any:
+def find_tokenizer(config: ConfigDict, folder: epath.Path) -> Any:
     """The tokenizer named by the recipe, the teacher folder's, or one trained on the source (kept in `folder`)."""
     d = config.data
     place = d.tokenizer or config.teacher.init or config.student.init
     if place:
-        return tokenizers.load_tokenizer(interop.local_folder(place), d.lowercase)
-    kept = folder / f"tokenizer-{sources.source_digest(d.source)[:12]}-{d.vocab_size}{'' if d.lowercase else '-cased'}"
+        where = epath.Path(place).expanduser()
+        return load_tokenizer(where if where.is_file() else interop.locate(place), d.lowercase)
+    kept = folder / f"tokenizer-{source_digest(d.source)[:12]}-{d.vocab_size}{'' if d.lowercase else '-cased'}"
     if not (kept / "vocab.txt").exists():
         split = "all" if d.heldout else "train"
 
         def texts() -> Iterator[str]:
             with Progress(None, "training the WordPiece vocabulary", unit="documents") as bar:
-                for document in sources.read_documents(d.source, split, d.heldout_fraction):
+                for document in read_documents(d.source, split, d.heldout_fraction):
                     yield document.text
                     bar.update(1)
 
-        trained = tokenizers.train_wordpiece(texts(), d.vocab_size, d.lowercase)
+        trained = train_wordpiece(texts(), d.vocab_size, d.lowercase)
         kept.mkdir(parents=True, exist_ok=True)
         trained.save_pretrained(str(kept))
-    return tokenizers.load_tokenizer(kept)
+    return load_tokenizer(kept)
 
 
 def batches(config: ConfigDict, prepared: PreparedText, *, batch_size: int, start_example: int
@@ -91,7 +94,7 @@ def batches(config: ConfigDict, prepared: PreparedText, *, batch_size: int, star
     """Training batches from global example `start_example` on; this host's rows."""
     import jax
 
-    return loader.make_loader(prepared, batch_size=batch_size, start_example=start_example,
+    return make_loader(prepared, batch_size=batch_size, start_example=start_example,
                               process_index=jax.process_index(), process_count=jax.process_count(), **row_options(config))
 
 
@@ -99,8 +102,8 @@ def heldout(config: ConfigDict, prepared: PreparedText, max_examples: int | None
     """The held-out rows that every network is measured on: all of them, or a fixed shuffled sample."""
     size, most = config.evaluation.batch_size, max_examples or config.evaluation.max_examples
     if prepared.num_records <= most:
-        return list(loader.heldout_batches(prepared, batch_size=size, **row_options(config)))
-    sample = loader.make_loader(prepared, batch_size=size, prefetch=False, **row_options(config))
+        return list(heldout_batches(prepared, batch_size=size, **row_options(config)))
+    sample = make_loader(prepared, batch_size=size, prefetch=False, **row_options(config))
     return list(itertools.islice(sample, max(1, most // size)))
 
 

@@ -22,7 +22,10 @@ NETWORKS = {"teacher": "teacher", "student": "student", "copied_start": "copied 
 _COLUMNS = (("mlm_loss", "MLM loss", "{:.4f}"), ("mlm_accuracy", "MLM acc.", "{:.1%}"),
             ("nsp_accuracy", "NSP acc.", "{:.1%}"), ("top1_agreement", "top-1", "{:.1%}"),
             ("top5_agreement", "top-5", "{:.1%}"), ("teacher_kl", "KL to teacher", "{:.4f}"),
-            ("parameters", "parameters", "{:,}"), ("steps", "steps", "{:,}"), ("seconds", "seconds", "{:,.0f}"))
+            ("parameters", "parameters", "{:,.0f}"), ("steps", "steps", "{:,.0f}"), ("seconds", "seconds", "{:,.0f}"))
+_STAGE_COLUMNS = (("steps", "steps", "{:,.0f}"), ("seconds", "seconds", "{:,.0f}"),
+                  ("sequences_per_second", "sequences/s", "{:,.1f}"), ("tokens_per_second", "tokens/s", "{:,.0f}"),
+                  ("final_loss", "final loss", "{:.4f}"))
 
 # A network has the same colour in every plot; the palette is safe for colour-blind readers.
 _COLOURS = {"teacher": "#555555", "student": "#0072B2", "copied_start": "#E69F00", "random_start": "#CC79A7"}
@@ -56,23 +59,14 @@ def format_table(results: Mapping[str, Any]) -> str:
     blocks = []
     networks = _networks(results)
     if networks:
-        columns = [c for c in _COLUMNS if any(_finite(row.get(c[0])) is not None for row in networks.values())]
-        rows = [["held-out text", *(title for _, title, _ in columns)]]
-        for name, values in networks.items():
-            rows.append([NETWORKS.get(name, name), *(_cell(values.get(key), form) for key, _, form in columns)])
-        blocks.append(_aligned(rows))
+        rows = {NETWORKS.get(name, name): row for name, row in networks.items()}
+        blocks.append(_table("held-out text", rows, _COLUMNS))
     stages = results.get("stages") or {}
     if stages:
-        rows = [["stage", "steps", "seconds", "sequences/s", "tokens/s", "final loss"]]
-        for name, values in stages.items():
-            forms = (("steps", "{:,}"), ("seconds", "{:,.0f}"), ("sequences_per_second", "{:,.1f}"),
-                     ("tokens_per_second", "{:,.0f}"), ("final_loss", "{:.4f}"))
-            rows.append([name, *(_cell(values.get(key), form) for key, form in forms)])
-        blocks.append(_aligned(rows))
-    layers = _layers(results)
-    if layers:
+        blocks.append(_table("stage", stages, _STAGE_COLUMNS))
+    for stage, layers in _layers(results).items():
         better = sum(after < before for _, before, after in layers)
-        blocks.append(f"Transfer lowered its loss in {better} of {len(layers)} layers.")
+        blocks.append(f"Stage {stage} lowered the transfer loss of {better} of its {len(layers)} layers.")
     if networks:
         blocks.append("\n".join(comparison(results)))
     facts = [f"{name}: {_flat(results[key])}" for key, name in (
@@ -84,8 +78,7 @@ def format_table(results: Mapping[str, Any]) -> str:
 
 def comparison(results: Mapping[str, Any]) -> list[str]:
     """In plain words: who has the lowest held-out MLM loss, and the student's margin over each of its baselines."""
-    losses = {name: loss for name, row in _networks(results).items()
-              if (loss := _finite(row.get("mlm_loss"))) is not None}
+    losses = _losses(results)
     if not losses:
         return ["No network has a held-out MLM loss."]
     best = min(losses, key=losses.__getitem__)
@@ -110,12 +103,11 @@ def comparison(results: Mapping[str, Any]) -> list[str]:
 
 def write_plots(workdir: epath.PathLike, results: Mapping[str, Any]) -> list[epath.Path]:
     """Draws whatever there are numbers for into `workdir/plots`; returns the paths written."""
-    metrics = read_metrics(workdir)
-    losses = {name: loss for name, row in _networks(results).items()
-              if (loss := _finite(row.get("mlm_loss"))) is not None}
-    figures = {"loss_by_stage.png": loss_by_stage(metrics, list(results.get("stages") or {})),
-               "layer_transfer.png": layer_transfer(_layers(results)),
-               "heldout.png": heldout(losses)}
+    figures = {"loss_by_stage.png": loss_by_stage(read_metrics(workdir), list(results.get("stages") or {})),
+               "heldout.png": heldout(_losses(results))}
+    transfers = _layers(results)
+    for stage, layers in transfers.items():
+        figures["layer_transfer.png" if len(transfers) == 1 else f"layer_transfer_{stage}.png"] = layer_transfer(layers)
     return [_save(figure, epath.Path(workdir) / "plots" / name)
             for name, figure in figures.items() if figure is not None]
 
@@ -125,6 +117,8 @@ def loss_by_stage(metrics: Sequence[Mapping[str, Any]], order: Sequence[str] = (
 
     `order`: stages in reading order; those it does not name follow in the order of their lines.
     """
+    from matplotlib.ticker import MaxNLocator, NullFormatter
+
     curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for line in metrics:
         if line.get("loss") is not None and math.isfinite(line["loss"]):
@@ -146,6 +140,7 @@ def loss_by_stage(metrics: Sequence[Mapping[str, Any]], order: Sequence[str] = (
             values += [loss for _, loss in points]
         if min(values) > 0 and max(values) / min(values) > _WIDE:
             axes.set_yscale("log")
+            axes.yaxis.set_minor_formatter(NullFormatter())
         if number % columns == 0:
             axes.set_ylabel("training loss (sum of weighted terms)")
         if number >= len(stages) - columns:
@@ -153,7 +148,7 @@ def loss_by_stage(metrics: Sequence[Mapping[str, Any]], order: Sequence[str] = (
         axes.legend(frameon=False, loc="best")
         _tidy(axes)
         axes.xaxis.set_major_formatter(_thousands)
-        axes.xaxis.set_major_locator(_ticker().MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     return figure
 
 
@@ -179,7 +174,8 @@ def layer_transfer(layers: Sequence[tuple[int, float, float]]) -> Any | None:
         if high > 0:
             change = f"{100 * (low / high - 1):+.0f}%".replace("-", "\N{MINUS SIGN}")
             axes.annotate(change, (position, max(low, high)), xytext=(0, 3), textcoords="offset points", ha="center",
-                          fontsize=9 if len(layers) <= 12 else 8, color="#333333")
+                          fontsize=9 if len(layers) <= 12 else 8, color="#333333",
+                          bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})
     axes.set_xticks(positions, [str(layer) for layer, _, _ in layers])
     axes.set_xlim(-0.7, len(layers) - 0.3)
     axes.set_xlabel("layer (0 is next to the embeddings)")
@@ -253,12 +249,6 @@ def _tidy(axes: Any) -> None:
     axes.set_axisbelow(True)
 
 
-def _ticker() -> Any:
-    from matplotlib import ticker
-
-    return ticker
-
-
 def _thousands(value: float, _: int) -> str:
     """120000 -> "120k"."""
     if abs(value) >= 1e6:
@@ -272,13 +262,22 @@ def _networks(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {name: found[name] for name in sorted(found, key=lambda n: [*NETWORKS, n].index(n))}
 
 
-def _layers(results: Mapping[str, Any]) -> list[tuple[int, float, float]]:
-    """(layer, loss before, loss after) for every layer that has both."""
-    found = []
-    for number, row in enumerate((results.get("transfer") or {}).get("layers") or []):
-        before, after = (_finite((row.get(when) or {}).get("loss")) for when in ("before", "after"))
-        if before is not None and after is not None:
-            found.append((int(row.get("layer", number)), before, after))
+def _losses(results: Mapping[str, Any]) -> dict[str, float]:
+    """Held-out MLM losses of the networks that have one."""
+    every = {name: _finite(row.get("mlm_loss")) for name, row in _networks(results).items()}
+    return {name: loss for name, loss in every.items() if loss is not None}
+
+
+def _layers(results: Mapping[str, Any]) -> dict[str, list[tuple[int, float, float]]]:
+    """By stage, (layer, loss before, loss after) for every layer that has both. `results["transfer"]` holds the
+    layers of one stage or, by name, those of several."""
+    transfer = results.get("transfer") or {}
+    found: dict[str, list[tuple[int, float, float]]] = {}
+    for stage, page in ({"transfer": transfer} if "layers" in transfer else transfer).items():
+        for number, row in enumerate(page.get("layers") or []):
+            before, after = (_finite((row.get(when) or {}).get("loss")) for when in ("before", "after"))
+            if before is not None and after is not None:
+                found.setdefault(stage, []).append((int(row.get("layer", number)), before, after))
     return found
 
 
@@ -286,13 +285,15 @@ def _finite(value: Any) -> float | None:
     return float(value) if value is not None and math.isfinite(float(value)) else None
 
 
-def _cell(value: Any, form: str) -> str:
-    return "-" if _finite(value) is None else form.format(value)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]) for row in rows]
+def _table(corner: str, rows: Mapping[str, Mapping[str, Any]], columns: Sequence[tuple[str, str, str]]) -> str:
+    """Rows by name under the titles of `columns` (key, title, format), without the columns that nobody has."""
+    columns = [c for c in columns if any(_finite(row.get(c[0])) is not None for row in rows.values())]
+    cells = [[corner, *(title for _, title, _ in columns)]]
+    for name, row in rows.items():
+        numbers = [(_finite(row.get(key)), form) for key, _, form in columns]
+        cells.append([name, *("-" if number is None else form.format(number) for number, form in numbers)])
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]) for row in cells]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 

@@ -234,11 +234,14 @@ class Run:
                     "tokens_per_second": round(rate * config.data.sequence_length, 1)}
         found: dict[str, Any] = {
             "config_name": config.name, "seed": config.seed, "networks": networks, "stages": stages,
-            "transfer": {stage.name: {"layers": self.pages[stage.name]["layers"]} for stage in recipe.stages
-                         if stage.name in self.pages and "layers" in self.pages[stage.name]},
             "corpus": self.corpus.describe(config), "heldout_rows": sum(int(b["example_weights"].sum()) for b in rows),
             "hardware": hardware(self.mesh), "versions": inputs.versions(), "seconds": round(seconds, 1),
         }
+        layered = [name for name in stages if "layers" in self.pages[name]]
+        for name in layered:
+            stages[name]["layers"] = self.pages[name]["layers"]
+        if layered:
+            found["transfer"] = {"stage": layered[0], "layers": self.pages[layered[0]]["layers"]}
         if "student" in networks:
             found["student_sha256"] = networks["student"]["sha256"]
         return found

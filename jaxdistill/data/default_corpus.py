@@ -179,11 +179,17 @@ def _long_strings(code: str) -> Iterator[str]:
             tree = ast.parse(code)
     except (SyntaxError, ValueError, RecursionError):
         return
-    found = [
-        (node.lineno, node.col_offset, node.value)
-        for node in ast.walk(tree)
-        if type(node) is ast.Constant and type(node.value) is str and len(node.value) >= _SHORTEST_STRING
-    ]
+    found: list[tuple[int, int, str]] = []
+    nodes: list[ast.AST] = [tree]
+    while nodes:
+        for value in vars(nodes.pop()).values():
+            for child in value if type(value) is list else (value,):
+                if type(child) is ast.Constant:
+                    if type(child.value) is str and len(child.value) >= _SHORTEST_STRING:
+                        found.append((child.lineno, child.col_offset, child.value))
+                # Documentation is a statement of its own or spans lines: the millions of one-line nodes are passed over.
+                elif type(child) is ast.Expr or getattr(child, "end_lineno", 0) > getattr(child, "lineno", 0):
+                    nodes.append(child)
     yield from (value for _, _, value in sorted(found))
 
 

@@ -21,7 +21,7 @@ from jaxdistill.errors import BadInput
 
 Batch = dict[str, np.ndarray]
 _PREFETCHED_BATCHES = 8
-_ENDLESS = 2**62  # examples
+ENDLESS = 2**62  # examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +119,7 @@ class BatchSource:
     dynamic: bool
 
     def __len__(self) -> int:
-        return (_ENDLESS - self.start_example) // self.batch_size
+        return (ENDLESS - self.start_example) // self.batch_size
 
     def __getitem__(self, index: SupportsIndex) -> Batch:
         first = self.start_example + int(index) * self.batch_size + self.first_row
@@ -173,18 +173,11 @@ def make_loader(
     Raises:
         BadInput: sizes that do not divide or fit.
     """
-    _check(prepared, batch_size, max_predictions, mask_rate, nsp)
-    if process_count < 1 or batch_size % process_count:
-        raise BadInput(
-            f"batch_size={batch_size} does not divide by {process_count} hosts: "
-            f"use a multiple, e.g. {-(-batch_size // max(1, process_count)) * max(1, process_count)}"
-        )
-    if not 0 <= process_index < process_count:
-        raise BadInput(f"process_index={process_index}: expected 0 to {process_count - 1}")
+    _check(prepared, max_predictions, mask_rate, nsp)
+    num_rows = rows_a_host(batch_size, process_index, process_count)
     if start_example < 0:
         raise BadInput(f"start_example={start_example}: expected 0 or more")
     settings = RowSettings(seed, max_predictions, mask_rate, whole_word, nsp)
-    num_rows = batch_size // process_count
     source = BatchSource(
         rows=RowMaker(prepared, settings, records.open_reader(prepared, in_memory)),
         num_records=prepared.num_records,
@@ -196,7 +189,7 @@ def make_loader(
         shuffle=shuffle,
         dynamic=dynamic,
     )
-    return _read(source, prefetch)
+    return read_through_grain(source, prefetch)
 
 
 def heldout_batches(
@@ -217,13 +210,11 @@ def heldout_batches(
     The last global batch is filled up with copies of the last record whose `example_weights` and `mlm_weights` are 0.
     Every host gets the same number of batches.
     """
-    _check(prepared, batch_size, max_predictions, mask_rate, nsp)
-    if process_count < 1 or batch_size % process_count:
-        raise BadInput(f"batch_size={batch_size} does not divide by {process_count} hosts: use a multiple")
+    _check(prepared, max_predictions, mask_rate, nsp)
+    num_rows = rows_a_host(batch_size, process_index, process_count)
     rows = RowMaker(
         prepared, RowSettings(seed, max_predictions, mask_rate, whole_word, nsp), records.open_reader(prepared, in_memory)
     )
-    num_rows = batch_size // process_count
     for begin in range(process_index * num_rows, _round_up(prepared.num_records, batch_size), batch_size):
         place = np.arange(begin, begin + num_rows)
         is_real = place < prepared.num_records
@@ -233,11 +224,21 @@ def heldout_batches(
         yield batch
 
 
+def rows_a_host(batch_size: int, process_index: int, process_count: int) -> int:
+    """How many rows of a global batch each host has. Raises BadInput if they cannot be shared out equally."""
+    if not 0 <= process_index < process_count:
+        raise BadInput(f"process_index={process_index}: expected 0 to {process_count - 1}, of process_count={process_count}")
+    if batch_size < 1 or batch_size % process_count:
+        multiple = max(_round_up(batch_size, process_count), process_count)
+        raise BadInput(f"batch_size={batch_size} does not divide by {process_count} hosts: use a multiple, e.g. {multiple}")
+    return batch_size // process_count
+
+
 def _round_up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
-def _read(source: Any, prefetch: bool) -> Iterator[Batch]:
+def read_through_grain(source: Any, prefetch: bool) -> Iterator[Batch]:
     """Through Grain, in order; one background thread is enough, and keeps a core free for the training loop."""
     import grain
 
@@ -245,9 +246,7 @@ def _read(source: Any, prefetch: bool) -> Iterator[Batch]:
     return iter(grain.MapDataset.source(source).to_iter_dataset(options))
 
 
-def _check(prepared: PreparedText, batch_size: int, max_predictions: int, mask_rate: float, nsp: bool) -> None:
-    if batch_size < 1:
-        raise BadInput(f"batch_size={batch_size}: expected 1 or more")
+def _check(prepared: PreparedText, max_predictions: int, mask_rate: float, nsp: bool) -> None:
     if not 1 <= max_predictions <= prepared.sequence_length:
         raise BadInput(
             f"max_predictions={max_predictions}: expected 1 to the sequence length {prepared.sequence_length}; "

@@ -35,8 +35,8 @@ _MARKUP = (
     (re.compile(r"\*\*([^*]+)\*\*"), r"\1"),
     (re.compile(r"(?<!\w)\*([^*\s][^*]*)\*(?!\w)"), r"\1"),
     (re.compile(r"</?[a-zA-Z][^>]{0,40}>"), ""),
-    (re.compile(r"\s+"), " "),
 )
+_MAY_HAVE_MARKUP = re.compile(r"[`*\[<]")
 _WORD = re.compile(r"[A-Za-z][A-Za-z'’-]*")
 _ENGLISH = frozenset(
     "a an the of to in is are and or for with that this be by on as it if from not at which when can will has have was "
@@ -50,9 +50,10 @@ _LONGEST_SENTENCE = 1200  # characters; longer is data, not a sentence
 def prose(documentation: str) -> Iterator[list[str]]:
     """The paragraphs of a docstring that are prose, each a list of sentences."""
     for paragraph in _paragraphs(inspect.cleandoc(documentation.replace("\r", ""))):
-        for pattern, replacement in _MARKUP:
-            paragraph = pattern.sub(replacement, paragraph)
-        sentences = [sentence for sentence in split_sentences(paragraph.strip()) if is_english_sentence(sentence)]
+        if _MAY_HAVE_MARKUP.search(paragraph):
+            for pattern, replacement in _MARKUP:
+                paragraph = pattern.sub(replacement, paragraph)
+        sentences = [sentence for sentence in split_sentences(" ".join(paragraph.split())) if is_english_sentence(sentence)]
         if sentences:
             yield sentences
 

@@ -23,13 +23,10 @@ from jaxdistill.errors import BadInput, nearest
 
 HELDOUT_FRACTION = 0.02
 SPLITS = ("train", "heldout", "all")
-# A sentence ends at . ! or ? (and closing quotes or brackets) before a space and something that can start the next.
-# Not after an initial or one of a few abbreviations: a wrong cut costs a pair's boundary, no more.
-_SENTENCE_END = re.compile(
-    r"(?<!\b[A-Z]\.)(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\bcf\.)(?<!\bvs\.)(?<!\betc\.)(?<!\bDr\.)(?<!\bMr\.)(?<!\bMrs\.)"
-    r"(?<!\bSt\.)(?<!\bNo\.)(?<!\bal\.)(?:(?<=[.!?])|(?<=[.!?][\"'”’)\]]))\s+(?=[\"'“‘(\[]?[A-Z0-9])"
-    r"|(?<=[。！？])(?![”’」』）])"
-)
+# A sentence ends at . ! or ? (and a closing quote or bracket) before a space and something that can start the next.
+_SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]?\s+(?=[\"'“‘(\[]?[A-Z0-9])|[。！？](?![”’」』）])")
+# Not after an initial or one of a few abbreviations; a wrong cut costs a pair's boundary, no more.
+_ABBREVIATION = re.compile(r"(?:\b[A-Z]|\b(?:e\.g|i\.e|cf|vs|etc|Dr|Mr|Mrs|Ms|St|No|Fig|al))\.$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,5 +121,13 @@ def _checked(documents: Iterator[Document], source: str) -> Iterator[Document]:
 
 def split_sentences(text: str) -> list[str]:
     """The sentences of a document: every line is cut where a sentence ends. Empty ones are left out."""
-    sentences = (sentence.strip() for line in text.splitlines() for sentence in _SENTENCE_END.split(line))
+    sentences = []
+    for line in text.splitlines():
+        begin = 0
+        for end in _SENTENCE_END.finditer(line):
+            if line[end.start()] == "." and _ABBREVIATION.search(line, max(begin, end.start() - 6), end.start() + 1):
+                continue
+            sentences.append(line[begin : end.end()].strip())
+            begin = end.end()
+        sentences.append(line[begin:].strip())
     return [sentence for sentence in sentences if sentence]

@@ -90,8 +90,8 @@ def _why_not_bert(config: ModelConfig) -> str | None:
 
 def _why_not_mobilebert(config: ModelConfig) -> str | None:
     if config.attention_input == "hidden" and config.bottleneck_size not in (None, config.hidden_size):
-        return (f"attention_input='hidden' with bottleneck_size={config.bottleneck_size} is the inverted-bottleneck teacher, "
-                f"whose queries and keys are projected from the {config.hidden_size}-wide block input, while "
+        return (f"attention_input='hidden' with bottleneck_size={config.bottleneck_size} is the inverted-bottleneck "
+                f"teacher, whose queries and keys are projected from the {config.hidden_size}-wide block input, while "
                 f"MobileBertSelfAttention can only project {config.bottleneck_size}-wide ones")
     if config.norm == "layer_norm":
         for field in ("embedding_norm_eps", "ffn_norm_eps"):
@@ -173,7 +173,8 @@ def from_huggingface(values: dict[str, Any], where: str) -> ModelConfig:
     fields: dict[str, Any] = {ours: values.get(key, default[key]) for key, (ours, *_) in SHARED_KEYS.items()}
     fields["pad_token_id"] = fields["pad_token_id"] or 0
     fields["activation"] = _activation(values.get("hidden_act", "relu" if mobile else "gelu"), where)
-    if values.get("classifier_dropout") is not None:  # theirs falls back to hidden_dropout (0 in MobileBERT), ours to 0.1
+    # When it is null, theirs falls back to hidden_dropout (0 in MobileBERT), ours to Google's 0.1.
+    if values.get("classifier_dropout") is not None:
         fields["classifier_dropout"] = values["classifier_dropout"]
     for key, usual in (("position_embedding_type", "absolute"), ("is_decoder", False), ("add_cross_attention", False)):
         if values.get(key, usual) != usual:

@@ -20,9 +20,12 @@ from jaxdistill.interop.hf_torch import read_json
 from jaxdistill.models import ModelConfig
 from jaxdistill.models.config import HEADS
 
+# A tensor that only this head owns.
 MARKS = {"mlm": "cls.predictions.transform.dense.weight", "nsp": "cls.seq_relationship.weight",
          "question_answering": "qa_outputs.weight"}
 CLASSIFIER = "classifier.weight"
+CLASSIFIERS = {"ForSequenceClassification": "sequence_classification",
+               "ForTokenClassification": "token_classification"}
 
 
 def modernise(raw: Mapping[str, np.ndarray], values: dict[str, Any], where: str, tied: bool = True) -> State:
@@ -62,15 +65,15 @@ def describe(config: ModelConfig, state: State, values: dict[str, Any], director
                            "Pass heads=() and take a fresh head from Model.init")
         found = tuple(heads)
     changes: dict[str, Any] = {"heads": found, **(pooling or {})}
-    if CLASSIFIER in state and {"sequence_classification", "token_classification"} & set(found):
+    if CLASSIFIER in state and set(CLASSIFIERS.values()) & set(found):
         changes["num_labels"] = state[CLASSIFIER].shape[0]
         # One output and no other word about it is a regression in transformers too.
         changes["regression"] = ("sequence_classification" in found and changes["num_labels"] == 1
                                  and values.get("problem_type") in (None, "regression"))
     if config.pooler == "tanh" and "pooler.dense.weight" not in state:
         if {"nsp", "sequence_classification"} & set(found):
-            raise BadInput(f"{where} lacks pooler.dense.weight, which its heads {list(found)} need; if the model returns the "
-                           "raw first token, set classifier_activation to false in config.json (MobileBERT only)")
+            raise BadInput(f"{where} lacks pooler.dense.weight, which its heads {list(found)} need; if a MobileBERT "
+                           "pools by the raw first token, set classifier_activation to false in config.json")
         changes["pooler"] = "none"
     return config.replace(**changes)
 
@@ -80,14 +83,13 @@ def held_heads(state: State, values: dict[str, Any], where: str, wanted: Sequenc
     found = {head for head, mark in MARKS.items() if mark in state}
     if CLASSIFIER in state:
         architectures = values.get("architectures") or [""]
-        kinds = {"ForSequenceClassification": "sequence_classification", "ForTokenClassification": "token_classification"}
-        told = [kind for name, kind in kinds.items() if str(architectures[0]).endswith(name)]
-        asked = [head for head in wanted or () if head in kinds.values()]
+        told = [kind for name, kind in CLASSIFIERS.items() if str(architectures[0]).endswith(name)]
+        asked = [head for head in wanted or () if head in CLASSIFIERS.values()]
         if told or asked:
             found.add((told or asked)[0])
         elif wanted is None:
-            raise BadInput(f"{where} holds a classifier, but architectures={architectures} in config.json does not say of "
-                           "what; pass heads=('sequence_classification',) or ('token_classification',), or heads=()")
+            raise BadInput(f"{where} holds a classifier, but architectures={architectures} in config.json does not say "
+                           "of what; pass heads=('sequence_classification',) or heads=('token_classification',)")
     return tuple(head for head in HEADS if head in found)
 
 

@@ -65,7 +65,7 @@ def from_state(config: ModelConfig, state: Mapping[str, np.ndarray], where: str,
     if not strict_heads:
         extra = [name for name in extra if name.startswith(names.BASE)]
     complain("holds unknown", extra, where,
-             "config.json does not describe this file; if only the head is foreign, pass heads=() to load the encoder alone")
+             "config.json does not describe this file; if only a head is foreign, heads=() loads the encoder alone")
     return parameters.unflatten(flat)
 
 

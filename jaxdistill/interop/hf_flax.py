@@ -60,7 +60,8 @@ def read_state(directory: epath.Path, largest: int) -> State | None:
     try:
         tree = flax.serialization.msgpack_restore(path.read_bytes())
     except Exception as error:  # msgpack, NumPy and flax raise a dozen kinds on damaged bytes; all mean the same
-        raise BadInput(f"{path} cannot be read as msgpack ({error}); it is damaged or cut short: fetch it again") from error
+        raise BadInput(f"{path} cannot be read as msgpack ({error}); it is damaged or cut short: "
+                       "fetch or export it again") from error
     if not _is_tree(tree):
         raise BadInput(f"{path} does not hold arrays under names; expected the parameters of a Flax model")
     return state_from_tree(tree)

@@ -37,7 +37,7 @@ def read_state(directory: epath.Path) -> State | None:
     state: State = {}
     for file in sorted(set(weight_map.values())):
         if epath.Path(file).name != file or not file.endswith(".safetensors"):
-            raise BadInput(f"{directory / INDEX} names the shard {file!r}; expected a .safetensors file beside the index")
+            raise BadInput(f"{directory / INDEX} names the shard {file!r}; expected a .safetensors file beside it")
         if not (directory / file).exists():
             raise BadInput(f"{directory} lacks the shard {file} that {INDEX} names; fetch the folder again, whole")
         state |= read_file(directory / file)

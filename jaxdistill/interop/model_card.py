@@ -49,8 +49,8 @@ def model_card(results: Mapping[str, Any], *, config: ModelConfig | None = None,
     """
     title = name or str(results.get("config_name") or "jaxdistill model")
     parts = [_front_matter(config, base_model, license, reason), f"# {title}",
-             "Made with [jaxdistill](https://pypi.org/project/jaxdistill/).", _architecture(config), _loading(config, reason)]
-    parts += [_networks(results.get("networks") or {}), _facts(results)]
+             "Made with jaxdistill.", _architecture(config), _loading(config, reason),
+             _networks(results.get("networks") or {}), _facts(results)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -59,8 +59,9 @@ def _front_matter(config: ModelConfig | None, base_model: str | None, license: s
     tags = ["jaxdistill", "distillation"]
     if config is not None and not own:
         tags.append(family_of(config)[0])
-    head: dict[str, Any] = {"license": license, "language": "en", "library_name": "jaxdistill" if own else "transformers",
-                            "tags": tags, "base_model": base_model}
+    library = "jaxdistill" if own else "transformers"
+    head: dict[str, Any] = {"license": license, "language": "en", "library_name": library, "tags": tags,
+                            "base_model": base_model}
     if config is not None and "mlm" in config.heads and not own:
         head["pipeline_tag"] = "fill-mask"
     # JSON is YAML, so quoting takes care of itself.
@@ -106,8 +107,10 @@ def _facts(results: Mapping[str, Any]) -> str:
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines)
+    def line(cells: list[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    return "\n".join(line(cells) for cells in (header, ["---"] * len(header), *rows))
 
 
 def _text(value: Any) -> str:

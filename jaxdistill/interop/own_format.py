@@ -1,4 +1,4 @@
-"""Our own folder, for models that Hugging Face cannot express: config.json and model.safetensors. Called by `pretrained`.
+"""Our own folder, for models that Hugging Face cannot express: config.json, model.safetensors. Called by `pretrained`.
 
 config.json is {"model_type": "jaxdistill", "format_version": 1, "config": the fields of ModelConfig}; the tensors carry
 our names ("layers/attention/query/kernel"), layers stacked, and come back equal to the bit.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import re
 import tempfile
@@ -18,16 +19,18 @@ from typing import Any
 from etils import epath
 
 from jaxdistill.errors import BadInput
-from jaxdistill.interop import configs, contents, convert, hf_flax, hf_torch, model_card, own_format
+from jaxdistill.interop import configs, contents, convert, hf_flax, hf_torch, own_format
+from jaxdistill.interop.model_card import model_card
 from jaxdistill.models import Model, ModelConfig, Params
 
-TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+                   "added_tokens.json")
 SENTENCE_FILES = ("modules.json", "1_Pooling", "2_Normalize", "sentence_bert_config.json",
                   "config_sentence_transformers.json")
 CARD = "README.md"
 SAFETENSORS = (hf_torch.WEIGHTS, hf_torch.INDEX, "model-*.safetensors")
 # What a model folder may hold; `overwrite` replaces folders of these alone.
-MODEL_FILES = ("config.json", hf_flax.WEIGHTS, CARD, *TOKENIZER_FILES, *SENTENCE_FILES, hf_torch.WEIGHTS, hf_torch.INDEX)
+MODEL_FILES = ("config.json", CARD, hf_torch.INDEX, hf_flax.WEIGHTS, *TOKENIZER_FILES, *SENTENCE_FILES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,10 +99,7 @@ def save_pretrained(directory: str | os.PathLike[str], model: Model, params: Par
         BadInput: the folder is not free, `params` are not the model's, or tokenizer or labels do not fit the model.
     """
     reason = configs.why_not_huggingface(model.config)
-    if tokenizer is not None and hasattr(tokenizer, "__len__") and not isinstance(tokenizer, str):
-        if len(tokenizer) > model.config.vocab_size:
-            raise BadInput(f"the tokenizer has {len(tokenizer)} entries but the model's vocab_size is "
-                           f"{model.config.vocab_size}; save the tokenizer that the model was trained with")
+    _check_tokenizer(tokenizer, model.config.vocab_size)
     with _new_folder(directory, overwrite) as (partial, target):
         if reason is None:
             _write_huggingface(partial, model.config, params, labels)
@@ -107,7 +107,7 @@ def save_pretrained(directory: str | os.PathLike[str], model: Model, params: Par
             own_format.write(partial, model.config, params)
         if tokenizer is not None:
             _write_tokenizer(partial, tokenizer)
-        text = model_card.model_card({}, config=model.config, reason=reason) if card is None else card
+        text = model_card({}, config=model.config, reason=reason) if card is None else card
         (partial / CARD).write_text(text)
     return Exported(target, "huggingface" if reason is None else own_format.MODEL_TYPE, reason)
 
@@ -121,7 +121,8 @@ def locate(name_or_dir: str | os.PathLike[str]) -> epath.Path:
     if directory.exists():
         raise BadInput(f"{text} is a file; give the folder that holds config.json and the weights")
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", text):
-        raise BadInput(f"there is no folder {text}; give an existing one, or a Hub name such as google/mobilebert-uncased")
+        raise BadInput(f"there is no folder {text}; give an existing one, or a name of the Hugging Face Hub such as "
+                       "google/mobilebert-uncased")
     return _fetch(text)
 
 
@@ -137,11 +138,13 @@ def _fetch(name: str) -> epath.Path:
     except Exception as error:  # a dozen kinds: no network, no such name, no permission, offline mode
         first_line = next(iter(str(error).strip().splitlines()), "")
         raise BadInput(f"there is no folder {name}, and fetching the model {name} from the Hugging Face Hub failed "
-                       f"({type(error).__name__}: {first_line[:200]}); check the name and the network, or give a folder") from error
+                       f"({type(error).__name__}: {first_line[:200]}); check the name and the network, or give a "
+                       "folder") from error
     return directory
 
 
-def _write_huggingface(directory: epath.Path, config: ModelConfig, params: Params, labels: Sequence[str] | None) -> None:
+def _write_huggingface(directory: epath.Path, config: ModelConfig, params: Params,
+                       labels: Sequence[str] | None) -> None:
     family, _ = configs.family_of(config)
     state = convert.to_state(config, params, family)
     if configs.held_heads(config):
@@ -159,6 +162,17 @@ def _write_json(path: epath.Path, values: Any) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n")
 
 
+def _check_tokenizer(tokenizer: Any, vocab_size: int) -> None:
+    """Raises `BadInput` for a tokenizer that makes ids the model has no rows for, and for what is no tokenizer."""
+    if tokenizer is None or isinstance(tokenizer, (str, os.PathLike)):
+        return
+    if not hasattr(tokenizer, "save_pretrained"):
+        raise BadInput(f"tokenizer is a {type(tokenizer).__name__}; expected a transformers tokenizer or a folder")
+    if len(tokenizer) > vocab_size:
+        raise BadInput(f"the tokenizer has {len(tokenizer)} entries but the model's vocab_size is {vocab_size}; "
+                       "save the tokenizer that the model was trained with")
+
+
 def _write_tokenizer(directory: epath.Path, tokenizer: Any) -> None:
     if isinstance(tokenizer, (str, os.PathLike)):
         source = epath.Path(tokenizer)
@@ -168,8 +182,6 @@ def _write_tokenizer(directory: epath.Path, tokenizer: Any) -> None:
         for name in found:
             (source / name).copy(directory / name)
         return
-    if not hasattr(tokenizer, "save_pretrained"):
-        raise BadInput(f"tokenizer is a {type(tokenizer).__name__}; expected a transformers tokenizer or a folder")
     with tempfile.TemporaryDirectory() as local:  # transformers writes to local folders only
         tokenizer.save_pretrained(local)
         for path in epath.Path(local).iterdir():
@@ -186,7 +198,8 @@ def _new_folder(directory: str | os.PathLike[str], overwrite: bool) -> Iterator[
         raise BadInput(f"{target} is a file; give the name of a folder to write")
     present = [path.name for path in target.iterdir()] if target.exists() else []
     if present and not overwrite:
-        raise BadInput(f"{target} is not empty; choose another folder, or pass overwrite=True to replace the model in it")
+        raise BadInput(f"{target} is not empty; choose another folder, or pass overwrite=True to replace the model "
+                       "that is in it")
     foreign = sorted(name for name in present if name not in MODEL_FILES and not name.endswith(".safetensors"))
     if foreign:
         raise BadInput(f"{target} holds {', '.join(foreign[:4])}, which is no part of a saved model, so it is not "
@@ -228,23 +241,17 @@ def _pick_heads(config: ModelConfig, params: Params, heads: Sequence[str] | None
 def _largest_bytes(config: ModelConfig) -> int:
     """What a file of this architecture can need at most: float64, all heads, an output table of its own."""
     shapes = convert.our_shapes(config.replace(heads=("mlm",)))
-    numbers = sum(_product(shape) for shape in shapes.values()) + config.vocab_size * config.hidden_size
+    numbers = sum(math.prod(shape) for shape in shapes.values()) + config.vocab_size * config.hidden_size
     return 8 * numbers + 2**24
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    result = 1
-    for size in shape:
-        result *= size
-    return result
 
 
 def _nothing_to_load(directory: epath.Path) -> str:
     if list(directory.glob("pytorch_model*.bin")):
-        return (f"{directory} has only pytorch_model.bin, a pickle, which is never opened because reading it runs whatever "
-                "code it holds; convert it where you trust it: load it in transformers and save_pretrained(safe_serialization=True)")
-    return (f"{directory} has no {hf_torch.WEIGHTS}, {hf_torch.INDEX} or {hf_flax.WEIGHTS}; it holds {listing(directory)}. "
-            "Save the model in one of these formats")
+        return (f"{directory} has only pytorch_model.bin, a pickle, which is never opened because reading it runs "
+                "whatever code it holds; convert it to safetensors where you trust it: load it in transformers, then "
+                "save_pretrained(…, safe_serialization=True)")
+    return (f"{directory} has no {hf_torch.WEIGHTS}, {hf_torch.INDEX} or {hf_flax.WEIGHTS}; it holds "
+            f"{listing(directory)}. Save the model in one of these formats")
 
 
 def listing(directory: epath.Path) -> str:

@@ -1,7 +1,8 @@
-"""Is an exported folder really the model it was made from? Loads it back and compares outputs. Called by run, export."""
+"""Is an exported folder really the model it was made from? Loads it back and compares outputs. Called by run."""
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any
 
@@ -16,15 +17,10 @@ from jaxdistill.models import Model, ModelConfig, Params
 
 TOLERANCE = 1e-5
 TORCH_TOLERANCE = 1e-4
-# Our outputs -> attribute of a transformers output; `logits` is MLM's and NSP's alone in their single-head classes.
-TORCH_OUTPUTS = {
-    "pooler_output": ("pooler_output",),
-    "mlm_logits": ("prediction_logits", "logits"),
-    "nsp_logits": ("seq_relationship_logits", "logits"),
-    "logits": ("logits",),
-    "start_logits": ("start_logits",),
-    "end_logits": ("end_logits",),
-}
+# Attributes of transformers outputs -> our names. `logits` means something else in the classes of one head.
+TORCH_OUTPUTS = {"pooler_output": "pooler_output", "prediction_logits": "mlm_logits", "start_logits": "start_logits",
+                 "seq_relationship_logits": "nsp_logits", "end_logits": "end_logits", "logits": "logits"}
+TORCH_LOGITS = {"ForMaskedLM": "mlm_logits", "ForNextSentencePrediction": "nsp_logits"}
 
 
 def verify_export(directory: str | os.PathLike[str], model: Model, params: Params, *, with_torch: bool = False,
@@ -35,25 +31,26 @@ def verify_export(directory: str | os.PathLike[str], model: Model, params: Param
     "torch_max_relative_difference" (None where PyTorch is not installed or the format is our own). A relative
     difference is max |a - b| / max |b|. Raises `BadInput` if any exceeds 1e-5, or 1e-4 in PyTorch.
     """
-    directory = epath.Path(directory)
+    folder = epath.Path(directory)
     batch = random_batch(model.config, seed)
     expected = _outputs(Model(model.config.replace(dtype="float32")), params, batch)
-    loaded = _outputs(*from_pretrained(directory), batch)
+    loaded = _outputs(*from_pretrained(folder), batch)
     missing = sorted(set(expected) - set(loaded) - ({"pooler_output"} if model.config.pooler == "none" else set()))
     if missing:
-        raise BadInput(f"{directory} lost the outputs {', '.join(missing)} of the model it was made from; export it again")
+        raise BadInput(f"{folder} lost the outputs {', '.join(missing)} of the model it was made from; "
+                       "export it again")
     differences = {name: relative_difference(loaded[name], value) for name, value in expected.items()}
-    _check(directory, differences, TOLERANCE, "jaxdistill")
-    values = hf_torch.read_json(directory / "config.json")
+    _check(folder, differences, TOLERANCE, "jaxdistill")
+    values = hf_torch.read_json(folder / "config.json")
     own = values.get("model_type") == own_format.MODEL_TYPE
     report: dict[str, Any] = {"format": own_format.MODEL_TYPE if own else "huggingface", "outputs": differences,
                               "max_relative_difference": max(differences.values())}
     if with_torch:
-        theirs = None if own else torch_outputs(directory, values["architectures"][0], batch)
+        theirs = None if own else torch_outputs(folder, values["architectures"][0], batch)
         report["torch_max_relative_difference"] = None
         if theirs is not None:
             in_torch = {name: relative_difference(theirs[name], expected[name]) for name in theirs if name in expected}
-            _check(directory, in_torch, TORCH_TOLERANCE, "PyTorch")
+            _check(folder, in_torch, TORCH_TOLERANCE, "PyTorch")
             report["torch_max_relative_difference"] = max(in_torch.values())
     return report
 
@@ -76,7 +73,8 @@ def relative_difference(given: np.ndarray, expected: np.ndarray) -> float:
     return float(np.max(np.abs(given - expected)) / max(float(np.max(np.abs(expected))), 1e-30))
 
 
-def torch_outputs(directory: epath.Path, architecture: str, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+def torch_outputs(directory: epath.Path, architecture: str,
+                  batch: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
     """The outputs of the folder's own transformers class in PyTorch, under our names; None without PyTorch."""
     try:
         import torch
@@ -87,28 +85,28 @@ def torch_outputs(directory: epath.Path, architecture: str, batch: dict[str, np.
     # A class without the folder's pooler makes one up, which nothing of ours reads.
     missing = [name for name in info["missing_keys"] if "pooler" not in name]
     if missing or info["mismatched_keys"]:
-        raise BadInput(f"{directory}: transformers misses {missing[:3] or info['mismatched_keys'][:3]}; export it again")
+        wrong = [str(name) for name in missing or info["mismatched_keys"]]
+        raise BadInput(f"{directory}: transformers finds no fitting {', '.join(wrong[:4])}; export it again")
     network.eval()
     with torch.no_grad():
         out = network(**{name: torch.tensor(array).long() for name, array in batch.items()}, output_hidden_states=True)
     result = {"last_hidden_state": out.hidden_states[-1].numpy()}
     pooler_made_up = any("pooler" in name for name in info["missing_keys"])
-    for name, attributes in TORCH_OUTPUTS.items():
-        single = {"mlm_logits": "ForMaskedLM", "nsp_logits": "ForNextSentencePrediction"}.get(name)
-        for attribute in attributes:
-            if attribute == "logits" and (single is None) == architecture.endswith(("MaskedLM", "NextSentencePrediction")):
-                continue
-            if attribute == "logits" and single is not None and not architecture.endswith(single):
-                continue
-            value = getattr(out, attribute, None)
-            if value is not None and not (name == "pooler_output" and pooler_made_up):
-                result[name] = value.numpy()
+    logits = next((ours for kind, ours in TORCH_LOGITS.items() if architecture.endswith(kind)), "logits")
+    for theirs, ours in {**TORCH_OUTPUTS, "logits": logits}.items():
+        value = getattr(out, theirs, None)
+        if value is not None and not (ours == "pooler_output" and pooler_made_up):
+            result[ours] = value.numpy()
     return result
 
 
 def _outputs(model: Model, params: Params, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    outputs, _ = jax.jit(lambda p, b: model.apply(p, b))(params, batch)
-    return {name: np.asarray(value) for name, value in outputs.items()}
+    return {name: np.asarray(value) for name, value in _apply(model, params, batch).items()}
+
+
+@functools.partial(jax.jit, static_argnums=0)  # one compilation for both when the configs are equal
+def _apply(model: Model, params: Params, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    return model.apply(params, batch)[0]
 
 
 def _check(directory: epath.Path, differences: dict[str, float], tolerance: float, where: str) -> None:

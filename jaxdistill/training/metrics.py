@@ -67,24 +67,20 @@ class MetricWriter:
             self.flush()
 
     def rewind(self, stage: str, step: int, network: str = "student") -> None:
-        """Forgets what will be measured again when (stage, network) resumes with `step` steps done.
+        """Forgets what (stage, network) measured beyond `step`: it is about to be run, or run again, from there.
 
-        The file is in order of time, so everything after the checkpoint goes: all lines from the first one of this
-        stage and network beyond `step` on or, where it has none, all after its last one. Other stages before stay.
+        To be called whenever a stage starts or resumes. Lines of other stages and networks stay.
         """
         self._file.close()
         lines = self._path.read_text().splitlines(keepends=True)
-        kept, any_own = 0, False
-        for number, text in enumerate(lines):
+
+        def again(text: str) -> bool:
             line = _parse(text) or {}
-            if (line.get("stage"), line.get("network")) == (stage, network):
-                if line.get("step", 0) > step:
-                    break
-                kept, any_own = number + 1, True
-            elif not any_own:
-                kept = number + 1
-        if kept < len(lines):
-            self._replace("".join(lines[:kept]))
+            return (line.get("stage"), line.get("network")) == (stage, network) and line["step"] > step
+
+        kept = [text for text in lines if not again(text)]
+        if len(kept) < len(lines):
+            self._replace("".join(kept))
         self._file = self._path.open("a")
         self._restarted_at[f"{stage}/{network}"] = step
 

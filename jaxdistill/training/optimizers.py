@@ -31,8 +31,11 @@ class OptimizerState(NamedTuple):
 
 def init(moving: Flat) -> OptimizerState:
     """Zero moments for what moves, and only for that."""
-    zeros = {name: jnp.zeros_like(value, dtype=jnp.float32) for name, value in moving.items()}
-    return OptimizerState(zeros, dict(zeros), jnp.zeros((), jnp.int32))
+
+    def zeros() -> Flat:  # called twice: the step donates its state, and a buffer can be donated only once
+        return {name: jnp.zeros_like(value, dtype=jnp.float32) for name, value in moving.items()}
+
+    return OptimizerState(zeros(), zeros(), jnp.zeros((), jnp.int32))
 
 
 def update(settings: Optimizer, gradients: Flat, state: OptimizerState, moving: Flat, rate: jax.Array,

@@ -33,9 +33,9 @@ class TrainState:
 
 def create(stage: Stage, params: Params) -> TrainState:
     """The state at the start of `stage`."""
-    zero = jnp.zeros((), jnp.int32)
-    moving, _ = split(stage, params, zero)
-    return TrainState(params, optimizers.init(moving), zero, zero, zero)
+    moving, _ = split(stage, params, jnp.int32(0))
+    step, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))
+    return TrainState(params, optimizers.init(moving), step, skipped, in_a_row)
 
 
 def split(stage: Stage, params: Params, layer: jax.Array) -> tuple[Flat, Flat]:

@@ -64,15 +64,20 @@ def test_rewind_forgets_only_what_is_run_again(tmp_path):
     assert points(tmp_path / "tensorboard/distill/student")["loss"] == [(10, 10), (20, 20), (30, 30.5), (40, 40.5)]
 
 
-def test_rewind_drops_later_stages_and_keeps_a_step_that_is_done(tmp_path):
+def test_rewind_leaves_other_stages_and_networks_alone(tmp_path):
+    """Stage A is interrupted, B is run, A is resumed: B's lines, later in the file, must survive."""
     with MetricWriter(tmp_path, tensorboard=False) as writer:
-        writer.write("transfer", 10, {"loss": 1.0})
-        writer.write("distill", 5, {"loss": 1.0})
-        writer.rewind("transfer", 10)  # the checkpoint is at the end of transfer: distill starts again
-        assert steps(tmp_path, "transfer") == [10] and steps(tmp_path) == []
-        writer.rewind("distill", 0)  # nothing of it is there: nothing is lost
-        writer.write("distill", 5, {"loss": 2.0})
-    assert steps(tmp_path, "transfer") == [10] and steps(tmp_path) == [5]
+        for step in (10, 20):
+            writer.write("transfer", step, {"loss": 1.0})
+        writer.write("distill", 20, {"loss": 1.0}, network="random_start")
+        writer.write("transfer", 30, {"loss": 1.0}, network="copied_start")
+        writer.rewind("transfer", 10)  # step 10 is done: its line stays
+        assert steps(tmp_path, "transfer") == [10]
+        assert steps(tmp_path, "distill", "random_start") == [20]
+        assert steps(tmp_path, "transfer", "copied_start") == [30]
+        writer.rewind("nothing of this", 0)
+        writer.rewind("transfer", 0)
+        assert steps(tmp_path, "transfer") == []
 
 
 def test_a_torn_last_line_is_dropped(tmp_path):

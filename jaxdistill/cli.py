@@ -1,0 +1,171 @@
+"""`jaxdistill <command>`: parse, call one function, print. No logic lives here; `jaxdistill --help` lists the commands."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from jaxdistill.errors import BadInput, JaxDistillError, nearest
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code (0 done, 2 bad input, 3 stopped, 75 preempted, 130 interrupted)."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser()
+    try:
+        options, rest = parser.parse_known_args(given)
+        if options.command is None:
+            parser.print_help()
+            return 2
+        options.overrides = split_overrides(options.command, rest, "config" in vars(options))
+        result = options.run(options)
+        if result is not None:
+            print(result)
+        return 0
+    except JaxDistillError as error:
+        print(f"jaxdistill: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("jaxdistill: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `jaxdistill describe | head`
+        sys.stderr.close()
+        return 0
+
+
+def split_overrides(command: str, rest: Sequence[str], has_config: bool) -> list[str]:
+    """`--config.a.b=1` -> `a.b=1`; anything else left over is an error with the nearest option."""
+    overrides = []
+    for argument in rest:
+        if not argument.startswith("--config.") or "=" not in argument or not has_config:
+            options = [f"--{name}" for name in COMMANDS[command].options] if command in COMMANDS else []
+            advice = "write --config.FIELD=VALUE" if argument.startswith("--config.") and has_config else nearest(
+                argument.split("=")[0], options)
+            raise BadInput(f"argument {argument!r} of 'jaxdistill {command}' is unknown; {advice}")
+        overrides.append(argument.removeprefix("--config."))
+    return overrides
+
+
+class Command:
+    """One command: its help line, its options (name -> argparse keywords) and the function that runs it."""
+
+    def __init__(self, help: str, run: Any, **options: dict[str, Any]) -> None:
+        self.help, self.run, self.options = help, run, options
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse, with its complaints as `BadInput`."""
+
+    def error(self, message: str) -> Any:
+        raise BadInput(f"{message}; see '{self.prog} --help'")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(prog="jaxdistill", description="Compress BERT-type encoders with JAX.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=OneLineParser)
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(name, help=command.help, description=command.help, allow_abbrev=False)
+        for option, keywords in command.options.items():
+            sub.add_argument(f"--{option}", **keywords)
+        sub.set_defaults(run=command.run)
+    return parser
+
+
+def _load(options: argparse.Namespace) -> Any:
+    from jaxdistill.configuration import load_config
+
+    return load_config(options.config, options.overrides)
+
+
+def _train(options: argparse.Namespace) -> str:
+    from jaxdistill import report, run
+
+    stages = options.stages.split(",") if options.stages else None
+    results = run.train(_load(options), options.workdir, stages=stages)
+    return report.format_table(results) + f"\nEverything is in {options.workdir}"
+
+
+def _seeds(options: argparse.Namespace) -> str:
+    from jaxdistill import commands
+
+    seeds = commands.parse_seeds(options.seeds)
+    return commands.seeds(_load(options), options.workdir, seeds)["table"]
+
+
+def _prepare(options: argparse.Namespace) -> str:
+    from jaxdistill import commands
+
+    return json.dumps(commands.prepare(_load(options), options.workdir), indent=2)
+
+
+def _describe(options: argparse.Namespace) -> str:
+    from jaxdistill import commands
+
+    return commands.describe_text(options.preset, _load(options) if options.config else None, options.json)
+
+
+def _export(options: argparse.Namespace) -> str:
+    from jaxdistill import commands
+
+    return commands.export(options.workdir, options.out, options.network)
+
+
+def _evaluate(options: argparse.Namespace) -> str:
+    from jaxdistill import commands
+
+    numbers = commands.evaluate(options.model, options.source, teacher=options.teacher, split=options.split,
+                                sequence_length=options.sequence_length, max_examples=options.max_examples)
+    return json.dumps(numbers, indent=2)
+
+
+def _finetune(options: argparse.Namespace) -> str:
+    from jaxdistill import finetune
+
+    settings = {name: value for name, value in vars(options).items() if name in FINETUNE_SETTINGS and value is not None}
+    results = finetune.finetune(options.model, options.task_file, options.workdir, **settings)
+    return json.dumps(results, indent=2)
+
+
+_CONFIG = dict(required=True, metavar="FILE", help="a recipe: a file, or a shipped name such as quickstart or quickstart:smoke")
+_WORKDIR = dict(required=True, metavar="DIR", help="folder of the run; the same folder resumes")
+FINETUNE_SETTINGS = ("dev_file", "text_column", "pair_column", "label_column", "epochs", "batch_size", "learning_rate",
+                     "sequence_length", "seed")
+
+COMMANDS = {
+    "train": Command(
+        "run a recipe from text to exported student, or resume it", _train, config=_CONFIG, workdir=_WORKDIR,
+        stages=dict(default="", metavar="A,B", help="only these stages of the recipe, one at a time or several")),
+    "seeds": Command(
+        "run a recipe with several seeds and report the spread", _seeds, config=_CONFIG, workdir=_WORKDIR,
+        seeds=dict(default="0,1,2", metavar="0,1,2", help="the seeds, one run each below the workdir")),
+    "prepare": Command("prepare a recipe's text and tokenizer, and no more", _prepare, config=_CONFIG, workdir=_WORKDIR),
+    "describe": Command(
+        "parameters, FLOPs and taps of a preset, or of a recipe's teacher and student", _describe,
+        preset=dict(default="", metavar="NAME"), config=dict(default="", metavar="FILE"),
+        json=dict(action="store_true", help="machine-readable")),
+    "export": Command(
+        "write a finished run's student as a Hugging Face folder", _export, workdir=_WORKDIR,
+        out=dict(required=True, metavar="DIR"),
+        network=dict(default="student", metavar="NAME", help="another network of the run, e.g. teacher")),
+    "evaluate": Command(
+        "held-out masked-LM and NSP numbers of any model folder", _evaluate,
+        model=dict(required=True, metavar="DIR", help="a Hugging Face folder or one of ours"),
+        source=dict(default="default:heldout", help="text: a file, a folder, tfds:NAME or default:heldout"),
+        teacher=dict(default="", metavar="DIR", help="also measure agreement with this model"),
+        split=dict(default="all", help="train, heldout or all of the source"),
+        sequence_length=dict(type=int, default=128), max_examples=dict(type=int, default=4096)),
+    "finetune": Command(
+        "fine-tune a model folder on one text classification file", _finetune,
+        model=dict(required=True, metavar="DIR"), task_file=dict(required=True, metavar="TSV"), workdir=_WORKDIR,
+        dev_file=dict(default=None, metavar="TSV", help="default: a part of the task file is kept apart"),
+        text_column=dict(default=None), pair_column=dict(default=None), label_column=dict(default=None),
+        epochs=dict(type=float, default=None), batch_size=dict(type=int, default=None),
+        learning_rate=dict(type=float, default=None), sequence_length=dict(type=int, default=None),
+        seed=dict(type=int, default=None)),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""Documents from a TensorFlow Datasets text set that is in ArrayRecord, or that TFDS can prepare here. See `sources`.
+
+TensorFlow itself is not needed, nor installed. A set that is built with Apache Beam (wikipedia, c4) needs the `beam`
+extra, unless it is prepared already; TFDS looks in $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from jaxdistill.data import files
+from jaxdistill.data.sources import Document
+from jaxdistill.errors import BadInput, nearest
+
+_VERSION = re.compile(r"^(\d+|\*)\.(\d+|\*)\.(\d+|\*)$")
+_RECORDS_A_READ = 256
+
+
+def parse(source: str) -> tuple[str, str]:
+    """'tfds:NAME[/CONFIG][:VERSION][:SPLIT]' as (what TFDS calls it, split or '')."""
+    name, *rest = source.removeprefix("tfds:").split(":")
+    version = rest.pop(0) if rest and _VERSION.match(rest[0]) else ""
+    if not name or len(rest) > 1:
+        raise BadInput(f"source {source!r}: expected tfds:NAME[/CONFIG][:VERSION][:SPLIT], e.g. tfds:wikipedia/20230601.en:train")
+    return (f"{name}:{version}" if version else name), (rest[0] if rest else "")
+
+
+def digest(source: str) -> str:
+    """A digest of the set's full name with version, its split, and its records' sizes and counts."""
+    builder = _builder(source)
+    split = _split(builder, source)
+    info = builder.info.splits[split]
+    return files.digest_of([builder.info.full_name, split, info.num_examples, list(info.shard_lengths or [])])
+
+
+def read(source: str) -> Iterator[Document]:
+    """The documents of a set, in its order; prepares it first if TFDS can.
+
+    Raises:
+        BadInput: no such set or split; no text in it; not in ArrayRecord; what preparing it lacks.
+    """
+    builder = _builder(source)
+    split = _split(builder, source)
+    field = _text_field(builder, source)
+    data = builder.as_data_source(split=split)
+    for begin in range(0, len(data), _RECORDS_A_READ):
+        numbers = range(begin, min(begin + _RECORDS_A_READ, len(data)))
+        for number, record in zip(numbers, data.__getitems__(list(numbers))):
+            text = record[field]
+            yield Document(text.decode("utf-8") if isinstance(text, bytes) else str(text), f"{source}#{number}")
+
+
+def _builder(source: str) -> Any:
+    """The TFDS builder, its records ready to be read."""
+    import tensorflow_datasets as tfds
+    import tensorflow_datasets.text  # registers sets that the plain import leaves out
+
+    del tensorflow_datasets
+    name, _ = parse(source)
+    try:
+        builder = tfds.builder(name, try_gcs=False)
+    except tfds.core.DatasetNotFoundError as error:
+        known = nearest(name.split("/")[0].split(":")[0], tfds.list_builders(with_community_datasets=False))
+        hint = known.split("valid:")[0].strip() or "see tensorflow.org/datasets/catalog for the names"
+        raise BadInput(f"source {source!r}: TFDS has no set {name!r}; {hint}") from error
+    except (ValueError, AssertionError, RuntimeError, ImportError) as error:
+        raise BadInput(f"source {source!r}: TFDS cannot open {name!r}: {_first_line(error)}") from error
+    if not builder.data_path.exists():
+        _prepare(builder, source)
+    if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
+        raise BadInput(
+            f"source {source!r} is in {builder.info.file_format.value} under {os.fspath(builder.data_path)!r}, expected "
+            "array_record: convert it (tfds convert_format --to=array_record) or move it away to have it prepared again"
+        )
+    return builder
+
+
+def _prepare(builder: Any, source: str) -> None:
+    import tensorflow_datasets as tfds
+
+    if isinstance(builder, tfds.core.BeamBasedBuilder) and not _has_beam():
+        raise BadInput(f"source {source!r} is not prepared, and preparing it needs Apache Beam: pip install 'jaxdistill[beam]'")
+    try:
+        with files.quiet_tfds():
+            builder.download_and_prepare(file_format="array_record")
+    except ImportError as error:
+        extra = " (pip install 'jaxdistill[beam]')" if "beam" in str(error).lower() else ""
+        raise BadInput(f"source {source!r}: preparing it needs a package that is not installed: {_first_line(error)}{extra}") from error
+    except Exception as error:  # downloads fail in as many ways as there are servers
+        raise BadInput(
+            f"source {source!r}: TFDS could not download and prepare it: {_first_line(error)}; prepare it where there is a "
+            f"network, as array_record, and copy it to {os.fspath(builder.data_path)!r}"
+        ) from error
+
+
+def _has_beam() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("apache_beam") is not None
+
+
+def _split(builder: Any, source: str) -> str:
+    splits = list(builder.info.splits)
+    wanted = parse(source)[1] or ("train" if "train" in splits else splits[0])
+    if wanted.split("[")[0] not in splits:
+        raise BadInput(f"source {source!r} has no split {wanted!r}: {nearest(wanted, splits)}")
+    return wanted
+
+
+def _text_field(builder: Any, source: str) -> str:
+    """The field `text`, else the first field that is text."""
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    names = [name for name, feature in features.items() if isinstance(feature, tfds.features.Text)]
+    if not names:
+        raise BadInput(f"source {source!r} has no text field, only {', '.join(features)}: choose a text set")
+    return "text" if "text" in names else names[0]
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,128 @@
+"""transformers' PyTorch networks and ours give the same numbers on the same weights, carried over in both directions."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from jaxdistill import interop
+from jaxdistill.interop.configs import ARCHITECTURES
+from jaxdistill.models import Model, ModelConfig, preset
+from tests.interop import oracle
+
+WORST: dict[str, float] = {}
+
+
+@pytest.mark.parametrize("variant", oracle.VARIANTS)
+def test_theirs_to_ours_and_back(variant: str, tmp_path: Path) -> None:
+    """Random PyTorch network -> our outputs; our export -> the same PyTorch class, nothing missing, bit for bit."""
+    network = oracle.random_torch(variant)
+    network.save_pretrained(tmp_path / "theirs")
+    model, params = interop.from_pretrained(tmp_path / "theirs")
+    name = type(network).__name__
+    for padded in (True, False):
+        inputs = oracle.batch(padded=padded)
+        worst = oracle.assert_same(oracle.our_outputs(model, params, inputs), oracle.torch_outputs(network, inputs))
+        WORST[f"{variant} padded={padded}"] = worst
+    kind = name.removeprefix("Mobile").removeprefix("Bert")
+    assert set(model.config.heads) == set(ARCHITECTURES[kind])
+
+    exported = interop.save_pretrained(tmp_path / "ours", model, params)
+    assert exported.format == "huggingface" and exported.reason is None
+    back, info = oracle.torch_class(name).from_pretrained(
+        tmp_path / "ours", output_loading_info=True, attn_implementation="eager")
+    assert {key: value for key, value in info.items() if value} == {}
+    before, after = network.state_dict(), back.state_dict()
+    unread = ("embedding_transformation", "bottleneck.attention") if variant in (
+        "no_trigram_same_width", "tiny_with_unused_shared_bottleneck") else ()
+    for key in before:
+        if not any(part in key for part in unread):
+            assert torch.equal(before[key], after[key]), key
+    inputs = oracle.batch()
+    oracle.assert_same(oracle.torch_outputs(back.eval(), inputs), oracle.torch_outputs(network, inputs), rtol=1e-5)
+
+
+SHRUNK = {"vocab_size": 37, "num_layers": 2, "hidden_size": 12, "num_heads": 2, "intermediate_size": 10,
+          "max_positions": 9, "type_vocab_size": 3}
+
+
+@pytest.mark.parametrize("name", ["bert_base", "mobilebert", "mobilebert_without_opt", "mobilebert_tiny"])
+def test_ours_to_theirs(name: str, tmp_path: Path) -> None:
+    """Our random parameters of each preset, shrunk, give the same numbers in PyTorch; the config comes back equal."""
+    small = SHRUNK if name == "bert_base" else {**SHRUNK, "embedding_size": 4, "bottleneck_size": 8}
+    config = preset(name).replace(**small)
+    params = oracle.random_params(config)
+    interop.save_pretrained(tmp_path / "out", Model(config), params)
+    network = oracle.torch_class("BertForPreTraining" if name == "bert_base" else "MobileBertForPreTraining")
+    network = network.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()
+    for padded in (True, False):
+        inputs = oracle.batch(padded=padded)
+        ours = oracle.our_outputs(Model(config), params, inputs)
+        oracle.assert_same(ours, oracle.torch_outputs(network, inputs))
+    model, again = interop.from_pretrained(tmp_path / "out")
+    assert model.config == config
+    assert jax.tree.all(jax.tree.map(np.array_equal, again, params))
+
+
+EXPRESSIBLE = {
+    "pooler_beside_mlm": ModelConfig(**SHRUNK, heads=("mlm",)),
+    "bert_without_pooler": ModelConfig(**SHRUNK, heads=("mlm",), pooler="none"),
+    "encoder_alone": ModelConfig(**SHRUNK, heads=(), pooler="none"),
+    "regression": ModelConfig(**SHRUNK, heads=("sequence_classification",), num_labels=1, regression=True),
+    "first_token_pooler_in_bert": ModelConfig(**SHRUNK, pooler="first_token", norm="no_norm"),
+    "stacked_ffn_in_bert": ModelConfig(**SHRUNK, num_ffn=3, embedding_norm_eps=1e-5, ffn_norm_eps=1e-5),
+    "three_labels_no_pooler": ModelConfig(**SHRUNK, norm="no_norm", pooler="none", num_labels=3,
+                                          heads=("sequence_classification",)),
+}
+
+
+@pytest.mark.parametrize("name", EXPRESSIBLE)
+def test_corners_that_hugging_face_can_express(name: str, tmp_path: Path) -> None:
+    """`verify_export` in PyTorch over configs at the edge of what its classes hold."""
+    config = EXPRESSIBLE[name]
+    params = oracle.random_params(config)
+    assert interop.why_not_huggingface(config) is None
+    assert interop.save_pretrained(tmp_path / "out", Model(config), params).format == "huggingface"
+    report = interop.verify_export(tmp_path / "out", Model(config), params, with_torch=True)
+    assert report["max_relative_difference"] == 0.0
+    assert report["torch_max_relative_difference"] < 1e-4
+
+
+def test_pad_row_survives(tmp_path: Path) -> None:
+    """transformers zeroes the [PAD] row when it makes a network, not when it loads one; neither do we."""
+    network = oracle.random_torch("mobilebert")
+    network.save_pretrained(tmp_path / "theirs")
+    model, params = interop.from_pretrained(tmp_path / "theirs")
+    row = network.state_dict()["mobilebert.embeddings.word_embeddings.weight"][0].numpy()
+    assert np.abs(row).min() > 0
+    np.testing.assert_array_equal(params["embeddings"]["word"][0], row)
+
+
+@pytest.mark.parametrize("field", ["embedding_norm_eps", "ffn_norm_eps", "norm_eps"])
+def test_each_eps_matters(field: str, tmp_path: Path) -> None:
+    """The variant "without_opt" really tells the two fixed epsilons from the configured one."""
+    network = oracle.random_torch("without_opt")
+    network.save_pretrained(tmp_path / "theirs")
+    model, params = interop.from_pretrained(tmp_path / "theirs")
+    assert (model.config.embedding_norm_eps, model.config.ffn_norm_eps, model.config.norm_eps) == (1e-5, 1e-5, 1e-2)
+    other = Model(dataclasses.replace(model.config, **{field: 1e-2 if field != "norm_eps" else 1e-5}))
+    inputs = oracle.batch()
+    with pytest.raises(AssertionError):
+        oracle.assert_same(oracle.our_outputs(other, params, inputs), oracle.torch_outputs(network, inputs))
+
+
+def test_exact_and_tanh_gelu_are_told_apart(tmp_path: Path) -> None:
+    """Theirs "gelu" is ours "gelu"; with the other one parity is lost."""
+    network = oracle.random_torch("bert")
+    network.save_pretrained(tmp_path / "theirs")
+    model, params = interop.from_pretrained(tmp_path / "theirs")
+    assert model.config.activation == "gelu"
+    inputs = oracle.batch()
+    other = Model(model.config.replace(activation="gelu_tanh"))
+    with pytest.raises(AssertionError):
+        oracle.assert_same(oracle.our_outputs(other, params, inputs), oracle.torch_outputs(network, inputs))
