@@ -13,9 +13,11 @@ __version__ = "0.1.0"
 _WHERE = {
     "train": "jaxdistill.run",
     "load_config": "jaxdistill.configuration",
-    "prepare": "jaxdistill.tools",
-    "evaluate": "jaxdistill.tools",
+    "prepare": "jaxdistill.commands",
+    "evaluate": "jaxdistill.commands",
     "finetune": "jaxdistill.finetune",
+    "seeds": "jaxdistill.commands",
+    "export": "jaxdistill.commands",
     "describe": "jaxdistill.describe",
     "from_pretrained": "jaxdistill.interop",
     "save_pretrained": "jaxdistill.interop",
@@ -34,8 +36,10 @@ if TYPE_CHECKING:
     from jaxdistill.models import ModelConfig as ModelConfig
     from jaxdistill.models import preset as preset
     from jaxdistill.run import train as train
-    from jaxdistill.tools import evaluate as evaluate
-    from jaxdistill.tools import prepare as prepare
+    from jaxdistill.commands import evaluate as evaluate
+    from jaxdistill.commands import export as export
+    from jaxdistill.commands import prepare as prepare
+    from jaxdistill.commands import seeds as seeds
 
 __all__ = ["__version__", *_WHERE]
 

@@ -74,6 +74,18 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def use_compilation_cache() -> None:
+    """A second start of the same recipe need not compile again; JAX_COMPILATION_CACHE_DIR chooses another place."""
+    import os
+
+    import jax
+
+    from jaxdistill.data.files import cache_directory
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "compiled"))
+
+
 def _load(options: argparse.Namespace) -> Any:
     from jaxdistill.configuration import load_config
 
@@ -83,6 +95,7 @@ def _load(options: argparse.Namespace) -> Any:
 def _train(options: argparse.Namespace) -> str:
     from jaxdistill import report, run
 
+    use_compilation_cache()
     stages = options.stages.split(",") if options.stages else None
     results = run.train(_load(options), options.workdir, stages=stages)
     return report.format_table(results) + f"\nEverything is in {options.workdir}"
@@ -91,6 +104,7 @@ def _train(options: argparse.Namespace) -> str:
 def _seeds(options: argparse.Namespace) -> str:
     from jaxdistill import commands
 
+    use_compilation_cache()
     seeds = commands.parse_seeds(options.seeds)
     return commands.seeds(_load(options), options.workdir, seeds)["table"]
 
@@ -124,6 +138,7 @@ def _evaluate(options: argparse.Namespace) -> str:
 def _finetune(options: argparse.Namespace) -> str:
     from jaxdistill import finetune
 
+    use_compilation_cache()
     settings = {name: value for name, value in vars(options).items() if name in FINETUNE_SETTINGS and value is not None}
     results = finetune.finetune(options.model, options.task_file, options.workdir, **settings)
     return json.dumps(results, indent=2)

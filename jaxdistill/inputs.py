@@ -8,9 +8,12 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import itertools
+import os
+import platform
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
@@ -54,7 +57,7 @@ class Corpus:
 def load_corpus(config: ConfigDict, workdir: epath.Path) -> Corpus:
     """Tokenizer and both parts of the text, made or found. Raises `BadInput` for unusable text or vocabulary."""
     d = config.data
-    folder = epath.Path(d.path).expanduser() if d.path else workdir / "data"
+    folder = data_folder(config, workdir)
     tokenizer = find_tokenizer(config, folder)
     options = {"sequence_length": d.sequence_length, "heldout_fraction": d.heldout_fraction, "seed": config.seed}
     parts = {}
@@ -64,6 +67,11 @@ def load_corpus(config: ConfigDict, workdir: epath.Path) -> Corpus:
             parts[split] = prepare(source, tokenizer, folder, split=part, **options,
                                            progress=lambda done, bar=bar: bar.update(done - bar.done))
     return Corpus(tokenizer, describe(tokenizer).size, parts["train"], parts["heldout"])
+
+
+def data_folder(config: ConfigDict, workdir: epath.Path) -> epath.Path:
+    """Where prepared text and a tokenizer trained here are kept."""
+    return epath.Path(config.data.path).expanduser() if config.data.path else workdir / "data"
 
 
 def find_tokenizer(config: ConfigDict, folder: epath.Path) -> Any:
@@ -92,8 +100,6 @@ def find_tokenizer(config: ConfigDict, folder: epath.Path) -> Any:
 def batches(config: ConfigDict, prepared: PreparedText, *, batch_size: int, start_example: int
             ) -> Iterator[dict[str, np.ndarray]]:
     """Training batches from global example `start_example` on; this host's rows."""
-    import jax
-
     return make_loader(prepared, batch_size=batch_size, start_example=start_example,
                               process_index=jax.process_index(), process_count=jax.process_count(), **row_options(config))
 
@@ -132,3 +138,9 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def hardware() -> str:
+    """One line: how many of which devices, and the host's cores."""
+    devices = jax.devices()
+    return f"{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} host cores ({platform.machine()})"

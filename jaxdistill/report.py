@@ -35,12 +35,12 @@ _LONG = 150  # more points than this: a line of means over the range of what the
 _WIDE = 20.0  # values that span more than this factor go on a logarithmic axis
 
 
-def write_results(workdir: epath.PathLike, results: Mapping[str, Any]) -> epath.Path:
-    """Writes `workdir/results.json` whole or not at all (numbers that are not finite become null); returns its path."""
-    path = epath.Path(workdir) / RESULTS_FILE
+def write_results(workdir: epath.PathLike, results: Mapping[str, Any], name: str = RESULTS_FILE) -> epath.Path:
+    """Writes `workdir/results.json` (or another `name`) whole or not at all (numbers that are not finite become null); returns its path."""
+    path = epath.Path(workdir) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_plain(results), indent=2, sort_keys=False, allow_nan=False) + "\n"
-    beside = path.with_name(RESULTS_FILE + ".tmp")
+    beside = path.with_name(name + ".tmp")
     beside.write_text(text)
     beside.replace(path)
     return path

@@ -62,8 +62,8 @@ def resolve(config: ConfigDict, *, vocab_size: int, num_records: int, mesh: Mesh
     """
     order = active_order(config)
     student = loaded_student or Model(model_config(config.student, vocab_size))
-    uses_teacher = any(config.stages[n].network == TEACHER or KINDS[config.stages[n].kind].__name__ not in
-                       ("pretrain", "classify") or config.stages[n].start == "copy" for n in order)
+    sections = [config.stages[name] for name in order]
+    uses_teacher = any(s.network == TEACHER or s.start == "copy" or s.kind not in ("pretrain", "classify") for s in sections)
     teacher = (loaded_teacher or Model(model_config(config.teacher, vocab_size))) if uses_teacher else None
     stages, starts, first_example, seen = [], {}, {}, dict[str, int]()
     for name in order:

@@ -6,8 +6,6 @@ are read from their folders, the stage in progress from its newest checkpoint.
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -235,7 +233,7 @@ class Run:
         found: dict[str, Any] = {
             "config_name": config.name, "seed": config.seed, "networks": networks, "stages": stages,
             "corpus": self.corpus.describe(config), "heldout_rows": sum(int(b["example_weights"].sum()) for b in rows),
-            "hardware": hardware(self.mesh), "versions": inputs.versions(), "seconds": round(seconds, 1),
+            "hardware": inputs.hardware(), "versions": inputs.versions(), "seconds": round(seconds, 1),
         }
         layered = [name for name in stages if "layers" in self.pages[name]]
         for name in layered:
@@ -249,7 +247,7 @@ class Run:
     def export(self, results: dict[str, Any]) -> dict[str, Any]:
         """Writes the student as a Hugging Face folder, loads it back and compares outputs."""
         model, params = self.recipe.model("student"), self.networks["student"]
-        return export_model(self.folder.path / "student", model, params, self.corpus.tokenizer, results)
+        return export_model(self.folder.path / "student", model, params, self.corpus.tokenizer, results, overwrite=True)
 
     def stage_finished(self, stage: Stage) -> None:
         """Reads the result of a finished stage that this call does not run."""
@@ -258,11 +256,11 @@ class Run:
         self.stage(stage)
 
 
-def export_model(directory: epath.PathLike, model: Model, params: Params, tokenizer: Any,
-                 results: dict[str, Any]) -> dict[str, Any]:
+def export_model(directory: epath.PathLike, model: Model, params: Params, tokenizer: Any, results: dict[str, Any],
+                 overwrite: bool = False) -> dict[str, Any]:
     """Saves a model with its card into `directory`, loads it back and proves that outputs are equal."""
-    card = interop.model_card(results)
-    exported = interop.save_pretrained(directory, model, params, tokenizer, card=card, overwrite=True)
+    card = interop.model_card(results, config=model.config, reason=interop.why_not_huggingface(model.config))
+    exported = interop.save_pretrained(directory, model, params, tokenizer, card=card, overwrite=overwrite)
     verified = interop.verify_export(directory, model, params)
     return {"path": str(directory), "format": exported.format, "reason": exported.reason, **verified}
 
@@ -303,11 +301,3 @@ def rates(steps_per_second: float, batch_size: int, tokens: int, flops: dict[str
         if share is not None and amount:
             found[f"mfu_{name}"] = share
     return found
-
-
-def hardware(mesh: jax.sharding.Mesh) -> str:
-    """One line: how many of which devices, and the host's cores."""
-    kind = mesh.devices.flat[0].device_kind
-    return f"{mesh.devices.size} x {kind}, {os.cpu_count()} host cores ({platform.machine()})"
-
-

@@ -30,22 +30,7 @@ class Workdir:
     def __init__(self, path: epath.PathLike, config: ConfigDict | None = None) -> None:
         self.path = epath.Path(path).expanduser()
         if config is not None:
-            self._claim(config)
-
-    def _claim(self, config: ConfigDict) -> None:
-        wanted = json.loads(json.dumps(config.to_dict()))
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = self.path / "config.json"
-            if file.exists():
-                _refuse_other(self.path, json.loads(file.read_text()), wanted)
-            elif any(self.path.iterdir()):
-                raise BadInput(f"workdir {str(self.path)!r} is not empty and holds no run; give a new or empty folder")
-            file.write_text(json.dumps(wanted, indent=2) + "\n")
-        except OSError as error:
-            raise BadInput(f"cannot use workdir {str(self.path)!r}: {error.strerror or error}; give a writable folder") from error
-        except json.JSONDecodeError as error:
-            raise BadInput(f"{self.path}/config.json is damaged ({error}); give another workdir") from error
+            claim(self.path, config.to_dict())
 
     def checkpoints(self, stage: str) -> epath.Path:
         return self.path / "checkpoints" / stage
@@ -75,6 +60,23 @@ class Workdir:
             raise BadInput(f"the weights in {self.stage(stage)} are not those that its stage.json describes; "
                            "delete that folder to train the stage again")
         return params
+
+
+def claim(path: epath.Path, config: dict[str, Any]) -> None:
+    """Makes `path` the workdir of `config`. Raises `BadInput` if it belongs to another, or cannot be written."""
+    wanted = json.loads(json.dumps(config))
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        file = path / "config.json"
+        if file.exists():
+            _refuse_other(path, json.loads(file.read_text()), wanted)
+        elif any(path.iterdir()):
+            raise BadInput(f"workdir {str(path)!r} is not empty and holds no run; give a new or empty folder")
+        file.write_text(json.dumps(wanted, indent=2) + "\n")
+    except OSError as error:
+        raise BadInput(f"cannot use workdir {str(path)!r}: {error.strerror or error}; give a writable folder") from error
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{path}/config.json is damaged ({error}); give another workdir") from error
 
 
 def _refuse_other(path: epath.Path, held: dict[str, Any], wanted: dict[str, Any]) -> None:

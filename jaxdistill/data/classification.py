@@ -103,7 +103,9 @@ def read_classification_tsv(
     rows = rows[1:] if has_header else rows
     for line, row in rows:
         if len(row) <= max(places):
-            raise BadInput(f"{shown!r} line {line} has {len(row)} columns: expected at least {max(places) + 1}; mend the line")
+            raise BadInput(
+                f"{shown!r} line {line} has {len(row)} columns: expected at least {max(places) + 1}; mend the line"
+            )
     if not rows:
         raise BadInput(f"task file {shown!r} has a header but no examples")
     given = [row[places[1]].strip() for _, row in rows]
@@ -133,7 +135,9 @@ def _rows(file: epath.Path) -> list[tuple[int, list[str]]]:
     try:
         return [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except csv.Error as error:
-        raise BadInput(f"{os.fspath(file)!r} line {reader.line_num} is not a table row ({error}): mend the line") from error
+        raise BadInput(
+            f"{os.fspath(file)!r} line {reader.line_num} is not a table row ({error}): mend the line"
+        ) from error
 
 
 def _place(column: Column, header: list[str], shown: str) -> int:
@@ -163,7 +167,7 @@ def split_examples(examples: LabelledText, dev_fraction: float = 0.1) -> tuple[L
     in_dev = [int.from_bytes(digest, "big") < dev_fraction * 2.0**64 for digest in digests]
     if all(in_dev) or not any(in_dev):
         raise BadInput(
-            f"{len(in_dev)} examples are too few to keep {dev_fraction:.0%} of them for development: give a development file"
+            f"{len(in_dev)} examples are too few to keep {dev_fraction:.0%} of them for development: give a second file"
         )
     parts = ([row for row, dev in enumerate(in_dev) if dev == wanted] for wanted in (False, True))
     train, dev = (examples.take(rows) for rows in parts)
@@ -179,7 +183,9 @@ def tokenize_examples(examples: LabelledText, tokenizer: Any, sequence_length: i
     first = [encoding.ids for encoding in backend.encode_batch_fast(list(examples.texts), add_special_tokens=False)]
     second: Sequence[list[int] | None] = [None] * len(first)
     if examples.pairs is not None:
-        second = [encoding.ids for encoding in backend.encode_batch_fast(list(examples.pairs), add_special_tokens=False)]
+        second = [
+            encoding.ids for encoding in backend.encode_batch_fast(list(examples.pairs), add_special_tokens=False)
+        ]
     shape = (len(first), sequence_length)
     input_ids = np.full(shape, special.pad, np.int32)
     attention_mask, token_type_ids = np.zeros(shape, np.int32), np.zeros(shape, np.int32)

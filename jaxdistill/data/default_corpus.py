@@ -34,18 +34,22 @@ _FORMAT_VERSION = 1  # part of the cache's key: raise it whenever the rules chan
 _HELDOUT_PERCENT = 5
 # What requirement resolution always brings with jaxdistill, in the order it is read.
 DISTRIBUTIONS = (
-    "numpy scipy jax jaxlib flax optax orbax-checkpoint grain ml-collections etils absl-py treescope tensorstore "
-    "matplotlib pillow fonttools pyparsing contourpy kiwisolver cycler python-dateutil transformers tokenizers "
-    "huggingface-hub safetensors tensorflow-datasets tensorflow-metadata array-record tensorboard rich pygments "
-    "markdown-it-py markdown werkzeug requests urllib3 idna certifi charset-normalizer filelock fsspec packaging tqdm "
-    "pyyaml regex protobuf grpcio pyarrow attrs wrapt dm-tree simple-parsing docstring-parser humanize msgpack "
-    "opt-einsum ml-dtypes psutil promise portpicker toml termcolor simplejson six typing-extensions "
-    "importlib-resources immutabledict zipp aiofiles cloudpickle setuptools"
-).split()
-# Tests and generated tables hold strings, not documentation; idle, tkinter and ensurepip are absent from some Pythons.
+    "numpy", "scipy", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "ml-collections", "etils",
+    "absl-py", "treescope", "tensorstore", "matplotlib", "pillow", "fonttools", "pyparsing", "contourpy",
+    "kiwisolver", "cycler", "python-dateutil", "transformers", "tokenizers", "huggingface-hub", "safetensors",
+    "tensorflow-datasets", "tensorflow-metadata", "array-record", "tensorboard", "rich", "pygments",
+    "markdown-it-py", "markdown", "werkzeug", "requests", "urllib3", "idna", "certifi", "charset-normalizer",
+    "filelock",
+    "fsspec", "packaging", "tqdm", "pyyaml", "regex", "protobuf", "grpcio", "pyarrow", "attrs", "wrapt", "dm-tree",
+    "simple-parsing", "docstring-parser", "humanize", "msgpack", "opt-einsum", "ml-dtypes", "psutil", "promise",
+    "portpicker", "toml", "termcolor", "simplejson", "six", "typing-extensions", "importlib-resources",
+    "immutabledict", "zipp", "aiofiles", "cloudpickle", "setuptools",
+)  # fmt: skip
+# Tests hold strings, not documentation; idle, tkinter and ensurepip are absent from some Pythons.
 _LEFT_OUT_FOLDERS = frozenset(
-    "test tests idlelib tkinter turtledemo ensurepip lib2to3 site-packages dist-packages __pycache__ _vendor vendored".split()
-)
+    {"test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3", "site-packages", "dist-packages",
+     "__pycache__", "_vendor", "vendored"}
+)  # fmt: skip
 _SHORTEST_STRING = 40
 _PLAIN_WORD = re.compile(r"\b[a-z]+\b")
 _LEAST_PLAIN_WORDS = 3
@@ -53,7 +57,7 @@ _LEAST_PLAIN_WORDS = 3
 
 @dataclasses.dataclass(frozen=True)
 class CorpusInfo:
-    """The corpus on disk. `digest` is of the text itself; `versions` are those of Python and the packages it is from."""
+    """The corpus on disk. `digest` is of the text; `versions` are those of Python and the packages it is from."""
 
     train_path: str
     heldout_path: str
@@ -132,8 +136,8 @@ def is_held_out(name: str) -> bool:
 def modules(versions: dict[str, str]) -> Iterator[tuple[str, epath.Path]]:
     """The files to read, as (path below their root, path), in the corpus's order."""
     root = epath.Path(sysconfig.get_path("stdlib"))
-    found = (os.fspath(path.relative_to(root)) for path in _walk(root))
-    yield from ((name, root / name) for name in sorted(found))
+    found = (os.fspath(path.relative_to(root)) for path in files.walk(root, _LEFT_OUT_FOLDERS))
+    yield from ((name, root / name) for name in sorted(found) if name.endswith(".py"))
     for distribution in (importlib.metadata.distribution(name) for name in versions if name != "python"):
         names = sorted(str(file) for file in distribution.files or [])
         for name in names:
@@ -141,20 +145,13 @@ def modules(versions: dict[str, str]) -> Iterator[tuple[str, epath.Path]]:
                 yield name, epath.Path(distribution.locate_file(name))
 
 
-def _walk(folder: epath.Path) -> Iterator[epath.Path]:
-    for path in folder.iterdir():
-        if path.is_dir():
-            if path.name not in _LEFT_OUT_FOLDERS:
-                yield from _walk(path)
-        elif path.name.endswith(".py"):
-            yield path
-
-
 def _is_documentation(name: str) -> bool:
     if name.startswith("..") or not _LEFT_OUT_FOLDERS.isdisjoint(name.split("/")):
         return False
     last = name.rsplit("/", 1)[-1]
     is_license = "license" in name.lower() or "notice" in name.lower()
+    if last.startswith("modular_"):  # transformers' modeling_*.py are generated from these and repeat all they say
+        return False
     return last.endswith((".py", ".pyi")) or (last.endswith((".md", ".rst")) or last == "METADATA") and not is_license
 
 
@@ -187,7 +184,7 @@ def _long_strings(code: str) -> Iterator[str]:
                 if type(child) is ast.Constant:
                     if type(child.value) is str and len(child.value) >= _SHORTEST_STRING:
                         found.append((child.lineno, child.col_offset, child.value))
-                # Documentation is a statement of its own or spans lines: the millions of one-line nodes are passed over.
+                # Documentation is a statement of its own or spans lines: millions of one-line nodes are passed over.
                 elif type(child) is ast.Expr or getattr(child, "end_lineno", 0) > getattr(child, "lineno", 0):
                     nodes.append(child)
     yield from (value for _, _, value in sorted(found))

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from etils import epath
@@ -38,6 +38,15 @@ def write_whole(path: epath.Path, content: str) -> None:
     finally:
         if temporary.exists():
             temporary.unlink()
+
+
+def walk(folder: epath.Path, left_out: Collection[str] = ()) -> Iterator[epath.Path]:
+    """All files in a folder and the folders in it, but for folders of the names `left_out`; in no particular order."""
+    for path in folder.iterdir():
+        if not path.is_dir():
+            yield path
+        elif path.name not in left_out:
+            yield from walk(path, left_out)
 
 
 @contextlib.contextmanager

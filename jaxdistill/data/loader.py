@@ -79,9 +79,7 @@ class RowMaker:
 
     def _singles(self, record: np.ndarray) -> pairs.Rows:
         table, places = self._reader.fetch(record)
-        return pairs.make_singles(
-            table, places, length=self._prepared.sequence_length, special=self._prepared.special
-        )
+        return pairs.make_singles(table, places, length=self._prepared.sequence_length, special=self._prepared.special)
 
     def _pairs(self, record: np.ndarray, epoch: np.ndarray) -> pairs.Rows:
         seed, prepared = self._settings.seed, self._prepared
@@ -213,7 +211,9 @@ def heldout_batches(
     _check(prepared, max_predictions, mask_rate, nsp)
     num_rows = rows_a_host(batch_size, process_index, process_count)
     rows = RowMaker(
-        prepared, RowSettings(seed, max_predictions, mask_rate, whole_word, nsp), records.open_reader(prepared, in_memory)
+        prepared,
+        RowSettings(seed, max_predictions, mask_rate, whole_word, nsp),
+        records.open_reader(prepared, in_memory),
     )
     for begin in range(process_index * num_rows, _round_up(prepared.num_records, batch_size), batch_size):
         place = np.arange(begin, begin + num_rows)
@@ -227,10 +227,14 @@ def heldout_batches(
 def rows_a_host(batch_size: int, process_index: int, process_count: int) -> int:
     """How many rows of a global batch each host has. Raises BadInput if they cannot be shared out equally."""
     if not 0 <= process_index < process_count:
-        raise BadInput(f"process_index={process_index}: expected 0 to {process_count - 1}, of process_count={process_count}")
+        raise BadInput(
+            f"process_index={process_index}: expected 0 to {process_count - 1}, of process_count={process_count}"
+        )
     if batch_size < 1 or batch_size % process_count:
         multiple = max(_round_up(batch_size, process_count), process_count)
-        raise BadInput(f"batch_size={batch_size} does not divide by {process_count} hosts: use a multiple, e.g. {multiple}")
+        raise BadInput(
+            f"batch_size={batch_size} does not divide by {process_count} hosts: use a multiple, e.g. {multiple}"
+        )
     return batch_size // process_count
 
 

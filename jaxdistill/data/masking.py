@@ -1,9 +1,9 @@
 """BERT's masking for masked-language modelling, over a whole batch at once, in a static width.
 
 Devlin et al. 2019 (arXiv:1810.04805, section 3.1 task 1): of a row's n tokens, round(0.15 n) are to be predicted; of
-these 80 % become [MASK], 10 % a random token, 10 % stay. n counts [CLS] and [SEP], as BERT's data script does; those two
-are never masked themselves. Whole-word masking (BERT's 2019 update) chooses whole words, in random order, skipping a
-word that would exceed the number. Called by `loader`.
+these 80 % become [MASK], 10 % a random token, 10 % stay. n counts [CLS] and [SEP], as BERT's data script does; those
+two are never masked themselves. Whole-word masking (BERT's 2019 update) chooses whole words, in random order, skipping
+a word that would exceed the number. Called by `loader`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""BERT's sentence pairs, made when a batch is read: A = a record up to a random break, B = what follows or something else.
+"""BERT's sentence pairs, made when a batch is read: A = a record up to a random break, B = what follows or not.
 
 After Devlin et al. 2019 (arXiv:1810.04805, section 3.1 task 2 and appendix A.2) and its data script, with these
 departures, all so that nothing but the text itself tells a true next from a random one:
@@ -8,8 +8,9 @@ departures, all so that nothing but the text itself tells a true next from a ran
 * Half of *all* rows are random, also those of one sentence: such a record is split between words (the script makes all
   of these random).
 * A random B is as long as the true one would have been (the script fills up to the length limit), unless its document
-  ends before that. It starts at a uniformly drawn break of a uniformly drawn record of the whole corpus (the script
-  draws a document first, so that short documents count as much as long ones), never of A's own document.
+  is shorter. It starts at a uniformly drawn break, of those that leave enough text, of a uniformly drawn record of the
+  whole corpus (the script draws a document first, so that short documents count as much as long ones), never of A's
+  own document.
 * The true continuation that a random B displaces is not put back into the same epoch; it is seen in other epochs,
   when the row draws the other label.
 """
@@ -54,7 +55,12 @@ class SpecialIds:
 
 
 def draw_other_records(
-    document_begin: np.ndarray, document_end: np.ndarray, num_records: int, seed: int, epoch: np.ndarray, record: np.ndarray
+    document_begin: np.ndarray,
+    document_end: np.ndarray,
+    num_records: int,
+    seed: int,
+    epoch: np.ndarray,
+    record: np.ndarray,
 ) -> np.ndarray:
     """For each row, a record drawn uniformly from the corpus without the row's own document: int64 [B].
 
@@ -74,9 +80,12 @@ def draw_is_random(seed: int, epoch: np.ndarray, record: np.ndarray) -> np.ndarr
     return (randomness.row_keys(seed, Stream.IS_RANDOM, epoch, record) >> np.uint64(63)).astype(bool)
 
 
-def _draw_breaks(table: SpanTable, rows: np.ndarray, bits: np.ndarray) -> np.ndarray:
-    begin = table.break_offsets[rows]
-    return table.breaks[begin + randomness.to_integers(bits, table.break_offsets[rows + 1] - begin)].astype(np.int64)
+def _draw_break(table: SpanTable, rows: np.ndarray, latest: np.ndarray | None, bits: np.ndarray) -> np.ndarray:
+    """One of each record's breaks, not after `latest` unless there is no other: its place in the tokens, int64 [B]."""
+    begin, end = table.break_offsets[rows], table.break_offsets[rows + 1]
+    if latest is not None:
+        end = np.clip(np.searchsorted(table.breaks, latest, side="right"), begin + 1, end)
+    return table.breaks[begin + randomness.to_integers(bits, end - begin)]
 
 
 def make_pairs(
@@ -107,15 +116,16 @@ def make_pairs(
     """
     start_a = table.token_offsets[rows]
     size = table.token_offsets[rows + 1] - start_a
-    size_a = _draw_breaks(table, rows, randomness.row_keys(seed, Stream.BREAK, epoch, record))
+    size_a = _draw_break(table, rows, None, randomness.row_keys(seed, Stream.BREAK, epoch, record)) - start_a
     rest = size - size_a
 
-    offset = _draw_breaks(other_table, other_rows, randomness.row_keys(seed, Stream.OTHER_BREAK, epoch, record))
-    start_other = other_table.token_offsets[other_rows] + offset
-    # B may run on into the next record of its document, so that an early or a late start makes it no shorter.
+    # A random B is to be as long as the true one: it may run on into the next record of its document, and starts early
+    # enough at the document's end.
     runs_on = other_records + 1 < other_table.document_end[other_rows]
-    available = other_table.token_offsets[np.where(runs_on, other_rows + 2, other_rows + 1)] - start_other
-    size_b = np.where(is_random, np.minimum(rest, available), rest)
+    end_other = other_table.token_offsets[np.where(runs_on, other_rows + 2, other_rows + 1)]
+    other_bits = randomness.row_keys(seed, Stream.OTHER_BREAK, epoch, record)
+    start_other = _draw_break(other_table, other_rows, end_other - rest, other_bits)
+    size_b = np.where(is_random, np.minimum(rest, end_other - start_other), rest)
 
     places = np.arange(length)[None, :]
     in_a = (places >= 1) & (places <= size_a[:, None])

@@ -1,4 +1,4 @@
-"""Turns a text source into records on disk, once: `prepare` writes a TFDS ArrayRecord data set, `load_prepared` finds it.
+"""Turns a text source into records on disk, once: `prepare` writes a TFDS ArrayRecord set, `load_prepared` finds it.
 
 A record is a span of consecutive tokens of one document, as long as a row has room for ([CLS], two [SEP] and L - 3
 tokens); a tenth of them are shorter (BERT, arXiv:1810.04805, appendix A.2), with a uniformly drawn length. Spans follow
@@ -88,7 +88,9 @@ def prepare(
         BadInput: the source is unusable or holds no text, or `out_dir` cannot be written.
     """
     if sequence_length < 8:
-        raise BadInput(f"sequence_length={sequence_length}: a pair needs at least 8 tokens; use 8 or more (BERT: 128, 512)")
+        raise BadInput(
+            f"sequence_length={sequence_length}: a pair needs at least 8 tokens; use 8 or more (BERT: 128, 512)"
+        )
     settings = {
         "format": _FORMAT_VERSION,
         "source": sources.source_digest(source),
@@ -117,15 +119,19 @@ def load_prepared(path: epath.PathLike) -> PreparedText:
     folder = epath.Path(path).expanduser()
     marker = folder / _MARKER
     if not marker.exists():
-        raise BadInput(f"{os.fspath(folder)!r} holds no complete prepared text ({_MARKER} is missing): prepare it again")
+        raise BadInput(
+            f"{os.fspath(folder)!r} holds no complete prepared text ({_MARKER} is missing): prepare it again"
+        )
     try:
         stored = json.loads(marker.read_text())
         records = folder / stored.pop("records")
         special = SpecialIds(**stored.pop("special"))
-        ids = {key: tuple(stored.pop(key)) for key in ("special_ids", "continuation_ids")}
-        prepared = PreparedText(path=os.fspath(folder), records_path=os.fspath(records), special=special, **ids, **stored)
+        stored |= {key: tuple(stored[key]) for key in ("special_ids", "continuation_ids")}
+        prepared = PreparedText(path=os.fspath(folder), records_path=os.fspath(records), special=special, **stored)
     except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{os.fspath(marker)!r} cannot be read ({error}): delete its folder and prepare it again") from error
+        raise BadInput(
+            f"{os.fspath(marker)!r} cannot be read ({error}): delete its folder and prepare it again"
+        ) from error
     if not records.exists():
         raise BadInput(f"{os.fspath(records)!r} is missing: delete {os.fspath(folder)!r} and prepare it again")
     return prepared

@@ -1,7 +1,7 @@
 """Picks the English prose out of documentation strings: what `default_corpus` is made with.
 
-Docstrings are prose mixed with doctests, code, parameter lists, tables and markup. The rules here are simple and strict:
-a block that looks like anything but prose goes, markup is unwrapped, and of what remains only whole sentences that read
+Docstrings are prose mixed with doctests, code, parameter lists, tables and markup. The rules are simple and strict: a
+block that looks like anything but prose goes, markup is unwrapped, and of what remains only whole sentences that read
 like English are kept. Losing a good sentence is cheap, keeping a bad one is not.
 """
 
@@ -19,7 +19,9 @@ _BULLET = re.compile(r"^\s*(?:[-*+•]|\d{1,2}[.)]|\(?[a-z0-9]\))\s+")
 _HEADING_LINE = re.compile(r"^\s*([-=~^\"'`#*+.<>_])\1{2,}\s*$")
 _TABLE = re.compile(r"^\s*[|+]|\s\|\s|(={3,}|-{3,})\s+(={3,}|-{3,})|\t")
 # "name : type", "name (type, optional):", "name: " at the head of an entry; the description behind it is prose.
-_PARAMETER = re.compile(r"^\s*(?:\*{0,2}`{0,2}[\w.*]+`{0,2}(?:, ?\*{0,2}\w+)*)(?: ?\([^()]*(?:\([^()]*\)[^()]*)*\))?\s?:(?:\s+|$)")
+_PARAMETER = re.compile(
+    r"^\s*(?:\*{0,2}`{0,2}[\w.*]+`{0,2}(?:, ?\*{0,2}\w+)*)(?: ?\([^()]*(?:\([^()]*\)[^()]*)*\))?\s?:(?:\s+|$)"
+)
 _NUMPY_TYPE = re.compile(r"^\s*[*\w][\w*, ]* : ")
 _FIELD = re.compile(r"^\s*:\w+(?: [^:]*)?:\s*")  # :param x:
 _DIRECTIVE = re.compile(r"^\s*\.\. ")
@@ -39,9 +41,11 @@ _MARKUP = (
 _MAY_HAVE_MARKUP = re.compile(r"[`*\[<]")
 _WORD = re.compile(r"[A-Za-z][A-Za-z'’-]*")
 _ENGLISH = frozenset(
-    "a an the of to in is are and or for with that this be by on as it if from not at which when can will has have was "
-    "were its into than then but their there all may should must any one other these you your we each only".split()
-)
+    {"a", "an", "the", "of", "to", "in", "is", "are", "and", "or", "for", "with", "that", "this", "be", "by", "on",
+     "as", "it", "if", "from", "not", "at", "which", "when", "can", "will", "has", "have", "was", "were",
+     "its", "into", "than", "then", "but", "their", "there", "all", "may", "should", "must", "any", "one",
+     "other", "these", "you", "your", "we", "each", "only"}
+)  # fmt: skip
 _SYMBOLS = re.compile(r"[\\_{}<>=|\[\]/*^~@#$%+`]")
 _LEAST_WORDS = 5
 _LONGEST_SENTENCE = 1200  # characters; longer is data, not a sentence
@@ -53,7 +57,9 @@ def prose(documentation: str) -> Iterator[list[str]]:
         if _MAY_HAVE_MARKUP.search(paragraph):
             for pattern, replacement in _MARKUP:
                 paragraph = pattern.sub(replacement, paragraph)
-        sentences = [sentence for sentence in split_sentences(" ".join(paragraph.split())) if is_english_sentence(sentence)]
+        sentences = [
+            sentence for sentence in split_sentences(" ".join(paragraph.split())) if is_english_sentence(sentence)
+        ]
         if sentences:
             yield sentences
 

@@ -78,7 +78,7 @@ def to_uniform(bits: np.ndarray) -> np.ndarray:
 
 
 def to_integers(bits: np.ndarray, bound: Any) -> np.ndarray:
-    """int64 in [0, bound), `bound` an int or an integer array below 2**32 (broadcast). The bias is below bound / 2**32."""
+    """int64 in [0, bound), `bound` an int or an integer array below 2**32 (broadcast). Bias below bound / 2**32."""
     return (((bits >> np.uint64(32)) * np.asarray(bound).astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
 
 

@@ -52,7 +52,9 @@ def read_documents(source: str, split: str = "all", heldout_fraction: float = HE
     if split not in SPLITS:
         raise BadInput(f"split={split!r}: {nearest(split, SPLITS)}")
     if not 0.0 < heldout_fraction < 1.0:
-        raise BadInput(f"heldout_fraction={heldout_fraction}: expected a number between 0 and 1, e.g. {HELDOUT_FRACTION}")
+        raise BadInput(
+            f"heldout_fraction={heldout_fraction}: expected a number between 0 and 1, e.g. {HELDOUT_FRACTION}"
+        )
     return _checked(_select(source, split, heldout_fraction), source)
 
 

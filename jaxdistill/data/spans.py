@@ -17,10 +17,10 @@ import numpy as np
 class SpanTable:
     """R records. `tokens` T uint16 or int32, and where each record begins: `token_offsets` int64 [R+1].
 
-    `breaks`: places inside a record where it may be split in two (the starts of its sentences after the first), as int32
-    distances from the record's start; those of record r are `breaks[break_offsets[r]:break_offsets[r + 1]]`, at least
-    one each. `document_begin`, `document_end`: int64 [R], the range of record numbers (in the whole corpus) of the
-    document that the record is from.
+    `breaks`: int64, ascending, the places in `tokens` where a record may be split in two (the starts of its sentences
+    after the first); those of record r are `breaks[break_offsets[r]:break_offsets[r + 1]]`, at least one each.
+
+    `document_begin`, `document_end`: int64 [R], which records of the whole corpus the record's document has.
     """
 
     tokens: np.ndarray
@@ -32,13 +32,16 @@ class SpanTable:
 
     @classmethod
     def from_records(cls, records: Sequence[Mapping[str, Any]]) -> SpanTable:
-        """Joins records as they were written: mappings with `tokens`, `breaks` and `document` (begin, end)."""
+        """Joins records as they were written: mappings with `tokens`, `breaks` (from their start), `document`."""
         documents = np.array([record["document"] for record in records], dtype=np.int64).reshape(-1, 2)
+        token_offsets = _offsets([len(record["tokens"]) for record in records])
+        break_offsets = _offsets([len(record["breaks"]) for record in records])
+        breaks = np.concatenate([record["breaks"] for record in records]).astype(np.int64)
         return cls(
             tokens=np.concatenate([record["tokens"] for record in records]),
-            token_offsets=_offsets([len(record["tokens"]) for record in records]),
-            breaks=np.concatenate([record["breaks"] for record in records]).astype(np.int32),
-            break_offsets=_offsets([len(record["breaks"]) for record in records]),
+            token_offsets=token_offsets,
+            breaks=breaks + np.repeat(token_offsets[:-1], np.diff(break_offsets)),
+            break_offsets=break_offsets,
             document_begin=documents[:, 0],
             document_end=documents[:, 1],
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
-import io
 import itertools
 import json
 import lzma
@@ -35,11 +34,13 @@ def find(path: epath.Path) -> list[epath.Path]:
     """
     shown = os.fspath(path)
     if not path.exists():
-        raise BadInput(f"text source {shown!r} does not exist (nor is it 'default' or 'tfds:…'); {files.nearest_beside(path)}")
+        raise BadInput(
+            f"text source {shown!r} does not exist (nor is it 'default' or 'tfds:…'); {files.nearest_beside(path)}"
+        )
     if not path.is_dir():
         return [path]
     with files.clear_errors("reading the folder", path):
-        found = sorted((p for p in path.rglob("*") if p.name.endswith(SUFFIXES) and not p.is_dir()), key=os.fspath)
+        found = sorted((file for file in files.walk(path) if file.name.endswith(SUFFIXES)), key=os.fspath)
     if not found:
         raise BadInput(f"text folder {shown!r} holds no {', '.join(SUFFIXES)} file: give a folder that does, or a file")
     return found
@@ -82,13 +83,12 @@ def read_lines(path: epath.Path) -> Iterator[str]:
                 stream = stack.enter_context(lzma.open(stream, "rb"))
             elif path.name.endswith(".gz"):
                 stream = stack.enter_context(gzip.open(stream, "rb"))
-            for line in io.TextIOWrapper(stream, encoding="utf-8-sig"):
-                number += 1
-                yield line.rstrip("\r\n")
+            for number, line in enumerate(stream, start=1):
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise BadInput(
-            f"{shown!r} is not UTF-8 text (byte 0x{error.object[error.start]:02x} after line {number}): convert it, e.g. "
-            f"iconv -f latin1 -t utf-8"
+            f"{shown!r} line {number} is not UTF-8 text (byte 0x{error.object[error.start]:02x}): "
+            "convert it, e.g. with iconv -f latin1 -t utf-8"
         ) from error
     except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
         raise BadInput(f"{shown!r} is cut short or damaged ({error}): fetch or pack it again") from error
@@ -101,10 +101,12 @@ def _read_jsonl(lines: Iterable[str], shown: str) -> Iterator[Document]:
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise BadInput(f"{shown!r} line {number} is not JSON ({error}): expected an object with a \"text\"") from error
+            raise BadInput(
+                f'{shown!r} line {number} is not JSON ({error}): expected an object with a "text"'
+            ) from error
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):
             given = f"the fields {', '.join(sorted(record))}" if isinstance(record, dict) else type(record).__name__
-            raise BadInput(f"{shown!r} line {number} holds {given}: expected an object with a string \"text\"")
+            raise BadInput(f'{shown!r} line {number} holds {given}: expected an object with a string "text"')
         yield Document(record["text"], f"{shown}:{number}")
 
 

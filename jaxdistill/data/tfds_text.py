@@ -15,17 +15,20 @@ from jaxdistill.data import files
 from jaxdistill.data.sources import Document
 from jaxdistill.errors import BadInput, nearest
 
-_VERSION = re.compile(r"^(\d+|\*)\.(\d+|\*)\.(\d+|\*)$")
+# A split may be a slice with colons of its own: train[:10%].
+_SOURCE = re.compile(r"^tfds:([^:]+)(?::([\d*]+\.[\d*]+\.[\d*]+))?(?::(\w+(?:\[.*\])?))?$")
 _RECORDS_A_READ = 256
 
 
 def parse(source: str) -> tuple[str, str]:
     """'tfds:NAME[/CONFIG][:VERSION][:SPLIT]' as (what TFDS calls it, split or '')."""
-    name, *rest = source.removeprefix("tfds:").split(":")
-    version = rest.pop(0) if rest and _VERSION.match(rest[0]) else ""
-    if not name or len(rest) > 1:
-        raise BadInput(f"source {source!r}: expected tfds:NAME[/CONFIG][:VERSION][:SPLIT], e.g. tfds:wikipedia/20230601.en:train")
-    return (f"{name}:{version}" if version else name), (rest[0] if rest else "")
+    match = _SOURCE.match(source)
+    if not match:
+        raise BadInput(
+            f"source {source!r}: expected tfds:NAME[/CONFIG][:VERSION][:SPLIT], e.g. tfds:wikipedia/20230601.en:train"
+        )
+    name, version, split = match.groups()
+    return (f"{name}:{version}" if version else name), split or ""
 
 
 def digest(source: str) -> str:
@@ -72,8 +75,8 @@ def _builder(source: str) -> Any:
         _prepare(builder, source)
     if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
         raise BadInput(
-            f"source {source!r} is in {builder.info.file_format.value} under {os.fspath(builder.data_path)!r}, expected "
-            "array_record: convert it (tfds convert_format --to=array_record) or move it away to have it prepared again"
+            f"source {source!r} is in {builder.info.file_format.value} under {os.fspath(builder.data_path)!r}, "
+            "expected array_record: convert it (tfds convert_format), or move it away to have it prepared again"
         )
     return builder
 
@@ -82,17 +85,21 @@ def _prepare(builder: Any, source: str) -> None:
     import tensorflow_datasets as tfds
 
     if isinstance(builder, tfds.core.BeamBasedBuilder) and not _has_beam():
-        raise BadInput(f"source {source!r} is not prepared, and preparing it needs Apache Beam: pip install 'jaxdistill[beam]'")
+        raise BadInput(
+            f"source {source!r} is not prepared, and preparing it needs Apache Beam: pip install 'jaxdistill[beam]'"
+        )
     try:
         with files.quiet_tfds():
             builder.download_and_prepare(file_format="array_record")
     except ImportError as error:
         extra = " (pip install 'jaxdistill[beam]')" if "beam" in str(error).lower() else ""
-        raise BadInput(f"source {source!r}: preparing it needs a package that is not installed: {_first_line(error)}{extra}") from error
+        raise BadInput(
+            f"source {source!r}: preparing it needs a package that is not installed: {_first_line(error)}{extra}"
+        ) from error
     except Exception as error:  # downloads fail in as many ways as there are servers
         raise BadInput(
-            f"source {source!r}: TFDS could not download and prepare it: {_first_line(error)}; prepare it where there is a "
-            f"network, as array_record, and copy it to {os.fspath(builder.data_path)!r}"
+            f"source {source!r}: TFDS could not download and prepare it: {_first_line(error)}; prepare it where "
+            f"there is a network, as array_record, and copy it to {os.fspath(builder.data_path)!r}"
         ) from error
 
 

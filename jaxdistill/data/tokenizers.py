@@ -78,14 +78,16 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, lowercase: bool = Tru
     model = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     first = [*SPECIAL_TOKENS, *alphabet]
-    trainer = trainers.WordPieceTrainer(vocab_size=max(vocab_size, len(first)), special_tokens=first, show_progress=False)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=max(vocab_size, len(first)), special_tokens=first, show_progress=False
+    )
     model.train_from_iterator(_repeated(learnt), trainer)
     vocab = model.get_vocab()
     return _from_vocabulary(sorted(vocab, key=lambda token: vocab[token])[:vocab_size], lowercase)
 
 
 def _alphabet(words: Counter[str]) -> list[str]:
-    """The letters words begin with, and those inside words as '##x', ordered; rare letters of large scripts left out."""
+    """The letters words begin with, and those inside words as '##x', ordered; rare letters of large scripts go."""
     letters: Counter[str] = Counter()
     for word, count in words.items():
         for letter in set(word):
@@ -133,7 +135,9 @@ def load_tokenizer(path: epath.PathLike, lowercase: bool = True) -> Any:
     if place.is_dir() and not any((place / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
         place = place / "vocab.txt"
         if not place.exists():
-            raise BadInput(f"tokenizer folder {shown!r} holds neither tokenizer.json nor vocab.txt; give a folder with one")
+            raise BadInput(
+                f"tokenizer folder {shown!r} holds neither tokenizer.json nor vocab.txt; give a folder with one"
+            )
     if not place.is_dir():
         return _from_vocabulary(_read_vocabulary(place), lowercase)
     vocab_file = place / "vocab.txt"
@@ -162,7 +166,9 @@ def _read_vocabulary(path: epath.Path) -> list[str]:
     try:
         tokens = content.decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise BadInput(f"vocabulary {shown!r} is not UTF-8 at byte {error.start}: give a vocab.txt, one token a line") from error
+        raise BadInput(
+            f"vocabulary {shown!r} is not UTF-8 at byte {error.start}: give a vocab.txt, one token a line"
+        ) from error
     tokens = [token.removesuffix("\r") for token in tokens]
     if tokens and not tokens[-1]:
         tokens.pop()

@@ -9,6 +9,7 @@ are built without one, so PyTorch's 1e-5 holds there whatever `layer_norm_eps` s
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,9 @@ ACTIVATIONS_IN = {"gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh"
                   "gelu_fast": "gelu_tanh", "relu": "relu"}
 ACTIVATIONS_OUT = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu"}
 FIXED_EPS = 1e-5
+# Annotations of ModelConfig -> types of JSON values.
+KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,),
+                                      "None": (type(None),)}
 CLASS_NAMES = {"bert": "Bert", "mobilebert": "MobileBert"}
 # Which of our heads a class of transformers holds, by what follows "Bert" or "MobileBert" in its name.
 ARCHITECTURES = {
@@ -180,10 +184,18 @@ def from_huggingface(values: dict[str, Any], where: str) -> ModelConfig:
         if values.get(key, usual) != usual:
             raise BadInput(f"{where} has {key}={values[key]!r}; only {key}={usual!r} is supported. Give another model")
     fields |= _mobilebert_fields(values, fields, where) if mobile else {}
-    wrong = [name for name, value in fields.items() if not isinstance(value, (int, float, str, type(None)))]
-    if wrong:
-        raise BadInput(f"{where}: {wrong[0]} is {fields[wrong[0]]!r}; expected one number or name. Mend config.json")
+    check_kinds(fields, where)
     return ModelConfig(**fields, heads=())
+
+
+def check_kinds(fields: dict[str, Any], where: str) -> None:
+    """Raises `BadInput` for a field of ModelConfig whose JSON value is of another type than its annotation says."""
+    for field in dataclasses.fields(ModelConfig):
+        kinds = str(field.type).split(" | ")  # annotations are kept as text there
+        allowed = [kind for name in kinds for kind in KINDS.get(name, ())]
+        if allowed and field.name in fields and type(fields[field.name]) not in allowed:
+            raise BadInput(f"{where}: {field.name} is {fields[field.name]!r}; expected {' or '.join(kinds)}. "
+                           "Mend config.json")
 
 
 def _mobilebert_fields(values: dict[str, Any], fields: dict[str, Any], where: str) -> dict[str, Any]:
@@ -209,6 +221,6 @@ def _mobilebert_fields(values: dict[str, Any], fields: dict[str, Any], where: st
 
 
 def _activation(name: Any, where: str) -> str:
-    if name not in ACTIVATIONS_IN:
+    if not isinstance(name, str) or name not in ACTIVATIONS_IN:
         raise BadInput(f"{where} has hidden_act={name!r}; {nearest(name, ACTIVATIONS_IN)}")
     return ACTIVATIONS_IN[name]

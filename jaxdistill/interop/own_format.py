@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 
 from jaxdistill.errors import BadInput
-from jaxdistill.interop import convert, hf_torch
+from jaxdistill.interop import configs, convert, hf_torch
 from jaxdistill.models import ModelConfig, Params, parameters
 
 MODEL_TYPE = "jaxdistill"
@@ -40,12 +40,13 @@ def read_config(values: dict[str, Any], where: str) -> ModelConfig:
     fields = values.get("config")
     if not isinstance(fields, dict):
         raise BadInput(f"{where} has no 'config' with the fields of the model; export the model again")
+    configs.check_kinds(fields, where)
+    if not isinstance(fields.get("heads", []), list):
+        raise BadInput(f"{where}: heads is {fields['heads']!r}; expected a list of names. Mend config.json")
     try:
         return ModelConfig.from_dict(fields)
     except BadInput as error:
         raise BadInput(f"{where}: {error}") from error
-    except TypeError as error:
-        raise BadInput(f"{where} has a field of the wrong kind ({error}); export the model again") from error
 
 
 def read_params(directory: epath.Path, config: ModelConfig) -> Params:

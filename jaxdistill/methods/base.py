@@ -12,6 +12,8 @@ from jaxdistill.errors import BadInput
 from jaxdistill.objectives.terms import HEAD_OF_OUTPUT, Loss, loss_named
 
 DEPTHS = ("full", "progressive_soft", "progressive_strict")
+OPTIMIZERS = ("adamw", "lamb")
+DECAYS = ("constant", "linear")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +42,8 @@ class Optimizer:
     bias_correction: bool = False
 
     def __post_init__(self) -> None:
-        if self.name not in ("lamb", "adamw"):
-            raise BadInput(f"optimizer {self.name!r} is unknown; valid: adamw, lamb")
+        if self.name not in OPTIMIZERS:
+            raise BadInput(f"optimizer {self.name!r} is unknown; valid: {', '.join(OPTIMIZERS)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +56,8 @@ class Schedule:
     end_ratio: float = 1e-4
 
     def __post_init__(self) -> None:
-        if self.decay not in ("linear", "constant"):
-            raise BadInput(f"schedule decay={self.decay!r} is unknown; valid: constant, linear")
+        if self.decay not in DECAYS:
+            raise BadInput(f"schedule decay={self.decay!r} is unknown; valid: {', '.join(DECAYS)}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxdistill.errors import BadInput
-from jaxdistill.methods.base import Optimizer, Schedule, Stage, Term
+from jaxdistill.errors import BadInput, nearest
+from jaxdistill.methods.base import DECAYS, OPTIMIZERS, Optimizer, Schedule, Stage, Term
 
 # Blocks move, embeddings and heads stay as copied from the teacher (spec: "non-encoder variables: rate 0").
 BLOCKS = ("layers/",)
 
 
-def transfer_terms(settings: Any, num_layers: int) -> tuple[Term, ...]:
+def transfer_terms(name: str, settings: Any, num_layers: int) -> tuple[Term, ...]:
     """Knowledge transfer of one layer: L_FMT in its normalised and statistics parts, and L_AT (eqs. 2-3)."""
     layer_map = tuple(int(i) for i in settings.layer_map) or None
     if layer_map is not None and len(layer_map) != num_layers:
-        raise BadInput(f"layer_map={layer_map} names {len(layer_map)} teacher layers for {num_layers} student layers; "
-                       "give one teacher layer for each student layer")
+        raise BadInput(f"config.stages.{name}.layer_map={layer_map} names {len(layer_map)} teacher layers for {num_layers} "
+                       "student layers; give one teacher layer for each student layer")
     statistics = "_tf1" if settings.tf1_statistics else ""
     weights = {
         "feature_map": settings.feature_map,
@@ -52,18 +52,18 @@ def progressive(name: str, settings: Any, num_layers: int) -> Stage:
     if settings.steps < num_layers:
         raise BadInput(f"config.stages.{name}.steps={settings.steps} is less than one step for each of {num_layers} "
                        f"layers; give at least {num_layers}")
-    return _stage(name, settings, transfer_terms(settings, num_layers), moves=BLOCKS,
+    return _stage(name, settings, transfer_terms(name, settings, num_layers), moves=BLOCKS,
                   depth=f"progressive_{settings.freezing}")
 
 
 def joint(name: str, settings: Any, num_layers: int) -> Stage:
     """JKT, first part: every layer's transfer loss at once, embeddings and heads frozen."""
-    return _stage(name, settings, transfer_terms(settings, num_layers), moves=BLOCKS)
+    return _stage(name, settings, transfer_terms(name, settings, num_layers), moves=BLOCKS)
 
 
 def auxiliary(name: str, settings: Any, num_layers: int) -> Stage:
     """AKT: distillation and every layer's transfer loss in one stage; everything moves."""
-    return _stage(name, settings, distillation_terms(settings) + transfer_terms(settings, num_layers))
+    return _stage(name, settings, distillation_terms(settings) + transfer_terms(name, settings, num_layers))
 
 
 def distill(name: str, settings: Any, num_layers: int) -> Stage:
@@ -79,7 +79,9 @@ def classify(name: str, settings: Any, num_layers: int) -> Stage:
 
 
 def _stage(name: str, settings: Any, terms: tuple[Term, ...], **fields: Any) -> Stage:
-    fields = {"moves": tuple(settings.moves) or ("",), **fields}
+    _check(name, settings)
+    if settings.moves:
+        fields["moves"] = tuple(settings.moves)
     return Stage(
         name=name, network=settings.network, steps=settings.steps, terms=terms,
         optimizer=Optimizer(name=settings.optimizer, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm,
@@ -88,6 +90,18 @@ def _stage(name: str, settings: Any, terms: tuple[Term, ...], **fields: Any) -> 
         batch_size=settings.batch_size, accumulation=settings.accumulation, dropout=settings.dropout,
         active_multiplier=settings.active_multiplier, tf1_unmasked=settings.tf1_unmasked, **fields,
     )
+
+
+def _check(name: str, settings: Any) -> None:
+    for field, valid in (("optimizer", OPTIMIZERS), ("decay", DECAYS)):
+        if settings[field] not in valid:
+            raise BadInput(f"config.stages.{name}.{field}={settings[field]!r} is unknown; {nearest(settings[field], valid)}")
+    for field in ("feature_map", "mean", "variance", "attention", "nsp", "learning_rate", "active_multiplier"):
+        if settings[field] < 0:
+            raise BadInput(f"config.stages.{name}.{field}={settings[field]}; expected 0 or more")
+    if not 0 <= settings.alpha <= 1:
+        raise BadInput(f"config.stages.{name}.alpha={settings.alpha}; expected 0 (the teacher's words alone) to 1 (the "
+                       "true words alone)")
 
 
 KINDS = {f.__name__: f for f in (pretrain, progressive, joint, auxiliary, distill, classify)}

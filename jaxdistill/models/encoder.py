@@ -71,9 +71,9 @@ class Model:
         for tap in taps:
             if tap not in TAPS:
                 raise BadInput(f"tap {tap!r} is unknown; {nearest(tap, TAPS)}")
-        bias = attention_bias(batch)
         embed_key, layers_key, heads_key = split_key(dropout_key)
-        hidden_0 = self.embed(params, batch, embed_key)
+        hidden_0 = self.embed(params, batch, embed_key)  # first: it checks the batch
+        bias = attention_bias(batch)
         layers = params["layers"]
         if num_layers is not None:
             layers = jax.tree.map(lambda x: x[:num_layers], layers)
@@ -128,8 +128,8 @@ class Model:
         under strict freezing). `differentiable`: whether the gradient must reach the lower blocks; a loop with a
         traced bound has no reverse mode, so they then run as one scan whose blocks above `layer` are skipped.
         """
+        hidden_0 = self.embed(params, batch)  # first: it checks the batch
         bias = attention_bias(batch)
-        hidden_0 = self.embed(params, batch)
 
         def run(index: jax.Array, hidden: jax.Array) -> jax.Array:
             return self.block(take_layer(params["layers"], index), hidden, bias)[0]

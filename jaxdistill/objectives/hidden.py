@@ -18,32 +18,35 @@ EPS = 1e-12
 
 def feature_map(student_BxLxD: jax.Array, teacher_BxLxD: jax.Array, batch: Batch) -> jax.Array:
     """Mean over D of (LN(teacher) - LN(student))^2, LN without scale and bias."""
-    difference = normalize(jax.lax.stop_gradient(teacher_BxLxD)) - normalize(student_BxLxD)
+    student, teacher = real_only(student_BxLxD, batch), real_only(teacher_BxLxD, batch)
+    difference = normalize(jax.lax.stop_gradient(teacher)) - normalize(student)
     return masked_sum(jnp.mean(difference**2, axis=-1), batch)
 
 
 def mean(student_BxLxD: jax.Array, teacher_BxLxD: jax.Array, batch: Batch) -> jax.Array:
     """(mean over D of the teacher's - of the student's)^2."""
-    target_BxL = jax.lax.stop_gradient(jnp.mean(teacher_BxLxD.astype(jnp.float32), -1))
-    return masked_sum((target_BxL - jnp.mean(student_BxLxD.astype(jnp.float32), -1)) ** 2, batch)
+    student, teacher = real_only(student_BxLxD, batch), real_only(teacher_BxLxD, batch)
+    return masked_sum((jax.lax.stop_gradient(jnp.mean(teacher, -1)) - jnp.mean(student, -1)) ** 2, batch)
 
 
 def variance(student_BxLxD: jax.Array, teacher_BxLxD: jax.Array, batch: Batch) -> jax.Array:
     """|variance over D of the teacher's - of the student's|: L1, as published."""
-    target_BxL = jax.lax.stop_gradient(jnp.var(teacher_BxLxD.astype(jnp.float32), -1))
-    return masked_sum(jnp.abs(target_BxL - jnp.var(student_BxLxD.astype(jnp.float32), -1)), batch)
+    student, teacher = real_only(student_BxLxD, batch), real_only(teacher_BxLxD, batch)
+    return masked_sum(jnp.abs(jax.lax.stop_gradient(jnp.var(teacher, -1)) - jnp.var(student, -1)), batch)
 
 
 def mean_tf1(student_BxLxD: jax.Array, moments_N1xBxLx2: jax.Array, batch: Batch) -> jax.Array:
     """`mean` against *all* N + 1 teacher states, averaged: what the released TF1 code computes, by a slip."""
-    targets = jax.lax.stop_gradient(moments_N1xBxLx2[..., 0])
-    return masked_sum(jnp.mean((targets - jnp.mean(student_BxLxD, -1)[None]) ** 2, axis=0), batch)
+    ours_BxL = jnp.mean(real_only(student_BxLxD, batch), -1)
+    targets = jax.lax.stop_gradient(jax.vmap(real_only, (0, None))(moments_N1xBxLx2, batch)[..., 0])
+    return masked_sum(jnp.mean((targets - ours_BxL) ** 2, axis=0), batch)
 
 
 def variance_tf1(student_BxLxD: jax.Array, moments_N1xBxLx2: jax.Array, batch: Batch) -> jax.Array:
     """`variance` against all N + 1 teacher states, averaged: the same slip."""
-    targets = jax.lax.stop_gradient(moments_N1xBxLx2[..., 1])
-    return masked_sum(jnp.mean(jnp.abs(targets - jnp.var(student_BxLxD, -1)[None]), axis=0), batch)
+    ours_BxL = jnp.var(real_only(student_BxLxD, batch), -1)
+    targets = jax.lax.stop_gradient(jax.vmap(real_only, (0, None))(moments_N1xBxLx2, batch)[..., 1])
+    return masked_sum(jnp.mean(jnp.abs(targets - ours_BxL), axis=0), batch)
 
 
 def normalize(x_BxLxD: jax.Array) -> jax.Array:
@@ -53,6 +56,11 @@ def normalize(x_BxLxD: jax.Array) -> jax.Array:
     return centred * jax.lax.rsqrt(jnp.mean(centred**2, -1, keepdims=True) + EPS)
 
 
+def real_only(x_BxLxD: jax.Array, batch: Batch) -> jax.Array:
+    """In float32, with zeros at pads. Before any arithmetic: 0 times the slope of an inf or nan would be nan."""
+    return jnp.where(attention_mask(batch)[..., None] > 0, x_BxLxD.astype(jnp.float32), 0.0)
+
+
 def masked_sum(values_BxL: jax.Array, batch: Batch) -> jax.Array:
-    """Sum over real tokens. `where`, not a product: what a pad holds (even inf) must not reach the gradient."""
+    """Sum over real tokens. `where`, not a product: what a pad holds must not reach the value either."""
     return jnp.sum(jnp.where(attention_mask(batch) > 0, values_BxL, 0.0))

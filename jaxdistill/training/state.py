@@ -72,6 +72,11 @@ def check_moves(stage: Stage, params: Params, started: set[str], norm: str) -> N
                            f"{', '.join(sorted({name.split('/')[0] + '/' for name in flat}))}")
     used = {"embeddings", "layers", *stage.heads("student")} | ({"pooler"} if stage.heads("student") else set())
     moving = moving_names(stage, params)
+    outside = sorted(name for name in moving if not is_stacked(name))
+    if stage.depth == "progressive_strict" and outside:
+        raise BadInput(f"config.stages.{stage.name}.moves={stage.moves} lets {outside[0]!r} move, but under strict freezing "
+                       f"only the active layer does; name patterns under layers/, or set "
+                       f"config.stages.{stage.name}.freezing='soft'")
     identity = {"embeddings/norm/scale", "embeddings/norm/bias"} if norm == "no_norm" else set()
     lost = [n for n in flat if n.split("/")[0] in used and n not in moving and n not in started and n not in identity]
     if lost:

@@ -16,13 +16,14 @@ from transformers.models.bert.configuration_bert import BertConfig
 from transformers.models.mobilebert import modeling_mobilebert
 from transformers.models.mobilebert.configuration_mobilebert import MobileBertConfig
 
-from jaxdistill.models import Model, ModelConfig, Params
+from jaxdistill.models import Model, Params
+from jaxdistill.models.block import BLOCK_TAPS
 
 torch.set_num_threads(1)
 
 LENGTH = 7
-_SMALL = {"vocab_size": 37, "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 10,
-          "max_position_embeddings": 9, "type_vocab_size": 3, "attn_implementation": "eager"}
+_SMALL = {"vocab_size": 37, "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2,
+          "intermediate_size": 10, "max_position_embeddings": 9, "type_vocab_size": 3, "attn_implementation": "eager"}
 _BERT = {**_SMALL, "num_attention_heads": 3}
 _MOBILE = {**_SMALL, "embedding_size": 4, "intra_bottleneck_size": 8, "num_feedforward_networks": 2,
            "classifier_activation": False}
@@ -75,18 +76,6 @@ def random_torch(variant: str, seed: int = 0) -> torch.nn.Module:
     return network
 
 
-def random_params(config: ModelConfig, seed: int = 0) -> Params:
-    """Our parameters of `config`, as random."""
-    rng = np.random.default_rng(seed)
-    tree = jax.eval_shape(Model(config).init, jax.random.key(0))
-
-    def draw(path: tuple[Any, ...], leaf: Any) -> jax.Array:
-        noise = 0.3 * rng.normal(size=leaf.shape)
-        return jax.numpy.asarray(noise + (path[-1].key == "scale"), "float32")
-
-    return jax.tree_util.tree_map_with_path(draw, tree)
-
-
 def batch(vocab_size: int = 37, types: int = 3, padded: bool = True) -> dict[str, np.ndarray]:
     """Three rows; if `padded`, two of them with pads, and pads are id 0."""
     rng = np.random.default_rng(1)
@@ -98,10 +87,17 @@ def batch(vocab_size: int = 37, types: int = 3, padded: bool = True) -> dict[str
 
 
 def torch_outputs(network: torch.nn.Module, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What the network gives, by our names, with `hidden_states` [N + 1, B, L, D] and `attentions` [N, B, A, L, L]."""
+    """What the network gives, by our names, with `hidden_states` [N + 1, B, L, D], `attentions` [N, B, A, L, L] and
+    `query`, `key`, `value` [N, B, L, A K] (a bias of the keys shows nowhere else: softmax cancels it).
+    """
+    projections: dict[str, list[torch.Tensor]] = {"query": [], "key": [], "value": []}
+    hooks = [module.register_forward_hook(lambda _, __, out, name=name: projections[name.rsplit(".", 1)[1]].append(out))
+             for name, module in network.named_modules() if ".self." in name and name.endswith(tuple(projections))]
     with torch.no_grad():
         out = network(**{key: torch.tensor(value).long() for key, value in inputs.items()},
                       output_hidden_states=True, output_attentions=True)
+    for hook in hooks:
+        hook.remove()
     names = {"pooler_output": "pooler_output", "prediction_logits": "mlm_logits", "start_logits": "start_logits",
              "seq_relationship_logits": "nsp_logits", "end_logits": "end_logits"}
     kind = type(network).__name__
@@ -110,6 +106,7 @@ def torch_outputs(network: torch.nn.Module, inputs: dict[str, np.ndarray]) -> di
     found = {ours: out[theirs].numpy() for theirs, ours in names.items() if theirs in out}
     found["hidden_states"] = torch.stack(out.hidden_states).numpy()
     found["attentions"] = torch.stack(out.attentions).numpy()
+    found |= {name: torch.stack(layers).numpy() for name, layers in projections.items()}
     return found
 
 
@@ -119,13 +116,13 @@ def our_outputs(model: Model, params: Params, inputs: dict[str, np.ndarray]) -> 
     found = {key: np.asarray(value) for key, value in outputs.items()}
     found["hidden_states"] = np.concatenate([np.asarray(taps["embeddings"])[None], np.asarray(taps["hidden"])])
     found["attentions"] = np.asarray(jax.nn.softmax(taps["attention_scores"], -1))
+    found |= {name: np.asarray(taps[name]).reshape(*taps[name].shape[:3], -1) for name in ("query", "key", "value")}
     return found
 
 
-# Compiling is nearly all of the time of these tests, so it is done without optimisation.
-@functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True})
+@functools.partial(jax.jit, static_argnums=0)
 def _run(model: Model, params: Params, inputs: dict[str, np.ndarray]) -> Any:
-    return model.apply(params, inputs, taps=("embeddings", "hidden", "attention_scores"))
+    return model.apply(params, inputs, taps=("embeddings", *BLOCK_TAPS))
 
 
 def assert_same(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], rtol: float = 1e-4) -> float:

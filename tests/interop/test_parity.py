@@ -1,4 +1,4 @@
-"""transformers' PyTorch networks and ours give the same numbers on the same weights, carried over in both directions."""
+"""transformers' PyTorch networks and ours give the same numbers on the same weights, carried over both ways."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import torch
 
 from jaxdistill import interop
 from jaxdistill.interop.configs import ARCHITECTURES
-from jaxdistill.models import Model, ModelConfig, preset
+from jaxdistill.models import Model, ModelConfig, parameters, preset
 from tests.interop import oracle
+from tests.interop.tiny import SHRUNK, random_params
 
 WORST: dict[str, float] = {}
 
@@ -47,16 +48,12 @@ def test_theirs_to_ours_and_back(variant: str, tmp_path: Path) -> None:
     oracle.assert_same(oracle.torch_outputs(back.eval(), inputs), oracle.torch_outputs(network, inputs), rtol=1e-5)
 
 
-SHRUNK = {"vocab_size": 37, "num_layers": 2, "hidden_size": 12, "num_heads": 2, "intermediate_size": 10,
-          "max_positions": 9, "type_vocab_size": 3}
-
-
 @pytest.mark.parametrize("name", ["bert_base", "mobilebert", "mobilebert_without_opt", "mobilebert_tiny"])
 def test_ours_to_theirs(name: str, tmp_path: Path) -> None:
     """Our random parameters of each preset, shrunk, give the same numbers in PyTorch; the config comes back equal."""
     small = SHRUNK if name == "bert_base" else {**SHRUNK, "embedding_size": 4, "bottleneck_size": 8}
     config = preset(name).replace(**small)
-    params = oracle.random_params(config)
+    params = random_params(config)
     interop.save_pretrained(tmp_path / "out", Model(config), params)
     network = oracle.torch_class("BertForPreTraining" if name == "bert_base" else "MobileBertForPreTraining")
     network = network.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()
@@ -85,12 +82,32 @@ EXPRESSIBLE = {
 def test_corners_that_hugging_face_can_express(name: str, tmp_path: Path) -> None:
     """`verify_export` in PyTorch over configs at the edge of what its classes hold."""
     config = EXPRESSIBLE[name]
-    params = oracle.random_params(config)
+    params = random_params(config)
     assert interop.why_not_huggingface(config) is None
     assert interop.save_pretrained(tmp_path / "out", Model(config), params).format == "huggingface"
     report = interop.verify_export(tmp_path / "out", Model(config), params, with_torch=True)
     assert report["max_relative_difference"] == 0.0
     assert report["torch_max_relative_difference"] < 1e-4
+
+
+@pytest.mark.parametrize("variant", ["bert", "bert_rows", "mobilebert", "tiny", "tanh_pooler_one_ffn", "mobile_tokens",
+                                     "mobile_spans"])
+def test_every_parameter_is_seen(variant: str, tmp_path: Path) -> None:
+    """The comparison above has no blind spot: with any one parameter wrong in any one layer, parity is lost."""
+    network = oracle.random_torch(variant)
+    network.save_pretrained(tmp_path / "theirs")
+    model, params = interop.from_pretrained(tmp_path / "theirs")
+    inputs = oracle.batch()
+    theirs = oracle.torch_outputs(network, inputs)
+    flat = parameters.flatten(params)
+    wrong = parameters.flatten(random_params(model.config, seed=5))
+    for name in flat:
+        for part in range(model.config.num_layers) if parameters.is_stacked(name) else (slice(None),):
+            changed = np.array(flat[name])
+            changed[part] = np.asarray(wrong[name])[part]
+            tree = parameters.unflatten({**flat, name: changed})
+            with pytest.raises(AssertionError):
+                oracle.assert_same(oracle.our_outputs(model, tree, inputs), theirs)
 
 
 def test_pad_row_survives(tmp_path: Path) -> None:

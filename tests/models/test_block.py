@@ -110,7 +110,7 @@ def test_bfloat16_keeps_large_residuals_exact():
     config = KINDS["mobilebert"].replace(dtype="bfloat16")
     layer = jax.tree.map(jnp.zeros_like, take_layer(random_params(config)["layers"], 0))
     layer["bottleneck_out_norm"]["scale"] = jnp.ones(config.hidden_size)
-    hidden = jnp.full((B, L, config.hidden_size), 16_777_215.0)
+    hidden = jnp.full((B, L, config.hidden_size), 16_777_215.0, jnp.float32)
     assert bool((jax.jit(Model(config).block)(layer, hidden, jnp.zeros((B, 1, 1, L)))[0] == hidden).all())
 
 

@@ -1,4 +1,4 @@
-"""The TFDS builder of the prepared text. Imports tensorflow_datasets: only `prepare` imports this, inside a function."""
+"""The TFDS builder of the prepared text. Imports tensorflow_datasets: only `prepare` imports it, in a function."""
 
 from __future__ import annotations
 

@@ -1,0 +1,125 @@
+"""What every test shares: a CPU that shows eight devices, a compilation cache, and the smallest networks and texts that
+have everything in them (padding, unlike row lengths, two kinds of network). Set before anything imports jax."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/jaxdistill-tests"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ["JAXDISTILL_PROGRESS"] = "0"
+
+import random  # noqa: E402
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from jaxdistill import defaults  # noqa: E402
+from jaxdistill.methods.mobilebert import KINDS  # noqa: E402
+from jaxdistill.models import Model, preset  # noqa: E402
+
+SMALL = dict(vocab_size=19, num_layers=3, hidden_size=8, embedding_size=4, num_heads=2, intermediate_size=10,
+             max_positions=16, hidden_dropout=0.1, attention_dropout=0.1)
+TEACHER = Model(preset("ib_bert_large").replace(**SMALL, bottleneck_size=12))
+STUDENT = Model(preset("mobilebert").replace(**SMALL, bottleneck_size=4, num_ffn=2))
+
+
+def shallower(model, num_layers):
+    """The same network with fewer layers."""
+    return Model(model.config.replace(num_layers=num_layers))
+
+
+def random_params(model, seed=0):
+    """Parameters of which none is 0 or 1: a fresh start has zero biases and hides mistakes."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+
+    def draw(path, leaf):
+        values = 0.3 * rng.normal(size=leaf.shape)
+        return jnp.asarray(values + (path[-1].key == "scale"), jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def pretraining_batch(seed=0, rows=8, length=7, predictions=3, vocab_size=SMALL["vocab_size"]):
+    """A batch as `make_loader` gives it: rows of unlike length, unlike numbers of masked words."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(4, length + 1, rows)
+    mask = (np.arange(length) < lengths[:, None]).astype(np.int32)
+    weights = (np.arange(predictions) < rng.integers(1, predictions + 1, rows)[:, None]).astype(np.float32)
+    ints = weights.astype(np.int32)
+    positions = 1 + np.argsort(rng.random((rows, 3)), axis=1)[:, :predictions]
+    return {
+        "input_ids": (rng.integers(1, vocab_size, (rows, length)) * mask).astype(np.int32),
+        "attention_mask": mask,
+        "token_type_ids": ((np.arange(length) > 2) * mask).astype(np.int32),
+        "mlm_positions": (positions * ints).astype(np.int32),
+        "mlm_labels": (rng.integers(0, vocab_size, (rows, predictions)) * ints).astype(np.int32),
+        "mlm_weights": weights,
+        "nsp_labels": rng.integers(0, 2, rows).astype(np.int32),
+        "example_weights": np.ones(rows, np.float32),
+    }
+
+
+def make_stage(kind, num_layers=SMALL["num_layers"], network="student", **changes):
+    """The stage that a recipe's section would make."""
+    section = defaults.stage(kind, network, **{"steps": 9, "batch_size": 8, **changes})
+    return KINDS[kind]("it", section, num_layers)
+
+
+def tiny_config(source):
+    """The shape of the quickstart (teacher, transfer, distill, two baselines) in a few steps of toy networks."""
+    widths = dict(num_layers=2, hidden_size=16, embedding_size=8, num_heads=2, intermediate_size=16, max_positions=32)
+    config = defaults.recipe("tiny")
+    config.teacher = defaults.network("ib_bert_large", **widths, bottleneck_size=24)
+    config.student = defaults.network("mobilebert", **widths, bottleneck_size=8, num_ffn=2)
+    config.data.update({"source": str(source), "heldout_fraction": 0.25, "vocab_size": 120, "sequence_length": 24,
+                        "max_predictions": 4})
+    config.stages.teacher = defaults.stage("pretrain", "teacher", steps=6, batch_size=8, dropout=True)
+    config.stages.transfer = defaults.stage("progressive", "student", steps=6, batch_size=8, decay="constant")
+    config.stages.distill = defaults.stage("distill", "student", steps=5, batch_size=8, warmup_steps=2)
+    config.stages.random_start = defaults.stage("pretrain", "random_start", start="random", steps=3, batch_size=8,
+                                                baseline=True)
+    config.stages.copied_start = defaults.stage("pretrain", "copied_start", start="copy", steps=3, batch_size=8,
+                                                baseline=True)
+    config.order = ("teacher", "transfer", "distill", "random_start", "copied_start")
+    config.evaluation.update({"batch_size": 8, "max_examples": 64})
+    config.checkpoint.every_steps = 2
+    config.log_every, config.mesh.data, config.export, config.baselines = 1, 1, False, False
+    return config
+
+
+WORDS = ("river", "stone", "engine", "winter", "paper", "garden", "signal", "copper", "market", "silver", "window",
+         "letter", "turns", "holds", "finds", "keeps", "the", "a", "old", "quiet", "bright", "under", "over", "with")
+
+
+def write_text(path, documents=60, seed=0):
+    """A text file of short documents of made-up sentences, a blank line between them."""
+    rng = random.Random(seed)
+
+    def sentence():
+        return " ".join(rng.choice(WORDS) for _ in range(rng.randint(4, 9))).capitalize() + "."
+
+    blocks = ["\n".join(sentence() for _ in range(rng.randint(2, 6))) for _ in range(documents)]
+    path.write_text("\n\n".join(blocks) + "\n")
+    return path
+
+
+@pytest.fixture
+def text_source(tmp_path):
+    """A small text file."""
+    return write_text(tmp_path / "text.txt")
+
+
+@pytest.fixture(scope="session")
+def teacher_params():
+    return random_params(TEACHER, 1)
+
+
+@pytest.fixture
+def student_params():
+    return random_params(STUDENT, 2)

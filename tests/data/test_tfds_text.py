@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jaxdistill.data import tfds_text
+from jaxdistill.data.sources import read_documents, source_digest
+from jaxdistill.errors import BadInput
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of TFDS sets with one small text set in ArrayRecord, and one without text."""
+    import tensorflow_datasets as tfds
+
+    folder = tmp_path_factory.mktemp("tfds")
+    for set_name, kind in (
+        ("little_stories", tfds.features.Text()),
+        ("little_numbers", tfds.features.Scalar(np.int64)),
+    ):
+
+        class Stories(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+            VERSION = tfds.core.Version("1.2.0")
+            url_infos: dict[str, Any] = {}
+            name = set_name
+            is_text = isinstance(kind, tfds.features.Text)
+            features = tfds.features.FeaturesDict({"title": kind, "text" if is_text else "count": kind})
+
+            def _info(self) -> Any:
+                return tfds.core.DatasetInfo(builder=self, features=self.features, disable_shuffling=True)
+
+            def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+                return {"train": self._generate_examples(5), "test": self._generate_examples(2)}
+
+            def _generate_examples(self, count: int = 0) -> Iterator[Any]:
+                for n in range(count):
+                    yield n, dict.fromkeys(self.features, f"Story {n} is süß." if self.is_text else n)
+
+        Stories(data_dir=str(folder), file_format="array_record").download_and_prepare()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def in_data_dir(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(data_dir))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
+
+
+def test_reads_a_prepared_set() -> None:
+    documents = list(read_documents("tfds:little_stories"))
+    assert [document.text for document in documents] == [f"Story {n} is süß." for n in range(5)]
+    assert documents[3].name == "tfds:little_stories#3"
+    assert len(list(read_documents("tfds:little_stories:1.2.0:test"))) == 2
+    assert len(list(read_documents("tfds:little_stories:train[1:4]"))) == 3
+    digests = {source_digest(f"tfds:little_stories:{split}") for split in ("train", "test")}
+    assert len(digests) == 2 and source_digest("tfds:little_stories") in digests
+
+
+def test_names() -> None:
+    assert tfds_text.parse("tfds:wikipedia/20230601.en") == ("wikipedia/20230601.en", "")
+    assert tfds_text.parse("tfds:wikipedia/20230601.en:1.0.0:train[:10%]") == (
+        "wikipedia/20230601.en:1.0.0",
+        "train[:10%]",
+    )
+    assert tfds_text.parse("tfds:lm1b:test") == ("lm1b", "test")
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("tfds:little_stories:tset", ["did you mean 'test'"]),
+        ("tfds:little_numbers", ["no text field", "count"]),
+        ("tfds:wikipedya", ["did you mean 'wikipedia'"]),
+        ("tfds:", ["expected tfds:NAME"]),
+        ("tfds:wikipedia/20230601.en", ["pip install 'jaxdistill[beam]'"]),
+    ],
+)
+def test_bad_sources(source: str, words: list[str]) -> None:
+    with pytest.raises(BadInput) as error:
+        list(read_documents(source))
+    assert all(word in str(error.value) for word in words) and "\n" not in str(error.value), str(error.value)

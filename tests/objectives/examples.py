@@ -1,0 +1,138 @@
+"""Taps and a padded batch for any loss, and slow references: one loop an index, one number at a time."""
+
+import numpy as np
+
+from jaxdistill.objectives.terms import LOSSES
+
+LENGTHS = (6, 4, 1)
+HEADS, WIDTH, STATES, WORDS, CLASSES = 2, 5, 4, 7, 3
+PER_LAYER = [name for name, loss in LOSSES.items() if loss.per_layer]
+WITH_TEACHER = [name for name, loss in LOSSES.items() if loss.teacher is not None]
+
+
+def batch_of(length=6, seed=0, lengths=LENGTHS):
+    """Rows of unlike lengths (1 to `length` tokens), unlike numbers of masked words, one row that is only filling."""
+    rng = np.random.default_rng(seed)
+    rows = len(lengths)
+    return {
+        "input_ids": np.ones((rows, length), np.int32),
+        "attention_mask": (np.arange(length) < np.asarray(lengths)[:, None]).astype(np.int32),
+        "mlm_labels": rng.integers(0, WORDS, (rows, 3)).astype(np.int32),
+        "mlm_weights": np.asarray([[1, 1, 1], [1, 0, 0], [1, 1, 0]], np.float32)[:rows],
+        "nsp_labels": rng.integers(0, 2, rows).astype(np.int32),
+        "labels": rng.integers(0, CLASSES, rows).astype(np.int32),
+        "example_weights": np.asarray([1, 1, 0], np.float32)[:rows],
+    }
+
+
+def tap(kind, batch, seed):
+    """A random tap of this name, with hidden states whose means and variances differ from token to token."""
+    rng = np.random.default_rng(seed)
+    rows, length = batch["input_ids"].shape
+    if kind == "hidden":
+        x = rng.normal(size=(rows, length, WIDTH)) * rng.uniform(0.5, 2, (rows, length, 1))
+        return (x + rng.normal(size=(rows, length, 1))).astype(np.float32)
+    if kind == "hidden_moments":
+        return rng.uniform(0.1, 2, (STATES, rows, length, 2)).astype(np.float32)
+    if kind == "attention_scores":
+        pads = -1e9 * (1 - batch["attention_mask"])[:, None, None, :]
+        return (rng.normal(size=(rows, HEADS, length, length)) + pads).astype(np.float32)
+    shape = {"mlm_logits": (rows, 3, WORDS), "nsp_logits": (rows, 2), "logits": (rows, CLASSES)}[kind]
+    return rng.normal(size=shape).astype(np.float32)
+
+
+def example(name, length=6, seed=0):
+    """(student tap, teacher tap or None, batch) for the loss `name`."""
+    batch, loss = batch_of(length, seed), LOSSES[name]
+    student = tap(loss.student, batch, seed + 1)
+    if name == "regression":
+        student, batch["labels"] = student[:, :1], batch["labels"].astype(np.float32) / 2
+    return student, None if loss.teacher is None else tap(loss.teacher, batch, seed + 2), batch
+
+
+def real(batch):
+    """(row, position) of every token that is not padding."""
+    return [(b, l) for b, l in np.ndindex(batch["attention_mask"].shape) if batch["attention_mask"][b, l]]
+
+
+def softmax(x):
+    e = np.exp(x - x.max())
+    return e / e.sum()
+
+
+def log_softmax(x):
+    return x - x.max() - np.log(np.exp(x - x.max()).sum())
+
+
+def layer_norm(x):
+    return (x - x.mean()) / np.sqrt(x.var() + 1e-12)
+
+
+def _cross_entropy(name):
+    labels, weights = {"mlm": ("mlm_labels", "mlm_weights"), "nsp": ("nsp_labels", "example_weights"),
+                       "classification": ("labels", "example_weights")}[name]
+
+    def loop(student, _, batch):
+        return sum(-batch[weights][i] * log_softmax(student[i])[batch[labels][i]] for i in np.ndindex(batch[labels].shape))
+
+    return loop
+
+
+def _mlm_distillation(student, teacher, batch):
+    total = 0.0
+    for i in np.ndindex(batch["mlm_labels"].shape):
+        target, ours = softmax(teacher[i]), log_softmax(student[i])
+        total += batch["mlm_weights"][i] * sum(-target[v] * ours[v] for v in range(WORDS))
+    return total
+
+
+def _regression(student, _, batch):
+    return sum(w * (x[0] - y) ** 2 for x, y, w in zip(student, batch["labels"], batch["example_weights"]))
+
+
+def _feature_map(student, teacher, batch):
+    return sum(np.mean([(t - s) ** 2 for t, s in zip(layer_norm(teacher[i]), layer_norm(student[i]))]) for i in real(batch))
+
+
+def _mean(student, teacher, batch):
+    return sum((teacher[i].mean() - student[i].mean()) ** 2 for i in real(batch))
+
+
+def _variance(student, teacher, batch):
+    return sum(abs(teacher[i].var() - student[i].var()) for i in real(batch))
+
+
+def _mean_tf1(student, moments, batch):
+    return sum((moments[(n, *i, 0)] - student[i].mean()) ** 2 for i in real(batch) for n in range(STATES)) / STATES
+
+
+def _variance_tf1(student, moments, batch):
+    return sum(abs(moments[(n, *i, 1)] - student[i].var()) for i in real(batch) for n in range(STATES)) / STATES
+
+
+def _attention(student, teacher, batch, entropy=False):
+    total = 0.0
+    for b, query in real(batch):
+        for head in range(HEADS):
+            target, ours = softmax(teacher[b, head, query]), log_softmax(student[b, head, query])
+            for key in range(len(target)):
+                if target[key] > 0:
+                    total += target[key] * ((np.log(target[key]) if entropy else 0.0) - ours[key])
+    return total / HEADS
+
+
+REFERENCES = {
+    "mlm": _cross_entropy("mlm"), "nsp": _cross_entropy("nsp"), "classification": _cross_entropy("classification"),
+    "mlm_distillation": _mlm_distillation, "regression": _regression, "feature_map": _feature_map, "mean": _mean,
+    "variance": _variance, "mean_tf1": _mean_tf1, "variance_tf1": _variance_tf1, "attention": _attention,
+    "attention_kl": lambda *args: _attention(*args, entropy=True),
+}
+COUNTS = {
+    "mlm": lambda batch: sum(batch["mlm_weights"].ravel()), "mlm_distillation": lambda batch: sum(batch["mlm_weights"].ravel()),
+    "nsp": lambda batch: sum(batch["example_weights"]), "classification": lambda batch: sum(batch["example_weights"]),
+    "regression": lambda batch: sum(batch["example_weights"]), **{name: lambda batch: len(real(batch)) for name in PER_LAYER},
+}
+
+
+def float64(x):
+    return None if x is None else np.asarray(x, np.float64)
