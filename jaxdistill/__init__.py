@@ -15,7 +15,7 @@ _WHERE = {
     "load_config": "jaxdistill.configuration",
     "prepare": "jaxdistill.commands",
     "evaluate": "jaxdistill.commands",
-    "finetune": "jaxdistill.finetune",
+    "finetune": "jaxdistill.finetuning",
     "seeds": "jaxdistill.commands",
     "export": "jaxdistill.commands",
     "describe": "jaxdistill.describe",
@@ -29,7 +29,7 @@ _WHERE = {
 if TYPE_CHECKING:
     from jaxdistill.configuration import load_config as load_config
     from jaxdistill.describe import describe as describe
-    from jaxdistill.finetune import finetune as finetune
+    from jaxdistill.finetuning import finetune as finetune
     from jaxdistill.interop import from_pretrained as from_pretrained
     from jaxdistill.interop import save_pretrained as save_pretrained
     from jaxdistill.models import Model as Model

@@ -136,11 +136,11 @@ def _evaluate(options: argparse.Namespace) -> str:
 
 
 def _finetune(options: argparse.Namespace) -> str:
-    from jaxdistill import finetune
+    from jaxdistill import finetuning
 
     use_compilation_cache()
     settings = {name: value for name, value in vars(options).items() if name in FINETUNE_SETTINGS and value is not None}
-    results = finetune.finetune(options.model, options.task_file, options.workdir, **settings)
+    results = finetuning.finetune(options.model, options.task_file, options.workdir, **settings)
     return json.dumps(results, indent=2)
 
 

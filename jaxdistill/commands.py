@@ -79,7 +79,7 @@ def evaluate(model_dir: str, source: str = "default:heldout", *, teacher: str = 
         raise BadInput(f"sequence_length={sequence_length} exceeds the model's max_positions={model.config.max_positions}")
     tokenizer = load_tokenizer(interop.locate(model_dir))
     text = prepare_text(source, tokenizer, cache or cache_directory() / "prepared", sequence_length=sequence_length, split=split)
-    options = {"batch_size": batch_size, "seed": seed, "max_predictions": max(1, round(0.15 * sequence_length))}
+    options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "max_predictions": max(1, round(0.15 * sequence_length))}
     if text.num_records <= max_examples:
         rows = heldout_batches(text, **options)
     else:

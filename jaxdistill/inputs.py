@@ -59,13 +59,12 @@ def load_corpus(config: ConfigDict, workdir: epath.Path) -> Corpus:
     d = config.data
     folder = data_folder(config, workdir)
     tokenizer = find_tokenizer(config, folder)
-    options = {"sequence_length": d.sequence_length, "heldout_fraction": d.heldout_fraction, "seed": config.seed}
+    options: dict[str, Any] = {"sequence_length": d.sequence_length, "heldout_fraction": d.heldout_fraction, "seed": config.seed}
     parts = {}
     for split, source in (("train", d.source), ("heldout", d.heldout or d.source)):
         part = "all" if split == "heldout" and d.heldout else split if split == "heldout" or not d.heldout else "all"
         with Progress(None, f"preparing {split} text", unit="documents") as bar:
-            parts[split] = prepare(source, tokenizer, folder, split=part, **options,
-                                           progress=lambda done, bar=bar: bar.update(done - bar.done))
+            parts[split] = prepare(source, tokenizer, folder, split=part, progress=bar.reach, **options)
     return Corpus(tokenizer, describe(tokenizer).size, parts["train"], parts["heldout"])
 
 

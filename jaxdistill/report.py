@@ -36,7 +36,8 @@ _WIDE = 20.0  # values that span more than this factor go on a logarithmic axis
 
 
 def write_results(workdir: epath.PathLike, results: Mapping[str, Any], name: str = RESULTS_FILE) -> epath.Path:
-    """Writes `workdir/results.json` (or another `name`) whole or not at all (numbers that are not finite become null); returns its path."""
+    """Writes `workdir/results.json` (or another `name`) whole or not at all; returns its path. Numbers that are not
+    finite become null."""
     path = epath.Path(workdir) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_plain(results), indent=2, sort_keys=False, allow_nan=False) + "\n"

@@ -65,7 +65,10 @@ def resolve(config: ConfigDict, *, vocab_size: int, num_records: int, mesh: Mesh
     sections = [config.stages[name] for name in order]
     uses_teacher = any(s.network == TEACHER or s.start == "copy" or s.kind not in ("pretrain", "classify") for s in sections)
     teacher = (loaded_teacher or Model(model_config(config.teacher, vocab_size))) if uses_teacher else None
-    stages, starts, first_example, seen = [], {}, {}, dict[str, int]()
+    stages: list[Stage] = []
+    starts: dict[str, str] = {}
+    first_example: dict[str, int] = {}
+    seen: dict[str, int] = {}
     for name in order:
         section = config.stages[name]
         stage = build_stage(name, section, num_records, (teacher if section.network == TEACHER and teacher else student)

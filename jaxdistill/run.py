@@ -136,7 +136,7 @@ class Run:
             writer.rewind(stage.name, done, stage.network)
             reporting = loop.Reporting(
                 write=lambda step, scalars: writer.write(stage.name, step, scalars, stage.network),
-                show=lambda step, scalars: bar.update(step - bar.done, loss=scalars["loss"]),
+                show=lambda step, scalars: bar.reach(step, loss=scalars["loss"]),
                 rates=lambda rate: rates(rate, stage.batch_size, tokens, flops, self.mesh),
                 every=config.log_every)
             limits = loop.Limits(config.checkpoint.every_steps, config.max_skipped_in_a_row)
@@ -214,7 +214,7 @@ class Run:
         with Progress(len(self.networks), "evaluating", unit="networks") as bar:
             for name, params in self.networks.items():
                 model = recipe.model(name)
-                pair = {} if name == TEACHER or TEACHER not in self.networks else {
+                pair: dict[str, Any] = {} if name == TEACHER or TEACHER not in self.networks else {
                     "teacher": recipe.teacher, "teacher_params": self.networks[TEACHER]}
                 numbers = heldout.evaluate(model, params, rows, mesh=self.mesh, **pair)
                 own = [self.pages[s.name] for s in recipe.stages if s.network == name and s.name in self.pages]

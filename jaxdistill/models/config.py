@@ -133,8 +133,8 @@ def check_fields(values: dict[str, Any]) -> None:
             raise BadInput(f"model field {name!r} is unknown; {nearest(name, valid)}")
 
 
-_IB = dict(hidden_size=512, embedding_size=128, trigram_input=True, num_layers=24, num_heads=4)
-_MOBILE = dict(_IB, bottleneck_size=128, intermediate_size=512, hidden_dropout=0.0, pooler="first_token",
+_IB: dict[str, Any] = dict(hidden_size=512, embedding_size=128, trigram_input=True, num_layers=24, num_heads=4)
+_MOBILE: dict[str, Any] = dict(_IB, bottleneck_size=128, intermediate_size=512, hidden_dropout=0.0, pooler="first_token",
                norm="no_norm", activation="relu")
 
 PRESETS: dict[str, ModelConfig] = {

@@ -26,7 +26,7 @@ class OptimizerState(NamedTuple):
 
     mu: Flat
     nu: Flat
-    count: jax.Array
+    updates: jax.Array
 
 
 def init(moving: Flat) -> OptimizerState:
@@ -47,7 +47,7 @@ def update(settings: Optimizer, gradients: Flat, state: OptimizerState, moving: 
     """
     norm = optax.tree.norm(gradients)
     scale = jnp.minimum(1.0, settings.clip_norm / jnp.maximum(norm, 1e-30)) if settings.clip_norm > 0 else 1.0
-    count = state.count + 1
+    count = state.updates + 1
     new, mu, nu = {}, {}, {}
     for name, w in moving.items():
         g = gradients[name].astype(jnp.float32) * scale

@@ -73,6 +73,10 @@ class Progress:
             self._next_line = now + self._interval
             print(self.line(), file=self._stream, flush=True)
 
+    def reach(self, done: int, **fields: Any) -> None:
+        """As `update`, given how many units are done in all."""
+        self.update(done - self.done, **fields)
+
     def __exit__(self, *_: object) -> None:
         if self._quiet:
             return

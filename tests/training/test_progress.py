@@ -7,6 +7,12 @@ import pytest
 from jaxdistill.training.progress import Progress
 
 
+@pytest.fixture(autouse=True)
+def not_silenced(monkeypatch):
+    """The other tests are run with the environment variable that silences this one's subject."""
+    monkeypatch.delenv("JAXDISTILL_PROGRESS", raising=False)
+
+
 class Clock:
     now = 0.0
 
