@@ -18,7 +18,7 @@ _WHERE = {
     "finetune": "jaxdistill.finetuning",
     "seeds": "jaxdistill.commands",
     "export": "jaxdistill.commands",
-    "describe": "jaxdistill.describe",
+    "describe": "jaxdistill.description",
     "from_pretrained": "jaxdistill.interop",
     "save_pretrained": "jaxdistill.interop",
     "Model": "jaxdistill.models",
@@ -28,7 +28,7 @@ _WHERE = {
 
 if TYPE_CHECKING:
     from jaxdistill.configuration import load_config as load_config
-    from jaxdistill.describe import describe as describe
+    from jaxdistill.description import describe as describe
     from jaxdistill.finetuning import finetune as finetune
     from jaxdistill.interop import from_pretrained as from_pretrained
     from jaxdistill.interop import save_pretrained as save_pretrained

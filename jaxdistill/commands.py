@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxdistill import describe as describing
+from jaxdistill import description
 from jaxdistill import inputs, interop, report, run
 from jaxdistill.data.loader import heldout_batches, make_loader
 from jaxdistill.data.prepare import prepare as prepare_text
@@ -34,13 +34,13 @@ def describe_text(preset_name: str, config: ConfigDict | None, as_json: bool = F
     if bool(preset_name) == (config is not None):
         raise BadInput("describe needs either --preset=NAME or --config=FILE, and not both")
     if config is None:
-        found = {preset_name: describing.describe(preset(preset_name))}
+        found = {preset_name: description.describe(preset(preset_name))}
     else:
-        found = {name: describing.describe(model_config(config[name], config.data.vocab_size))
+        found = {name: description.describe(model_config(config[name], config.data.vocab_size))
                  for name in ("teacher", "student")}
     if as_json:
         return json.dumps(next(iter(found.values())) if config is None else found, indent=2)
-    return "\n\n".join(f"{name}\n{describing.format_description(facts)}" for name, facts in found.items())
+    return "\n\n".join(f"{name}\n{description.format_description(facts)}" for name, facts in found.items())
 
 
 def export(workdir: epath.PathLike, out: epath.PathLike, network: str = "student") -> str:

@@ -16,6 +16,9 @@ from etils import epath
 
 from jaxdistill.errors import BadInput, nearest
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+
 
 def digest_of(value: Any) -> str:
     """A short stable digest (20 hex digits) of anything JSON can hold."""
@@ -57,16 +60,21 @@ def clear_errors(doing: str, path: epath.PathLike) -> Iterator[None]:
     except OSError as error:
         if error.errno is None:  # raised by a library for reasons of its own, not by the operating system
             raise
-        raise BadInput(_explain(error, doing, path)) from error
+        raise BadInput(_explain(error.errno, str(error), doing, path)) from error
+    except RuntimeError as error:  # as which ArrayRecord's C++ reports the operating system's errors
+        for number in (*_NO_SPACE, *_NO_PERMISSION):
+            if os.strerror(number) in str(error):
+                raise BadInput(_explain(number, str(error), doing, path)) from error
+        raise
 
 
-def _explain(error: OSError, doing: str, path: epath.PathLike) -> str:
+def _explain(number: int, error: str, doing: str, path: epath.PathLike) -> str:
     where = os.fspath(path)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if number in _NO_SPACE:
         return f"{doing} {where!r} failed: no space left there; free some, or choose another directory"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if number in _NO_PERMISSION:
         return f"{doing} {where!r} failed: no permission; change its permissions or choose another directory"
-    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+    if number in (errno.ENOTDIR, errno.EEXIST):
         return f"{doing} {where!r} failed: a file stands where a directory is needed; choose another path"
     return f"{doing} {where!r} failed: {error}"
 

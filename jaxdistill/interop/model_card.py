@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from jaxdistill.interop.configs import architecture, family_of
+from jaxdistill.interop.configs import architecture, family_of, why_not_huggingface
 from jaxdistill.models import ModelConfig
 
 # Columns of the evaluation table: key of results["networks"][name] -> heading.
@@ -45,8 +45,10 @@ def model_card(results: Mapping[str, Any], *, config: ModelConfig | None = None,
         name: the title; default `results["config_name"]`.
         base_model: the Hub name or path of what it was distilled from, if it has one.
         license: an identifier of the Hub's list; None leaves the line out.
-        reason: why the folder is not in Hugging Face's format, if it is not.
+        reason: why the folder is not in Hugging Face's format; default what `config` says.
     """
+    if reason is None and config is not None:
+        reason = why_not_huggingface(config)
     title = name or str(results.get("config_name") or "jaxdistill model")
     parts = [_front_matter(config, base_model, license, reason), f"# {title}",
              "Made with jaxdistill.", _architecture(config), _loading(config, reason),

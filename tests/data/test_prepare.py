@@ -101,7 +101,7 @@ def test_an_error_in_the_middle_leaves_nothing(text_file: Path, tokenizer: Any, 
 
     with pytest.raises(KeyboardInterrupt):
         prepare(str(text_file), tokenizer, tmp_path, sequence_length=64, progress=stop)
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert list(tmp_path.glob("*/*")) == []
     prepare(str(text_file), tokenizer, tmp_path, sequence_length=64)
 
 
@@ -146,15 +146,20 @@ def test_clear_errors(text_file: Path, tokenizer: Any, tmp_path: Path, monkeypat
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(BadInput, match="a file stands where a directory is needed"):
         prepare(str(text_file), tokenizer, tmp_path / "file", sequence_length=64)
+    (tmp_path / "bad.txt").write_bytes(b"Good text here.\n\n" * 1000 + b"\xff")
+    with pytest.raises(BadInput, match=r"bad.txt' line 2001 is not UTF-8") as raised:
+        prepare(str(tmp_path / "bad.txt"), tokenizer, tmp_path / "out", sequence_length=64, split="all")
+    assert "\n" not in str(raised.value)
     (tmp_path / "tiny.txt").write_text("a")
     with pytest.raises(BadInput, match="no document of two tokens"):
         prepare(str(tmp_path / "tiny.txt"), tokenizer, tmp_path / "out", sequence_length=64, split="all")
     for error, words in (
         (OSError(28, "No space left on device"), "no space"),
+        (RuntimeError("Failed to finalize: write() failed: No space left on device; writing x\nmore"), "no space"),
         (PermissionError(13, "x"), "no permission"),
     ):
 
-        def fail(*_: Any, error: OSError = error) -> None:
+        def fail(*_: Any, error: Exception = error) -> None:
             raise error
 
         monkeypatch.setattr(preparing, "_write", fail)

@@ -88,6 +88,7 @@ def test_sentences() -> None:
         ("a.txt.xz", b"this is no xz file", ["damaged"]),
         ("a.txt.gz", gzip.compress(TEXT.encode())[:-9], ["cut short"]),
         ("a.txt.gz", b"this is no gz file", ["damaged"]),
+        ("a.txt.gz", gzip.compress(TEXT.encode())[:12] + b"\xff" * 30, ["damaged"]),
         ("a.jsonl", b'{"text": "x"}\n{"texts": 1}\n', ["line 2", "texts"]),
         ("a.jsonl", b'{"text": "x"}\nplain\n', ["line 2", "JSON"]),
     ],

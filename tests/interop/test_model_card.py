@@ -37,6 +37,7 @@ def test_missing_results_leave_no_trace() -> None:
 def test_reason_is_told_and_transformers_not_advertised() -> None:
     card = model_card({}, config=preset("ib_bert_large"), reason="because of the block input")
     assert "because of the block input" in card and "transformers" not in card
+    assert "jaxdistill's own format" in model_card({}, config=preset("ib_bert_large"))
 
 
 def test_cells_cannot_break_the_table() -> None:

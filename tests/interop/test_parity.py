@@ -16,9 +16,8 @@ from jaxdistill.models import Model, ModelConfig, parameters, preset
 from tests.interop import oracle
 from tests.interop.tiny import SHRUNK, random_params
 
-WORST: dict[str, float] = {}
 
-
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 @pytest.mark.parametrize("variant", oracle.VARIANTS)
 def test_theirs_to_ours_and_back(variant: str, tmp_path: Path) -> None:
     """Random PyTorch network -> our outputs; our export -> the same PyTorch class, nothing missing, bit for bit."""
@@ -28,8 +27,7 @@ def test_theirs_to_ours_and_back(variant: str, tmp_path: Path) -> None:
     name = type(network).__name__
     for padded in (True, False):
         inputs = oracle.batch(padded=padded)
-        worst = oracle.assert_same(oracle.our_outputs(model, params, inputs), oracle.torch_outputs(network, inputs))
-        WORST[f"{variant} padded={padded}"] = worst
+        oracle.assert_same(oracle.our_outputs(model, params, inputs), oracle.torch_outputs(network, inputs))
     kind = name.removeprefix("Mobile").removeprefix("Bert")
     assert set(model.config.heads) == set(ARCHITECTURES[kind])
 

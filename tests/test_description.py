@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jaxdistill.describe import describe, format_description
+from jaxdistill.description import describe, format_description
 from jaxdistill.models import ModelConfig, preset
 
 SMALL = ModelConfig(vocab_size=40, num_layers=2, hidden_size=8, num_heads=2, intermediate_size=12, max_positions=32)
