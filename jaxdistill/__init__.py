@@ -27,6 +27,10 @@ _WHERE = {
 }
 
 if TYPE_CHECKING:
+    from jaxdistill.commands import evaluate as evaluate
+    from jaxdistill.commands import export as export
+    from jaxdistill.commands import prepare as prepare
+    from jaxdistill.commands import seeds as seeds
     from jaxdistill.configuration import load_config as load_config
     from jaxdistill.description import describe as describe
     from jaxdistill.finetuning import finetune as finetune
@@ -36,10 +40,6 @@ if TYPE_CHECKING:
     from jaxdistill.models import ModelConfig as ModelConfig
     from jaxdistill.models import preset as preset
     from jaxdistill.run import train as train
-    from jaxdistill.commands import evaluate as evaluate
-    from jaxdistill.commands import export as export
-    from jaxdistill.commands import prepare as prepare
-    from jaxdistill.commands import seeds as seeds
 
 __all__ = ["__version__", *_WHERE]
 

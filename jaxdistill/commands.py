@@ -10,8 +10,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxdistill import description
-from jaxdistill import inputs, interop, report, run
+from jaxdistill import description, inputs, interop, report, run
 from jaxdistill.data.loader import heldout_batches, make_loader
 from jaxdistill.data.prepare import prepare as prepare_text
 from jaxdistill.data.tokenizers import load_tokenizer

@@ -1,26 +1,31 @@
 """What every test shares: a CPU that shows eight devices, a compilation cache, and the smallest networks and texts that
 have everything in them (padding, unlike row lengths, two kinds of network). Set before anything imports jax."""
 
+import importlib.metadata
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+FLAGS = ["--xla_force_host_platform_device_count=8",
+         "--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]  # compile in half the time
+if importlib.metadata.version("jax").startswith("0.10."):  # a fifth; but an XLA that does not know a flag aborts
+    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+GIVEN = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = " ".join([GIVEN, *(flag for flag in FLAGS if flag.split("=")[0] not in GIVEN)]).strip()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/jaxdistill-tests"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ["JAXDISTILL_PROGRESS"] = "0"
 
-import random  # noqa: E402
+import random
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
 
-from jaxdistill import defaults  # noqa: E402
-from jaxdistill.methods.mobilebert import KINDS  # noqa: E402
-from jaxdistill.models import Model, preset  # noqa: E402
+from jaxdistill import defaults
+from jaxdistill.methods.mobilebert import KINDS
+from jaxdistill.models import Model, preset
 
 SMALL = dict(vocab_size=19, num_layers=3, hidden_size=8, embedding_size=4, num_heads=2, intermediate_size=10,
              max_positions=16, hidden_dropout=0.1, attention_dropout=0.1)

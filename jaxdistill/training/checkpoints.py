@@ -8,6 +8,7 @@ asynchronous; a resumed stage reads the newest one against `eval_shape` and the 
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 from collections.abc import Iterator
 from typing import Any
@@ -45,7 +46,7 @@ class Checkpoints:
                     # A CPU array may be handed over without a copy, and the next step donates its buffer.
                     state = jax.tree.map(jnp.copy, state)
                 self._manager.save(step, args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), page=ocp.args.JsonSave({"schema": SCHEMA, **page})))
+                    state=ocp.args.StandardSave(state), page=ocp.args.JsonSave({"schema": SCHEMA, **copy.deepcopy(page)})))
             if wait:
                 self._manager.wait_until_finished()
 

@@ -74,18 +74,24 @@ def run_stage(stage: Stage, model: Model, state: TrainState, teacher: Model | No
                 _report(stage, *pending, reporting, limits, clock)
             pending = (done, metrics) if done % reporting.every == 0 or done == stage.steps else None
             page["seconds"] = clock.seconds
+            due = done % limits.checkpoint_every == 0 and done < stage.steps
+            if pending is not None and (due or stop.signal is not None):
+                _report(stage, *pending, reporting, limits, clock)  # a resumed run reports only what comes after
+                pending = None
             if stop.signal is not None:
-                checkpoints.save(state, page, wait=True)
-                raise stop.error(f"in stage {stage.name!r} after {done} of {stage.steps} steps")
-            if done % limits.checkpoint_every == 0 and done < stage.steps:
+                break
+            if due:
                 with clock.paused():
                     checkpoints.save(state, page)
         if pending is not None:
             _report(stage, *pending, reporting, limits, clock)
         jax.block_until_ready(state)
         page["seconds"] = clock.seconds
-        if evaluate_layer is not None:
+        if evaluate_layer is not None and done == stage.steps:
             record_phase(stage, model, page, done, state.params, evaluate_layer)
+        if stop.signal is not None:  # perhaps only now, during the last evaluation
+            checkpoints.save(state, page, wait=True)
+            raise stop.error(f"in stage {stage.name!r} after {done} of {stage.steps} steps")
     return state
 
 

@@ -1,0 +1,47 @@
+"""Which transfer pays? Progressive, joint, auxiliary and none, from one teacher, at equal student steps, on Wikipedia.
+
+    jaxdistill train --config=wiki --config.data.source=WIKI_FOLDER --config.data.heldout=HELDOUT_FILE --workdir=DIR
+
+WIKI_FOLDER: text files, one paragraph a line, a blank line between articles. HELDOUT_FILE: text of other articles.
+Every student has the same architecture, random blocks, data order and number of steps; what differs is the method:
+
+    student         progressive transfer (half the steps), then distillation
+    joint           joint transfer (half the steps), then distillation
+    auxiliary       distillation and every layer's transfer in one stage
+    distilled       distillation alone, from the copied start
+    copied_start    masked words and NSP alone, from the teacher's embeddings and heads
+    random_start    masked words and NSP alone, from random weights
+"""
+
+from ml_collections import ConfigDict
+
+from jaxdistill import defaults
+
+# Narrow models want wider initial weights than BERT's 0.02: about 1 / sqrt(width).
+SHAPE = dict(num_layers=6, hidden_size=192, embedding_size=96, num_heads=4, max_positions=128, hidden_dropout=0.0,
+             attention_dropout=0.0, initializer_range=0.05)
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """`variant`: "" or "smoke"."""
+    config = defaults.recipe("wiki")
+    config.teacher = defaults.network("ib_bert_large", **SHAPE, bottleneck_size=256, intermediate_size=1024)
+    config.student = defaults.network("mobilebert", **SHAPE, bottleneck_size=64, intermediate_size=256, num_ffn=2)
+    config.data.update({"vocab_size": 8192, "sequence_length": 128, "max_predictions": 20})
+    config.stages.teacher = defaults.stage("pretrain", "teacher", steps=6000, batch_size=32, optimizer="adamw",
+                                           learning_rate=5e-4, warmup_steps=300)
+    half = dict(steps=400, batch_size=32)
+    words = dict(batch_size=32, optimizer="adamw", learning_rate=1e-3, warmup_steps=40)
+    config.stages.transfer = defaults.stage("progressive", "student", decay="constant", **half)
+    config.stages.distill = defaults.stage("distill", "student", steps=400, **words)
+    config.stages.joint_transfer = defaults.stage("joint", "joint", decay="constant", **half)
+    config.stages.joint_distill = defaults.stage("distill", "joint", steps=400, **words)
+    config.stages.auxiliary = defaults.stage("auxiliary", "auxiliary", steps=800, **words)
+    config.stages.distilled = defaults.stage("distill", "distilled", steps=800, **words)
+    config.stages.copied_start = defaults.stage("pretrain", "copied_start", steps=800, baseline=True, **words)
+    config.stages.random_start = defaults.stage("pretrain", "random_start", start="random", steps=800, baseline=True,
+                                                **words)
+    config.order = ("teacher", "transfer", "distill", "joint_transfer", "joint_distill", "auxiliary", "distilled",
+                    "copied_start", "random_start")
+    config.evaluation.max_examples = 2048
+    return defaults.smoke(config) if variant == "smoke" else config

@@ -1,0 +1,77 @@
+"""Recipes by path and by name, overrides, and every shipped recipe traced in its smoke size."""
+
+import jax
+import pytest
+
+from jaxdistill import configuration, resolve
+from jaxdistill.configuration import load_config
+from jaxdistill.errors import BadInput
+from jaxdistill.training import sharding
+
+RECIPES = sorted(configuration.shipped_recipes())
+
+
+def test_by_name_by_path_and_with_a_variant(tmp_path, monkeypatch):
+    by_path = load_config(str(configuration.shipped_recipes()["quickstart"]))
+    assert load_config("quickstart").to_dict() == by_path.to_dict()
+    assert load_config("quickstart:smoke").stages.transfer.steps < by_path.stages.transfer.steps
+    monkeypatch.chdir(tmp_path)  # the README's spelling works without a checkout too
+    assert load_config("configs/quickstart.py").to_dict() == by_path.to_dict()
+
+
+def test_overrides_keep_their_types():
+    config = load_config("quickstart", ["stages.transfer.steps=7", "data.source=x.txt", "order=('teacher',)",
+                                        "student.model.bottleneck_size=32", "stages.distill.alpha=1"])
+    assert (config.stages.transfer.steps, config.data.source, config.order) == (7, "x.txt", ("teacher",))
+    assert config.student.model.bottleneck_size == 32 and config.stages.distill.alpha == 1.0
+
+
+@pytest.mark.parametrize("override, expected", [
+    ("stages.transfer.stepz=7", "steps"), ("sead=1", "seed"), ("stages.transfer.steps=many", "invalid literal"),
+])
+def test_a_misspelt_field_names_the_nearest(override, expected):
+    with pytest.raises(BadInput, match=expected) as raised:
+        load_config("quickstart", [override])
+    assert "\n" not in str(raised.value)
+
+
+def test_an_unknown_recipe_names_the_nearest():
+    with pytest.raises(BadInput, match="did you mean 'quickstart'"):
+        load_config("quikstart")
+
+
+def test_a_recipe_that_returns_something_else(tmp_path):
+    (tmp_path / "bad.py").write_text("def get_config(variant=''):\n    return {}\n")
+    with pytest.raises(BadInput, match="ConfigDict"):
+        load_config(str(tmp_path / "bad.py"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_traces_in_smoke_size(name):
+    """Built, checked and traced: names, shapes and stages of each recipe agree."""
+    config = load_config(f"{name}:smoke")
+    loaded = {}
+    if config.teacher.init:
+        from jaxdistill.interop import from_pretrained
+
+        loaded["loaded_teacher"] = from_pretrained(config.teacher.init)[0]
+    vocab = loaded["loaded_teacher"].config.vocab_size if loaded else config.data.vocab_size
+    recipe = resolve.resolve(config, vocab_size=vocab, num_records=100, mesh=sharding.make_mesh(1), **loaded)
+    for stage in recipe.stages:
+        state, metrics = resolve.trace(recipe, stage, config.data)
+        assert metrics["loss"].shape == () and state.step.shape == ()
+
+
+@pytest.mark.parametrize("variant", ["mobilebert", "mobilebert:strict"])
+def test_the_published_recipe_traces_at_full_size(variant):
+    """IB-BERT_LARGE, MobileBERT, batch 2048, length 512, over 8 devices: shapes only, nothing is allocated."""
+    config = load_config(variant, ["data.source=x"])
+    mesh = sharding.make_mesh(8)
+    recipe = resolve.resolve(config, vocab_size=30522, num_records=10**7, mesh=mesh)
+    assert [stage.steps for stage in recipe.stages] == [500_000, 240_000, 500_000]
+    for stage in recipe.stages:
+        state, _ = resolve.trace(recipe, stage, config.data)
+    moments = state.optimizer.mu
+    assert sum(x.size for x in moments.values()) == 36_597_564
+    layers = jax.eval_shape(recipe.student.init, jax.random.key(0))["layers"]
+    assert {x.shape[0] for x in jax.tree.leaves(layers)} == {24}

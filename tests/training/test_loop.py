@@ -1,0 +1,163 @@
+"""The loop: phases recorded, stopped and resumed to the bit, given up in time."""
+
+import itertools
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdistill.errors import Interrupted, Preempted, TrainingStopped
+from jaxdistill.training import loop, sharding, state
+from jaxdistill.training.checkpoints import Checkpoints
+from tests.conftest import STUDENT, TEACHER, make_stage, pretraining_batch, random_params
+
+PRETRAIN = make_stage("pretrain", steps=7, learning_rate=0.01, dropout=True)
+TRANSFER = make_stage("progressive", steps=7, learning_rate=0.01, freezing="strict")
+
+
+def batches(first=0, signal_at=None, number=signal.SIGINT, bad_from=None):
+    """Batch k is a function of k; before number `signal_at` a signal arrives; from `bad_from` on nothing is finite."""
+    for k in itertools.count(first):
+        batch = pretraining_batch(seed=k)
+        if k == signal_at:
+            os.kill(os.getpid(), number)
+        if bad_from is not None and k >= bad_from:
+            batch["mlm_weights"] = batch["mlm_weights"] * np.float32(np.nan)
+        yield batch
+
+
+class Log:
+    """Collects what the loop reports."""
+
+    def __init__(self, every=1):
+        self.rows, self.shown = [], []
+        self.reporting = loop.Reporting(write=lambda step, x: self.rows.append((step, x)),
+                                        show=lambda step, _: self.shown.append(step), every=every)
+
+    def losses(self):
+        return [(step, row["loss"]) for step, row in self.rows]
+
+
+def run(folder, given, stage=PRETRAIN, log=None, page=None, evaluate=None, **limits):
+    """One call of the loop: resumes if there is a checkpoint. `given`: first example -> batches."""
+    mesh, checkpoints = sharding.make_mesh(1), Checkpoints(folder)
+    page = {} if page is None else page
+    now = state.create(stage, random_params(STUDENT, 2))
+    if checkpoints.latest() is not None:
+        now, held = checkpoints.restore(now, sharding.replicated(mesh))
+        page |= held
+    log = log or Log()
+    try:
+        return loop.run_stage(stage, STUDENT, now, TEACHER if stage.needs_teacher else None,
+                              random_params(TEACHER, 1) if stage.needs_teacher else {}, given(int(now.step)), mesh=mesh, seed=5,
+                              checkpoints=checkpoints, page=page, reporting=log.reporting,
+                              limits=loop.Limits(**{"checkpoint_every": 100, **limits}), evaluate_layer=evaluate)
+    finally:
+        checkpoints.close()
+
+
+def equal(a, b):
+    return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+
+
+@pytest.mark.parametrize("number, error, code", [(signal.SIGINT, Interrupted, 130), (signal.SIGTERM, Preempted, 75)])
+def test_a_signal_saves_and_the_resumed_run_is_the_uninterrupted_one(tmp_path, number, error, code):
+    """To the bit, in parameters, moments and counters; and no report is lost or made twice."""
+    whole = Log()
+    expected = run(tmp_path / "a", batches, log=whole)
+    log = Log()
+    before = signal.getsignal(number)
+    with pytest.raises(error, match="after 4 of 7 steps; everything is saved") as caught:
+        run(tmp_path / "b", lambda first: batches(first, signal_at=3, number=number), log=log)
+    assert caught.value.exit_code == code and signal.getsignal(number) is before
+    assert Checkpoints(tmp_path / "b").latest() == 4
+    found = run(tmp_path / "b", batches, log=log)
+    assert equal(found, expected) and int(found.step) == 7
+    assert log.losses() == whole.losses() and [step for step, _ in log.rows] == list(range(1, 8)) == log.shown
+
+
+@pytest.mark.parametrize("at", [0, 6])
+def test_a_signal_at_the_first_and_the_last_step(tmp_path, at):
+    expected = run(tmp_path / "a", batches)
+    with pytest.raises(Interrupted, match=f"after {at + 1} of 7"):
+        run(tmp_path / "b", lambda first: batches(first, signal_at=at))
+    assert equal(run(tmp_path / "b", batches), expected)
+
+
+def test_a_second_ctrl_c_interrupts_at_once(tmp_path):
+    def impatient(first):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        yield from batches(first)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, impatient)
+
+
+def test_checkpoints_come_at_their_steps_and_a_killed_run_goes_on_from_the_last(tmp_path):
+    """Neither before the first nor after the end; a crash loses the steps since, and nothing else."""
+    expected = run(tmp_path / "a", batches)
+
+    def crashing(first):
+        yield from itertools.islice(batches(first), 5)
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(tmp_path / "b", crashing, checkpoint_every=2)
+    assert Checkpoints(tmp_path / "b").latest() == 4
+    assert equal(run(tmp_path / "b", batches), expected)
+
+
+def test_too_many_bad_updates_stop_it_and_the_last_good_checkpoint_stays(tmp_path):
+    log = Log()
+    with pytest.raises(TrainingStopped, match="last 3 updates were not finite .*config.stages.it.learning_rate") as caught:
+        run(tmp_path, lambda first: batches(first, bad_from=4), log=log, checkpoint_every=3, skipped_in_a_row=3,
+            stage=make_stage("pretrain", steps=20, learning_rate=0.01, dropout=True))
+    assert caught.value.exit_code == 3 and 7 <= log.rows[-1][0] <= 8
+    held, _ = Checkpoints(tmp_path).restore(state.create(PRETRAIN, random_params(STUDENT, 2)),
+                                            sharding.replicated(sharding.make_mesh(1)))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(held))
+
+
+def test_reports_come_every_so_often_and_at_the_end(tmp_path):
+    log = Log(every=3)
+    run(tmp_path, batches, log=log)
+    assert [step for step, _ in log.rows] == [3, 6, 7]
+
+
+def test_each_phase_is_recorded_before_and_after_once_also_across_a_stop(tmp_path):
+    """`before` of a layer when its phase begins, `after` when it ends, with the parameters of that moment."""
+    def evaluate(layer, params):
+        calls.append(layer)
+        return {"loss": float(sum(jnp.sum(jnp.abs(leaf[layer])) for leaf in jax.tree.leaves(params["layers"])))}
+
+    calls, page = [], {}
+    run(tmp_path / "a", batches, stage=TRANSFER, page=page, evaluate=evaluate)
+    rows = page["layers"]
+    assert [row["layer"] for row in rows] == [0, 1, 2] and sorted(calls) == [0, 0, 1, 1, 2, 2]
+    assert all(row["before"] != row["after"] for row in rows)
+    for stop in range(7):  # the border between two phases is at 2 and 4
+        calls, again = [], {}
+        if stop in (1, 3, 6):
+            with pytest.raises(Interrupted):
+                run(tmp_path / str(stop), lambda first, stop=stop: batches(first, signal_at=stop), stage=TRANSFER, page=again,
+                    evaluate=evaluate)
+            resumed = {}
+            run(tmp_path / str(stop), batches, stage=TRANSFER, page=resumed, evaluate=evaluate)
+            assert resumed["layers"] == rows and sorted(calls) == [0, 0, 1, 1, 2, 2], stop
+
+
+def test_the_clock_leaves_pauses_out(monkeypatch):
+    """Seconds of training alone, and a rate that does not count what was spent evaluating."""
+    now = [100.0]
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+    clock = loop.Clock(spent=5.0)
+    assert clock.rate(10) == 0.0
+    now[0] += 2
+    with clock.paused():
+        now[0] += 50
+    now[0] += 2
+    assert clock.seconds == 9.0 and clock.rate(18) == 2.0
