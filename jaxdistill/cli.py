@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"jaxdistill: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("jaxdistill: interrupted", file=sys.stderr)
+        print("jaxdistill: interrupted; what was finished or saved is kept, run the same command to resume", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `jaxdistill describe | head`
         sys.stderr.close()

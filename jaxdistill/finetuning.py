@@ -22,7 +22,7 @@ from jaxdistill.data.classification import (
     tokenize_examples,
 )
 from jaxdistill.data.tokenizers import load_tokenizer
-from jaxdistill.errors import BadInput, JaxDistillError
+from jaxdistill.errors import BadInput
 from jaxdistill.methods.base import Stage
 from jaxdistill.models import Model, Params
 from jaxdistill.resolve import build_stage, stage_seed
@@ -114,7 +114,7 @@ def _train(stage: Stage, model: Model, params: Params, task: TokenizedTask, fold
             train_state = loop.run_stage(
                 stage, model, train_state, None, {}, batches, mesh=mesh, seed=stage_seed(seed, stage.name),
                 checkpoints=checkpoints, page=page, reporting=reporting, limits=loop.Limits())
-        except JaxDistillError:
+        except BaseException:  # Ctrl-C too: saves under way must end before Python does
             checkpoints.close()
             raise
     checkpoints.save(train_state, page, wait=True)  # what a second call on this workdir finds

@@ -82,6 +82,11 @@ def resolve(config: ConfigDict, *, vocab_size: int, num_records: int, mesh: Mesh
     recipe = Recipe(teacher, student, tuple(stages), starts, first_example)
     trained = bool(config.teacher.init)
     for stage in stages:
+        first = first_example[stage.name] == 0 and not config.student.init
+        if first and starts[stage.network] == "copy" and not trained:
+            raise BadInput(f"stage {stage.name!r} starts from the teacher's embeddings and heads, but no earlier stage trains "
+                           f"one; set config.stages.{stage.name}.start='random', put a stage of network {TEACHER!r} before "
+                           "it in config.order, or set config.teacher.init=FOLDER")
         if stage.needs_teacher and not trained:
             raise BadInput(f"stage {stage.name!r} needs a teacher, but no earlier stage trains one; put a stage of "
                            f"network {TEACHER!r} before it in config.order, or set config.teacher.init=FOLDER")

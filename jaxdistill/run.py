@@ -16,7 +16,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jaxdistill import inputs, interop, report
-from jaxdistill.errors import BadInput, JaxDistillError, nearest
+from jaxdistill.errors import BadInput, nearest
 from jaxdistill.evaluation import heldout
 from jaxdistill.inputs import Corpus
 from jaxdistill.methods.base import Stage
@@ -53,12 +53,14 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, stages: Sequence[str] 
     recipe = resolve(config, vocab_size=corpus.vocab_size, num_records=corpus.train.num_records, mesh=mesh, **models)
     check_evaluation(config, mesh)
     wanted = choose_stages(recipe, stages)
+    check_predecessors(recipe, wanted, folder)
     for stage in wanted:
         trace(recipe, stage, config.data)
 
     run = Run(config, folder, corpus, recipe, mesh, {name: found[1] for name, found in loaded.items() if found})
-    for stage in wanted:
-        run.stage(stage)
+    for stage in recipe.stages:
+        if stage in wanted or folder.finished(stage.name) is not None:
+            run.stage(stage)
     results = run.results(time.perf_counter() - started)
     if config.export and "student" in run.networks:
         results["export"] = run.export(results)
@@ -74,6 +76,17 @@ def choose_stages(recipe: Recipe, names: Sequence[str] | None) -> list[Stage]:
         if name not in valid:
             raise BadInput(f"stage {name!r} is not in config.order; {nearest(name, valid)}")
     return [stage for stage in recipe.stages if names is None or stage.name in names]
+
+
+def check_predecessors(recipe: Recipe, wanted: Sequence[Stage], folder: Workdir) -> None:
+    """Raises `BadInput` when a stage to run needs an earlier one that is neither finished nor to be run."""
+    for i, stage in enumerate(recipe.stages):
+        for earlier in recipe.stages[:i] if stage in wanted else ():
+            starts_from_teacher = recipe.starts[stage.network] == "copy" or stage.needs_teacher
+            needed = earlier.network == stage.network or (earlier.network == TEACHER and starts_from_teacher)
+            if needed and earlier not in wanted and folder.finished(earlier.name) is None:
+                raise BadInput(f"stage {stage.name!r} follows {earlier.name!r}, which is not finished in this workdir; run "
+                               f"that first, or both: --stages={earlier.name},{stage.name}")
 
 
 def check_evaluation(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
@@ -146,7 +159,7 @@ class Run:
                     stage, model, train_state, teacher, teacher_params, batches, mesh=self.mesh,
                     seed=stage_seed(config.seed, stage.name), checkpoints=checkpoints, page=page,
                     reporting=reporting, limits=limits, evaluate_layer=evaluate_layer)
-            except JaxDistillError:
+            except BaseException:  # Ctrl-C too: saves under way must end before Python does
                 checkpoints.close()
                 raise
         page["skipped"] = int(train_state.skipped)
@@ -159,28 +172,13 @@ class Run:
         """Where a network's parameters come from. The order is important: an earlier stage, a folder, a copy, chance."""
         if stage.network in self.networks:
             return jax.tree.map(jax.numpy.array, self.networks[stage.network])
-        earlier = [s.name for s in self.recipe.stages if s.network == stage.network]
-        before = earlier[: earlier.index(stage.name)]
-        if before:
-            if self.folder.finished(before[-1]) is None:
-                raise BadInput(f"stage {stage.name!r} follows {before[-1]!r}, which is not finished in this workdir; "
-                               f"run that first")
-            return self.folder.load_stage(before[-1], model)
         if stage.network != TEACHER and "student" in self.loaded:
             return jax.tree.map(jax.numpy.array, self.loaded["student"])
         params = random_start(model, self.config.seed + (1 if stage.network != TEACHER else 0))
         if self.recipe.starts[stage.network] == "copy":
             assert self.recipe.teacher is not None
-            params, _ = copy_embeddings_and_heads(model, params, self.recipe.teacher, self._teacher())
+            params, _ = copy_embeddings_and_heads(model, params, self.recipe.teacher, self.networks[TEACHER])
         return params
-
-    def _teacher(self) -> Params:
-        if TEACHER not in self.networks:
-            for stage in reversed(self.recipe.stages):
-                if stage.network == TEACHER:
-                    self.stage_finished(stage)
-                    break
-        return self.networks[TEACHER]
 
     def _check_teacher(self, stage: Stage, page: dict[str, Any]) -> None:
         held = (page.get("teacher") or {}).get("sha256")
@@ -191,7 +189,10 @@ class Run:
     def _layer_evaluator(self, stage: Stage, model: Model, teacher: Model | None, teacher_params: Params
                          ) -> loop.LayerEvaluator:
         losses = jax.jit(make_layer_losses(stage, model, teacher))
-        batches = inputs.heldout(self.config, self.corpus.heldout, max_examples=2 * self.config.evaluation.batch_size)
+        rows = inputs.heldout(self.config, self.corpus.heldout, max_examples=2 * self.config.evaluation.batch_size)
+        # Rows that only fill the last batch are copies: to losses over tokens they must look like padding.
+        batches = [{**row, "attention_mask": row["attention_mask"] * row["example_weights"].astype(np.int32)[:, None]}
+                   for row in rows]
 
         def evaluate(layer: int, params: Params) -> dict[str, float]:
             sums: dict[str, float] = {}
@@ -248,12 +249,6 @@ class Run:
         """Writes the student as a Hugging Face folder, loads it back and compares outputs."""
         model, params = self.recipe.model("student"), self.networks["student"]
         return export_model(self.folder.path / "student", model, params, self.corpus.tokenizer, results, overwrite=True)
-
-    def stage_finished(self, stage: Stage) -> None:
-        """Reads the result of a finished stage that this call does not run."""
-        if self.folder.finished(stage.name) is None:
-            raise BadInput(f"the teacher's stage {stage.name!r} is not finished in this workdir; run it first")
-        self.stage(stage)
 
 
 def export_model(directory: epath.PathLike, model: Model, params: Params, tokenizer: Any, results: dict[str, Any],

@@ -93,7 +93,7 @@ def test_corrected_adamw_is_optax_adamw():
         theirs = optax.apply_updates(theirs, updates)
     for name, value in ours.items():
         np.testing.assert_allclose(value, theirs[name], rtol=1e-4, atol=1e-6, err_msg=name)
-    assert int(state.count) == 3
+    assert int(state.updates) == 3
 
 
 def test_only_what_moves_has_state_and_its_buffers_are_its_own():

@@ -1,0 +1,108 @@
+"""The command line: exit codes, one clear line for bad input, nothing overwritten."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from jaxdistill import cli
+
+
+def run(capsys, *arguments):
+    code = cli.main(arguments)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def assert_one_line(code, err, *words):
+    assert code == 2 and err.startswith("jaxdistill: ") and err.count("\n") == 1 and "Traceback" not in err
+    for word in words:
+        assert word in err
+
+
+@pytest.mark.parametrize("preset, encoder, pretraining", [
+    ("bert_base", 109_482_240, None), ("ib_bert_large", 294_467_840, None),
+    ("mobilebert", 24_581_888, 36_597_564), ("mobilebert_tiny", 15_485_696, None),
+])
+def test_describe_prints_the_exact_counts(capsys, preset, encoder, pretraining):
+    code, out, _ = run(capsys, "describe", f"--preset={preset}", "--json")
+    facts = json.loads(out)
+    assert code == 0 and facts["encoder_parameters"] == encoder
+    assert pretraining is None or facts["pretraining_parameters"] == pretraining
+
+
+def test_describe_a_recipe(capsys):
+    code, out, _ = run(capsys, "describe", "--config=quickstart")
+    assert code == 0 and "teacher" in out and "student" in out and "attention_scores" in out
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["describe", "--preset=mobilebrt"], ["did you mean 'mobilebert'"]),
+    (["describe"], ["--preset", "--config"]),
+    (["train", "--config=quikstart", "--workdir=/nonexistent/x"], ["did you mean 'quickstart'"]),
+    (["train", "--config=quickstart", "--config.stages.transfer.stepz=3", "--workdir=x"], ["steps"]),
+    (["train", "--config=quickstart", "--wrkdir=x"], ["--workdir"]),
+    (["train", "--config=quickstart", "--workdir=x", "--confg.seed=1"], ["--confg.seed=1"]),
+    (["trian"], ["train"]),
+    (["export", "--workdir=/nonexistent/run", "--out=x"], ["/nonexistent/run"]),
+    (["evaluate", "--model=/nonexistent/model"], ["/nonexistent/model"]),
+    (["seeds", "--config=quickstart", "--workdir=x", "--seeds=0,zwei"], ["0,1,2"]),
+    (["finetune", "--model=/nonexistent/model", "--task_file=x.tsv", "--workdir=x"], ["/nonexistent/model"]),
+])
+def test_bad_input_is_one_line_and_exit_2(capsys, monkeypatch, tmp_path, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, *arguments)
+    assert_one_line(code, err, *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_workdir_that_is_not_ours_is_left_alone(capsys, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    code, _, err = run(capsys, "train", "--config=quickstart:smoke", f"--workdir={tmp_path}")
+    assert_one_line(code, err, "not empty")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_source_that_does_not_exist(capsys, tmp_path):
+    (tmp_path / "wiki.txt").write_text("text")
+    code, _, err = run(capsys, "train", "--config=quickstart:smoke", f"--config.data.source={tmp_path / 'wki.txt'}",
+                       f"--workdir={tmp_path / 'run'}")
+    assert_one_line(code, err, "wki.txt", "wiki.txt")
+
+
+def test_a_workdir_that_cannot_be_made(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = run(capsys, "train", "--config=quickstart:smoke", f"--workdir={tmp_path / 'file' / 'run'}")
+    assert_one_line(code, err, "writable")
+
+
+def test_help_lists_every_command(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--help"])
+    out = capsys.readouterr().out
+    assert stopped.value.code == 0 and all(name in out for name in cli.COMMANDS)
+
+
+def test_ctrl_c_saves_says_how_to_resume_and_exits_130(tmp_path, text_source):
+    """A real process, a real SIGINT in mid-stage."""
+    command = [sys.executable, "-m", "jaxdistill.cli", "train", "--config=quickstart:smoke", f"--workdir={tmp_path / 'run'}",
+               f"--config.data.source={text_source}", "--config.stages.teacher.steps=200000", "--config.order=('teacher',)",
+               "--config.data.heldout_fraction=0.25"]
+    environment = {**os.environ, "XLA_FLAGS": "", "JAXDISTILL_PROGRESS": "0"}
+
+    def saved():
+        return list((tmp_path / "run" / "checkpoints" / "teacher").glob("[0-9]*[0-9]"))
+
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline and not saved():
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "run the same command to resume" in err and "Traceback" not in err
+    assert "everything is saved" in err and saved()

@@ -1,0 +1,138 @@
+"""Every mistake in a recipe is found before anything compiles, and the message says which line to change."""
+
+import pytest
+
+from jaxdistill.errors import BadInput
+from jaxdistill.models import Model
+from jaxdistill.resolve import abstract_batch, resolve, stage_seed, trace
+from jaxdistill.training import sharding
+from tests.conftest import pretraining_batch, tiny_config
+
+MISTAKES = {
+    "order": ({"order": ("teacher", "transfre")}, "'transfre', which is not in config.stages; did you mean 'transfer'"),
+    "nothing": ({"order": ()}, "config.order is empty: nothing to do; stages there are: .*transfer"),
+    "only baselines": ({"order": ("random_start",)}, "config.order is empty"),
+    "no teacher yet": ({"order": ("transfer", "teacher")}, "stage 'transfer' .*no earlier stage trains one.*config.order.*config.teacher.init"),
+    "no teacher to learn from": ({"order": ("distill",), "stages.distill.start": "random"},
+                                 "stage 'distill' needs a teacher.*config.order.*config.teacher.init=FOLDER"),
+    "no teacher to copy": ({"order": ("copied_start", "teacher"), "baselines": True},
+                           "stage 'copied_start' starts from the teacher.*config.stages.copied_start.start='random'"),
+    "two lengths": ({"stages.distill.epochs": 1.0}, "config.stages.distill: give exactly one of steps, examples or epochs"),
+    "no length": ({"stages.distill.steps": 0}, "config.stages.distill: give exactly one of steps"),
+    "negative length": ({"stages.distill.steps": -1}, "config.stages.distill: give exactly one of steps.*'steps': -1"),
+    "start": ({"stages.transfer.start": "cold"}, "config.stages.transfer.start='cold' is unknown; valid: copy, random"),
+    "freezing": ({"stages.transfer.freezing": "hard"}, "config.stages.transfer.freezing='hard'"),
+    "too few steps": ({"stages.transfer.steps": 1}, "config.stages.transfer.steps=1 is less than one step for each of 2"),
+    "rows too long": ({"data.sequence_length": 40}, "config.data.sequence_length=40 exceeds max_positions=32 of 'teacher'"),
+    "vocabulary": ({"student.model.vocab_size": 50}, "tokenizer has 120 words but the model's vocab_size is 50.*vocab_size=0"),
+    "vocabularies": ({"student.model.vocab_size": 130}, "different vocabularies: 120 and 130"),
+    "no head": ({"student.model.heads": ("mlm",)}, "stage 'distill' needs the head 'nsp', which 'student' does not have"),
+    "teacher without head": ({"teacher.model.heads": ("nsp",), "order": ("distill",), "teacher.init": "folder",
+                              "stages.distill.start": "copy"},
+                             "needs the teacher's head 'mlm'.*config.stages.distill.alpha=1"),
+    "widths": ({"student.model.hidden_size": 32}, "width 16 .teacher. and 32 .student.*config.student.model.hidden_size=16"),
+    "attention heads": ({"student.model.num_heads": 4}, "compares 2 attention heads .teacher. with 4.*num_heads=2.*transfer.attention=0"),
+    "depths": ({"student.model.num_layers": 1}, "the teacher has 2 layers and the student 1; give config.stages.transfer.layer_map"),
+    "map too short": ({"stages.transfer.layer_map": (0,)}, r"config.stages.transfer.layer_map=\(0,\) names 1 teacher layers for 2"),
+    "map too deep": ({"stages.transfer.layer_map": (0, 2)}, r"config.stages.transfer.layer_map=\(0, 2\): the teacher's layers are 0 to 1"),
+    "map below": ({"stages.transfer.layer_map": (-1, 0)}, "config.stages.transfer.layer_map=.-1, 0.*0 to 1"),
+    "devices": ({"mesh.data": 9}, "config.mesh.data=9, but 8 device"),
+    "no device": ({"mesh.data": 0}, "config.mesh.data=0, but 8 device"),
+    "batch over devices": ({"mesh.data": 8, "stages.distill.batch_size": 12},
+                           "config.stages.distill.batch_size=12 .*does not divide by 8 devices; use a multiple of 8"),
+    "micro-batch over devices": ({"mesh.data": 8, "stages.distill.batch_size": 16, "stages.distill.accumulation": 4},
+                                 "distill.batch_size=16 in 4 micro-batch.*use a multiple of 32"),
+    "accumulation": ({"stages.distill.accumulation": 3}, "config.stages.distill.batch_size or .accumulation"),
+    "pattern": ({"stages.distill.moves": ("layer/",)}, "config.stages.distill.moves: 'layer/' matches no parameter; they begin with embeddings/"),
+    "strict and more": ({"stages.transfer.moves": ("layers/", "embeddings/word"), "stages.transfer.freezing": "strict"},
+                        "config.stages.transfer.moves=.*'embeddings/word'.*strict.*config.stages.transfer.freezing='soft'"),
+    "frozen and never set": ({"stages.transfer.start": "random"},
+                             "stage 'transfer' freezes 'embeddings/position' and . more, which nothing has set.*config.stages.transfer.moves"),
+    "frozen and of another shape": ({"student.model.embedding_size": 4},
+                                    "stage 'transfer' freezes 'embeddings/projection/kernel' and 1 more, which nothing has set"),
+    "frozen norm of another kind": ({"student.model.norm": "layer_norm", "teacher.model.norm": "no_norm"},
+                                    "stage 'transfer' freezes 'embeddings/norm/bias' and 1 more, which nothing has set"),
+}
+
+
+def changed(changes, source="text.txt"):
+    config = tiny_config(source)
+    for name, value in changes.items():
+        *path, last = name.split(".")
+        section = config
+        for part in path:
+            section = section[part]
+        section[last] = value
+    return config
+
+
+def resolved(config, num_records=100, **loaded):
+    return resolve(config, vocab_size=120, num_records=num_records, mesh=sharding.make_mesh(config.mesh.data), **loaded)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes(mistake):
+    changes, message = MISTAKES[mistake]
+    with pytest.raises(BadInput, match=message) as caught:
+        resolved(changed(changes))
+    assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("changes", [
+    {"student.model.num_layers": 1, "stages.transfer.layer_map": (1,)},
+    {"student.model.norm": "layer_norm"},
+    {"student.model.norm": "layer_norm", "teacher.model.norm": "no_norm", "stages.transfer.moves": ("layers/", "embeddings/norm")},
+    {"stages.transfer.start": "random", "stages.transfer.moves": ("layers/", "embeddings/")},
+    {"stages.transfer.attention": 0.0, "student.model.num_heads": 4},
+    {"order": ("distill",), "teacher.init": "folder"},
+    {"order": ("random_start",), "baselines": True},
+    {"mesh.data": 8},
+], ids=str)
+def test_what_the_messages_advise_works(changes):
+    recipe = resolved(changed(changes))
+    for stage in recipe.stages:
+        trace(recipe, stage, tiny_config("").data)
+
+
+def test_the_recipe_as_written():
+    """Models, order, starts, and where each network's data begins: stages of one network follow each other."""
+    recipe = resolved(changed({"baselines": True}))
+    assert [stage.name for stage in recipe.stages] == ["teacher", "transfer", "distill", "random_start", "copied_start"]
+    assert recipe.first_example == {"teacher": 0, "transfer": 0, "distill": 48, "random_start": 0, "copied_start": 0}
+    assert recipe.starts == {"teacher": "random", "student": "copy", "random_start": "random", "copied_start": "copy"}
+    assert recipe.teacher.config.vocab_size == recipe.student.config.vocab_size == 120
+    assert recipe.model("teacher") is recipe.teacher and recipe.model("copied_start") is recipe.student
+    assert [stage.name for stage in resolved(changed({})).stages] == ["teacher", "transfer", "distill"]
+
+
+def test_no_teacher_is_built_when_nothing_needs_one():
+    assert resolved(changed({"order": ("random_start",), "baselines": True})).teacher is None
+
+
+@pytest.mark.parametrize("changes, steps", [({"steps": 0, "examples": 100}, 12), ({"steps": 0, "epochs": 2.0}, 25),
+                                            ({"steps": 0, "epochs": 0.01}, 1), ({"steps": 3}, 3)])
+def test_lengths_in_steps_examples_and_epochs(changes, steps):
+    """In batches of 8, of 100 records; at least one step."""
+    recipe = resolved(changed({f"stages.distill.{name}": value for name, value in changes.items()}))
+    assert recipe.stages[-1].steps == steps
+
+
+def test_loaded_models_take_the_place_of_the_sections():
+    made = resolved(changed({}))
+    config = changed({"teacher.init": "a", "student.init": "b", "order": ("transfer", "distill")})
+    deeper = Model(made.teacher.config.replace(num_layers=3))
+    student = Model(made.student.config.replace(num_layers=3))
+    recipe = resolved(config, loaded_teacher=deeper, loaded_student=student)
+    assert recipe.teacher is deeper and recipe.student is student
+
+
+def test_a_traced_batch_is_like_a_real_one():
+    """Names, shapes and dtypes of what the loader gives."""
+    real, abstract = pretraining_batch(rows=4, length=6, predictions=2), abstract_batch(4, 6, 2)
+    assert real.keys() == abstract.keys()
+    assert all((real[k].shape, real[k].dtype) == (abstract[k].shape, abstract[k].dtype) for k in real)
+
+
+def test_a_dropout_seed_a_stage():
+    assert stage_seed(0, "teacher") == stage_seed(0, "teacher") != stage_seed(1, "teacher")
+    assert stage_seed(0, "teacher") != stage_seed(0, "distill")

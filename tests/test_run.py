@@ -1,0 +1,249 @@
+"""Whole runs on a small text file: what they leave, and that stopping, splitting or repeating one changes nothing."""
+
+import json
+import os
+import shutil
+import signal
+
+import numpy as np
+import pytest
+
+from jaxdistill import inputs, run
+from jaxdistill.errors import BadInput, Interrupted, TrainingStopped
+from jaxdistill.interop import from_pretrained
+from jaxdistill.models.parameters import digest
+from jaxdistill.workdir import Workdir
+from tests.conftest import tiny_config, write_text
+
+TIMES = ("seconds", "sequences_per_second", "tokens_per_second")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
+
+
+@pytest.fixture(scope="module")
+def finished(source, tmp_path_factory):
+    """(workdir, results) of an uninterrupted run; nobody writes into it."""
+    workdir = tmp_path_factory.mktemp("run") / "w"
+    return workdir, run.train(tiny_config(source), workdir)
+
+
+def untimed(results):
+    """Results without what a clock measured."""
+    if not isinstance(results, dict):
+        return results
+    return {name: untimed(value) for name, value in results.items() if name not in TIMES}
+
+
+def interrupt(monkeypatch, stage, after):
+    """Sends SIGINT while batch number `after` of the stage that follows is fetched."""
+    real, names = inputs.batches, []
+
+    def batches(config, prepared, **options):
+        for i, batch in enumerate(real(config, prepared, **options)):
+            if current() == stage and i == after:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch
+
+    original = run.Run.stage
+
+    def tracked(self, which):
+        names.append(which.name)
+        return original(self, which)
+
+    def current():
+        return names[-1]
+
+    monkeypatch.setattr(run.Run, "stage", tracked)
+    monkeypatch.setattr(inputs, "batches", batches)
+
+
+def metrics(workdir):
+    """[(stage, step, loss)] of the log."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [(row["stage"], row["step"], row["loss"]) for row in rows]
+
+
+def test_a_run_finishes_and_leaves_everything(finished):
+    workdir, results = finished
+    networks, stages = results["networks"], results["stages"]
+    assert networks.keys() == {"teacher", "student"} and stages.keys() == {"teacher", "transfer", "distill"}
+    measured = {"mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy", "parameters", "steps", "seconds", "sha256"}
+    assert networks["teacher"].keys() == measured
+    assert networks["student"].keys() == measured | {"teacher_kl", "top1_agreement", "top5_agreement"}
+    assert all(np.isfinite(value) for row in networks.values() for name, value in row.items() if name != "sha256")
+    assert networks["student"]["steps"] == 11 and networks["teacher"]["steps"] == 6
+    assert all(stage["skipped"] == 0 and stage["seconds"] > 0 for stage in stages.values())
+    layers = stages["transfer"]["layers"]
+    assert [row["layer"] for row in layers] == [0, 1] and results["transfer"] == {"stage": "transfer", "layers": layers}
+    assert all({"loss", "feature_map", "mean", "variance", "attention"} == row[when].keys() for row in layers for when in ("before", "after"))
+    assert results["student_sha256"] == networks["student"]["sha256"]
+    assert results["heldout_rows"] > 0 and results["corpus"]["source"].endswith("text.txt")
+    assert {"config_name", "seed", "hardware", "versions", "seconds"} < results.keys()
+    assert untimed(json.loads((workdir / "results.json").read_text())) == untimed(results)
+    for stage, network in (("teacher", "teacher"), ("distill", "student")):
+        params = from_pretrained(workdir / "stages" / stage)[1]
+        assert digest(params) == networks[network]["sha256"]
+    assert not list((workdir / "checkpoints").iterdir())  # nothing in progress
+    assert [row[:2] for row in metrics(workdir)] == [(name, i + 1) for name, n in (("teacher", 6), ("transfer", 6), ("distill", 5))
+                                                      for i in range(n)]
+
+
+def test_the_same_call_again_trains_nothing_and_says_the_same(finished, source, tmp_path, monkeypatch):
+    workdir, results = finished
+    shutil.copytree(workdir, tmp_path / "w")
+    config = tiny_config(source)
+    before = config.to_json()
+    monkeypatch.setattr(run.loop, "run_stage", lambda *_, **__: pytest.fail("it trains again"))
+    assert untimed(run.train(config, tmp_path / "w")) == untimed(results)
+    assert config.to_json() == before  # a run does not write into its recipe
+    assert metrics(tmp_path / "w") == metrics(workdir)
+
+
+@pytest.mark.parametrize("stage, after", [("teacher", 2), ("transfer", 0), ("transfer", 3), ("distill", 1), ("distill", 4)])
+def test_interrupted_and_resumed_is_uninterrupted(finished, source, tmp_path, monkeypatch, stage, after):
+    """To the bit: networks, per-layer losses, every number of the results, every line of the log."""
+    workdir, results = finished
+    folder = tmp_path / "w"
+    shutil.copytree(workdir, folder)  # go back to the start of `stage`: cheaper than training the ones before it
+    order = ["teacher", "transfer", "distill"]
+    for name in order[order.index(stage):]:
+        shutil.rmtree(folder / "stages" / name)
+    kept = [row for row in metrics(workdir) if row[0] in order[:order.index(stage)]]
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[:len(kept)]))
+    with monkeypatch.context() as patch:
+        interrupt(patch, stage, after)
+        with pytest.raises(Interrupted, match=f"in stage '{stage}' after {after + 1} of"):
+            run.train(tiny_config(source), folder)
+    assert Workdir(folder).finished(stage) is None
+    found = run.train(tiny_config(source), folder)
+    assert found["student_sha256"] == results["student_sha256"]
+    assert untimed(found) == untimed(results)
+    assert metrics(folder) == metrics(workdir)
+
+
+def test_killed_between_stages(finished, source, tmp_path, monkeypatch):
+    """A stage whose folder is not marked as whole is not there."""
+    workdir, results = finished
+    folder = tmp_path / "w"
+    shutil.copytree(workdir, folder)
+    shutil.rmtree(folder / "stages" / "distill")
+    (folder / "stages" / "transfer" / "stage.json").unlink()
+    (folder / "stages" / "transfer" / "model.safetensors").write_bytes(b"half a fi")
+    assert run.train(tiny_config(source), folder)["student_sha256"] == results["student_sha256"]
+
+
+def test_stages_one_at_a_time_are_all_at_once(finished, source, tmp_path):
+    """Also their order is checked, and the results of the last call are those of the whole run."""
+    _, results = finished
+    for name, missing in (("distill", "teacher"), ("transfer", "teacher")):
+        with pytest.raises(BadInput, match=f"stage '{name}' follows '{missing}', which is not finished.*--stages="):
+            run.train(tiny_config(source), tmp_path, stages=[name])
+    with pytest.raises(BadInput, match="stage 'distil' is not in config.order; did you mean 'distill'"):
+        run.train(tiny_config(source), tmp_path, stages=["distil"])
+    only = run.train(tiny_config(source), tmp_path, stages=["teacher"])
+    assert only["networks"].keys() == {"teacher"} and only["stages"].keys() == {"teacher"} and "student_sha256" not in only
+    with pytest.raises(BadInput, match="stage 'distill' follows 'transfer', which is not finished"):
+        run.train(tiny_config(source), tmp_path, stages=["distill"])
+    run.train(tiny_config(source), tmp_path, stages=["transfer"])
+    found = run.train(tiny_config(source), tmp_path, stages=["distill"])
+    assert untimed(found) == untimed(results)
+    assert untimed(run.train(tiny_config(source), tmp_path)) == untimed(results)
+
+
+@pytest.mark.parametrize("change, field", [
+    (lambda c: c.stages.transfer.update(mean=10.0), "stages.transfer.mean=5000.0, now 10.0"),
+    (lambda c: c.update(seed=1), "seed=0, now 1"),
+    (lambda c: c.student.model.update(num_ffn=3), "student.model.num_ffn=2, now 3"),
+    (lambda c: c.data.update(mask_rate=0.2), "data.mask_rate=0.15, now 0.2"),
+])
+def test_another_recipe_is_refused_on_a_workdir(finished, source, change, field):
+    workdir, _ = finished
+    before = (workdir / "config.json").read_text()
+    config = tiny_config(source)
+    change(config)
+    with pytest.raises(BadInput, match=f"config.{field}; use another workdir"):
+        run.train(config, workdir)
+    assert (workdir / "config.json").read_text() == before
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path, source):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(BadInput, match="not empty and holds no run; give a new or empty folder"):
+        run.train(tiny_config(source), tmp_path)
+
+
+def test_weights_that_are_not_the_stages_own_are_refused(finished, source, tmp_path):
+    """Another teacher under a finished student, and a file that is not the one stage.json describes."""
+    shutil.copytree(finished[0], tmp_path / "w")
+    stages = tmp_path / "w" / "stages"
+    page = json.loads((stages / "distill" / "stage.json").read_text())
+    page["teacher"]["sha256"] = "0" * 64
+    (stages / "distill" / "stage.json").write_text(json.dumps(page))
+    with pytest.raises(BadInput, match="stage 'distill' in this workdir was run with another teacher .sha256 000000000000"):
+        run.train(tiny_config(source), tmp_path / "w")
+    shutil.copy(stages / "distill" / "model.safetensors", stages / "transfer" / "model.safetensors")
+    with pytest.raises(BadInput, match="transfer are not those that its stage.json describes; delete that folder"):
+        run.train(tiny_config(source), tmp_path / "w")
+
+
+def test_a_teacher_from_a_folder(finished, source, tmp_path):
+    """Our own format: the same student as with the teacher trained in the run; stages of the teacher are left out."""
+    workdir, results = finished
+    config = tiny_config(source)
+    config.teacher.init, config.order = str(workdir / "stages" / "teacher"), ("transfer", "distill")
+    config.data.tokenizer = str(next((workdir / "data").glob("tokenizer-*")))
+    found = run.train(config, tmp_path)
+    assert found["student_sha256"] == results["student_sha256"]
+    assert found["networks"]["teacher"]["sha256"] == results["networks"]["teacher"]["sha256"]
+    page = json.loads((tmp_path / "stages" / "distill" / "stage.json").read_text())
+    assert page["teacher"] == {"path": config.teacher.init, "sha256": results["networks"]["teacher"]["sha256"]}
+
+
+def test_baselines_are_run_only_when_wanted_and_join_a_finished_run(finished, source, tmp_path):
+    """They change nothing for the student; their teacher is the run's."""
+    workdir, results = finished
+    shutil.copytree(workdir, tmp_path / "w")
+    config = tiny_config(source)
+    config.baselines = True
+    found = run.train(config, tmp_path / "w")
+    assert found["networks"].keys() == {"teacher", "student", "random_start", "copied_start"}
+    assert untimed(found["networks"]["student"]) == untimed(results["networks"]["student"])
+    assert {"teacher_kl", "top1_agreement"} < found["networks"]["random_start"].keys()
+    assert len({row["sha256"] for row in found["networks"].values()}) == 4
+
+
+@pytest.mark.parametrize("devices", [8])
+def test_the_number_of_devices_changes_no_result(finished, source, tmp_path, devices):
+    """But for the order of sums in float32: losses to 1e-4; and a run may be continued on another number of them."""
+    workdir, results = finished
+    config = tiny_config(source)
+    config.mesh.data = devices
+    found = run.train(config, tmp_path)
+    for network in ("teacher", "student"):
+        for name in ("mlm_loss", "nsp_loss"):
+            assert found["networks"][network][name] == pytest.approx(results["networks"][network][name], rel=1e-4)
+    ours, theirs = metrics(tmp_path), metrics(workdir)
+    assert [row[:2] for row in ours] == [row[:2] for row in theirs]
+    np.testing.assert_allclose([row[2] for row in ours], [row[2] for row in theirs], rtol=1e-3)
+
+
+def test_training_that_diverges_stops_and_says_what_to_change(source, tmp_path, monkeypatch):
+    config = tiny_config(source)
+    config.stages.teacher.update({"learning_rate": 1e38, "steps": 20, "optimizer": "adamw"})
+    config.max_skipped_in_a_row = 2
+    with pytest.raises(TrainingStopped, match="config.stages.teacher.learning_rate"):
+        run.train(config, tmp_path)
+
+
+def test_the_student_is_exported_and_verified(finished, source, tmp_path):
+    workdir, results = finished
+    shutil.copytree(workdir, tmp_path / "w")
+    config = tiny_config(source)
+    config.export = True
+    exported = run.train(config, tmp_path / "w")["export"]
+    assert exported["format"] == "huggingface" and (tmp_path / "w" / "student" / "model.safetensors").exists()
+    assert digest(from_pretrained(tmp_path / "w" / "student")[1]) == results["student_sha256"]
