@@ -6,9 +6,14 @@ from importlib.metadata import version
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # All but the first make compilation five times as fast; an XLA that does not know a flag aborts, hence the version.
-os.environ["XLA_FLAGS"] = " ".join([
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
-    "--xla_cpu_use_fusion_emitters=false" if version("jax").startswith("0.10.") else "", os.environ.get("XLA_FLAGS", "")])
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_use_fusion_emitters=false" if version("jax").startswith("0.10.") else "",
+        os.environ.get("XLA_FLAGS", ""),
+    ]
+)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/jaxdistill-tests"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
@@ -25,8 +30,17 @@ from jaxdistill import defaults
 from jaxdistill.methods.mobilebert import KINDS
 from jaxdistill.models import Model, preset
 
-SMALL = dict(vocab_size=19, num_layers=3, hidden_size=8, embedding_size=4, num_heads=2, intermediate_size=10,
-             max_positions=16, hidden_dropout=0.1, attention_dropout=0.1)
+SMALL = dict(
+    vocab_size=19,
+    num_layers=3,
+    hidden_size=8,
+    embedding_size=4,
+    num_heads=2,
+    intermediate_size=10,
+    max_positions=16,
+    hidden_dropout=0.1,
+    attention_dropout=0.1,
+)
 TEACHER = Model(preset("ib_bert_large").replace(**SMALL, bottleneck_size=12))
 STUDENT = Model(preset("mobilebert").replace(**SMALL, bottleneck_size=4, num_ffn=2))
 
@@ -80,15 +94,24 @@ def tiny_config(source):
     config = defaults.recipe("tiny")
     config.teacher = defaults.network("ib_bert_large", **widths, bottleneck_size=24)
     config.student = defaults.network("mobilebert", **widths, bottleneck_size=8, num_ffn=2)
-    config.data.update({"source": str(source), "heldout_fraction": 0.25, "vocab_size": 120, "sequence_length": 24,
-                        "max_predictions": 4})
+    config.data.update(
+        {
+            "source": str(source),
+            "heldout_fraction": 0.25,
+            "vocab_size": 120,
+            "sequence_length": 24,
+            "max_predictions": 4,
+        }
+    )
     config.stages.teacher = defaults.stage("pretrain", "teacher", steps=6, batch_size=8, dropout=True)
     config.stages.transfer = defaults.stage("progressive", "student", steps=6, batch_size=8, decay="constant")
     config.stages.distill = defaults.stage("distill", "student", steps=5, batch_size=8, warmup_steps=2)
-    config.stages.random_start = defaults.stage("pretrain", "random_start", start="random", steps=3, batch_size=8,
-                                                baseline=True)
-    config.stages.copied_start = defaults.stage("pretrain", "copied_start", start="copy", steps=3, batch_size=8,
-                                                baseline=True)
+    config.stages.random_start = defaults.stage(
+        "pretrain", "random_start", start="random", steps=3, batch_size=8, baseline=True
+    )
+    config.stages.copied_start = defaults.stage(
+        "pretrain", "copied_start", start="copy", steps=3, batch_size=8, baseline=True
+    )
     config.order = ("teacher", "transfer", "distill", "random_start", "copied_start")
     config.evaluation.update({"batch_size": 8, "max_examples": 64})
     config.checkpoint.every_steps = 2
@@ -96,8 +119,32 @@ def tiny_config(source):
     return config
 
 
-WORDS = ("river", "stone", "engine", "winter", "paper", "garden", "signal", "copper", "market", "silver", "window",
-         "letter", "turns", "holds", "finds", "keeps", "the", "a", "old", "quiet", "bright", "under", "over", "with")
+WORDS = (
+    "river",
+    "stone",
+    "engine",
+    "winter",
+    "paper",
+    "garden",
+    "signal",
+    "copper",
+    "market",
+    "silver",
+    "window",
+    "letter",
+    "turns",
+    "holds",
+    "finds",
+    "keeps",
+    "the",
+    "a",
+    "old",
+    "quiet",
+    "bright",
+    "under",
+    "over",
+    "with",
+)
 
 
 def write_text(path, documents=60, seed=0):

@@ -12,46 +12,104 @@ MISTAKES = {
     "order": ({"order": ("teacher", "transfre")}, "'transfre', which is not in config.stages; did you mean 'transfer'"),
     "nothing": ({"order": ()}, "config.order is empty: nothing to do; stages there are: .*transfer"),
     "only baselines": ({"order": ("random_start",)}, "config.order is empty"),
-    "no teacher yet": ({"order": ("transfer", "teacher")}, "stage 'transfer' .*no earlier stage trains one.*config.order.*config.teacher.init"),
-    "no teacher to learn from": ({"order": ("distill",), "stages.distill.start": "random"},
-                                 "stage 'distill' needs a teacher.*config.order.*config.teacher.init=FOLDER"),
-    "no teacher to copy": ({"order": ("copied_start", "teacher"), "baselines": True},
-                           "stage 'copied_start' starts from the teacher.*config.stages.copied_start.start='random'"),
-    "two lengths": ({"stages.distill.epochs": 1.0}, "config.stages.distill: give exactly one of steps, examples or epochs"),
+    "no teacher yet": (
+        {"order": ("transfer", "teacher")},
+        "stage 'transfer' .*no earlier stage trains one.*config.order.*config.teacher.init",
+    ),
+    "no teacher to learn from": (
+        {"order": ("distill",), "stages.distill.start": "random"},
+        "stage 'distill' needs a teacher.*config.order.*config.teacher.init=FOLDER",
+    ),
+    "no teacher to copy": (
+        {"order": ("copied_start", "teacher"), "baselines": True},
+        "stage 'copied_start' starts from the teacher.*config.stages.copied_start.start='random'",
+    ),
+    "two lengths": (
+        {"stages.distill.epochs": 1.0},
+        "config.stages.distill: give exactly one of steps, examples or epochs",
+    ),
     "no length": ({"stages.distill.steps": 0}, "config.stages.distill: give exactly one of steps"),
     "negative length": ({"stages.distill.steps": -1}, "config.stages.distill: give exactly one of steps.*'steps': -1"),
     "start": ({"stages.transfer.start": "cold"}, "config.stages.transfer.start='cold' is unknown; valid: copy, random"),
     "freezing": ({"stages.transfer.freezing": "hard"}, "config.stages.transfer.freezing='hard'"),
-    "too few steps": ({"stages.transfer.steps": 1}, "config.stages.transfer.steps=1 is less than one step for each of 2"),
-    "rows too long": ({"data.sequence_length": 40}, "config.data.sequence_length=40 exceeds max_positions=32 of 'teacher'"),
-    "vocabulary": ({"student.model.vocab_size": 50}, "tokenizer has 120 words but the model's vocab_size is 50.*vocab_size=0"),
+    "too few steps": (
+        {"stages.transfer.steps": 1},
+        "config.stages.transfer.steps=1 is less than one step for each of 2",
+    ),
+    "rows too long": (
+        {"data.sequence_length": 40},
+        "config.data.sequence_length=40 exceeds max_positions=32 of 'teacher'",
+    ),
+    "vocabulary": (
+        {"student.model.vocab_size": 50},
+        "tokenizer has 120 words but the model's vocab_size is 50.*vocab_size=0",
+    ),
     "vocabularies": ({"student.model.vocab_size": 130}, "different vocabularies: 120 and 130"),
-    "no head": ({"student.model.heads": ("mlm",)}, "stage 'distill' needs the head 'nsp', which 'student' does not have"),
-    "teacher without head": ({"teacher.model.heads": ("nsp",), "order": ("distill",), "teacher.init": "folder",
-                              "stages.distill.start": "copy"},
-                             "needs the teacher's head 'mlm'.*config.stages.distill.alpha=1"),
-    "widths": ({"student.model.hidden_size": 32}, "width 16 .teacher. and 32 .student.*config.student.model.hidden_size=16"),
-    "attention heads": ({"student.model.num_heads": 4}, "compares 2 attention heads .teacher. with 4.*num_heads=2.*transfer.attention=0"),
-    "depths": ({"student.model.num_layers": 1}, "the teacher has 2 layers and the student 1; give config.stages.transfer.layer_map"),
-    "map too short": ({"stages.transfer.layer_map": (0,)}, r"config.stages.transfer.layer_map=\(0,\) names 1 teacher layers for 2"),
-    "map too deep": ({"stages.transfer.layer_map": (0, 2)}, r"config.stages.transfer.layer_map=\(0, 2\): the teacher's layers are 0 to 1"),
+    "no head": (
+        {"student.model.heads": ("mlm",)},
+        "stage 'distill' needs the head 'nsp', which 'student' does not have",
+    ),
+    "teacher without head": (
+        {
+            "teacher.model.heads": ("nsp",),
+            "order": ("distill",),
+            "teacher.init": "folder",
+            "stages.distill.start": "copy",
+        },
+        "needs the teacher's head 'mlm'.*config.stages.distill.alpha=1",
+    ),
+    "widths": (
+        {"student.model.hidden_size": 32},
+        "width 16 .teacher. and 32 .student.*config.student.model.hidden_size=16",
+    ),
+    "attention heads": (
+        {"student.model.num_heads": 4},
+        "compares 2 attention heads .teacher. with 4.*num_heads=2.*transfer.attention=0",
+    ),
+    "depths": (
+        {"student.model.num_layers": 1},
+        "the teacher has 2 layers and the student 1; give config.stages.transfer.layer_map",
+    ),
+    "map too short": (
+        {"stages.transfer.layer_map": (0,)},
+        r"config.stages.transfer.layer_map=\(0,\) names 1 teacher layers for 2",
+    ),
+    "map too deep": (
+        {"stages.transfer.layer_map": (0, 2)},
+        r"config.stages.transfer.layer_map=\(0, 2\): the teacher's layers are 0 to 1",
+    ),
     "map below": ({"stages.transfer.layer_map": (-1, 0)}, "config.stages.transfer.layer_map=.-1, 0.*0 to 1"),
     "devices": ({"mesh.data": 9}, "config.mesh.data=9, but 8 device"),
     "no device": ({"mesh.data": 0}, "config.mesh.data=0, but 8 device"),
-    "batch over devices": ({"mesh.data": 8, "stages.distill.batch_size": 12},
-                           "config.stages.distill.batch_size=12 .*does not divide by 8 devices; use a multiple of 8"),
-    "micro-batch over devices": ({"mesh.data": 8, "stages.distill.batch_size": 16, "stages.distill.accumulation": 4},
-                                 "distill.batch_size=16 in 4 micro-batch.*use a multiple of 32"),
+    "batch over devices": (
+        {"mesh.data": 8, "stages.distill.batch_size": 12},
+        "config.stages.distill.batch_size=12 .*does not divide by 8 devices; use a multiple of 8",
+    ),
+    "micro-batch over devices": (
+        {"mesh.data": 8, "stages.distill.batch_size": 16, "stages.distill.accumulation": 4},
+        "distill.batch_size=16 in 4 micro-batch.*use a multiple of 32",
+    ),
     "accumulation": ({"stages.distill.accumulation": 3}, "config.stages.distill.batch_size or .accumulation"),
-    "pattern": ({"stages.distill.moves": ("layer/",)}, "config.stages.distill.moves: 'layer/' matches no parameter; they begin with embeddings/"),
-    "strict and more": ({"stages.transfer.moves": ("layers/", "embeddings/word"), "stages.transfer.freezing": "strict"},
-                        "config.stages.transfer.moves=.*'embeddings/word'.*strict.*config.stages.transfer.freezing='soft'"),
-    "frozen and never set": ({"stages.transfer.start": "random"},
-                             "stage 'transfer' freezes 'embeddings/position' and . more, which nothing has set.*config.stages.transfer.moves"),
-    "frozen and of another shape": ({"student.model.embedding_size": 4},
-                                    "stage 'transfer' freezes 'embeddings/projection/kernel' and 1 more, which nothing has set"),
-    "frozen norm of another kind": ({"student.model.norm": "layer_norm", "teacher.model.norm": "no_norm"},
-                                    "stage 'transfer' freezes 'embeddings/norm/bias' and 1 more, which nothing has set"),
+    "pattern": (
+        {"stages.distill.moves": ("layer/",)},
+        "config.stages.distill.moves: 'layer/' matches no parameter; they begin with embeddings/",
+    ),
+    "strict and more": (
+        {"stages.transfer.moves": ("layers/", "embeddings/word"), "stages.transfer.freezing": "strict"},
+        "config.stages.transfer.moves=.*'embeddings/word'.*strict.*config.stages.transfer.freezing='soft'",
+    ),
+    "frozen and never set": (
+        {"stages.transfer.start": "random"},
+        "stage 'transfer' freezes 'embeddings/position' and . more, which nothing .*config.stages.transfer.moves",
+    ),
+    "frozen and of another shape": (
+        {"student.model.embedding_size": 4},
+        "stage 'transfer' freezes 'embeddings/projection/kernel' and 1 more, which nothing has set",
+    ),
+    "frozen norm of another kind": (
+        {"student.model.norm": "layer_norm", "teacher.model.norm": "no_norm"},
+        "stage 'transfer' freezes 'embeddings/norm/bias' and 1 more, which nothing has set",
+    ),
 }
 
 
@@ -78,16 +136,24 @@ def test_mistakes(mistake):
     assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("changes", [
-    {"student.model.num_layers": 1, "stages.transfer.layer_map": (1,)},
-    {"student.model.norm": "layer_norm"},
-    {"student.model.norm": "layer_norm", "teacher.model.norm": "no_norm", "stages.transfer.moves": ("layers/", "embeddings/norm")},
-    {"stages.transfer.start": "random", "stages.transfer.moves": ("layers/", "embeddings/")},
-    {"stages.transfer.attention": 0.0, "student.model.num_heads": 4},
-    {"order": ("distill",), "teacher.init": "folder"},
-    {"order": ("random_start",), "baselines": True},
-    {"mesh.data": 8},
-], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"student.model.num_layers": 1, "stages.transfer.layer_map": (1,)},
+        {"student.model.norm": "layer_norm"},
+        {
+            "student.model.norm": "layer_norm",
+            "teacher.model.norm": "no_norm",
+            "stages.transfer.moves": ("layers/", "embeddings/norm"),
+        },
+        {"stages.transfer.start": "random", "stages.transfer.moves": ("layers/", "embeddings/")},
+        {"stages.transfer.attention": 0.0, "student.model.num_heads": 4},
+        {"order": ("distill",), "teacher.init": "folder"},
+        {"order": ("random_start",), "baselines": True},
+        {"mesh.data": 8},
+    ],
+    ids=str,
+)
 def test_what_the_messages_advise_works(changes):
     recipe = resolved(changed(changes))
     for stage in recipe.stages:
@@ -109,8 +175,15 @@ def test_no_teacher_is_built_when_nothing_needs_one():
     assert resolved(changed({"order": ("random_start",), "baselines": True})).teacher is None
 
 
-@pytest.mark.parametrize("changes, steps", [({"steps": 0, "examples": 100}, 12), ({"steps": 0, "epochs": 2.0}, 25),
-                                            ({"steps": 0, "epochs": 0.01}, 1), ({"steps": 3}, 3)])
+@pytest.mark.parametrize(
+    "changes, steps",
+    [
+        ({"steps": 0, "examples": 100}, 12),
+        ({"steps": 0, "epochs": 2.0}, 25),
+        ({"steps": 0, "epochs": 0.01}, 1),
+        ({"steps": 3}, 3),
+    ],
+)
 def test_lengths_in_steps_examples_and_epochs(changes, steps):
     """In batches of 8, of 100 records; at least one step."""
     recipe = resolved(changed({f"stages.distill.{name}": value for name, value in changes.items()}))

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import time
+import types
 
 import numpy as np
 import pytest
@@ -12,8 +14,9 @@ from jaxdistill import inputs, run
 from jaxdistill.errors import BadInput, Interrupted, TrainingStopped
 from jaxdistill.interop import from_pretrained
 from jaxdistill.models.parameters import digest
+from jaxdistill.training import sharding
 from jaxdistill.workdir import Workdir
-from tests.conftest import tiny_config, write_text
+from tests.conftest import STUDENT, TEACHER, make_stage, pretraining_batch, tiny_config, write_text
 
 TIMES = ("seconds", "sequences_per_second", "tokens_per_second")
 
@@ -28,6 +31,12 @@ def finished(source, tmp_path_factory):
     """(workdir, results) of an uninterrupted run; nobody writes into it."""
     workdir = tmp_path_factory.mktemp("run") / "w"
     return workdir, run.train(tiny_config(source), workdir)
+
+
+@pytest.fixture(autouse=True)
+def no_more_plots(finished, monkeypatch):
+    """The first run draws them; they take longer than the rest of a repeated one."""
+    monkeypatch.setattr(run.report, "write_plots", lambda *_: [])
 
 
 def untimed(results):
@@ -78,7 +87,11 @@ def test_a_run_finishes_and_leaves_everything(finished):
     assert all(stage["skipped"] == 0 and stage["seconds"] > 0 for stage in stages.values())
     layers = stages["transfer"]["layers"]
     assert [row["layer"] for row in layers] == [0, 1] and results["transfer"] == {"stage": "transfer", "layers": layers}
-    assert all({"loss", "feature_map", "mean", "variance", "attention"} == row[when].keys() for row in layers for when in ("before", "after"))
+    assert all(
+        {"loss", "feature_map", "mean", "variance", "attention"} == row[when].keys()
+        for row in layers
+        for when in ("before", "after")
+    )
     assert results["student_sha256"] == networks["student"]["sha256"]
     assert results["heldout_rows"] > 0 and results["corpus"]["source"].endswith("text.txt")
     assert {"config_name", "seed", "hardware", "versions", "seconds"} < results.keys()
@@ -86,9 +99,11 @@ def test_a_run_finishes_and_leaves_everything(finished):
     for stage, network in (("teacher", "teacher"), ("distill", "student")):
         params = from_pretrained(workdir / "stages" / stage)[1]
         assert digest(params) == networks[network]["sha256"]
+    assert list((workdir / "plots").glob("*.png"))
     assert not list((workdir / "checkpoints").iterdir())  # nothing in progress
-    assert [row[:2] for row in metrics(workdir)] == [(name, i + 1) for name, n in (("teacher", 6), ("transfer", 6), ("distill", 5))
-                                                      for i in range(n)]
+    assert [row[:2] for row in metrics(workdir)] == [
+        (name, i + 1) for name, n in (("teacher", 6), ("transfer", 6), ("distill", 5)) for i in range(n)
+    ]
 
 
 def test_the_same_call_again_trains_nothing_and_says_the_same(finished, source, tmp_path, monkeypatch):
@@ -102,18 +117,20 @@ def test_the_same_call_again_trains_nothing_and_says_the_same(finished, source, 
     assert metrics(tmp_path / "w") == metrics(workdir)
 
 
-@pytest.mark.parametrize("stage, after", [("teacher", 2), ("transfer", 0), ("transfer", 3), ("distill", 1), ("distill", 4)])
+@pytest.mark.parametrize(
+    "stage, after", [("teacher", 2), ("transfer", 0), ("transfer", 3), ("distill", 1), ("distill", 4)]
+)
 def test_interrupted_and_resumed_is_uninterrupted(finished, source, tmp_path, monkeypatch, stage, after):
     """To the bit: networks, per-layer losses, every number of the results, every line of the log."""
     workdir, results = finished
     folder = tmp_path / "w"
     shutil.copytree(workdir, folder)  # go back to the start of `stage`: cheaper than training the ones before it
     order = ["teacher", "transfer", "distill"]
-    for name in order[order.index(stage):]:
+    for name in order[order.index(stage) :]:
         shutil.rmtree(folder / "stages" / name)
-    kept = [row for row in metrics(workdir) if row[0] in order[:order.index(stage)]]
+    kept = [row for row in metrics(workdir) if row[0] in order[: order.index(stage)]]
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (folder / "metrics.jsonl").write_text("".join(lines[:len(kept)]))
+    (folder / "metrics.jsonl").write_text("".join(lines[: len(kept)]))
     with monkeypatch.context() as patch:
         interrupt(patch, stage, after)
         with pytest.raises(Interrupted, match=f"in stage '{stage}' after {after + 1} of"):
@@ -123,6 +140,37 @@ def test_interrupted_and_resumed_is_uninterrupted(finished, source, tmp_path, mo
     assert found["student_sha256"] == results["student_sha256"]
     assert untimed(found) == untimed(results)
     assert metrics(folder) == metrics(workdir)
+
+
+def test_killed_within_a_stage(finished, source, tmp_path, monkeypatch):
+    """Goes on from the last checkpoint; lines of the log that came after it are not there twice."""
+    workdir, results = finished
+    folder = tmp_path / "w"
+    shutil.copytree(workdir, folder)
+    shutil.rmtree(folder / "stages" / "distill")
+    config, real = tiny_config(source), inputs.batches
+    config.checkpoint.every_steps = 2
+
+    def crashing(*args, **options):
+        for i, batch in enumerate(real(*args, **options)):
+            while i == 4 and not (folder / "checkpoints" / "distill" / "2").exists():
+                time.sleep(0.05)
+            if i == 4:
+                raise RuntimeError("power cut")
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inputs, "batches", crashing)
+        patch.setattr(run.Checkpoints, "save", save_once(run.Checkpoints.save))
+        with pytest.raises(RuntimeError, match="power cut"):
+            run.train(config, folder)
+    assert untimed(run.train(config, folder)) == untimed(results)
+    assert metrics(folder) == metrics(workdir)
+
+
+def save_once(real):
+    """Checkpoints beyond the first are lost."""
+    return lambda self, state, page, **options: real(self, state, page, **options) if int(state.step) == 2 else None
 
 
 def test_killed_between_stages(finished, source, tmp_path, monkeypatch):
@@ -145,7 +193,9 @@ def test_stages_one_at_a_time_are_all_at_once(finished, source, tmp_path):
     with pytest.raises(BadInput, match="stage 'distil' is not in config.order; did you mean 'distill'"):
         run.train(tiny_config(source), tmp_path, stages=["distil"])
     only = run.train(tiny_config(source), tmp_path, stages=["teacher"])
-    assert only["networks"].keys() == {"teacher"} and only["stages"].keys() == {"teacher"} and "student_sha256" not in only
+    assert (
+        only["networks"].keys() == {"teacher"} and only["stages"].keys() == {"teacher"} and "student_sha256" not in only
+    )
     with pytest.raises(BadInput, match="stage 'distill' follows 'transfer', which is not finished"):
         run.train(tiny_config(source), tmp_path, stages=["distill"])
     run.train(tiny_config(source), tmp_path, stages=["transfer"])
@@ -154,12 +204,15 @@ def test_stages_one_at_a_time_are_all_at_once(finished, source, tmp_path):
     assert untimed(run.train(tiny_config(source), tmp_path)) == untimed(results)
 
 
-@pytest.mark.parametrize("change, field", [
-    (lambda c: c.stages.transfer.update(mean=10.0), "stages.transfer.mean=5000.0, now 10.0"),
-    (lambda c: c.update(seed=1), "seed=0, now 1"),
-    (lambda c: c.student.model.update(num_ffn=3), "student.model.num_ffn=2, now 3"),
-    (lambda c: c.data.update(mask_rate=0.2), "data.mask_rate=0.15, now 0.2"),
-])
+@pytest.mark.parametrize(
+    "change, field",
+    [
+        (lambda c: c.stages.transfer.update(mean=10.0), "stages.transfer.mean=5000.0, now 10.0"),
+        (lambda c: c.update(seed=1), "seed=0, now 1"),
+        (lambda c: c.student.model.update(num_ffn=3), "student.model.num_ffn=2, now 3"),
+        (lambda c: c.data.update(mask_rate=0.2), "data.mask_rate=0.15, now 0.2"),
+    ],
+)
 def test_another_recipe_is_refused_on_a_workdir(finished, source, change, field):
     workdir, _ = finished
     before = (workdir / "config.json").read_text()
@@ -183,7 +236,9 @@ def test_weights_that_are_not_the_stages_own_are_refused(finished, source, tmp_p
     page = json.loads((stages / "distill" / "stage.json").read_text())
     page["teacher"]["sha256"] = "0" * 64
     (stages / "distill" / "stage.json").write_text(json.dumps(page))
-    with pytest.raises(BadInput, match="stage 'distill' in this workdir was run with another teacher .sha256 000000000000"):
+    with pytest.raises(
+        BadInput, match="stage 'distill' in this workdir was run with another teacher .sha256 000000000000"
+    ):
         run.train(tiny_config(source), tmp_path / "w")
     shutil.copy(stages / "distill" / "model.safetensors", stages / "transfer" / "model.safetensors")
     with pytest.raises(BadInput, match="transfer are not those that its stage.json describes; delete that folder"):
@@ -216,12 +271,11 @@ def test_baselines_are_run_only_when_wanted_and_join_a_finished_run(finished, so
     assert len({row["sha256"] for row in found["networks"].values()}) == 4
 
 
-@pytest.mark.parametrize("devices", [8])
-def test_the_number_of_devices_changes_no_result(finished, source, tmp_path, devices):
-    """But for the order of sums in float32: losses to 1e-4; and a run may be continued on another number of them."""
+def test_the_number_of_devices_changes_no_result(finished, source, tmp_path):
+    """But for the order of sums in float32: eight devices against one, losses to 1e-4 at the end."""
     workdir, results = finished
     config = tiny_config(source)
-    config.mesh.data = devices
+    config.mesh.data = 8
     found = run.train(config, tmp_path)
     for network in ("teacher", "student"):
         for name in ("mlm_loss", "nsp_loss"):
@@ -231,7 +285,23 @@ def test_the_number_of_devices_changes_no_result(finished, source, tmp_path, dev
     np.testing.assert_allclose([row[2] for row in ours], [row[2] for row in theirs], rtol=1e-3)
 
 
-def test_training_that_diverges_stops_and_says_what_to_change(source, tmp_path, monkeypatch):
+def test_rows_that_only_fill_a_batch_do_not_count_in_layer_losses(source, teacher_params, student_params, monkeypatch):
+    """The last held-out batch is filled with copies: the same losses as without them."""
+    rows = pretraining_batch(3)
+    filled = {**rows, "example_weights": np.float32([1, 1, 1, 1, 1, 0, 0, 0])}
+    fake = types.SimpleNamespace(
+        config=tiny_config(source), mesh=sharding.make_mesh(1), corpus=types.SimpleNamespace(heldout=None)
+    )
+
+    def losses(batch):
+        monkeypatch.setattr(inputs, "heldout", lambda *_, **__: [batch])
+        evaluate = run.Run._layer_evaluator(fake, make_stage("progressive"), STUDENT, TEACHER, teacher_params)
+        return evaluate(1, student_params)
+
+    assert losses(filled) == pytest.approx(losses({name: value[:5] for name, value in rows.items()}), rel=1e-5)
+
+
+def test_training_that_diverges_stops_and_says_what_to_change(source, tmp_path):
     config = tiny_config(source)
     config.stages.teacher.update({"learning_rate": 1e38, "steps": 20, "optimizer": "adamw"})
     config.max_skipped_in_a_row = 2

@@ -74,13 +74,12 @@ def run_stage(stage: Stage, model: Model, state: TrainState, teacher: Model | No
                 _report(stage, *pending, reporting, limits, clock)
             pending = (done, metrics) if done % reporting.every == 0 or done == stage.steps else None
             page["seconds"] = clock.seconds
-            due = done % limits.checkpoint_every == 0 and done < stage.steps
-            if pending is not None and (due or stop.signal is not None):
-                _report(stage, *pending, reporting, limits, clock)  # a resumed run reports only what comes after
-                pending = None
             if stop.signal is not None:
                 break
-            if due:
+            if done % limits.checkpoint_every == 0 and done < stage.steps:
+                if pending is not None:
+                    _report(stage, *pending, reporting, limits, clock)  # a resumed run reports only what comes after
+                    pending = None
                 with clock.paused():
                     checkpoints.save(state, page)
         if pending is not None:

@@ -26,8 +26,15 @@ def by_hand(model, params, batches, teacher, teacher_params):
                     continue
                 p, q = (softmax(x["mlm_logits"][b, i].astype(np.float64)) for x in (ours, theirs))
                 label, five = batch["mlm_labels"][b, i], set(np.argsort(-q)[:5])
-                words.append([-np.log(p[label]), p.argmax() == label, sum(q * np.log(q / p)), p.argmax() == q.argmax(),
-                              len(five & set(np.argsort(-p)[:5])) / 5])
+                words.append(
+                    [
+                        -np.log(p[label]),
+                        p.argmax() == label,
+                        sum(q * np.log(q / p)),
+                        p.argmax() == q.argmax(),
+                        len(five & set(np.argsort(-p)[:5])) / 5,
+                    ]
+                )
             if batch["example_weights"][b]:
                 p, label = softmax(ours["nsp_logits"][b].astype(np.float64)), batch["nsp_labels"][b]
                 rows.append([-np.log(p[label]), p.argmax() == label])
@@ -45,8 +52,14 @@ def with_filling():
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_against_loops(devices, teacher_params, student_params):
-    ours = heldout.evaluate(STUDENT, student_params, with_filling(), mesh=sharding.make_mesh(devices), teacher=TEACHER,
-                            teacher_params=teacher_params)
+    ours = heldout.evaluate(
+        STUDENT,
+        student_params,
+        with_filling(),
+        mesh=sharding.make_mesh(devices),
+        teacher=TEACHER,
+        teacher_params=teacher_params,
+    )
     expected = by_hand(STUDENT, student_params, with_filling(), TEACHER, teacher_params)
     assert ours.keys() == expected.keys() and 0 < expected["top5_agreement"] < 1
     for name in expected:
@@ -58,19 +71,32 @@ def test_what_filling_rows_hold_does_not_matter(student_params):
     spoilt[1]["input_ids"][-3:] = 1
     spoilt[1]["mlm_labels"][-3:] = 5
     spoilt[1]["nsp_labels"][-3:] ^= 1
-    assert (heldout.evaluate(STUDENT, student_params, spoilt, mesh=mesh)
-            == heldout.evaluate(STUDENT, student_params, with_filling(), mesh=mesh))
+    assert heldout.evaluate(STUDENT, student_params, spoilt, mesh=mesh) == heldout.evaluate(
+        STUDENT, student_params, with_filling(), mesh=mesh
+    )
 
 
 def test_a_network_agrees_with_itself(student_params):
-    ours = heldout.evaluate(STUDENT, student_params, with_filling(), mesh=sharding.make_mesh(1), teacher=STUDENT,
-                            teacher_params=student_params)
+    ours = heldout.evaluate(
+        STUDENT,
+        student_params,
+        with_filling(),
+        mesh=sharding.make_mesh(1),
+        teacher=STUDENT,
+        teacher_params=student_params,
+    )
     assert abs(ours["teacher_kl"]) < 1e-6 and ours["top1_agreement"] == ours["top5_agreement"] == 1.0
 
 
 def test_absent_heads_leave_their_numbers_out():
     model = Model(STUDENT.config.replace(heads=("mlm",)))
     blind = Model(TEACHER.config.replace(heads=("nsp",)))
-    found = heldout.evaluate(model, random_params(model), [pretraining_batch(1)], mesh=sharding.make_mesh(1), teacher=blind,
-                             teacher_params=random_params(blind))
+    found = heldout.evaluate(
+        model,
+        random_params(model),
+        [pretraining_batch(1)],
+        mesh=sharding.make_mesh(1),
+        teacher=blind,
+        teacher_params=random_params(blind),
+    )
     assert found.keys() == {"mlm_loss", "mlm_accuracy"}

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from jaxdistill.errors import BadInput
-from jaxdistill.methods.base import Stage, Term
+from jaxdistill.methods.base import Optimizer, Schedule, Stage, Term
 from tests.conftest import make_stage
 
 
@@ -14,27 +14,40 @@ def test_a_stage_is_hashable_and_equal_to_its_twin():
     assert make_stage("auxiliary") == make_stage("auxiliary") != make_stage("auxiliary", alpha=0.4)
 
 
-@pytest.mark.parametrize("kind, student, teacher", [
-    ("distill", ((), ("mlm", "nsp")), ((), ("mlm",))),
-    ("joint", (("attention_scores", "hidden"), ()), (("attention_scores", "hidden"), ())),
-    ("auxiliary", (("attention_scores", "hidden"), ("mlm", "nsp")), (("attention_scores", "hidden"), ("mlm",))),
-    ("pretrain", ((), ("mlm", "nsp")), ((), ())),
-    ("classify", ((), ("sequence_classification",)), ((), ())),
-])
+@pytest.mark.parametrize(
+    "kind, student, teacher",
+    [
+        ("distill", ((), ("mlm", "nsp")), ((), ("mlm",))),
+        ("joint", (("attention_scores", "hidden"), ()), (("attention_scores", "hidden"), ())),
+        ("auxiliary", (("attention_scores", "hidden"), ("mlm", "nsp")), (("attention_scores", "hidden"), ("mlm",))),
+        ("pretrain", ((), ("mlm", "nsp")), ((), ())),
+        ("classify", ((), ("sequence_classification",)), ((), ())),
+    ],
+)
 def test_only_what_the_losses_read_is_asked_for(kind, student, teacher):
     stage = make_stage(kind)
     assert (stage.taps("student"), stage.heads("student")) == student
     assert (stage.taps("teacher"), stage.heads("teacher")) == teacher
 
 
-@pytest.mark.parametrize("changes, message", [
-    (dict(depth="deep"), "depth='deep' is unknown; valid: full, progressive_soft, progressive_strict"),
-    (dict(steps=0), "steps=0; expected at least 1"),
-    (dict(terms=()), "no loss with a weight above 0"),
-    (dict(terms=(Term("mlm", 1.0),), depth="progressive_soft"), "every loss must be of one layer"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(depth="deep"), "depth='deep' is unknown; valid: full, progressive_soft, progressive_strict"),
+        (dict(steps=0), "steps=0; expected at least 1"),
+        (dict(terms=()), "no loss with a weight above 0"),
+        (dict(terms=(Term("mlm", 1.0),), depth="progressive_soft"), "every loss must be of one layer"),
+    ],
+)
 def test_impossible_stages_are_refused(changes, message):
     stage = make_stage("joint")
     fields = {field.name: getattr(stage, field.name) for field in dataclasses.fields(Stage)}
     with pytest.raises(BadInput, match=message):
         Stage(**{**fields, **changes})
+
+
+def test_unknown_optimizers_and_decays_are_refused():
+    with pytest.raises(BadInput, match="optimizer 'sgd' is unknown; valid: adamw, lamb"):
+        Optimizer("sgd")
+    with pytest.raises(BadInput, match="decay='cosine' is unknown; valid: constant, linear"):
+        Schedule(1.0, decay="cosine")

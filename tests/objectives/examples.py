@@ -69,11 +69,16 @@ def layer_norm(x):
 
 
 def _cross_entropy(name):
-    labels, weights = {"mlm": ("mlm_labels", "mlm_weights"), "nsp": ("nsp_labels", "example_weights"),
-                       "classification": ("labels", "example_weights")}[name]
+    labels, weights = {
+        "mlm": ("mlm_labels", "mlm_weights"),
+        "nsp": ("nsp_labels", "example_weights"),
+        "classification": ("labels", "example_weights"),
+    }[name]
 
     def loop(student, _, batch):
-        return sum(-batch[weights][i] * log_softmax(student[i])[batch[labels][i]] for i in np.ndindex(batch[labels].shape))
+        return sum(
+            -batch[weights][i] * log_softmax(student[i])[batch[labels][i]] for i in np.ndindex(batch[labels].shape)
+        )
 
     return loop
 
@@ -91,7 +96,9 @@ def _regression(student, _, batch):
 
 
 def _feature_map(student, teacher, batch):
-    return sum(np.mean([(t - s) ** 2 for t, s in zip(layer_norm(teacher[i]), layer_norm(student[i]))]) for i in real(batch))
+    return sum(
+        np.mean([(t - s) ** 2 for t, s in zip(layer_norm(teacher[i]), layer_norm(student[i]))]) for i in real(batch)
+    )
 
 
 def _mean(student, teacher, batch):
@@ -122,15 +129,26 @@ def _attention(student, teacher, batch, entropy=False):
 
 
 REFERENCES = {
-    "mlm": _cross_entropy("mlm"), "nsp": _cross_entropy("nsp"), "classification": _cross_entropy("classification"),
-    "mlm_distillation": _mlm_distillation, "regression": _regression, "feature_map": _feature_map, "mean": _mean,
-    "variance": _variance, "mean_tf1": _mean_tf1, "variance_tf1": _variance_tf1, "attention": _attention,
+    "mlm": _cross_entropy("mlm"),
+    "nsp": _cross_entropy("nsp"),
+    "classification": _cross_entropy("classification"),
+    "mlm_distillation": _mlm_distillation,
+    "regression": _regression,
+    "feature_map": _feature_map,
+    "mean": _mean,
+    "variance": _variance,
+    "mean_tf1": _mean_tf1,
+    "variance_tf1": _variance_tf1,
+    "attention": _attention,
     "attention_kl": lambda *args: _attention(*args, entropy=True),
 }
 COUNTS = {
-    "mlm": lambda batch: sum(batch["mlm_weights"].ravel()), "mlm_distillation": lambda batch: sum(batch["mlm_weights"].ravel()),
-    "nsp": lambda batch: sum(batch["example_weights"]), "classification": lambda batch: sum(batch["example_weights"]),
-    "regression": lambda batch: sum(batch["example_weights"]), **{name: lambda batch: len(real(batch)) for name in PER_LAYER},
+    "mlm": lambda batch: sum(batch["mlm_weights"].ravel()),
+    "mlm_distillation": lambda batch: sum(batch["mlm_weights"].ravel()),
+    "nsp": lambda batch: sum(batch["example_weights"]),
+    "classification": lambda batch: sum(batch["example_weights"]),
+    "regression": lambda batch: sum(batch["example_weights"]),
+    **{name: lambda batch: len(real(batch)) for name in PER_LAYER},
 }
 
 

@@ -11,7 +11,7 @@ from tests.objectives.examples import WORDS, example, log_softmax, softmax
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 def test_two_terms_are_one_cross_entropy_with_mixed_targets(alpha):
-    """alpha L_MLM + (1 - alpha) L_KD = cross-entropy of alpha onehot + (1 - alpha) teacher, as the released code has it."""
+    """alpha L_MLM + (1 - alpha) L_KD = cross-entropy of alpha onehot + (1 - alpha) teacher, as in the released code."""
     student, teacher, batch = example("mlm_distillation")
     both = alpha * logits.mlm(student, None, batch) + (1 - alpha) * logits.mlm_distillation(student, teacher, batch)
     expected = 0.0

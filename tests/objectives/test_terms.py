@@ -19,7 +19,9 @@ def value_and_gradients(name, student, teacher, batch):
     def scaled(pair):
         return loss.sum(pair[0], pair[1], batch) / loss.count(batch)
 
-    value, (ours, theirs) = jax.value_and_grad(scaled)((jnp.asarray(student), None if teacher is None else jnp.asarray(teacher)))
+    value, (ours, theirs) = jax.value_and_grad(scaled)(
+        (jnp.asarray(student), None if teacher is None else jnp.asarray(teacher))
+    )
     return float(value), np.asarray(ours), None if theirs is None else np.asarray(theirs)
 
 
@@ -29,9 +31,12 @@ def widen(x, axes, by, value):
 
 
 def padded(name, student, teacher, batch, by, value):
-    """The same rows in a longer batch, the new positions holding `value` (masked keys hold what the mask gives them)."""
-    longer = {**batch, "attention_mask": widen(batch["attention_mask"], (1,), by, 0),
-              "input_ids": widen(batch["input_ids"], (1,), by, 0)}
+    """The same rows in a longer batch, new positions holding `value` (masked keys what the mask gives them)."""
+    longer = {
+        **batch,
+        "attention_mask": widen(batch["attention_mask"], (1,), by, 0),
+        "input_ids": widen(batch["input_ids"], (1,), by, 0),
+    }
 
     def grow(x, kind):
         if kind == "attention_scores":
@@ -51,9 +56,10 @@ def test_sum_and_count_against_loops(name, unmasked):
     """Only real tokens, words and rows count; under tf1_unmasked every token does."""
     student, teacher, batch = example(name)
     counted = count_everything(batch) if unmasked else batch
-    expected = REFERENCES[name](float64(student), float64(teacher), {k: np.asarray(v) for k, v in counted.items()})
+    by_hand = {**batch, "attention_mask": np.ones_like(batch["attention_mask"])} if unmasked else batch
+    expected = REFERENCES[name](float64(student), float64(teacher), by_hand)
     np.testing.assert_allclose(LOSSES[name].sum(student, teacher, counted), expected, rtol=2e-5)
-    assert float(LOSSES[name].count(counted)) == COUNTS[name](counted)
+    assert float(LOSSES[name].count(counted)) == COUNTS[name](by_hand)
 
 
 @pytest.mark.parametrize("name", WITH_TEACHER)
@@ -80,7 +86,11 @@ def test_more_padding_changes_nothing(name, by):
     given = example(name)
     value, gradient, _ = value_and_gradients(name, *given)
     length = given[2]["input_ids"].shape[1]
-    inside = (..., slice(length), slice(length)) if LOSSES[name].student == "attention_scores" else (slice(None), slice(length))
+    inside = (
+        (..., slice(length), slice(length))
+        if LOSSES[name].student == "attention_scores"
+        else (slice(None), slice(length))
+    )
     for garbage in GARBAGE:
         new_value, new_gradient, _ = value_and_gradients(name, *padded(name, *given, by, garbage))
         np.testing.assert_allclose(new_value, value, rtol=1e-6)
@@ -133,6 +143,14 @@ def test_a_row_of_pads_alone_is_finite(name):
         student[2] = teacher[2] = -1e9
     value, gradient, _ = value_and_gradients(name, student, teacher, batch)
     assert np.isfinite(value) and np.isfinite(gradient).all() and not gradient[2].any()
+
+
+@pytest.mark.parametrize("name", [name for name in PER_LAYER if LOSSES[name].student == "hidden"])
+def test_a_token_without_variance_is_finite(name):
+    student, teacher, batch = example(name)
+    student[0, 1] = 0.5
+    value, gradient, _ = value_and_gradients(name, student, teacher, batch)
+    assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
 def test_an_unknown_loss_is_named_with_its_neighbour():

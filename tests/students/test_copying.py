@@ -23,7 +23,13 @@ def test_embeddings_and_heads_are_the_teachers_and_the_rest_is_as_it_was(student
         expected -= {"embeddings/norm/scale", "embeddings/norm/bias"}
         assert (ours["embeddings/norm/scale"] == 1).all() and (ours["embeddings/norm/bias"] == 0).all()
     assert copied == copied_names(student, TEACHER) == expected
-    assert {"embeddings/word", "embeddings/projection/kernel", "mlm/extra_embedding", "mlm/norm/scale", "nsp/dense/bias"} < copied
+    assert {
+        "embeddings/word",
+        "embeddings/projection/kernel",
+        "mlm/extra_embedding",
+        "mlm/norm/scale",
+        "nsp/dense/bias",
+    } < copied
     assert ours.keys() == before.keys()
     for name in ours:
         np.testing.assert_array_equal(ours[name], theirs[name] if name in copied else before[name])

@@ -29,8 +29,10 @@ def like():
 
 def equal(a, b):
     assert jax.tree.structure(a) == jax.tree.structure(b)
-    return all(x.dtype == y.dtype and np.asarray(x).tobytes() == np.asarray(y).tobytes()
-               for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+    return all(
+        x.dtype == y.dtype and np.asarray(x).tobytes() == np.asarray(y).tobytes()
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b))
+    )
 
 
 @pytest.mark.parametrize("saved, restored", [(1, 1), (1, 8), (8, 1)])
@@ -61,7 +63,7 @@ def test_the_newest_ones_are_kept_and_the_newest_is_read(tmp_path):
 
 
 def test_an_unfinished_save_is_not_a_checkpoint(tmp_path):
-    """A killed process leaves a folder under a temporary name: the one before it is the newest, and resuming clears it."""
+    """A killed process leaves a folder under a temporary name: the one before it is the newest."""
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(example(2), {}, wait=True)
     checkpoints.close()
@@ -87,9 +89,25 @@ def test_what_is_saved_is_of_the_moment_of_saving(tmp_path):
     assert found["layers"] == [{"layer": 0, "before": {"loss": 1.0}}]
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EDQUOT, "Quota exceeded"),
-                                   OSError(errno.EROFS, "Read-only file system"), PermissionError(errno.EACCES, "denied"),
-                                   ValueError("RESOURCE_EXHAUSTED: write failed\nmore")])
+def test_what_is_handed_over_survives_the_next_step(tmp_path, monkeypatch):
+    """On a CPU an array may be handed over without a copy: the next step's donation must not reach it."""
+    checkpoints, given, held = Checkpoints(tmp_path), example(2), []
+    monkeypatch.setattr(checkpoints._manager, "save", lambda step, args: held.append(args["state"].item))
+    checkpoints.save(given, {})
+    jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)(given)
+    assert jax.tree.leaves(given)[0].is_deleted() and equal(held[0], example(2))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Quota exceeded"),
+        OSError(errno.EROFS, "Read-only file system"),
+        PermissionError(errno.EACCES, "denied"),
+        ValueError("RESOURCE_EXHAUSTED: write failed\nmore"),
+    ],
+)
 def test_a_full_disk_stops_training_with_one_line(tmp_path, monkeypatch, error):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(example(2), {}, wait=True)

@@ -1,5 +1,6 @@
 """The loop: phases recorded, stopped and resumed to the bit, given up in time."""
 
+import functools
 import itertools
 import os
 import signal
@@ -34,8 +35,9 @@ class Log:
 
     def __init__(self, every=1):
         self.rows, self.shown = [], []
-        self.reporting = loop.Reporting(write=lambda step, x: self.rows.append((step, x)),
-                                        show=lambda step, _: self.shown.append(step), every=every)
+        self.reporting = loop.Reporting(
+            write=lambda step, x: self.rows.append((step, x)), show=lambda step, _: self.shown.append(step), every=every
+        )
 
     def losses(self):
         return [(step, row["loss"]) for step, row in self.rows]
@@ -51,16 +53,29 @@ def run(folder, given, stage=PRETRAIN, log=None, page=None, evaluate=None, **lim
         page |= held
     log = log or Log()
     try:
-        return loop.run_stage(stage, STUDENT, now, TEACHER if stage.needs_teacher else None,
-                              random_params(TEACHER, 1) if stage.needs_teacher else {}, given(int(now.step)), mesh=mesh, seed=5,
-                              checkpoints=checkpoints, page=page, reporting=log.reporting,
-                              limits=loop.Limits(**{"checkpoint_every": 100, **limits}), evaluate_layer=evaluate)
+        return loop.run_stage(
+            stage,
+            STUDENT,
+            now,
+            TEACHER if stage.needs_teacher else None,
+            random_params(TEACHER, 1) if stage.needs_teacher else {},
+            given(int(now.step)),
+            mesh=mesh,
+            seed=5,
+            checkpoints=checkpoints,
+            page=page,
+            reporting=log.reporting,
+            limits=loop.Limits(**{"checkpoint_every": 100, **limits}),
+            evaluate_layer=evaluate,
+        )
     finally:
         checkpoints.close()
 
 
 def equal(a, b):
-    return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+    return all(
+        np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b))
+    )
 
 
 @pytest.mark.parametrize("number, error, code", [(signal.SIGINT, Interrupted, 130), (signal.SIGTERM, Preempted, 75)])
@@ -101,24 +116,36 @@ def test_checkpoints_come_at_their_steps_and_a_killed_run_goes_on_from_the_last(
     """Neither before the first nor after the end; a crash loses the steps since, and nothing else."""
     expected = run(tmp_path / "a", batches)
 
-    def crashing(first):
-        yield from itertools.islice(batches(first), 5)
+    def crashing(first, steps):
+        yield from itertools.islice(batches(first), steps)
         raise RuntimeError("power cut")
 
-    with pytest.raises(RuntimeError, match="power cut"):
-        run(tmp_path / "b", crashing, checkpoint_every=2)
-    assert Checkpoints(tmp_path / "b").latest() == 4
+    for steps, saved in ((3, 2), (1, 2), (2, 4)):  # the second and the third go on from the one before
+        log = Log()
+        with pytest.raises(RuntimeError, match="power cut"):
+            run(tmp_path / "b", functools.partial(crashing, steps=steps), checkpoint_every=2, log=log)
+        assert Checkpoints(tmp_path / "b").latest() == saved
+    assert [step for step, _ in log.rows] == [3, 4]  # what a checkpoint has behind it is reported before it is saved
     assert equal(run(tmp_path / "b", batches), expected)
 
 
 def test_too_many_bad_updates_stop_it_and_the_last_good_checkpoint_stays(tmp_path):
     log = Log()
-    with pytest.raises(TrainingStopped, match="last 3 updates were not finite .*config.stages.it.learning_rate") as caught:
-        run(tmp_path, lambda first: batches(first, bad_from=4), log=log, checkpoint_every=3, skipped_in_a_row=3,
-            stage=make_stage("pretrain", steps=20, learning_rate=0.01, dropout=True))
+    with pytest.raises(
+        TrainingStopped, match="last 3 updates were not finite .*config.stages.it.learning_rate"
+    ) as caught:
+        run(
+            tmp_path,
+            lambda first: batches(first, bad_from=4),
+            log=log,
+            checkpoint_every=3,
+            skipped_in_a_row=3,
+            stage=make_stage("pretrain", steps=20, learning_rate=0.01, dropout=True),
+        )
     assert caught.value.exit_code == 3 and 7 <= log.rows[-1][0] <= 8
-    held, _ = Checkpoints(tmp_path).restore(state.create(PRETRAIN, random_params(STUDENT, 2)),
-                                            sharding.replicated(sharding.make_mesh(1)))
+    held, _ = Checkpoints(tmp_path).restore(
+        state.create(PRETRAIN, random_params(STUDENT, 2)), sharding.replicated(sharding.make_mesh(1))
+    )
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(held))
 
 
@@ -130,6 +157,7 @@ def test_reports_come_every_so_often_and_at_the_end(tmp_path):
 
 def test_each_phase_is_recorded_before_and_after_once_also_across_a_stop(tmp_path):
     """`before` of a layer when its phase begins, `after` when it ends, with the parameters of that moment."""
+
     def evaluate(layer, params):
         calls.append(layer)
         return {"loss": float(sum(jnp.sum(jnp.abs(leaf[layer])) for leaf in jax.tree.leaves(params["layers"])))}
@@ -143,11 +171,31 @@ def test_each_phase_is_recorded_before_and_after_once_also_across_a_stop(tmp_pat
         calls, again = [], {}
         if stop in (1, 3, 6):
             with pytest.raises(Interrupted):
-                run(tmp_path / str(stop), lambda first, stop=stop: batches(first, signal_at=stop), stage=TRANSFER, page=again,
-                    evaluate=evaluate)
+                run(
+                    tmp_path / str(stop),
+                    lambda first, stop=stop: batches(first, signal_at=stop),
+                    stage=TRANSFER,
+                    page=again,
+                    evaluate=evaluate,
+                )
             resumed = {}
             run(tmp_path / str(stop), batches, stage=TRANSFER, page=resumed, evaluate=evaluate)
             assert resumed["layers"] == rows and sorted(calls) == [0, 0, 1, 1, 2, 2], stop
+
+
+def test_a_signal_during_the_last_evaluation_is_not_lost(tmp_path):
+    """After the last step there is no next one to look at the flag."""
+
+    def evaluate(layer, params):
+        calls.append(layer)
+        if len(calls) == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+        return {"loss": 1.0}
+
+    calls = []
+    with pytest.raises(Interrupted, match="after 7 of 7 steps"):
+        run(tmp_path, batches, stage=TRANSFER, evaluate=evaluate)
+    assert int(run(tmp_path, batches, stage=TRANSFER, evaluate=evaluate).step) == 7 and len(calls) == 6
 
 
 def test_the_clock_leaves_pauses_out(monkeypatch):

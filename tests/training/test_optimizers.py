@@ -10,11 +10,22 @@ from jaxdistill.methods.base import Optimizer
 from jaxdistill.training import optimizers
 from tests.training.by_hand import ByHand, unstack
 
-SHAPES = {"layers/ffn/kernel": (3, 4, 2), "layers/ffn/bias": (3, 2), "layers/norm/scale": (3, 4), "embeddings/word": (5, 4),
-          "embeddings/norm/bias": (4,), "mlm/extra_embedding": (5, 3), "mlm/bias": (5,), "nsp/dense/kernel": (4, 2)}
+SHAPES = {
+    "layers/ffn/kernel": (3, 4, 2),
+    "layers/ffn/bias": (3, 2),
+    "layers/norm/scale": (3, 4),
+    "embeddings/word": (5, 4),
+    "embeddings/norm/bias": (4,),
+    "mlm/extra_embedding": (5, 3),
+    "mlm/bias": (5,),
+    "nsp/dense/kernel": (4, 2),
+}
 SETTINGS = {
-    "lamb": Optimizer(), "lamb, no decay": Optimizer(weight_decay=0.0), "lamb, never clipped": Optimizer(clip_norm=0.0),
-    "lamb, corrected": Optimizer(bias_correction=True), "adamw": Optimizer("adamw", weight_decay=0.1),
+    "lamb": Optimizer(),
+    "lamb, no decay": Optimizer(weight_decay=0.0),
+    "lamb, never clipped": Optimizer(clip_norm=0.0),
+    "lamb, corrected": Optimizer(bias_correction=True),
+    "adamw": Optimizer("adamw", weight_decay=0.1),
     "adamw, corrected": Optimizer("adamw", weight_decay=0.1, bias_correction=True),
 }
 
@@ -26,14 +37,21 @@ def draw(seed, size=1.0):
 
 def run(settings, steps, multipliers=None):
     """(ours, by hand) after some updates with gradients now above, now below the clipping norm."""
-    ours = draw(0) | {"mlm/extra_embedding": jnp.zeros((5, 3)), "layers/ffn/kernel": draw(0)["layers/ffn/kernel"].at[1].set(0)}
+    ours = draw(0) | {
+        "mlm/extra_embedding": jnp.zeros((5, 3)),
+        "layers/ffn/kernel": draw(0)["layers/ffn/kernel"].at[1].set(0),
+    }
     slow, by_hand, state = unstack(ours), ByHand(settings), optimizers.init(ours)
     update = jax.jit(lambda g, s, w, rate, m: optimizers.update(settings, g, s, w, rate, m))
     for step in range(steps):
         gradients = draw(step + 1, size=2.0 if step % 2 else 0.02)
         factors = None if multipliers is None else jnp.asarray(multipliers[step], jnp.float32)
         ours, state, norm = update(gradients, state, ours, jnp.float32(0.1), factors)
-        expected = by_hand.update(slow, unstack(gradients), 0.1, lambda layer, f=factors: 1.0 if f is None or layer is None else f[layer])
+
+        def multiplier(layer, factors=factors):
+            return 1.0 if factors is None or layer is None else float(factors[layer])
+
+        expected = by_hand.update(slow, unstack(gradients), 0.1, multiplier)
         np.testing.assert_allclose(norm, expected, rtol=1e-5)
     return ours, state, slow, by_hand
 
@@ -67,14 +85,18 @@ def test_multipliers_scale_each_layer_and_clear_its_moments_at_0(kind):
 
 @pytest.mark.parametrize("kind", ["lamb", "adamw"])
 def test_stacked_is_separate(kind):
-    """One update of [N, ...] arrays equals N updates of layers (unstacked names, stacked=False), multipliers included."""
-    settings, multipliers = SETTINGS[kind].__class__(kind, clip_norm=0.0), jnp.asarray([1.0, 0.1, 0.0])
+    """One update of [N, ...] arrays equals N updates of layers (stacked=False), multipliers included."""
+    settings, multipliers = Optimizer(kind, clip_norm=0.0), jnp.asarray([1.0, 0.1, 0.0])
     stacked = {name: value for name, value in draw(0).items() if name.startswith("layers/")}
     gradients = {name: draw(1)[name] for name in stacked}
-    together, state, _ = optimizers.update(settings, gradients, optimizers.init(stacked), stacked, jnp.float32(0.1), multipliers)
+    together, state, _ = optimizers.update(
+        settings, gradients, optimizers.init(stacked), stacked, jnp.float32(0.1), multipliers
+    )
     for layer in range(3):
         one, g = ({name: x[layer] for name, x in tree.items()} for tree in (stacked, gradients))
-        alone, its, _ = optimizers.update(settings, g, optimizers.init(one), one, jnp.float32(0.1), multipliers[layer], stacked=False)
+        alone, its, _ = optimizers.update(
+            settings, g, optimizers.init(one), one, jnp.float32(0.1), multipliers[layer], stacked=False
+        )
         for name in stacked:
             np.testing.assert_allclose(together[name][layer], alone[name], rtol=1e-6)
             np.testing.assert_array_equal(state.mu[name][layer], its.mu[name])
@@ -84,7 +106,10 @@ def test_stacked_is_separate(kind):
 def test_corrected_adamw_is_optax_adamw():
     settings = Optimizer("adamw", weight_decay=0.1, clip_norm=1.0, bias_correction=True)
     ours, state, *_ = run(settings, 3)
-    theirs = draw(0) | {"mlm/extra_embedding": jnp.zeros((5, 3)), "layers/ffn/kernel": draw(0)["layers/ffn/kernel"].at[1].set(0)}
+    theirs = draw(0) | {
+        "mlm/extra_embedding": jnp.zeros((5, 3)),
+        "layers/ffn/kernel": draw(0)["layers/ffn/kernel"].at[1].set(0),
+    }
     mask = {name: not name.endswith(("bias", "scale")) for name in theirs}
     reference = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1, eps=1e-6, weight_decay=0.1, mask=mask))
     held = reference.init(theirs)

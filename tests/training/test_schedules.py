@@ -34,9 +34,20 @@ def test_multipliers_of_all_layers(freezing, lower):
         np.testing.assert_allclose(multipliers(np.int32(step)), expected, rtol=1e-5, atol=1e-7, err_msg=str(step))
 
 
-@pytest.mark.parametrize("step, layer, rate", [
-    (0, 0, 0.0), (1, 0, 4.5e-6), (995, 0, 4.477e-3), (9_999, 0, 4.0545e-3), (10_000, 0, 0.0), (10_000, 1, 0.0),
-    (10_001, 1, 4.5e-6), (10_001, 0, 4.5e-7), (10_995, 0, 4.477e-4)])
+@pytest.mark.parametrize(
+    "step, layer, rate",
+    [
+        (0, 0, 0.0),
+        (1, 0, 4.5e-6),
+        (995, 0, 4.477e-3),
+        (9_999, 0, 4.0545e-3),
+        (10_000, 0, 0.0),
+        (10_000, 1, 0.0),
+        (10_001, 1, 4.5e-6),
+        (10_001, 0, 4.5e-7),
+        (10_995, 0, 4.477e-4),
+    ],
+)
 def test_published_rates(step, layer, rate):
     """Numbers of the specification: a peak of 4.48e-3, lower layers at a tenth, nothing at a phase's first step."""
     stage = published()
@@ -53,8 +64,18 @@ def test_active_layers_share_the_steps_and_the_last_gets_the_rest():
     assert profile[0] == profile[3] == profile[6] == 0.0
 
 
-@pytest.mark.parametrize("step, rate", [(0, 0.0), (1, 1.5e-7), (5_000, 7.5e-4), (9_999, 1.49985e-3), (10_000, 1.47e-3),
-                                        (250_000, 7.5e-4), (500_000, 1.5e-7)])
+@pytest.mark.parametrize(
+    "step, rate",
+    [
+        (0, 0.0),
+        (1, 1.5e-7),
+        (5_000, 7.5e-4),
+        (9_999, 1.49985e-3),
+        (10_000, 1.47e-3),
+        (250_000, 7.5e-4),
+        (500_000, 1.5e-7),
+    ],
+)
 def test_warm_up_then_the_decay_line(step, rate):
     """Spec 3.4: at step 10000 the rate drops from the warm-up onto the line that began at step 0."""
     stage = make_stage("distill", steps=500_000, warmup_steps=10_000, learning_rate=1.5e-3, end_ratio=1e-4)

@@ -31,7 +31,13 @@ def setting(kind, **changes):
     if kind not in PROGRESSIVE:
         return make_stage(kind, **changes), STUDENT
     model = SHORT if "fewer" in kind else STUDENT
-    changes = {"learning_rate": 0.02, "decay": "constant", "steps": 4 * model.config.num_layers, **PROGRESSIVE[kind], **changes}
+    changes = {
+        "learning_rate": 0.02,
+        "decay": "constant",
+        "steps": 4 * model.config.num_layers,
+        **PROGRESSIVE[kind],
+        **changes,
+    }
     return make_stage("progressive", num_layers=model.config.num_layers, **changes), model
 
 
@@ -149,8 +155,12 @@ def test_which_layers_change_in_which_phase(kind, teacher_params):
         moved = {key[1] for key in new if not np.array_equal(old[key], new[key])}
         learning = set(range(active + 1)) if kind == "soft" else {active}
         assert moved == (set() if i % period == 0 else learning), i
-        if kind == "soft" and i == 2 * period + 1:  # first updates of fresh moments: u is +-3.16, so a bias tells the rate
-            lower, upper = (np.abs(new["layers/ffn_0/down/bias", k] - old["layers/ffn_0/down/bias", k]).max() for k in (0, 2))
+        if (
+            kind == "soft" and i == 2 * period + 1
+        ):  # first updates of fresh moments: u is +-3.16, so a bias tells the rate
+            lower, upper = (
+                np.abs(new["layers/ffn_0/down/bias", k] - old["layers/ffn_0/down/bias", k]).max() for k in (0, 2)
+            )
             np.testing.assert_allclose(lower / upper, 0.1, rtol=0.02)
 
 
@@ -160,7 +170,9 @@ def test_reported_layer_losses_are_those_of_the_full_forward(kind, teacher_param
     stage, model = setting(kind)
     batch, params = pretraining_batch(3), random_params(model, 2)
     losses = jax.jit(make_layer_losses(stage, model, TEACHER))
-    ours, theirs = jax.jit(functools.partial(taps_by_full_forward, stage, model=model))(params, teacher_params, batch=batch)
+    ours, theirs = jax.jit(functools.partial(taps_by_full_forward, stage, model=model))(
+        params, teacher_params, batch=batch
+    )
     layer_map = stage.terms[0].layer_map or range(model.config.num_layers)
     for layer, teacher_layer in enumerate(layer_map):
         sums, counts = losses(params, teacher_params, batch, np.int32(layer))
@@ -174,11 +186,19 @@ def test_joint_is_the_sum_over_layers(changes, teacher_params):
     """One loss over all layers; the teacher stops at the last one that is read."""
     model = SHORT if "layer_map" in changes else STUDENT
     depth = model.config.num_layers
-    stage, batch, params = make_stage("joint", num_layers=depth, **changes), pretraining_batch(3), random_params(model, 2)
+    stage, batch, params = (
+        make_stage("joint", num_layers=depth, **changes),
+        pretraining_batch(3),
+        random_params(model, 2),
+    )
     _, metrics = compiled(stage, model)(start(stage, model), teacher_params, batch)
-    ours, theirs = jax.jit(functools.partial(taps_by_full_forward, stage, model=model))(params, teacher_params, batch=batch)
-    expected = sum(layer_loss(stage, ours, theirs, batch, layer, teacher_layer)
-                   for layer, teacher_layer in enumerate(changes.get("layer_map", range(depth))))
+    ours, theirs = jax.jit(functools.partial(taps_by_full_forward, stage, model=model))(
+        params, teacher_params, batch=batch
+    )
+    expected = sum(
+        layer_loss(stage, ours, theirs, batch, layer, teacher_layer)
+        for layer, teacher_layer in enumerate(changes.get("layer_map", range(depth)))
+    )
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
     parts = sum(float(metrics[f"weighted/{term.loss}"]) for term in stage.terms)
     np.testing.assert_allclose(metrics["loss"], parts, rtol=1e-6)
@@ -187,14 +207,17 @@ def test_joint_is_the_sum_over_layers(changes, teacher_params):
 def test_distillation_loss_is_that_of_the_outputs(teacher_params):
     """Head terms against a plain forward; under tf1_unmasked the number of words is 1e-5 more."""
     batch, params = pretraining_batch(3), random_params(STUDENT, 2)
+    batch["mlm_weights"] *= 1e-4  # so that 1e-5 can be seen
     ours, theirs = STUDENT.apply(params, batch)[0], TEACHER.apply(teacher_params, batch)[0]
     for unmasked in (False, True):
         stage = make_stage("distill", alpha=0.25, nsp=0.5, tf1_unmasked=unmasked)
         _, metrics = compiled(stage, STUDENT)(start(stage, STUDENT), teacher_params, batch)
         words = batch["mlm_weights"].sum() + (1e-5 if unmasked else 0)
-        expected = (0.25 * LOSSES["mlm"].sum(ours["mlm_logits"], None, batch) / words
-                    + 0.75 * LOSSES["mlm_distillation"].sum(ours["mlm_logits"], theirs["mlm_logits"], batch) / words
-                    + 0.5 * LOSSES["nsp"].sum(ours["nsp_logits"], None, batch) / 8)
+        expected = (
+            0.25 * LOSSES["mlm"].sum(ours["mlm_logits"], None, batch) / words
+            + 0.75 * LOSSES["mlm_distillation"].sum(ours["mlm_logits"], theirs["mlm_logits"], batch) / words
+            + 0.5 * LOSSES["nsp"].sum(ours["nsp_logits"], None, batch) / 8
+        )
         np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
 
 
@@ -214,8 +237,10 @@ def test_micro_batches_are_one_batch(kind, teacher_params):
         close(steady(params), steady(found[0][2]), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind, changes", [("pretrain", dict(dropout=True)), ("soft", {}), ("strict", {}),
-                                           ("distill", dict(accumulation=2, batch_size=16))])
+@pytest.mark.parametrize(
+    "kind, changes",
+    [("pretrain", dict(dropout=True)), ("soft", {}), ("strict", {}), ("distill", dict(accumulation=2, batch_size=16))],
+)
 def test_devices_do_not_change_results(kind, changes, teacher_params):
     """1, 2 and 8 devices, dropout included: losses to 1e-5 and parameters to 1e-4 after three updates."""
     results = []
@@ -223,8 +248,11 @@ def test_devices_do_not_change_results(kind, changes, teacher_params):
         stage, model = setting(kind, bias_correction=True, **changes)
         mesh = sharding.make_mesh(devices)
         whole = sharding.replicated(mesh)
-        step = jax.jit(make_step(stage, model, TEACHER if stage.needs_teacher else None, 3),
-                       in_shardings=(whole, whole, sharding.over_batch(mesh)), out_shardings=(whole, whole))
+        step = jax.jit(
+            make_step(stage, model, TEACHER if stage.needs_teacher else None, 3),
+            in_shardings=(whole, whole, sharding.over_batch(mesh)),
+            out_shardings=(whole, whole),
+        )
         now, frozen = (sharding.put_replicated(mesh, x) for x in (start(stage, model, 5), teacher_params))
         losses = []
         for batch in batches(3, rows=stage.batch_size):
@@ -247,7 +275,8 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(kind, value, teache
     if kind == "pretrain":
         bad["mlm_weights"] = good["mlm_weights"] * np.float32(value)
     else:
-        spoilt = {**teacher_params, "embeddings": {**teacher_params["embeddings"], "position": teacher_params["embeddings"]["position"].at[1].set(value)}}
+        flat = flatten(teacher_params)
+        spoilt = unflatten({**flat, "embeddings/position": flat["embeddings/position"].at[1].set(value)})
     now, _ = step(now, teacher_params, good)
     for tries in (1, 2):
         held, (now, metrics) = now, step(now, spoilt, bad)
@@ -262,6 +291,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(kind, value, teache
 
 def test_dropout_is_a_function_of_seed_and_step():
     """Equal for equal seed and step, another for another of either, and off unless the stage has it."""
+
     def loss(dropout, seed, step):
         stage = make_stage("pretrain", dropout=dropout)
         fn = made.setdefault((dropout, seed), compiled(stage, STUDENT, seed=seed))
@@ -273,9 +303,13 @@ def test_dropout_is_a_function_of_seed_and_step():
     assert loss(False, 0, 1) == loss(False, 0, 2)
 
 
-@pytest.mark.parametrize("moves, inside, outside", [
-    (("embeddings/word", "layers/attention"), {"embeddings", "layers"}, {"nsp", "mlm"}),
-    (("",), {"embeddings", "layers", "mlm", "nsp"}, set())])
+@pytest.mark.parametrize(
+    "moves, inside, outside",
+    [
+        (("embeddings/word", "layers/attention"), {"embeddings", "layers"}, {"nsp", "mlm"}),
+        (("",), {"embeddings", "layers", "mlm", "nsp"}, set()),
+    ],
+)
 def test_frozen_means_absent(moves, inside, outside):
     """What no pattern matches has no moments and does not change; what one matches has, and does."""
     stage = make_stage("pretrain", moves=moves, learning_rate=0.1)
@@ -284,9 +318,22 @@ def test_frozen_means_absent(moves, inside, outside):
     assert set(now.optimizer.mu) == set(now.optimizer.nu) == expected
     assert {name.split("/")[0] for name in expected} == inside
     after, _ = compiled(stage, STUDENT)(now, {}, pretraining_batch(3))
-    changed = {name for name, value in flatten(after.params).items() if not np.array_equal(value, flatten(now.params)[name])}
+    changed = {
+        name for name, value in flatten(after.params).items() if not np.array_equal(value, flatten(now.params)[name])
+    }
     assert changed <= expected and {name.split("/")[0] for name in changed} == inside
     assert not {name.split("/")[0] for name in changed} & outside
+
+
+def test_soft_transfer_moves_what_the_recipe_names_besides_blocks(teacher_params):
+    """`moves` of a transfer stage is not ignored: the word table then learns with the layers."""
+    stage, model = setting("soft", moves=("layers/attention", "embeddings/word"))
+    now = start(stage, model, 5)
+    after, _ = compiled(stage, model)(now, teacher_params, pretraining_batch(3))
+    old, new = flatten(now.params), flatten(after.params)
+    changed = {name for name in new if not np.array_equal(old[name], new[name])}
+    assert "embeddings/word" in changed and changed <= set(now.optimizer.mu)
+    assert all(name.startswith(("layers/attention", "embeddings/word")) for name in now.optimizer.mu)
 
 
 def test_padding_changes_no_gradient(teacher_params):
