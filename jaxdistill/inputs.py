@@ -19,6 +19,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jaxdistill import interop
+from jaxdistill.data.default_corpus import default_corpus
 from jaxdistill.data.loader import heldout_batches, make_loader
 from jaxdistill.data.prepare import PreparedText, prepare
 from jaxdistill.data.sources import read_documents, source_digest
@@ -47,8 +48,6 @@ class Corpus:
             facts[name] = {"digest": part.digest, "source_digest": part.source_digest, "documents": part.num_documents,
                            "records": part.num_records, "tokens": part.num_tokens}
         if config.data.source == "default":
-            from jaxdistill.data.default_corpus import default_corpus
-
             corpus = default_corpus()
             facts |= {"digest": corpus.digest, "documentation_of": dict(corpus.versions)}
         return facts
@@ -58,6 +57,9 @@ def load_corpus(config: ConfigDict, workdir: epath.Path) -> Corpus:
     """Tokenizer and both parts of the text, made or found. Raises `BadInput` for unusable text or vocabulary."""
     d = config.data
     folder = data_folder(config, workdir)
+    if d.source.startswith("default"):
+        with Progress(None, "reading the installed documentation", unit="files") as bar:
+            default_corpus(progress=bar.reach)
     tokenizer = find_tokenizer(config, folder)
     options: dict[str, Any] = {"sequence_length": d.sequence_length, "heldout_fraction": d.heldout_fraction, "seed": config.seed}
     parts = {}

@@ -70,11 +70,26 @@ def format_table(results: Mapping[str, Any]) -> str:
         blocks.append(f"Stage {stage} lowered the transfer loss of {better} of its {len(layers)} layers.")
     if networks:
         blocks.append("\n".join(comparison(results)))
-    facts = [f"{name}: {_flat(results[key])}" for key, name in (
+    shown = {**results, "corpus": corpus_line(results["corpus"])} if results.get("corpus") else results
+    facts = [f"{name}: {_flat(shown[key])}" for key, name in (
         ("config_name", "config"), ("corpus", "corpus"), ("hardware", "hardware"), ("versions", "versions"),
         ("seed", "seed"), ("seconds", "seconds in all"), ("student_sha256", "student SHA-256"))
         if results.get(key) is not None]
     return "\n\n".join([*blocks, *(["\n".join(facts)] if facts else [])])
+
+
+def corpus_line(corpus: Any) -> str:
+    """The text of a run in a line; `results.json` has the rest (digests of both parts, versions of what wrote it)."""
+    if not isinstance(corpus, Mapping):
+        return str(corpus)
+    parts = [str(corpus.get("source", ""))]
+    for name, words in (("train", "training"), ("heldout", "held-out")):
+        part = corpus.get(name)
+        if isinstance(part, Mapping) and "tokens" in part:
+            parts.append(f"{part['tokens']:,} {words} tokens of {part.get('documents', 0):,} documents")
+    if corpus.get("digest"):
+        parts.append(f"digest {str(corpus['digest'])[:12]}")
+    return ", ".join(parts)
 
 
 def comparison(results: Mapping[str, Any]) -> list[str]:

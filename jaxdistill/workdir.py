@@ -19,6 +19,7 @@ from jaxdistill.errors import BadInput
 from jaxdistill.interop import own_format
 from jaxdistill.models import Model, Params
 from jaxdistill.models.parameters import digest
+from jaxdistill.training.checkpoints import disk_errors
 
 # Fields that may differ between two calls on one workdir: they change where and how often, not what is computed.
 FREE = ("order", "baselines", "mesh", "checkpoint", "log_every", "export", "data.path", "evaluation")
@@ -46,10 +47,11 @@ class Workdir:
     def save_stage(self, stage: str, model: Model, params: Params, page: dict[str, Any]) -> dict[str, Any]:
         """Writes the network after `stage`; the marker comes last, so a stage is whole or not there."""
         folder = self.stage(stage)
-        folder.mkdir(parents=True, exist_ok=True)
-        own_format.write(folder, model.config, params)
         page = {**page, "sha256": digest(params)}
-        (folder / "stage.json").write_text(json.dumps(page, indent=2) + "\n")
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            own_format.write(folder, model.config, params)
+            (folder / "stage.json").write_text(json.dumps(page, indent=2) + "\n")
         return page
 
     def load_stage(self, stage: str, model: Model) -> Params:

@@ -24,7 +24,7 @@ import re
 import sysconfig
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from etils import epath
 
@@ -67,11 +67,14 @@ class CorpusInfo:
     words_heldout: int
 
 
-def default_corpus(cache_dir: epath.PathLike | None = None) -> CorpusInfo:
+def default_corpus(
+    cache_dir: epath.PathLike | None = None, progress: Callable[[int], None] | None = None
+) -> CorpusInfo:
     """Builds the corpus, or finds it in the cache from an earlier call with the same package versions.
 
     Args:
         cache_dir: by default $JAXDISTILL_CACHE, else ~/.cache/jaxdistill.
+        progress: called with the number of files read so far, while it builds.
 
     Raises:
         BadInput: the cache cannot be written.
@@ -81,7 +84,7 @@ def default_corpus(cache_dir: epath.PathLike | None = None) -> CorpusInfo:
     marker = folder / "corpus.json"
     with files.clear_errors("writing the default corpus to", folder):
         if not marker.exists():
-            _build(folder, marker, versions)
+            _build(folder, marker, versions, progress)
         stored = json.loads(marker.read_text())
     paths = {key: os.fspath(folder / stored.pop(key)) for key in ("train_path", "heldout_path")}
     return CorpusInfo(**paths, **stored)
@@ -98,13 +101,17 @@ def installed_versions() -> dict[str, str]:
     return versions
 
 
-def _build(folder: epath.Path, marker: epath.Path, versions: dict[str, str]) -> None:
+def _build(
+    folder: epath.Path, marker: epath.Path, versions: dict[str, str], progress: Callable[[int], None] | None
+) -> None:
     parts: dict[str, list[str]] = {"train": [], "heldout": []}
     seen: set[bytes] = set()
     gc_was_on = gc.isenabled()
     gc.disable()  # syntax trees are millions of small objects without cycles: collection would cost a third of the time
     try:
-        for name, path in modules(versions):
+        for number, (name, path) in enumerate(modules(versions)):
+            if progress is not None:
+                progress(number)
             paragraphs = new_paragraphs(documentation(path), seen)
             if paragraphs:
                 parts["heldout" if is_held_out(name) else "train"].append("\n".join(paragraphs))
