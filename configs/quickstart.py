@@ -2,8 +2,8 @@
 
     jaxdistill train --config=configs/quickstart.py --workdir=/tmp/quickstart
 
-An IB-BERT teacher (4 layers, 128 between blocks, 192 inside; relu, which a CPU computes much faster than gelu), a
-MobileBERT student (64 inside), a vocabulary of 4,096 word pieces, rows of 64 tokens. The teacher gets most of the time, the students few steps: a teacher that has hardly
+An IB-BERT teacher (4 layers, 128 between blocks, 192 inside), a MobileBERT student (64 inside), a vocabulary of 4,096
+word pieces, rows of 64 tokens. The teacher gets most of the time, the students few steps: a teacher that has hardly
 learnt has nothing to teach, and a student with many steps needs no teacher.
 """
 
@@ -19,11 +19,10 @@ SHAPE = dict(num_layers=4, hidden_size=128, embedding_size=64, num_heads=4, max_
 def get_config(variant: str = "") -> ConfigDict:
     """`variant`: "" or "smoke" (seconds)."""
     config = defaults.recipe("quickstart")
-    config.teacher = defaults.network("ib_bert_large", **SHAPE, bottleneck_size=192, intermediate_size=512,
-                                      activation="relu")
+    config.teacher = defaults.network("ib_bert_large", **SHAPE, bottleneck_size=192, intermediate_size=512)
     config.student = defaults.network("mobilebert", **SHAPE, bottleneck_size=64, intermediate_size=128, num_ffn=2)
     config.data.update({"vocab_size": 4096, "sequence_length": 64, "max_predictions": 10})
-    config.stages.teacher = defaults.stage("pretrain", "teacher", steps=2200, batch_size=32, optimizer="adamw",
+    config.stages.teacher = defaults.stage("pretrain", "teacher", steps=1800, batch_size=32, optimizer="adamw",
                                            learning_rate=5e-4, warmup_steps=150)
     words = dict(batch_size=32, optimizer="adamw", learning_rate=1e-3, warmup_steps=20)
     config.stages.transfer = defaults.stage("progressive", "student", steps=80, decay="constant", learning_rate=5e-3)

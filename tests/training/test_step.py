@@ -164,7 +164,7 @@ def test_which_layers_change_in_which_phase(kind, teacher_params):
             np.testing.assert_allclose(lower / upper, 0.1, rtol=0.02)
 
 
-@pytest.mark.parametrize("kind", PROGRESSIVE)
+@pytest.mark.parametrize("kind", [kind for kind in PROGRESSIVE if "fewer" in kind])
 def test_reported_layer_losses_are_those_of_the_full_forward(kind, teacher_params):
     """`make_layer_losses` with a traced layer, for every layer, shallower students and maps included."""
     stage, model = setting(kind)
@@ -239,7 +239,12 @@ def test_micro_batches_are_one_batch(kind, teacher_params):
 
 @pytest.mark.parametrize(
     "kind, changes",
-    [("pretrain", dict(dropout=True)), ("soft", {}), ("strict", {}), ("distill", dict(accumulation=2, batch_size=16))],
+    [
+        ("pretrain", dict(dropout=True)),
+        ("soft", {}),
+        ("strict", {}),
+        pytest.param("distill", dict(accumulation=2, batch_size=16), marks=pytest.mark.slow),
+    ],
 )
 def test_devices_do_not_change_results(kind, changes, teacher_params):
     """1, 2 and 8 devices, dropout included: losses to 1e-5 and parameters to 1e-4 after three updates."""
@@ -273,7 +278,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(kind, value, teache
     step, good, now = compiled(stage, model), pretraining_batch(3), start(stage, model, 5)
     bad, spoilt = dict(good), teacher_params
     if kind == "pretrain":
-        bad["mlm_weights"] = good["mlm_weights"] * np.float32(value)
+        bad["mlm_weights"] = np.where(good["mlm_weights"] > 0, np.float32(value), 0)
     else:
         flat = flatten(teacher_params)
         spoilt = unflatten({**flat, "embeddings/position": flat["embeddings/position"].at[1].set(value)})
