@@ -183,6 +183,7 @@ def save_once(real):
     return lambda self, state, page, **options: real(self, state, page, **options) if int(state.step) == 2 else None
 
 
+@SLOW
 def test_killed_between_stages(finished, source, tmp_path, monkeypatch):
     """A stage whose folder is not marked as whole is not there."""
     workdir, results = finished
@@ -267,6 +268,7 @@ def test_a_teacher_from_a_folder(finished, source, tmp_path):
     assert page["teacher"] == {"path": config.teacher.init, "sha256": results["networks"]["teacher"]["sha256"]}
 
 
+@SLOW
 def test_baselines_are_run_only_when_wanted_and_join_a_finished_run(finished, source, tmp_path):
     """They change nothing for the student; their teacher is the run's."""
     workdir, results = finished

@@ -151,7 +151,7 @@ def test_too_many_bad_updates_stop_it_and_the_last_good_checkpoint_stays(tmp_pat
 
 def test_reports_come_every_so_often_and_at_the_end(tmp_path):
     log = Log(every=3)
-    run(tmp_path, batches, log=log)
+    run(tmp_path, batches, log=log, checkpoint_every=3)
     assert [step for step, _ in log.rows] == [3, 6, 7]
 
 

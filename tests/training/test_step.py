@@ -120,7 +120,9 @@ def train_by_hand(stage, model, teacher_params, steps):
     return losses, slow
 
 
-@pytest.mark.parametrize("kind", PROGRESSIVE)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind == "soft, tf1" else ()) for kind in PROGRESSIVE]
+)
 def test_progressive_training_is_the_training_one_would_write_by_hand(kind, teacher_params):
     """Losses and parameters over all phases; one executable for all of them; embeddings and heads as they were; the
     teacher as it was."""
@@ -242,7 +244,7 @@ def test_micro_batches_are_one_batch(kind, teacher_params):
     [
         ("pretrain", dict(dropout=True)),
         ("soft", {}),
-        ("strict", {}),
+        pytest.param("strict", {}, marks=pytest.mark.slow),
         pytest.param("distill", dict(accumulation=2, batch_size=16), marks=pytest.mark.slow),
     ],
 )
