@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxdistill import report
+from jaxdistill import plots, report
 from jaxdistill.training.metrics import MetricWriter
 
 
@@ -98,7 +98,7 @@ def test_plots_of_part_of_a_run(tmp_path):
 def test_curves_carry_every_network_and_panels_every_stage(tmp_path):
     lines = [{"stage": s, "network": n, "step": i, "loss": l} for s in ("b", "a") for n in ("student", "mine")
              for i, l in ((1, 100.0), (2, 1.0), (3, None))]
-    figure = report.loss_by_stage(lines, order=["a"])
+    figure = plots.loss_by_stage(lines, order=["a"])
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["a", "b"]
     assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["student", "mine"]
     assert all(axes.get_yscale() == "log" for axes in figure.axes)
@@ -106,8 +106,8 @@ def test_curves_carry_every_network_and_panels_every_stage(tmp_path):
 
 
 def test_wide_transfer_losses_are_logarithmic_and_two_stages_get_two_plots(tmp_path):
-    assert report.layer_transfer([(0, 1.0, 0.5), (1, 400.0, 2.0)]).axes[0].get_yscale() == "log"
-    assert report.layer_transfer([(0, 1.0, 0.5), (1, 2.0, 0.0)]).axes[0].get_yscale() == "linear"
+    assert plots.layer_transfer([(0, 1.0, 0.5), (1, 400.0, 2.0)]).axes[0].get_yscale() == "log"
+    assert plots.layer_transfer([(0, 1.0, 0.5), (1, 2.0, 0.0)]).axes[0].get_yscale() == "linear"
     rows = results()["transfer"]
     names = [path.name for path in report.write_plots(tmp_path, {"transfer": {"first": rows, "second": rows}})]
     assert names == ["layer_transfer_first.png", "layer_transfer_second.png"]
