@@ -18,6 +18,7 @@ from jaxdistill import defaults
 
 def get_config(variant: str = "") -> ConfigDict:
     """`variant`: "" or "smoke"."""
+    defaults.check_variant(variant, "smoke")
     config = defaults.recipe("from_hf")
     config.teacher.init = demo_model()
     config.student = defaults.network(

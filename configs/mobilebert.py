@@ -18,6 +18,7 @@ from jaxdistill import defaults
 
 def get_config(variant: str = "") -> ConfigDict:
     """`variant`: "", "strict" or "smoke"."""
+    defaults.check_variant(variant, "strict", "smoke")
     config = defaults.recipe("mobilebert")
     config.teacher = defaults.network("ib_bert_large", vocab_size=30522, dtype="bfloat16")
     config.student = defaults.network("mobilebert", vocab_size=30522, dtype="bfloat16")

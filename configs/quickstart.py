@@ -18,6 +18,7 @@ SHAPE = dict(num_layers=4, hidden_size=128, embedding_size=64, num_heads=4, max_
 
 def get_config(variant: str = "") -> ConfigDict:
     """`variant`: "" or "smoke" (seconds)."""
+    defaults.check_variant(variant, "smoke")
     config = defaults.recipe("quickstart")
     config.teacher = defaults.network("ib_bert_large", **SHAPE, bottleneck_size=192, intermediate_size=512)
     config.student = defaults.network("mobilebert", **SHAPE, bottleneck_size=64, intermediate_size=128, num_ffn=2)

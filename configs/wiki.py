@@ -24,6 +24,7 @@ SHAPE = dict(num_layers=6, hidden_size=192, embedding_size=96, num_heads=4, max_
 
 def get_config(variant: str = "") -> ConfigDict:
     """`variant`: "" or "smoke"."""
+    defaults.check_variant(variant, "smoke")
     config = defaults.recipe("wiki")
     config.teacher = defaults.network("ib_bert_large", **SHAPE, bottleneck_size=256, intermediate_size=1024)
     config.student = defaults.network("mobilebert", **SHAPE, bottleneck_size=64, intermediate_size=256, num_ffn=2)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from jaxdistill.errors import BadInput, JaxDistillError, nearest
+from jaxdistill.errors import BadInput, JaxDistillError, Preempted, nearest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,7 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.command is None:
             parser.print_help()
             return 2
-        options.overrides = split_overrides(options.command, rest, "config" in vars(options))
+        options.overrides = split_overrides(options.command, rest, bool(vars(options).get("config")))
+        with contextlib.suppress(ValueError):  # only the main thread may; between stages no step loop listens
+            signal.signal(signal.SIGTERM, _preempted)
         result = options.run(options)
         if result is not None:
             print(result)
@@ -34,6 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `jaxdistill describe | head`
         sys.stderr.close()
         return 0
+
+
+def _preempted(number: int, frame: object) -> None:
+    raise Preempted("preempted; what was finished or saved is kept, run the same command to resume")
 
 
 def split_overrides(command: str, rest: Sequence[str], has_config: bool) -> list[str]:

@@ -35,8 +35,9 @@ def describe_text(preset_name: str, config: ConfigDict | None, as_json: bool = F
     if config is None:
         found = {preset_name: description.describe(preset(preset_name))}
     else:
-        found = {name: description.describe(model_config(config[name], config.data.vocab_size))
-                 for name in ("teacher", "student")}
+        found = {name: description.describe(
+            interop.from_pretrained(config[name].init)[0].config if config[name].init
+            else model_config(config[name], config.data.vocab_size)) for name in ("teacher", "student")}
     if as_json:
         return json.dumps(next(iter(found.values())) if config is None else found, indent=2)
     return "\n\n".join(f"{name}\n{description.format_description(facts)}" for name, facts in found.items())
@@ -111,7 +112,7 @@ def seeds(config: ConfigDict, workdir: epath.PathLike, numbers: Sequence[int] = 
     Writes `seeds.json`: for every network the held-out MLM loss by seed, mean and range; for every baseline the margin
     student - baseline by seed (paired: one seed has one teacher, one data order and the same held-out rows).
     """
-    resolve(config, vocab_size=config.data.vocab_size, num_records=1, mesh=sharding.make_mesh(config.mesh.data))
+    resolve(config, vocab_size=config.data.vocab_size, num_records=inputs.MANY, mesh=sharding.make_mesh(config.mesh.data))
     losses: dict[str, list[float]] = {}
     for seed in numbers:
         seeded = config.copy_and_resolve_references()

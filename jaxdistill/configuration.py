@@ -33,7 +33,9 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
         values(["jaxdistill", *arguments])
         config: Any = values["config"].value
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError, SyntaxError) as error:
-        raise BadInput(f"config {name!r}: {' '.join(str(error).strip(chr(39)).replace(chr(92) + 'n', ' ').split())}") from error
+        # ml_collections' KeyErrors carry a quoted, escaped text of several lines.
+        text = str(error.args[0] if isinstance(error, (AttributeError, KeyError)) and error.args else error)
+        raise BadInput(f"config {name!r}: {' '.join(text.replace(chr(92), '').split())}") from error
     if not isinstance(config, ConfigDict):
         raise BadInput(f"config {os.fspath(file)!r}: get_config returned {type(config).__name__}; expected a ConfigDict")
     return config

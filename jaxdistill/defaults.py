@@ -49,6 +49,13 @@ def recipe(name: str) -> ConfigDict:
     })
 
 
+def check_variant(variant: str, *valid: str) -> str:
+    """`variant` itself; raises `BadInput` unless it is "" or one of `valid`, so that a typo is not the full recipe."""
+    if variant and variant not in valid:
+        raise BadInput(f"variant {variant!r} of this recipe is unknown; {nearest(variant, valid)}")
+    return variant
+
+
 def network(name: str, **changes: Any) -> ConfigDict:
     """A teacher or student: the preset's fields with `changes`, and `init`, a folder or Hub id to start from instead.
 

@@ -28,6 +28,7 @@ from jaxdistill.errors import BadInput
 from jaxdistill.models import Model, Params
 from jaxdistill.training.progress import Progress
 
+MANY = 10**9  # stands for the number of records before the text is read
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "transformers", "numpy")
 
 
@@ -67,6 +68,10 @@ def load_corpus(config: ConfigDict, workdir: epath.Path) -> Corpus:
         part = "all" if split == "heldout" and d.heldout else split if split == "heldout" or not d.heldout else "all"
         with Progress(None, f"preparing {split} text", unit="documents") as bar:
             parts[split] = prepare(source, tokenizer, folder, split=part, progress=bar.reach, **options)
+    for split, text in parts.items():
+        if text.num_documents < 2:
+            raise BadInput(f"the {split} text is a single document, so a random next sentence has nowhere to come from: "
+                           "separate documents by blank lines, or change config.data.heldout or heldout_fraction")
     return Corpus(tokenizer, describe(tokenizer).size, parts["train"], parts["heldout"])
 
 

@@ -104,6 +104,8 @@ def active_order(config: ConfigDict) -> tuple[str, ...]:
         if name not in config.stages:
             raise BadInput(f"config.order names the stage {name!r}, which is not in config.stages; "
                            f"{nearest(name, config.stages.keys())}")
+    if len(set(config.order)) != len(config.order):
+        raise BadInput(f"config.order={tuple(config.order)} names a stage twice; each runs once")
     order = tuple(name for name in config.order if config.baselines or not config.stages[name].baseline)
     if not order:
         raise BadInput(f"config.order is empty: nothing to do; stages there are: {', '.join(config.stages.keys()) or '(none)'}")

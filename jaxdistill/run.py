@@ -6,6 +6,7 @@ are read from their folders, the stage in progress from its newest checkpoint.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +31,7 @@ from jaxdistill.training.checkpoints import Checkpoints
 from jaxdistill.training.metrics import MetricWriter, mfu, peak_flops
 from jaxdistill.training.progress import Progress
 from jaxdistill.training.step import make_layer_losses
-from jaxdistill.workdir import Workdir
+from jaxdistill.workdir import Workdir, lock
 
 Networks = dict[str, Params]
 
@@ -45,26 +46,33 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, stages: Sequence[str] 
     mesh = sharding.make_mesh(config.mesh.data)
     # A mistake in the recipe must not wait for the corpus: resolve once with sizes that only the text can tell.
     if not config.teacher.init and not config.student.init:
-        resolve(config, vocab_size=config.data.vocab_size, num_records=1, mesh=mesh)
+        resolve(config, vocab_size=config.data.vocab_size, num_records=inputs.MANY, mesh=mesh)
+    check_settings(config, mesh)
     folder = Workdir(workdir, config)
     corpus = inputs.load_corpus(config, folder.path)
     loaded = {name: inputs.load_model(config[name], corpus.vocab_size, name) for name in ("teacher", "student")}
     models = {f"loaded_{name}": found[0] for name, found in loaded.items() if found}
     recipe = resolve(config, vocab_size=corpus.vocab_size, num_records=corpus.train.num_records, mesh=mesh, **models)
-    check_evaluation(config, mesh)
     wanted = choose_stages(recipe, stages)
     check_predecessors(recipe, wanted, folder)
     for stage in wanted:
         trace(recipe, stage, config.data)
 
+    with lock(folder.path):
+        return _train(config, folder, corpus, recipe, mesh, loaded, wanted, started)
+
+
+def _train(config: ConfigDict, folder: Workdir, corpus: Corpus, recipe: Recipe, mesh: jax.sharding.Mesh,
+           loaded: dict[str, Any], wanted: Sequence[Stage], started: float) -> dict[str, Any]:
     run = Run(config, folder, corpus, recipe, mesh, {name: found[1] for name, found in loaded.items() if found})
     for stage in recipe.stages:
         if stage in wanted or folder.finished(stage.name) is not None:
             run.stage(stage)
     results = run.results(time.perf_counter() - started)
+    report.write_results(folder.path, results)  # before the export, so that nothing measured can be lost to it
     if config.export and "student" in run.networks:
         results["export"] = run.export(results)
-    report.write_results(folder.path, results)
+        report.write_results(folder.path, results)
     report.write_plots(folder.path, results)
     return results
 
@@ -89,8 +97,21 @@ def check_predecessors(recipe: Recipe, wanted: Sequence[Stage], folder: Workdir)
                                f"that first, or both: --stages={earlier.name},{stage.name}")
 
 
-def check_evaluation(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
-    """Raises `BadInput` when evaluation batches do not split over the devices."""
+def check_settings(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """Raises `BadInput` for settings outside their range, and for evaluation batches that do not split over devices."""
+    if jax.process_count() > 1:
+        raise BadInput(f"{jax.process_count()} processes: runs over several hosts are not supported yet; use one host")
+    for name in ("evaluation.batch_size", "evaluation.max_examples", "checkpoint.every_steps", "checkpoint.keep",
+                 "log_every", "max_skipped_in_a_row", "data.max_predictions"):
+        section, _, field = name.rpartition(".")
+        value = (config[section] if section else config)[field]
+        if value < 1:
+            raise BadInput(f"config.{name}={value}; expected 1 or more")
+    if not 0 < config.data.mask_rate < 1:
+        raise BadInput(f"config.data.mask_rate={config.data.mask_rate}; expected between 0 and 1, as 0.15")
+    if config.data.max_predictions > config.data.sequence_length:
+        raise BadInput(f"config.data.max_predictions={config.data.max_predictions} exceeds sequence_length="
+                       f"{config.data.sequence_length}; lower it")
     if config.evaluation.batch_size % mesh.shape["data"]:
         raise BadInput(f"config.evaluation.batch_size={config.evaluation.batch_size} does not divide by "
                        f"{mesh.shape['data']} devices; use a multiple")
@@ -114,6 +135,8 @@ class Run:
         page = self.folder.finished(stage.name)
         if page is not None:
             self._check_teacher(stage, page)
+            self._check_lineage(stage, page)
+            self.folder.checkpoints(stage.name).rmtree(missing_ok=True)  # a run killed between saving and tidying
             params = self.folder.load_stage(stage.name, model)
         else:
             params, page = self._train(stage, model)
@@ -122,11 +145,21 @@ class Run:
             self.teacher_sha, self.teacher_path = page["sha256"], str(self.folder.stage(stage.name))
 
     def _train(self, stage: Stage, model: Model) -> tuple[Params, dict[str, Any]]:
+        checkpoints = Checkpoints(self.folder.checkpoints(stage.name), self.config.checkpoint.keep)
+        try:
+            params, page = self._train_from(checkpoints, stage, model)
+            page = self.folder.save_stage(stage.name, model, params, page)
+        except BaseException:  # Ctrl-C too: saves under way must end before Python does
+            checkpoints.close()
+            raise
+        checkpoints.close(delete=True)
+        return params, page
+
+    def _train_from(self, checkpoints: Checkpoints, stage: Stage, model: Model) -> tuple[Params, dict[str, Any]]:
         config, teacher = self.config, self.recipe.teacher if stage.needs_teacher else None
-        checkpoints = Checkpoints(self.folder.checkpoints(stage.name), config.checkpoint.keep)
         page: dict[str, Any] = {
             "stage": stage.name, "network": stage.network, "steps": stage.steps, "seed": config.seed, "seconds": 0.0,
-            "first_example": self.recipe.first_example[stage.name],
+            "first_example": self.recipe.first_example[stage.name], "lineage": self._lineage(stage),
             "teacher": {"path": self.teacher_path, "sha256": self.teacher_sha} if stage.needs_teacher else None,
         }
         whole = sharding.replicated(self.mesh)
@@ -134,6 +167,7 @@ class Run:
             like = jax.eval_shape(lambda key: state.create(stage, model.init(key)), jax.random.key(0))
             train_state, held = checkpoints.restore(like, whole)
             self._check_teacher(stage, held)
+            self._check_lineage(stage, held)
             page |= {name: held[name] for name in ("seconds", "layers") if name in held}
         else:
             train_state = state.create(stage, self._start(stage, model))
@@ -154,19 +188,12 @@ class Run:
                 every=config.log_every)
             limits = loop.Limits(config.checkpoint.every_steps, config.max_skipped_in_a_row)
             evaluate_layer = self._layer_evaluator(stage, model, teacher, teacher_params) if stage.progressive else None
-            try:
-                train_state = loop.run_stage(
-                    stage, model, train_state, teacher, teacher_params, batches, mesh=self.mesh,
-                    seed=stage_seed(config.seed, stage.name), checkpoints=checkpoints, page=page,
-                    reporting=reporting, limits=limits, evaluate_layer=evaluate_layer)
-            except BaseException:  # Ctrl-C too: saves under way must end before Python does
-                checkpoints.close()
-                raise
+            train_state = loop.run_stage(
+                stage, model, train_state, teacher, teacher_params, batches, mesh=self.mesh,
+                seed=stage_seed(config.seed, stage.name), checkpoints=checkpoints, page=page,
+                reporting=reporting, limits=limits, evaluate_layer=evaluate_layer)
         page["skipped"] = int(train_state.skipped)
-        params = jax.device_get(train_state.params)
-        page = self.folder.save_stage(stage.name, model, params, page)
-        checkpoints.close(delete=True)
-        return params, page
+        return jax.device_get(train_state.params), page
 
     def _start(self, stage: Stage, model: Model) -> Params:
         """Where a network's parameters come from. The order is important: an earlier stage, a folder, a copy, chance."""
@@ -185,6 +212,22 @@ class Run:
         if stage.needs_teacher and held != self.teacher_sha:
             raise BadInput(f"stage {stage.name!r} in this workdir was run with another teacher (sha256 {str(held)[:12]}..., "
                            f"now {self.teacher_sha[:12]}...); use another workdir, or give back that teacher")
+
+    def _lineage(self, stage: Stage) -> list[dict[str, Any]]:
+        """What a stage's result depends on beside the recipe's fixed fields: its settings and those of the stages of
+        its network before it."""
+        own = [s for s in self.recipe.stages if s.network == stage.network]
+        return [{"stage": s.name, **json.loads(json.dumps(self.config.stages[s.name].to_dict()))}
+                for s in own[: own.index(stage) + 1]]
+
+    def _check_lineage(self, stage: Stage, page: dict[str, Any]) -> None:
+        before, now = page.get("lineage"), self._lineage(stage)
+        if before != now:
+            names = [[s["stage"] for s in line] for line in (before or [], now)]
+            what = f"after {' -> '.join(names[0])}, now asked {' -> '.join(names[1])}" if names[0] != names[1] else (
+                "with other settings of " + ", ".join(a["stage"] for a, b in zip(before or [], now) if a != b))
+            raise BadInput(f"stage {stage.name!r} in this workdir was run {what}; use another workdir, or the same order "
+                           "and settings to resume")
 
     def _layer_evaluator(self, stage: Stage, model: Model, teacher: Model | None, teacher_params: Params
                          ) -> loop.LayerEvaluator:

@@ -9,19 +9,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
 
+from jaxdistill.data.files import write_whole
 from jaxdistill.errors import BadInput
 from jaxdistill.interop import own_format
 from jaxdistill.models import Model, Params
 from jaxdistill.models.parameters import digest
 from jaxdistill.training.checkpoints import disk_errors
 
-# Fields that may differ between two calls on one workdir: they change where and how often, not what is computed.
+# Fields that may differ between two calls on one workdir: they change where, how often and which stages, and each
+# stage's page holds the lineage that its result depends on.
 FREE = ("order", "baselines", "mesh", "checkpoint", "log_every", "export", "data.path", "evaluation")
 
 
@@ -41,8 +45,13 @@ class Workdir:
 
     def finished(self, stage: str) -> dict[str, Any] | None:
         """The page of a finished stage, or None."""
-        page = self.stage(stage) / "stage.json"
-        return json.loads(page.read_text()) if page.exists() else None
+        file = self.stage(stage) / "stage.json"
+        if not file.exists():
+            return None
+        page = read_page(file)
+        if "sha256" not in page:
+            raise BadInput(f"{file} is damaged (it has no sha256); delete {file.parent} to train the stage again")
+        return page
 
     def save_stage(self, stage: str, model: Model, params: Params, page: dict[str, Any]) -> dict[str, Any]:
         """Writes the network after `stage`; the marker comes last, so a stage is whole or not there."""
@@ -51,12 +60,16 @@ class Workdir:
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             own_format.write(folder, model.config, params)
-            (folder / "stage.json").write_text(json.dumps(page, indent=2) + "\n")
+            write_whole(folder / "stage.json", json.dumps(page, indent=2) + "\n")
         return page
 
     def load_stage(self, stage: str, model: Model) -> Params:
         """The parameters after a finished stage, checked against the digest in its page."""
-        params = own_format.read_params(self.stage(stage), model.config)
+        try:
+            params = own_format.read_params(self.stage(stage), model.config)
+        except BadInput as error:
+            raise BadInput(f"the weights of the finished stage {stage!r} cannot be read ({error}); delete "
+                           f"{self.stage(stage)} to train it again") from error
         page = self.finished(stage)
         if page is None or digest(params) != page["sha256"]:
             raise BadInput(f"the weights in {self.stage(stage)} are not those that its stage.json describes; "
@@ -71,14 +84,46 @@ def claim(path: epath.Path, config: dict[str, Any]) -> None:
         path.mkdir(parents=True, exist_ok=True)
         file = path / "config.json"
         if file.exists():
-            _refuse_other(path, json.loads(file.read_text()), wanted)
+            if (path / "stages").exists() or (path / "checkpoints").exists():  # before that nothing depends on it
+                _refuse_other(path, read_page(file), wanted)
         elif any(path.iterdir()):
             raise BadInput(f"workdir {str(path)!r} is not empty and holds no run; give a new or empty folder")
-        file.write_text(json.dumps(wanted, indent=2) + "\n")
+        write_whole(file, json.dumps(wanted, indent=2) + "\n")
     except OSError as error:
         raise BadInput(f"cannot use workdir {str(path)!r}: {error.strerror or error}; give a writable folder") from error
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{path}/config.json is damaged ({error}); give another workdir") from error
+
+
+def read_page(file: epath.Path) -> dict[str, Any]:
+    """A JSON object from a workdir. Raises `BadInput` if the file is not one."""
+    try:
+        page = json.loads(file.read_text())
+    except (ValueError, OSError) as error:
+        raise BadInput(f"{file} is damaged ({error}); delete the folder {file.parent} or give another workdir") from error
+    if not isinstance(page, dict):
+        raise BadInput(f"{file} is damaged (no JSON object); delete the folder {file.parent} or give another workdir")
+    return page
+
+
+@contextlib.contextmanager
+def lock(path: epath.Path) -> Iterator[None]:
+    """Holds a workdir for one process of this machine; freed by the system however the process ends.
+
+    Remote folders and systems without `fcntl` are not locked. Raises `BadInput` if another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    if "://" in str(path):
+        yield
+        return
+    with open(path / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise BadInput(f"workdir {str(path)!r} is in use by another run; wait for it, or give another workdir") from error
+        yield
 
 
 def _refuse_other(path: epath.Path, held: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -75,3 +75,9 @@ def test_the_published_recipe_traces_at_full_size(variant):
     assert sum(x.size for x in moments.values()) == 36_597_564
     layers = jax.eval_shape(recipe.student.init, jax.random.key(0))["layers"]
     assert {x.shape[0] for x in jax.tree.leaves(layers)} == {24}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_an_unknown_variant_is_not_the_full_recipe(name):
+    with pytest.raises(BadInput, match="did you mean 'smoke'"):
+        load_config(f"{name}:smke")

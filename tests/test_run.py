@@ -329,3 +329,56 @@ def test_the_student_is_exported_and_verified(finished, source, tmp_path):
     exported = run.train(config, tmp_path / "w")["export"]
     assert exported["format"] == "huggingface" and (tmp_path / "w" / "student" / "model.safetensors").exists()
     assert digest(from_pretrained(tmp_path / "w" / "student")[1]) == results["student_sha256"]
+
+
+def test_a_bad_first_command_does_not_take_the_workdir(tmp_path, text_source):
+    """Nothing depends on a recipe before its first stage: the corrected command may use the same folder."""
+    config = tiny_config(text_source)
+    config.order = ("teacher",)
+    config.data.source = str(tmp_path / "typo.txt")
+    with pytest.raises(BadInput, match="typo.txt"):
+        run.train(config, tmp_path / "run")
+    config.data.source = str(text_source)
+    assert run.train(config, tmp_path / "run")["stages"]["teacher"]["steps"] == 6
+
+
+def test_another_order_of_the_same_network_is_refused(tmp_path, text_source):
+    """`order` may grow, but a finished stage is only taken for what it is: the end of the stages before it."""
+    config = tiny_config(text_source)
+    config.order = ("teacher", "transfer", "distill")
+    run.train(config, tmp_path / "run")
+    config.order = ("teacher", "distill")
+    with pytest.raises(BadInput, match="transfer -> distill, now asked distill"):
+        run.train(config, tmp_path / "run")
+
+
+def test_two_runs_on_one_workdir_at_once_are_refused(tmp_path, text_source):
+    from jaxdistill.workdir import lock
+
+    config = tiny_config(text_source)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    with lock(tmp_path / "run"), pytest.raises(BadInput, match="in use by another run"):
+        run.train(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("field, value", [("log_every", 0), ("checkpoint.every_steps", 0), ("evaluation.batch_size", 0),
+                                          ("data.mask_rate", 0.0), ("data.max_predictions", 0), ("checkpoint.keep", 0)])
+def test_settings_out_of_range_are_refused_before_anything_is_written(tmp_path, text_source, field, value):
+    config = tiny_config(text_source)
+    section, _, name = field.rpartition(".")
+    (config[section] if section else config)[name] = value
+    with pytest.raises(BadInput, match=f"config.{field}={value}"):
+        run.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
+def test_a_damaged_stage_page_is_one_clear_line(tmp_path, text_source, text):
+    config = tiny_config(text_source)
+    config.order = ("teacher",)
+    config.stages.teacher.steps = 2
+    run.train(config, tmp_path / "run")
+    (tmp_path / "run" / "stages" / "teacher" / "stage.json").write_text(text)
+    with pytest.raises(BadInput, match="damaged"):
+        run.train(config, tmp_path / "run")

@@ -94,6 +94,9 @@ class Stage:
         if self.accumulation < 1 or self.batch_size % self.accumulation:
             raise BadInput(f"stage {self.name!r}: batch_size={self.batch_size} is not divisible by accumulation="
                            f"{self.accumulation}; change config.stages.{self.name}.batch_size or .accumulation")
+        if self.progressive and self.dropout:
+            raise BadInput(f"config.stages.{self.name}.dropout=True: progressive transfer runs without dropout, as "
+                           "published; set it to False")
         if self.progressive and any(not term.definition.per_layer for term in self.terms):
             raise BadInput(f"stage {self.name!r} is progressive, so every loss must be of one layer")
 

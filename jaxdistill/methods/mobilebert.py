@@ -7,6 +7,7 @@ released code: 100 feature map, 5000 mean, 5 variance, 1 attention, each divided
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from jaxdistill.errors import BadInput, nearest
@@ -97,7 +98,13 @@ def _check(name: str, settings: Any) -> None:
         if settings[field] not in valid:
             raise BadInput(f"config.stages.{name}.{field}={settings[field]!r} is unknown; {nearest(settings[field], valid)}")
     for field in ("feature_map", "mean", "variance", "attention", "nsp", "learning_rate", "active_multiplier"):
-        if settings[field] < 0:
+        if not 0 <= settings[field] < math.inf:  # nan is neither
+            raise BadInput(f"config.stages.{name}.{field}={settings[field]}; expected 0 or more")
+    for field in ("steps", "batch_size", "accumulation"):
+        if settings[field] < 1:
+            raise BadInput(f"config.stages.{name}.{field}={settings[field]}; expected 1 or more")
+    for field in ("warmup_steps", "weight_decay", "clip_norm", "end_ratio"):
+        if not 0 <= settings[field] < math.inf:
             raise BadInput(f"config.stages.{name}.{field}={settings[field]}; expected 0 or more")
     if not 0 <= settings.alpha <= 1:
         raise BadInput(f"config.stages.{name}.alpha={settings.alpha}; expected 0 (the teacher's words alone) to 1 (the "

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
-from jaxdistill.errors import TrainingStopped
+from jaxdistill.errors import BadInput, TrainingStopped
 from jaxdistill.training.state import TrainState
 
 SCHEMA = 1
@@ -53,9 +53,14 @@ class Checkpoints:
     def restore(self, like: TrainState, sharding: jax.sharding.Sharding) -> tuple[TrainState, dict[str, Any]]:
         """The newest (state, page); `like` gives shapes and dtypes (arrays or `ShapeDtypeStruct`s)."""
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
-        restored = self._manager.restore(self.latest(), args=ocp.args.Composite(
-            state=ocp.args.StandardRestore(target), page=ocp.args.JsonRestore()))
-        return restored["state"], restored["page"]
+        step = self.latest()
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(target), page=ocp.args.JsonRestore()))
+            return restored["state"], restored["page"]
+        except Exception as error:  # tensorstore, JSON or missing items: whatever a damaged folder leads to
+            raise BadInput(f"checkpoint {self._directory / str(step)} cannot be read ({str(error).splitlines()[0][:120]}); "
+                           "delete that folder to go back to the one before it") from error
 
     def page(self) -> dict[str, Any] | None:
         """The newest page alone, or None: what a resume needs to know before it builds anything."""

@@ -65,7 +65,8 @@ def run_stage(stage: Stage, model: Model, state: TrainState, teacher: Model | No
     clock = Clock(page.get("seconds", 0.0))
     with StopRequest() as stop:
         while done < stage.steps:
-            if evaluate_layer is not None:
+            if evaluate_layer is not None and at_border(stage, model, done):
+                jax.block_until_ready(state)  # steps still under way are training time
                 with clock.paused():
                     record_phase(stage, model, page, done, state.params, evaluate_layer)
             state, metrics = step_fn(state, teacher_params, sharding.put_batch(mesh, next(batches)))
@@ -80,6 +81,7 @@ def run_stage(stage: Stage, model: Model, state: TrainState, teacher: Model | No
                 if pending is not None:
                     _report(stage, *pending, reporting, limits, clock)  # a resumed run reports only what comes after
                     pending = None
+                jax.block_until_ready(state)
                 with clock.paused():
                     checkpoints.save(state, page)
         if pending is not None:
@@ -92,6 +94,11 @@ def run_stage(stage: Stage, model: Model, state: TrainState, teacher: Model | No
             checkpoints.save(state, page, wait=True)
             raise stop.error(f"in stage {stage.name!r} after {done} of {stage.steps} steps")
     return state
+
+
+def at_border(stage: Stage, model: Model, done: int) -> bool:
+    """Whether a phase begins after `done` steps."""
+    return done % schedules.phase_steps(stage, model.config.num_layers) == 0
 
 
 def record_phase(stage: Stage, model: Model, page: dict[str, Any], done: int, params: Params,
@@ -112,10 +119,11 @@ def _report(stage: Stage, step: int, metrics: Any, reporting: Reporting, limits:
     scalars |= reporting.rates(clock.rate(step))
     reporting.write(step, scalars)
     reporting.show(step, scalars)
-    if scalars["skipped_in_a_row"] >= limits.skipped_in_a_row:
+    if scalars["skipped_in_a_row"] >= min(limits.skipped_in_a_row, stage.steps):
         raise TrainingStopped(
             f"stage {stage.name!r}: the last {int(scalars['skipped_in_a_row'])} updates were not finite (step {step}); "
-            f"the last good checkpoint is intact; lower config.stages.{stage.name}.learning_rate or lengthen its warm-up")
+            f"parameters are as before them; in a new workdir, lower config.stages.{stage.name}.learning_rate or lengthen "
+            "its warm-up")
 
 
 class Clock:

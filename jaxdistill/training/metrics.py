@@ -156,7 +156,7 @@ def _parse(text: str) -> dict[str, Any] | None:
         line = json.loads(text)
     except ValueError:
         return None
-    return line if isinstance(line, dict) and "stage" in line and "step" in line else None
+    return line if isinstance(line, dict) and "stage" in line and isinstance(line.get("step"), int) else None
 
 
 def _is_remote(path: epath.Path) -> bool:
