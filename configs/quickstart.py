@@ -33,4 +33,5 @@ def get_config(variant: str = "") -> ConfigDict:
     config.stages.copied_start = defaults.stage("pretrain", "copied_start", start="copy", steps=320, baseline=True,
                                                 **words)
     config.order = ("teacher", "transfer", "distill", "random_start", "copied_start")
+    config.log_every = 10
     return defaults.smoke(config) if variant == "smoke" else config

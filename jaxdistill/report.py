@@ -40,14 +40,6 @@ def write_results(workdir: epath.PathLike, results: Mapping[str, Any], name: str
     return path
 
 
-def report(workdir: epath.PathLike, results: Mapping[str, Any]) -> str:
-    """Writes `results.json` and the plots, and returns the table with its summary in words."""
-    write_results(workdir, results)
-    drawn = write_plots(workdir, results)
-    where = [f"Plots: {', '.join(str(path) for path in drawn)}"] if drawn else []
-    return "\n".join([format_table(results), *where])
-
-
 def format_table(results: Mapping[str, Any]) -> str:
     """Networks and stages as aligned plain text, then what the numbers say, then what they were obtained with."""
     blocks = []

@@ -1,6 +1,6 @@
 """From a recipe to plain data: models and stages, with every mistake found here, before anything compiles.
 
-Called by run, and by planning-like tools that only want to know what a recipe means.
+Called by run, and by commands that only want to know what a recipe means.
 """
 
 from __future__ import annotations

@@ -298,7 +298,8 @@ def export_model(directory: epath.PathLike, model: Model, params: Params, tokeni
                  overwrite: bool = False) -> dict[str, Any]:
     """Saves a model with its card into `directory`, loads it back and proves that outputs are equal."""
     shown = {**results, "corpus": report.corpus_line(results["corpus"])} if "corpus" in results else results
-    card = interop.model_card(shown, config=model.config, reason=interop.why_not_huggingface(model.config))
+    card = interop.model_card(shown, config=model.config, license=None,  # the run's owner chooses one
+                              reason=interop.why_not_huggingface(model.config))
     exported = interop.save_pretrained(directory, model, params, tokenizer, card=card, overwrite=overwrite)
     verified = interop.verify_export(directory, model, params)
     return {"path": str(directory), "format": exported.format, "reason": exported.reason, **verified}

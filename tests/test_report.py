@@ -82,10 +82,10 @@ def test_results_json_is_whole_and_valid(tmp_path):
 @pytest.mark.parametrize("layers", [1, 24])
 def test_plots_of_a_whole_run(tmp_path, layers):
     write_metrics(tmp_path)
-    text = report.report(tmp_path, results(layers=layers))
+    drawn = {path.name for path in report.write_plots(tmp_path, results(layers=layers))}
     for name in ("loss_by_stage.png", "layer_transfer.png", "heldout.png"):
         width, height = size(tmp_path / "plots" / name)
-        assert 600 <= width <= 2600 and 300 <= height <= 1500 and name in text
+        assert 600 <= width <= 2600 and 300 <= height <= 1500 and name in drawn
 
 
 def test_plots_of_part_of_a_run(tmp_path):

@@ -2,7 +2,7 @@
 
 Counts first, over the whole global batch; then teacher and student side by side, micro-batch by micro-batch; then one
 update. The stage, both models and the seed are static; the active layer of a progressive stage is computed from
-`state.step`, so that one executable serves every phase. Called by loop, planning and benchmarks.
+`state.step`, so that one executable serves every phase. Called by loop and resolve (to trace).
 """
 
 from __future__ import annotations
