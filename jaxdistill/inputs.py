@@ -65,7 +65,7 @@ def load_corpus(config: ConfigDict, workdir: epath.Path) -> Corpus:
     options: dict[str, Any] = {"sequence_length": d.sequence_length, "heldout_fraction": d.heldout_fraction, "seed": config.seed}
     parts = {}
     for split, source in (("train", d.source), ("heldout", d.heldout or d.source)):
-        part = "all" if split == "heldout" and d.heldout else split if split == "heldout" or not d.heldout else "all"
+        part = "all" if d.heldout else split
         with Progress(None, f"preparing {split} text", unit="documents") as bar:
             parts[split] = prepare(source, tokenizer, folder, split=part, progress=bar.reach, **options)
     for split, text in parts.items():
@@ -106,8 +106,8 @@ def find_tokenizer(config: ConfigDict, folder: epath.Path) -> Any:
 def batches(config: ConfigDict, prepared: PreparedText, *, batch_size: int, start_example: int
             ) -> Iterator[dict[str, np.ndarray]]:
     """Training batches from global example `start_example` on; this host's rows."""
-    return make_loader(prepared, batch_size=batch_size, start_example=start_example,
-                              process_index=jax.process_index(), process_count=jax.process_count(), **row_options(config))
+    return make_loader(prepared, batch_size=batch_size, start_example=start_example, process_index=jax.process_index(),
+                       process_count=jax.process_count(), **row_options(config))
 
 
 def heldout(config: ConfigDict, prepared: PreparedText, max_examples: int | None = None) -> list[dict[str, np.ndarray]]:

@@ -68,12 +68,14 @@ def _train(config: ConfigDict, folder: Workdir, corpus: Corpus, recipe: Recipe, 
     for stage in recipe.stages:
         if stage in wanted or folder.finished(stage.name) is not None:
             run.stage(stage)
-    results = run.results(time.perf_counter() - started)
+    results = run.results()
+    results["seconds"] = round(time.perf_counter() - started, 1)
     report.write_results(folder.path, results)  # before the export, so that nothing measured can be lost to it
     if config.export and "student" in run.networks:
         results["export"] = run.export(results)
-        report.write_results(folder.path, results)
     report.write_plots(folder.path, results)
+    results["seconds"] = round(time.perf_counter() - started, 1)
+    report.write_results(folder.path, results)
     return results
 
 
@@ -250,7 +252,7 @@ class Run:
 
         return evaluate
 
-    def results(self, seconds: float) -> dict[str, Any]:
+    def results(self) -> dict[str, Any]:
         """Measures every network on held-out text and gathers what `results.json` holds."""
         config, recipe = self.config, self.recipe
         rows = inputs.heldout(config, self.corpus.heldout)
@@ -277,7 +279,7 @@ class Run:
         found: dict[str, Any] = {
             "config_name": config.name, "seed": config.seed, "networks": networks, "stages": stages,
             "corpus": self.corpus.describe(config), "heldout_rows": sum(int(b["example_weights"].sum()) for b in rows),
-            "hardware": inputs.hardware(), "versions": inputs.versions(), "seconds": round(seconds, 1),
+            "hardware": inputs.hardware(), "versions": inputs.versions(),
         }
         layered = [name for name in stages if "layers" in self.pages[name]]
         for name in layered:
