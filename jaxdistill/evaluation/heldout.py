@@ -61,7 +61,10 @@ def make_sums(model: Model, teacher: Model | None) -> Callable[[Params, Params, 
 
 
 def _distance(ours_BxPxV: jax.Array, theirs_BxPxV: jax.Array) -> dict[str, Any]:
-    top_ours, top_theirs = (jax.lax.top_k(x, 5)[1] for x in (ours_BxPxV, theirs_BxPxV))
+    # The barrier keeps the two uses of each top-k apart from it: simplified together with them, XLA's CPU compiler sorts
+    # the whole vocabulary instead (1.3 s, not 0.02 s, for 64 x 10 x 4,096 on two cores).
+    top_ours, top_theirs = jax.lax.optimization_barrier(
+        tuple(jax.lax.top_k(x, 5)[1] for x in (ours_BxPxV, theirs_BxPxV)))
     shared = jnp.any(top_ours[..., :, None] == top_theirs[..., None, :], axis=-2)
     return {
         "teacher_kl": jnp.sum(jnp.exp(theirs_BxPxV) * (theirs_BxPxV - ours_BxPxV), -1),
