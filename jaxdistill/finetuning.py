@@ -76,7 +76,7 @@ def finetune(model_dir: str, task_file: str, workdir: epath.PathLike, *, dev_fil
                "majority_accuracy": float(np.mean(dev_task.labels == np.bincount(train_task.labels).argmax())),
                "skipped": page["skipped"], "hardware": inputs.hardware(), "versions": inputs.versions(), "seed": seed}
     card = interop.model_card({**results, "config_name": f"{epath.Path(model_dir).name} on {epath.Path(task_file).name}"},
-                              config=model.config, reason=interop.why_not_huggingface(model.config))
+                              config=model.config, license=None, reason=interop.why_not_huggingface(model.config))
     exported = interop.save_pretrained(folder / "model", model, params, tokenizer, card=card, labels=names, overwrite=True)
     results |= {"model": str(exported.path), "predictions": str(folder / "predictions.tsv")}
     report.write_results(folder, results)

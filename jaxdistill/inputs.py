@@ -6,7 +6,6 @@ Each is found again on the next call: the tokenizer by its folder, prepared text
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import itertools
 import os
 import platform
@@ -19,7 +18,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jaxdistill import interop
-from jaxdistill.data.default_corpus import default_corpus
+from jaxdistill.data.default_corpus import default_corpus, installed_versions
 from jaxdistill.data.loader import heldout_batches, make_loader
 from jaxdistill.data.prepare import PreparedText, prepare
 from jaxdistill.data.sources import read_documents, source_digest
@@ -136,14 +135,8 @@ def load_model(section: ConfigDict, corpus_size: int, whose: str) -> tuple[Model
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that a result depends on."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    """Versions of Python and of the packages that a result depends on."""
+    return installed_versions(PACKAGES)
 
 
 def hardware() -> str:

@@ -24,7 +24,7 @@ import re
 import sysconfig
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from etils import epath
 
@@ -90,10 +90,10 @@ def default_corpus(
     return CorpusInfo(**paths, **stored)
 
 
-def installed_versions() -> dict[str, str]:
-    """The versions of Python and of those of `DISTRIBUTIONS` that are installed."""
+def installed_versions(names: Iterable[str] = DISTRIBUTIONS) -> dict[str, str]:
+    """The versions of Python and of those distributions that are installed."""
     versions = {"python": platform.python_version()}
-    for name in DISTRIBUTIONS:
+    for name in names:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
