@@ -5,8 +5,8 @@
 WIKI_FOLDER: text files, one paragraph a line, a blank line between articles. HELDOUT_FILE: text of other articles.
 Every student has the same architecture, random blocks, data order and number of steps; what differs is the method:
 
-    student         progressive transfer (half the steps), then distillation
-    joint           joint transfer (half the steps), then distillation
+    student         progressive transfer (300 steps), then distillation (500)
+    joint           joint transfer (300 steps), then distillation (500)
     auxiliary       distillation and every layer's transfer in one stage
     distilled       distillation alone, from the copied start
     copied_start    masked words and NSP alone, from the teacher's embeddings and heads
@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from jaxdistill import defaults
 
 # Narrow models want wider initial weights than BERT's 0.02: about 1 / sqrt(width).
-SHAPE = dict(num_layers=6, hidden_size=192, embedding_size=96, num_heads=4, max_positions=128, hidden_dropout=0.0,
+SHAPE = dict(num_layers=6, hidden_size=128, embedding_size=64, num_heads=4, max_positions=128, hidden_dropout=0.0,
              attention_dropout=0.0, initializer_range=0.05)
 
 
@@ -26,17 +26,17 @@ def get_config(variant: str = "") -> ConfigDict:
     """`variant`: "" or "smoke"."""
     defaults.check_variant(variant, "smoke")
     config = defaults.recipe("wiki")
-    config.teacher = defaults.network("ib_bert_large", **SHAPE, bottleneck_size=256, intermediate_size=1024)
+    config.teacher = defaults.network("ib_bert_large", **SHAPE, bottleneck_size=192, intermediate_size=768)
     config.student = defaults.network("mobilebert", **SHAPE, bottleneck_size=64, intermediate_size=256, num_ffn=2)
     config.data.update({"vocab_size": 8192, "sequence_length": 128, "max_predictions": 20})
-    config.stages.teacher = defaults.stage("pretrain", "teacher", steps=6000, batch_size=32, optimizer="adamw",
-                                           learning_rate=5e-4, warmup_steps=300)
-    half = dict(steps=400, batch_size=32)
-    words = dict(batch_size=32, optimizer="adamw", learning_rate=1e-3, warmup_steps=40)
-    config.stages.transfer = defaults.stage("progressive", "student", decay="constant", **half)
-    config.stages.distill = defaults.stage("distill", "student", steps=400, **words)
-    config.stages.joint_transfer = defaults.stage("joint", "joint", decay="constant", **half)
-    config.stages.joint_distill = defaults.stage("distill", "joint", steps=400, **words)
+    config.stages.teacher = defaults.stage("pretrain", "teacher", steps=10_000, batch_size=16, optimizer="adamw",
+                                           learning_rate=5e-4, warmup_steps=500)
+    layers = dict(batch_size=16, decay="constant", learning_rate=5e-3, steps=300)
+    words = dict(batch_size=16, optimizer="adamw", learning_rate=1e-3, warmup_steps=40)
+    config.stages.transfer = defaults.stage("progressive", "student", **layers)
+    config.stages.distill = defaults.stage("distill", "student", steps=500, **words)
+    config.stages.joint_transfer = defaults.stage("joint", "joint", **layers)
+    config.stages.joint_distill = defaults.stage("distill", "joint", steps=500, **words)
     config.stages.auxiliary = defaults.stage("auxiliary", "auxiliary", steps=800, **words)
     config.stages.distilled = defaults.stage("distill", "distilled", steps=800, **words)
     config.stages.copied_start = defaults.stage("pretrain", "copied_start", steps=800, baseline=True, **words)

@@ -11,7 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jaxdistill import description, inputs, interop, report, run
-from jaxdistill.data.loader import heldout_batches, make_loader
+from jaxdistill.data.loader import heldout_batches
 from jaxdistill.data.prepare import prepare as prepare_text
 from jaxdistill.data.tokenizers import load_tokenizer
 from jaxdistill.errors import BadInput
@@ -79,13 +79,8 @@ def evaluate(model_dir: str, source: str = "default:heldout", *, teacher: str = 
         raise BadInput(f"sequence_length={sequence_length} exceeds the model's max_positions={model.config.max_positions}")
     tokenizer = load_tokenizer(interop.locate(model_dir))
     text = prepare_text(source, tokenizer, cache or cache_directory() / "prepared", sequence_length=sequence_length, split=split)
-    options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "max_predictions": max(1, round(0.15 * sequence_length))}
-    if text.num_records <= max_examples:
-        rows = heldout_batches(text, **options)
-    else:
-        import itertools
-
-        rows = itertools.islice(make_loader(text, prefetch=False, **options), max(1, max_examples // batch_size))
+    rows = heldout_batches(text, batch_size=batch_size, seed=seed, max_examples=max_examples,
+                           max_predictions=max(1, round(0.15 * sequence_length)))
     pair: dict[str, Any] = {}
     if teacher:
         pair["teacher"], pair["teacher_params"] = interop.from_pretrained(teacher)

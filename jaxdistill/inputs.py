@@ -6,7 +6,6 @@ Each is found again on the next call: the tokenizer by its folder, prepared text
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
 import platform
 from collections.abc import Iterator
@@ -111,11 +110,8 @@ def batches(config: ConfigDict, prepared: PreparedText, *, batch_size: int, star
 
 def heldout(config: ConfigDict, prepared: PreparedText, max_examples: int | None = None) -> list[dict[str, np.ndarray]]:
     """The held-out rows that every network is measured on: all of them, or a fixed shuffled sample."""
-    size, most = config.evaluation.batch_size, max_examples or config.evaluation.max_examples
-    if prepared.num_records <= most:
-        return list(heldout_batches(prepared, batch_size=size, **row_options(config)))
-    sample = make_loader(prepared, batch_size=size, prefetch=False, **row_options(config))
-    return list(itertools.islice(sample, max(1, most // size)))
+    return list(heldout_batches(prepared, batch_size=config.evaluation.batch_size, **row_options(config),
+                                max_examples=max_examples or config.evaluation.max_examples))
 
 
 def row_options(config: ConfigDict) -> dict[str, Any]:

@@ -23,13 +23,13 @@ from jaxdistill.inputs import Corpus
 from jaxdistill.methods.base import Stage
 from jaxdistill.models import Model, Params
 from jaxdistill.models.parameters import count, digest
-from jaxdistill.models.sizes import forward_flops
 from jaxdistill.resolve import TEACHER, Recipe, resolve, stage_seed, trace
 from jaxdistill.students.copying import copy_embeddings_and_heads, random_start
 from jaxdistill.training import loop, sharding, state
 from jaxdistill.training.checkpoints import Checkpoints
-from jaxdistill.training.metrics import MetricWriter, mfu, peak_flops
+from jaxdistill.training.metrics import MetricWriter
 from jaxdistill.training.progress import Progress
+from jaxdistill.training.speed import rates, step_flops
 from jaxdistill.training.step import make_layer_losses
 from jaxdistill.workdir import Workdir, lock
 
@@ -178,15 +178,15 @@ class Run:
         page["examples"] = self.recipe.first_example[stage.name] + stage.steps * stage.batch_size
         teacher_params = sharding.put_replicated(self.mesh, self.networks[TEACHER]) if teacher else {}
         batches = inputs.batches(config, self.corpus.train, batch_size=stage.batch_size, start_example=example)
-        tokens = stage.batch_size * config.data.sequence_length
-        flops = step_flops(stage, model, teacher, config)
+        length = config.data.sequence_length
+        flops = step_flops(stage, model, teacher, length, config.data.max_predictions)
         with MetricWriter(self.folder.path) as writer, \
-                Progress(stage.steps, stage.name, initial=done, tokens_per_unit=tokens) as bar:
+                Progress(stage.steps, stage.name, initial=done, tokens_per_unit=stage.batch_size * length) as bar:
             writer.rewind(stage.name, done, stage.network)
             reporting = loop.Reporting(
                 write=lambda step, scalars: writer.write(stage.name, step, scalars, stage.network),
                 show=lambda step, scalars: bar.reach(step, loss=scalars["loss"]),
-                rates=lambda rate: rates(rate, stage.batch_size, tokens, flops, self.mesh),
+                rates=lambda rate: rates(rate, stage.batch_size, length, flops, self.mesh),
                 every=config.log_every)
             limits = loop.Limits(config.checkpoint.every_steps, config.max_skipped_in_a_row)
             evaluate_layer = self._layer_evaluator(stage, model, teacher, teacher_params) if stage.progressive else None
@@ -305,41 +305,3 @@ def export_model(directory: epath.PathLike, model: Model, params: Params, tokeni
     exported = interop.save_pretrained(directory, model, params, tokenizer, card=card, overwrite=overwrite)
     verified = interop.verify_export(directory, model, params)
     return {"path": str(directory), "format": exported.format, "reason": exported.reason, **verified}
-
-
-def step_flops(stage: Stage, model: Model, teacher: Model | None, config: ConfigDict) -> dict[str, float]:
-    """Analytic FLOPs of one step over the global batch, teacher (forward) and student (3 x forward) apart.
-
-    A progressive phase runs, on average, half the depth; its backward reaches one block (strict) or all below (soft).
-    """
-    length, words = config.data.sequence_length, config.data.max_predictions
-
-    def forward(m: Model, heads: tuple[str, ...]) -> float:
-        return float(sum(forward_flops(m.config, length, words, heads).values()))
-
-    student = 3.0 * forward(model, stage.heads("student"))
-    other = forward(teacher, stage.heads("teacher")) if teacher is not None else 0.0
-    if stage.progressive:
-        share = (model.config.num_layers + 1) / (2 * model.config.num_layers)
-        once = forward(model, ()) * share
-        student = 3.0 * once if stage.depth == "progressive_soft" else once + 2.0 * forward(model, ()) / model.config.num_layers
-        other *= share
-    return {"student": student * stage.batch_size, "teacher": other * stage.batch_size}
-
-
-def rates(steps_per_second: float, batch_size: int, tokens: int, flops: dict[str, float], mesh: jax.sharding.Mesh
-          ) -> dict[str, float]:
-    """Speeds of the loop, MFU of teacher and student apart; nothing before the first interval has passed."""
-    if steps_per_second <= 0:
-        return {}
-    found = {"steps_per_second": steps_per_second, "sequences_per_second": steps_per_second * batch_size,
-             "tokens_per_second": steps_per_second * tokens}
-    devices = mesh.devices.size
-    peak = peak_flops(mesh.devices.flat[0].device_kind)
-    if peak is not None and jax.default_backend() == "cpu":
-        devices = 1  # host devices share the cores that the peak was measured on
-    for name, amount in flops.items():
-        share = mfu(amount, 1.0 / steps_per_second, devices, peak)
-        if share is not None and amount:
-            found[f"mfu_{name}"] = share
-    return found

@@ -106,3 +106,17 @@ def test_ctrl_c_saves_says_how_to_resume_and_exits_130(tmp_path, text_source):
     assert process.returncode == 130, err
     assert "run the same command to resume" in err and "Traceback" not in err
     assert "everything is saved" in err and saved()
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_between_the_stages_is_one_line_too(capsys, monkeypatch, number, code):
+    """While text is prepared or networks are evaluated no loop listens for it."""
+    before = {which: signal.getsignal(which) for which in (signal.SIGTERM, signal.SIGINT)}
+    monkeypatch.setattr("jaxdistill.commands.describe_text", lambda *_: os.kill(os.getpid(), number))
+    try:
+        assert cli.main(["describe", "--preset=mobilebert"]) == code
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)
+    err = capsys.readouterr().err
+    assert "run the same command to resume" in err and err.count("\n") == 1

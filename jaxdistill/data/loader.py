@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import Any, SupportsIndex
 
@@ -199,15 +200,33 @@ def heldout_batches(
     mask_rate: float = 0.15,
     whole_word: bool = False,
     nsp: bool = True,
+    max_examples: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
     in_memory: bool | None = None,
 ) -> Iterator[Batch]:
     """Every record once, in order, with pairs and masks fixed by the seed. Arguments and batches as in `make_loader`.
 
+    Of more than `max_examples` records a shuffled sample is taken, as many as fill whole batches: `make_loader`'s first.
     The last global batch is filled up with copies of the last record whose `example_weights` and `mlm_weights` are 0.
     Every host gets the same number of batches.
     """
+    if max_examples is not None and prepared.num_records > max_examples:
+        sample = make_loader(
+            prepared,
+            batch_size=batch_size,
+            seed=seed,
+            max_predictions=max_predictions,
+            mask_rate=mask_rate,
+            whole_word=whole_word,
+            nsp=nsp,
+            process_index=process_index,
+            process_count=process_count,
+            prefetch=False,
+            in_memory=in_memory,
+        )
+        yield from itertools.islice(sample, max(1, max_examples // batch_size))
+        return
     _check(prepared, max_predictions, mask_rate, nsp)
     num_rows = rows_a_host(batch_size, process_index, process_count)
     rows = RowMaker(

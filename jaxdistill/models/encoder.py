@@ -10,6 +10,7 @@ Called by training (through `apply` and `apply_at`), evaluation, interop and use
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -103,8 +104,14 @@ class Model:
 
     def block(self, layer_params: Params, hidden_BxLxD: jax.Array, bias_Bx1xLxL: jax.Array,
               dropout_key: jax.Array | None = None) -> tuple[jax.Array, Arrays]:
-        """One block with one layer's parameters (no layer axis): (next hidden state, its taps)."""
-        return _apply(Block(self.config), layer_params, dropout_key, hidden_BxLxD, bias_Bx1xLxL)
+        """One block with one layer's parameters (no layer axis): (next hidden state, its taps).
+
+        The backward pass keeps the projections' outputs alone and computes norms, activations and attention scores
+        again: they cost few operations and fill most of the memory.
+        """
+        run = functools.partial(_apply, Block(self.config))
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        return jax.checkpoint(run, policy=policy, prevent_cse=False)(layer_params, dropout_key, hidden_BxLxD, bias_Bx1xLxL)
 
     def encode(self, layers: Params, hidden_BxLxD: jax.Array, bias_Bx1xLxL: jax.Array, *, taps: Sequence[str] = (),
                dropout_key: jax.Array | None = None) -> tuple[jax.Array, Arrays]:

@@ -57,16 +57,14 @@ class Checkpoints:
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(
                 state=ocp.args.StandardRestore(target), page=ocp.args.JsonRestore()))
-            return restored["state"], restored["page"]
         except Exception as error:  # tensorstore, JSON or missing items: whatever a damaged folder leads to
             raise BadInput(f"checkpoint {self._directory / str(step)} cannot be read ({str(error).splitlines()[0][:120]}); "
                            "delete that folder to go back to the one before it") from error
-
-    def page(self) -> dict[str, Any] | None:
-        """The newest page alone, or None: what a resume needs to know before it builds anything."""
-        if self.latest() is None:
-            return None
-        return self._manager.restore(self.latest(), args=ocp.args.Composite(page=ocp.args.JsonRestore()))["page"]
+        page = restored["page"]
+        if page.get("schema") != SCHEMA:
+            raise BadInput(f"checkpoint {self._directory / str(step)} has schema {page.get('schema')}, this version reads "
+                           f"{SCHEMA}; finish the run with the version that began it, or use another workdir")
+        return restored["state"], page
 
     def close(self, *, delete: bool = False) -> None:
         """Waits for saves under way; `delete` removes them all, once the stage's result is safe elsewhere."""

@@ -1,4 +1,4 @@
-"""Where numbers go while a run goes on (TensorBoard and `metrics.jsonl`), and how fast the machine could go at best.
+"""Where numbers go while a run goes on: TensorBoard and `metrics.jsonl`.
 
 TensorBoard files are written by tensorboard's own EventFileWriter: no TensorFlow, no clu. Each (stage, network) is a
 TensorBoard run of its own, so the same tag of two networks is drawn in one chart and a resumed stage can discard
@@ -12,7 +12,6 @@ Called by the loop and by `run`, on the first process only; read back by `report
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import sys
@@ -170,50 +169,3 @@ def _event_writer(directory: str) -> Any:
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
     return EventFileWriter(directory, max_queue_size=1000, flush_secs=30)
-
-
-# Dense bfloat16 peak of one JAX device (manufacturers' sheets), by the start of `device_kind`; the first match counts.
-# A device of TPU v2, v3 and 7x is half a chip.
-PEAK_FLOPS: tuple[tuple[str, float], ...] = (
-    ("TPU v2", 22.5e12), ("TPU v3", 61.5e12), ("TPU v4 lite", 138e12), ("TPU v4", 275e12),
-    ("TPU v5 lite", 197e12), ("TPU v5e", 197e12), ("TPU v5", 459e12),
-    ("TPU v6 lite", 918e12), ("TPU v6e", 918e12), ("TPU7x", 1153.5e12), ("TPU v7x", 1153.5e12),
-    ("NVIDIA A100", 312e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA H100 NVL", 835e12), ("NVIDIA H100", 989e12),
-    ("NVIDIA H200 NVL", 835e12), ("NVIDIA H200", 989e12), ("NVIDIA GH200", 989e12),
-    ("NVIDIA B200", 2250e12), ("NVIDIA GB200", 2500e12),
-)
-
-
-def peak_flops(device_kind: str) -> float | None:
-    """Peak FLOP/s of one device of this `jax.Device.device_kind`; None if it is not in the table.
-
-    For "cpu" there is no such figure: a float32 matrix product is timed instead (about 0.3 s, once a process).
-    """
-    if device_kind.lower() == "cpu":
-        return _measured_cpu_flops()
-    return next((peak for prefix, peak in PEAK_FLOPS if device_kind.lower().startswith(prefix.lower())), None)
-
-
-@functools.cache
-def _measured_cpu_flops(size: int = 1024, seconds: float = 0.25) -> float:
-    """The best of repeated products: on a shared machine the mean measures the neighbours."""
-    import jax
-    import jax.numpy as jnp
-
-    cpu = jax.local_devices(backend="cpu")[0]
-    a = jax.device_put(jnp.ones((size, size), jnp.float32), cpu)
-    product = jax.jit(jnp.matmul)
-    product(a, a).block_until_ready()
-    best, end = math.inf, time.perf_counter() + seconds
-    while (start := time.perf_counter()) < end:
-        product(a, a).block_until_ready()
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
-
-
-def mfu(flops_per_step: float, seconds_per_step: float, n_devices: int, peak: float | None) -> float | None:
-    """Model FLOPs utilisation: the fraction of `n_devices` x `peak` FLOP/s that `flops_per_step` of useful work over
-    the whole global batch makes up; None where the peak is unknown."""
-    if not peak or seconds_per_step <= 0:
-        return None
-    return flops_per_step / (seconds_per_step * n_devices * peak)

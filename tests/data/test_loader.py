@@ -154,6 +154,15 @@ def test_heldout_is_one_pass(prepared: PreparedText, hosts: int) -> None:
     _assert_equal(list(heldout_batches(prepared, **options)), joined)
 
 
+def test_a_large_heldout_set_is_sampled(prepared: PreparedText) -> None:
+    options: dict[str, Any] = {"batch_size": 16, "seed": 3, "max_predictions": 10}
+    few = list(heldout_batches(prepared, max_examples=50, **options))
+    assert len(few) == 3 and all(batch["example_weights"].all() for batch in few)
+    _assert_equal(few, _batches(prepared, 3, batch_size=16, seed=3, max_predictions=10))
+    whole = list(heldout_batches(prepared, max_examples=prepared.num_records, **options))
+    _assert_equal(whole, list(heldout_batches(prepared, **options)))
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

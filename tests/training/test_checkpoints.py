@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdistill.errors import TrainingStopped
+from jaxdistill.errors import BadInput, TrainingStopped
 from jaxdistill.training import sharding, state
 from jaxdistill.training.checkpoints import Checkpoints, disk_errors
 from tests.conftest import STUDENT, make_stage, random_params
@@ -50,16 +50,25 @@ def test_restored_is_saved_to_the_bit_on_any_number_of_devices(tmp_path, saved, 
 
 def test_the_newest_ones_are_kept_and_the_newest_is_read(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
-    assert checkpoints.latest() is None and checkpoints.page() is None
+    assert checkpoints.latest() is None
     for step in (2, 4, 6):
         checkpoints.save(example(step, seed=step), {"at": step}, wait=True)
-    assert checkpoints.latest() == 6 and checkpoints.page() == {"schema": 1, "at": 6}
-    assert equal(checkpoints.restore(like(), sharding.replicated(sharding.make_mesh(1)))[0], example(6, seed=6))
+    whole = sharding.replicated(sharding.make_mesh(1))
+    held, page = checkpoints.restore(like(), whole)
+    assert checkpoints.latest() == 6 and page == {"schema": 1, "at": 6} and equal(held, example(6, seed=6))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["4", "6"]
     checkpoints.save(example(6, seed=0), {"at": "again"}, wait=True)  # already there: left alone
-    assert checkpoints.page()["at"] == 6
+    assert checkpoints.restore(like(), whole)[1]["at"] == 6
     checkpoints.close(delete=True)
     assert not tmp_path.exists()
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(example(2), {}, wait=True)
+    monkeypatch.setattr("jaxdistill.training.checkpoints.SCHEMA", 2)
+    with pytest.raises(BadInput, match="schema 1, this version reads 2"):
+        checkpoints.restore(like(), sharding.replicated(sharding.make_mesh(1)))
 
 
 def test_an_unfinished_save_is_not_a_checkpoint(tmp_path):

@@ -1,0 +1,104 @@
+"""How fast a stage runs and how fast the machine could go at best: analytic FLOPs of a step, peaks, MFU. Called by run."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxdistill.methods.base import Stage
+from jaxdistill.models import Model
+from jaxdistill.models.sizes import TRAINING_FLOPS_PER_FORWARD_FLOP, encoder_flops, forward_flops
+
+# Dense bfloat16 peak of one JAX device (manufacturers' sheets), by the start of `device_kind`; the first match counts.
+# A device of TPU v2, v3 and 7x is half a chip.
+PEAK_FLOPS: tuple[tuple[str, float], ...] = (
+    ("TPU v2", 22.5e12), ("TPU v3", 61.5e12), ("TPU v4 lite", 138e12), ("TPU v4", 275e12),
+    ("TPU v5 lite", 197e12), ("TPU v5e", 197e12), ("TPU v5", 459e12),
+    ("TPU v6 lite", 918e12), ("TPU v6e", 918e12), ("TPU7x", 1153.5e12), ("TPU v7x", 1153.5e12),
+    ("NVIDIA A100", 312e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA H100 NVL", 835e12), ("NVIDIA H100", 989e12),
+    ("NVIDIA H200 NVL", 835e12), ("NVIDIA H200", 989e12), ("NVIDIA GH200", 989e12),
+    ("NVIDIA B200", 2250e12), ("NVIDIA GB200", 2500e12),
+)
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Peak FLOP/s of one device of this `jax.Device.device_kind`; None if it is not in the table.
+
+    For "cpu" there is no such figure: a float32 matrix product is timed instead (about 0.3 s, once a process).
+    """
+    if device_kind.lower() == "cpu":
+        return _measured_cpu_flops()
+    return next((peak for prefix, peak in PEAK_FLOPS if device_kind.lower().startswith(prefix.lower())), None)
+
+
+@functools.cache
+def _measured_cpu_flops(size: int = 1024, seconds: float = 0.25) -> float:
+    """The best of repeated products: on a shared machine the mean measures the neighbours."""
+    cpu = jax.local_devices(backend="cpu")[0]
+    a = jax.device_put(jnp.ones((size, size), jnp.float32), cpu)
+    product = jax.jit(jnp.matmul)
+    product(a, a).block_until_ready()
+    best, end = math.inf, time.perf_counter() + seconds
+    while (start := time.perf_counter()) < end:
+        product(a, a).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def mfu(flops_per_step: float, seconds_per_step: float, n_devices: int, peak: float | None) -> float | None:
+    """Model FLOPs utilisation: the fraction of `n_devices` x `peak` FLOP/s that `flops_per_step` of useful work over
+    the whole global batch makes up; None where the peak is unknown."""
+    if not peak or seconds_per_step <= 0:
+        return None
+    return flops_per_step / (seconds_per_step * n_devices * peak)
+
+
+def step_flops(stage: Stage, model: Model, teacher: Model | None, length: int, masked_positions: int) -> dict[str, float]:
+    """Analytic FLOPs of one step over the global batch of rows of `length` tokens: `student` (forward and backward)
+    and `teacher` (forward). What the backward pass computes again is not counted, as MFU wants it.
+
+    A progressive phase is counted as the mean over its layers: both models run up to the active layer alone, and the
+    backward pass reaches one block (strict) or all below as well (soft).
+    """
+    heads, backward = stage.heads, TRAINING_FLOPS_PER_FORWARD_FLOP - 1
+    if not stage.progressive:
+        student = (1 + backward) * _forward(model, heads("student"), length, masked_positions)
+        other = _forward(teacher, heads("teacher"), length, masked_positions) if teacher is not None else 0.0
+    else:
+        student = _mean_over_depth(model, length)
+        reached = student if stage.depth == "progressive_soft" else (
+            encoder_flops(model.config, length, 1) - encoder_flops(model.config, length, 0))
+        student += backward * reached
+        other = _mean_over_depth(teacher, length) if teacher is not None else 0.0
+    return {"student": student * stage.batch_size, "teacher": other * stage.batch_size}
+
+
+def _forward(model: Model, heads: tuple[str, ...], length: int, masked_positions: int) -> float:
+    return float(sum(forward_flops(model.config, length, masked_positions, heads).values()))
+
+
+def _mean_over_depth(model: Model, length: int) -> float:
+    depth = model.config.num_layers
+    return sum(encoder_flops(model.config, length, layers) for layers in range(1, depth + 1)) / depth
+
+
+def rates(steps_per_second: float, batch_size: int, length: int, flops: dict[str, float], mesh: Mesh) -> dict[str, float]:
+    """Speeds of the loop, MFU of teacher and student apart; nothing before the first interval has passed."""
+    if steps_per_second <= 0:
+        return {}
+    found = {"steps_per_second": steps_per_second, "sequences_per_second": steps_per_second * batch_size,
+             "tokens_per_second": steps_per_second * batch_size * length}
+    devices = mesh.devices.size
+    peak = peak_flops(mesh.devices.flat[0].device_kind)
+    if peak is not None and jax.default_backend() == "cpu":
+        devices = 1  # host devices share the cores that the peak was measured on
+    for name, amount in flops.items():
+        share = mfu(amount, 1.0 / steps_per_second, devices, peak)
+        if share is not None and amount:
+            found[f"mfu_{name}"] = share
+    return found
