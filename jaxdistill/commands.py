@@ -107,7 +107,7 @@ def seeds(config: ConfigDict, workdir: epath.PathLike, numbers: Sequence[int] = 
     Writes `seeds.json`: for every network the held-out MLM loss by seed, mean and range; for every baseline the margin
     student - baseline by seed (paired: one seed has one teacher, one data order and the same held-out rows).
     """
-    resolve(config, vocab_size=config.data.vocab_size, num_records=inputs.MANY, mesh=sharding.make_mesh(config.mesh.data))
+    resolve(config, vocab_size=config.data.vocab_size, num_records=inputs.MANY, mesh=sharding.make_mesh(**config.mesh))
     losses: dict[str, list[float]] = {}
     for seed in numbers:
         seeded = config.copy_and_resolve_references()

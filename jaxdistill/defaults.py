@@ -44,7 +44,7 @@ def recipe(name: str) -> ConfigDict:
         "checkpoint": {"every_steps": 500, "keep": 2},
         "log_every": 20,
         "max_skipped_in_a_row": 20,
-        "mesh": {"data": -1},
+        "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # -1: the devices that the others leave
         "export": True,  # write the student as a Hugging Face folder at the end
     })
 

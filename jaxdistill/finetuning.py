@@ -100,7 +100,7 @@ def _train(stage: Stage, model: Model, params: Params, task: TokenizedTask, fold
     checkpoints = Checkpoints(folder / "checkpoints" / stage.name)
     train_state, page = state.create(stage, params), {"seconds": 0.0}
     if checkpoints.latest() is not None:
-        train_state, held = checkpoints.restore(train_state, sharding.replicated(mesh))
+        train_state, held = checkpoints.restore(train_state, mesh)
         page["seconds"] = held["seconds"]
     done = int(train_state.step)
     batches = classification_batches(task, batch_size=stage.batch_size, seed=seed, start_example=done * stage.batch_size,

@@ -94,6 +94,8 @@ def resolve(config: ConfigDict, *, vocab_size: int, num_records: int, mesh: Mesh
         check_data(config, recipe.model(stage.network), stage)
         check_fit(stage, recipe.model(stage.network), teacher)
         sharding.check_batch(mesh, stage.name, stage.batch_size, stage.accumulation)
+        for whose in {stage.network} | ({TEACHER} if stage.needs_teacher else set()):
+            sharding.check_model(mesh, recipe.model(whose), whose)
     check_frozen(recipe, bool(config.student.init))
     return recipe
 

@@ -6,6 +6,7 @@ are read from their folders, the stage in progress from its newest checkpoint.
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from jaxdistill.inputs import Corpus
 from jaxdistill.methods.base import Stage
 from jaxdistill.models import Model, Params
 from jaxdistill.models.parameters import count, digest
+from jaxdistill.models.sizes import parameter_shapes
 from jaxdistill.resolve import TEACHER, Recipe, resolve, stage_seed, trace
 from jaxdistill.students.copying import copy_embeddings_and_heads, random_start
 from jaxdistill.training import loop, sharding, state
@@ -43,7 +45,7 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, stages: Sequence[str] 
     is compiled or overwritten; `Interrupted`, `Preempted` and `TrainingStopped` leave a resumable workdir.
     """
     started = time.perf_counter()
-    mesh = sharding.make_mesh(config.mesh.data)
+    mesh = sharding.make_mesh(**config.mesh)
     # A mistake in the recipe must not wait for the corpus: resolve once with sizes that only the text can tell.
     if not config.teacher.init and not config.student.init:
         resolve(config, vocab_size=config.data.vocab_size, num_records=inputs.MANY, mesh=mesh)
@@ -114,9 +116,9 @@ def check_settings(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
     if config.data.max_predictions > config.data.sequence_length:
         raise BadInput(f"config.data.max_predictions={config.data.max_predictions} exceeds sequence_length="
                        f"{config.data.sequence_length}; lower it")
-    if config.evaluation.batch_size % mesh.shape["data"]:
+    if config.evaluation.batch_size % sharding.batch_parts(mesh):
         raise BadInput(f"config.evaluation.batch_size={config.evaluation.batch_size} does not divide by "
-                       f"{mesh.shape['data']} devices; use a multiple")
+                       f"{sharding.batch_parts(mesh)} devices; use a multiple")
 
 
 class Run:
@@ -164,19 +166,19 @@ class Run:
             "first_example": self.recipe.first_example[stage.name], "lineage": self._lineage(stage),
             "teacher": {"path": self.teacher_path, "sha256": self.teacher_sha} if stage.needs_teacher else None,
         }
-        whole = sharding.replicated(self.mesh)
+        like = jax.eval_shape(lambda key: state.create(stage, model.init(key)), jax.random.key(0))
         if checkpoints.latest() is not None:
-            like = jax.eval_shape(lambda key: state.create(stage, model.init(key)), jax.random.key(0))
-            train_state, held = checkpoints.restore(like, whole)
+            train_state, held = checkpoints.restore(like, self.mesh)
             self._check_teacher(stage, held)
             self._check_lineage(stage, held)
             page |= {name: held[name] for name in ("seconds", "layers") if name in held}
         else:
-            train_state = state.create(stage, self._start(stage, model))
+            create = jax.jit(functools.partial(state.create, stage), out_shardings=sharding.shardings(self.mesh, like))
+            train_state = create(self._start(stage, model))
         done = int(train_state.step)
         example = page["first_example"] + done * stage.batch_size
         page["examples"] = self.recipe.first_example[stage.name] + stage.steps * stage.batch_size
-        teacher_params = sharding.put_replicated(self.mesh, self.networks[TEACHER]) if teacher else {}
+        teacher_params = sharding.place(self.mesh, self.networks[TEACHER]) if teacher else {}
         batches = inputs.batches(config, self.corpus.train, batch_size=stage.batch_size, start_example=example)
         length = config.data.sequence_length
         flops = step_flops(stage, model, teacher, length, config.data.max_predictions)
@@ -198,12 +200,15 @@ class Run:
         return jax.device_get(train_state.params), page
 
     def _start(self, stage: Stage, model: Model) -> Params:
-        """Where a network's parameters come from. The order is important: an earlier stage, a folder, a copy, chance."""
-        if stage.network in self.networks:
-            return jax.tree.map(jax.numpy.array, self.networks[stage.network])
-        if stage.network != TEACHER and "student" in self.loaded:
-            return jax.tree.map(jax.numpy.array, self.loaded["student"])
-        params = random_start(model, self.config.seed + (1 if stage.network != TEACHER else 0))
+        """Where a network's parameters come from. The order is important: an earlier stage, a folder, a copy, chance.
+
+        They are copies: the step takes its state's memory over, and a CPU device may share it with the host's arrays.
+        """
+        given = self.networks.get(stage.network, self.loaded.get("student") if stage.network != TEACHER else None)
+        if given is not None:
+            return sharding.place(self.mesh, jax.tree.map(np.array, given))
+        where = sharding.shardings(self.mesh, parameter_shapes(model.config))
+        params = random_start(model, self.config.seed + (1 if stage.network != TEACHER else 0), where)
         if self.recipe.starts[stage.network] == "copy":
             assert self.recipe.teacher is not None
             params, _ = copy_embeddings_and_heads(model, params, self.recipe.teacher, self.networks[TEACHER])

@@ -79,8 +79,15 @@ MISTAKES = {
         r"config.stages.transfer.layer_map=\(0, 2\): the teacher's layers are 0 to 1",
     ),
     "map below": ({"stages.transfer.layer_map": (-1, 0)}, "config.stages.transfer.layer_map=.-1, 0.*0 to 1"),
-    "devices": ({"mesh.data": 9}, "config.mesh.data=9, but 8 device"),
-    "no device": ({"mesh.data": 0}, "config.mesh.data=0, but 8 device"),
+    "devices": ({"mesh.data": 9}, "config.mesh.data=9, .*9 device.* but 8 device"),
+    "no device": ({"mesh.data": 0}, "config.mesh.data=0, .*expected 1 or more"),
+    "two open axes": ({"mesh.data": -1, "mesh.fsdp": -1}, "config.mesh.fsdp=-1.*at most one -1"),
+    "mesh does not divide": ({"mesh.data": -1, "mesh.fsdp": 3}, "config.mesh.fsdp=3.*3 device.* but 8 device"),
+    "heads over tensor": ({"mesh.data": 1, "mesh.tensor": 4}, "config.mesh.tensor=4 does not divide the 2 attention heads"),
+    "width over fsdp": (
+        {"mesh.data": 1, "mesh.fsdp": 8, "student.model.bottleneck_size": 12, "student.model.num_heads": 2},
+        "config.mesh.fsdp=8 does not divide 12, an axis of 'layers/.*' .* of the student",
+    ),
     "batch over devices": (
         {"mesh.data": 8, "stages.distill.batch_size": 12},
         "config.stages.distill.batch_size=12 .*does not divide by 8 devices; use a multiple of 8",
@@ -125,7 +132,7 @@ def changed(changes, source="text.txt"):
 
 
 def resolved(config, num_records=100, **loaded):
-    return resolve(config, vocab_size=120, num_records=num_records, mesh=sharding.make_mesh(config.mesh.data), **loaded)
+    return resolve(config, vocab_size=120, num_records=num_records, mesh=sharding.make_mesh(**config.mesh), **loaded)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

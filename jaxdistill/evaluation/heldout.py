@@ -25,7 +25,7 @@ def evaluate(model: Model, params: Params, batches: Iterable[dict[str, np.ndarra
     (share of the teacher's five best words among the model's five). Absent heads leave their numbers out."""
     sums_fn = jax.jit(make_sums(model, teacher))
     totals: dict[str, float] = {}
-    params, other = sharding.put_replicated(mesh, params), sharding.put_replicated(mesh, teacher_params or {})
+    params, other = sharding.place(mesh, params), sharding.place(mesh, teacher_params or {})
     for batch in batches:
         for name, value in jax.device_get(sums_fn(params, other, sharding.put_batch(mesh, batch))).items():
             totals[name] = totals.get(name, 0.0) + float(value)

@@ -4,6 +4,8 @@ and shape exist in the teacher and that is not in a block; blocks stay random, a
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -34,6 +36,7 @@ def copied_names(student: Model, teacher: Model) -> set[str]:
     }
 
 
-def random_start(student: Model, seed: int) -> Params:
-    """Fresh parameters; the same for every student of one architecture and seed, so comparisons are paired."""
-    return jax.jit(student.init)(jax.random.key(seed))
+def random_start(student: Model, seed: int, shardings: Any = None) -> Params:
+    """Fresh parameters, made where `shardings` (a tree like the parameters') wants them; the same for every student of
+    one architecture and seed, so comparisons are paired."""
+    return jax.jit(student.init, out_shardings=shardings)(jax.random.key(seed))

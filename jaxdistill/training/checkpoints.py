@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from jaxdistill.errors import BadInput, TrainingStopped
+from jaxdistill.training import sharding
 from jaxdistill.training.state import TrainState
 
 SCHEMA = 1
@@ -50,9 +51,10 @@ class Checkpoints:
             if wait:
                 self._manager.wait_until_finished()
 
-    def restore(self, like: TrainState, sharding: jax.sharding.Sharding) -> tuple[TrainState, dict[str, Any]]:
-        """The newest (state, page); `like` gives shapes and dtypes (arrays or `ShapeDtypeStruct`s)."""
-        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
+    def restore(self, like: TrainState, mesh: jax.sharding.Mesh) -> tuple[TrainState, dict[str, Any]]:
+        """The newest (state, page), placed on `mesh`; `like` gives shapes and dtypes (arrays or `ShapeDtypeStruct`s)."""
+        target = jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), like,
+                              sharding.shardings(mesh, like))
         step = self.latest()
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(

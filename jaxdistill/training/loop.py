@@ -56,10 +56,8 @@ def run_stage(stage: Stage, model: Model, state: TrainState, teacher: Model | No
     returned) are kept up to date here. Raises `TrainingStopped` after too many non-finite updates in a row,
     `Interrupted` or `Preempted` when asked to stop; the state is saved before the latter two.
     """
-    whole = sharding.replicated(mesh)
-    step_fn = jax.jit(make_step(stage, model, teacher, seed), donate_argnums=0,
-                      in_shardings=(whole, whole, sharding.over_batch(mesh)), out_shardings=(whole, whole))
-    state = sharding.put_replicated(mesh, state)
+    state, teacher_params = sharding.place(mesh, state), sharding.place(mesh, teacher_params)
+    step_fn = compile_step(stage, model, teacher, mesh, seed, state, teacher_params)
     done = int(state.step)
     pending: tuple[int, Any] | None = None
     clock = Clock(page.get("seconds", 0.0))
@@ -69,7 +67,9 @@ def run_stage(stage: Stage, model: Model, state: TrainState, teacher: Model | No
                 jax.block_until_ready(state)  # steps still under way are training time
                 with clock.paused():
                     record_phase(stage, model, page, done, state.params, evaluate_layer)
-            state, metrics = step_fn(state, teacher_params, sharding.put_batch(mesh, next(batches)))
+            batch = sharding.put_batch(mesh, next(batches))
+            with jax.transfer_guard("disallow"):  # nothing may cross between host and device unasked
+                state, metrics = step_fn(state, teacher_params, batch)
             done += 1
             if pending is not None:
                 _report(stage, *pending, reporting, limits, clock)
@@ -94,6 +94,15 @@ def run_stage(stage: Stage, model: Model, state: TrainState, teacher: Model | No
             checkpoints.save(state, page, wait=True)
             raise stop.error(f"in stage {stage.name!r} after {done} of {stage.steps} steps")
     return state
+
+
+def compile_step(stage: Stage, model: Model, teacher: Model | None, mesh: Mesh, seed: int, state: Any, teacher_params: Params
+                 ) -> Callable[..., tuple[TrainState, Any]]:
+    """The jitted step with every array's place on the mesh; the state is donated. Arguments may be abstract."""
+    where = sharding.shardings(mesh, state)
+    return jax.jit(make_step(stage, model, teacher, seed), donate_argnums=0,
+                   in_shardings=(where, sharding.shardings(mesh, teacher_params), sharding.over_batch(mesh)),
+                   out_shardings=(where, sharding.replicated(mesh)))
 
 
 def at_border(stage: Stage, model: Model, done: int) -> bool:

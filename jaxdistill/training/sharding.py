@@ -1,10 +1,13 @@
-"""Where arrays live: one mesh, the batch split over its `data` axis, parameters on every device. Called by run, loop.
+"""Where arrays live: one mesh, the batch split over its devices, and ONE table from a parameter's name to its axes.
 
-Global sums come from `jit` with these shardings: a loss is written once, over the global batch.
+Mesh axes: `data` (whole copies of the parameters), `fsdp` (parameters and optimizer state split, gathered where they
+are used; the batch is split over it too) and `tensor` (attention heads and feed-forward neurons split). Global sums
+come from `jit` with these shardings: a loss is written once, over the global batch. Called by run, loop, evaluation.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import jax
@@ -12,25 +15,66 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdistill.errors import BadInput
+from jaxdistill.models import Model
+from jaxdistill.models.parameters import flatten, is_stacked
+from jaxdistill.models.sizes import parameter_shapes
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")
+
+# (pattern of the whole name, mesh axis of each array axis). The first match counts; a name without a match is an error.
+# The layer axis, always first under `layers/`, is never split: it is indexed with a traced layer number.
+RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"layers/attention/(query|key|value)/kernel", (None, "fsdp", "tensor", None)),  # [N, D or H, A, K]
+    (r"layers/attention/(query|key|value)/bias", (None, "tensor", None)),  # [N, A, K]
+    (r"layers/attention/out/kernel", (None, "tensor", None, "fsdp")),  # [N, A, K, H]
+    (r"layers/ffn_\d+/up/kernel", (None, "fsdp", "tensor")),  # [N, H, F]
+    (r"layers/ffn_\d+/up/bias", (None, "tensor")),  # [N, F]
+    (r"layers/ffn_\d+/down/kernel", (None, "tensor", "fsdp")),  # [N, F, H]
+    (r"layers/bottleneck_(in|qk)/dense/kernel", (None, "fsdp", None)),  # [N, D, H]
+    (r"layers/bottleneck_out/kernel", (None, None, "fsdp")),  # [N, H, D]
+    (r"layers/.+/(bias|scale)", (None, None)),  # [N, H or D]
+    (r"embeddings/(word|position|token_type)", (None, "fsdp")),  # [V, E], [positions, D], [2, D]
+    (r"mlm/extra_embedding", (None, "fsdp")),  # [V, D - E]
+    (r"[^/]+(/.+)?/kernel", ("fsdp", None)),  # projections outside the stack: [in, out]
+    (r"[^/]+(/.+)?/(bias|scale)", (None,)),
+)
 
 
-def make_mesh(devices: int = -1) -> Mesh:
-    """A mesh of the first `devices` local devices (-1: all) with one axis, `data`."""
-    available = jax.devices()
-    if devices != -1 and not 1 <= devices <= len(available):
-        raise BadInput(f"config.mesh.data={devices}, but {len(available)} device(s) are there; use -1 for all of them")
-    chosen = available if devices == -1 else available[:devices]
-    return Mesh(np.asarray(chosen), ("data",))
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """A mesh of the axes `AXES`; one of them may be -1: all devices that the others leave.
+
+    Without a -1 the first data x fsdp x tensor devices are used. Raises `BadInput` when the sizes do not fit.
+    """
+    devices = jax.devices()
+    sizes = dict(zip(AXES, (data, fsdp, tensor)))
+    given = ", ".join(f"config.mesh.{axis}={size}" for axis, size in sizes.items())
+    open_axes = [axis for axis, size in sizes.items() if size == -1]
+    if len(open_axes) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise BadInput(f"{given}: expected 1 or more each, and at most one -1 (the devices that the others leave)")
+    fixed = int(np.prod([size for size in sizes.values() if size != -1]))
+    if fixed > len(devices) or (open_axes and len(devices) % fixed):
+        raise BadInput(f"{given}: {fixed} device(s) for the fixed axes, but {len(devices)} device(s) are there; their "
+                       "product must divide that number" + ("" if open_axes else ", or be less"))
+    if open_axes:
+        sizes[open_axes[0]] = len(devices) // fixed
+    shape = tuple(sizes.values())
+    return Mesh(np.asarray(devices[: int(np.prod(shape))]).reshape(shape), AXES)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-    """Whole on every device: parameters and optimizer state."""
-    return NamedSharding(mesh, PartitionSpec())
+def batch_parts(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return int(np.prod([mesh.shape[axis] for axis in BATCH]))
 
 
 def over_batch(mesh: Mesh) -> NamedSharding:
-    """Leading axis split over `data`: every array of a batch."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    """Leading axis split over `data` and `fsdp`: every array of a batch."""
+    return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device: numbers and metrics."""
+    return NamedSharding(mesh, PartitionSpec())
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -39,14 +83,54 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 
 
-def put_replicated(mesh: Mesh, tree: Any) -> Any:
-    """A tree of host or device arrays -> the same on every device of the mesh."""
-    return jax.device_put(tree, replicated(mesh))
+def spec(name: str, ndim: int) -> PartitionSpec:
+    """The axes of the parameter `name` by the table; one axis fewer when a stacked array is given as one layer's slice.
+
+    Raises `BadInput` for a name that the table does not cover.
+    """
+    for pattern, axes in RULES:
+        if re.fullmatch(pattern, name):
+            if is_stacked(name) and ndim == len(axes) - 1:
+                axes = axes[1:]
+            if ndim == len(axes):
+                return PartitionSpec(*axes)
+    raise BadInput(f"no sharding rule covers the parameter {name!r} with {ndim} axes; add one to training/sharding.py")
+
+
+def shardings(mesh: Mesh, tree: Any) -> Any:
+    """The sharding of every leaf of a parameter tree, or of a train state: moments lie where their parameters do, and
+    what is no parameter (counters) is on every device."""
+
+    def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        if not leaf.ndim:
+            return replicated(mesh)
+        name = re.sub(r"^(params|optimizer/(mu|nu))/", "", jax.tree_util.keystr(path, simple=True, separator="/"))
+        return NamedSharding(mesh, spec(name, leaf.ndim))
+
+    return jax.tree_util.tree_map_with_path(of, tree)
+
+
+def place(mesh: Mesh, tree: Any) -> Any:
+    """A parameter tree or train state of host or device arrays -> where the table wants it."""
+    return jax.device_put(tree, shardings(mesh, tree))
 
 
 def check_batch(mesh: Mesh, stage_name: str, batch_size: int, accumulation: int) -> None:
     """Raises `BadInput` when a micro-batch does not split evenly over the devices."""
-    devices = mesh.shape["data"]
-    if (batch_size // accumulation) % devices:
+    parts = batch_parts(mesh)
+    if (batch_size // accumulation) % parts:
         raise BadInput(f"config.stages.{stage_name}.batch_size={batch_size} in {accumulation} micro-batch(es) does not "
-                       f"divide by {devices} devices; use a multiple of {devices * accumulation}")
+                       f"divide by {parts} devices; use a multiple of {parts * accumulation}")
+
+
+def check_model(mesh: Mesh, model: Model, whose: str) -> None:
+    """Raises `BadInput` unless the table covers every parameter of `model` and the mesh divides every axis it splits."""
+    heads, tensor = model.config.num_heads, mesh.shape["tensor"]
+    if heads % tensor:
+        raise BadInput(f"config.mesh.tensor={tensor} does not divide the {heads} attention heads of the {whose}; use a "
+                       f"divisor of {heads}")
+    for name, leaf in flatten(parameter_shapes(model.config)).items():
+        for size, axis in zip(leaf.shape, spec(name, leaf.ndim)):
+            if axis is not None and size % mesh.shape[axis]:
+                raise BadInput(f"config.mesh.{axis}={mesh.shape[axis]} does not divide {size}, an axis of {name!r} "
+                               f"{list(leaf.shape)} of the {whose}; use a divisor of {size}")

@@ -37,12 +37,12 @@ def equal(a, b):
 
 @pytest.mark.parametrize("saved, restored", [(1, 1), (1, 8), (8, 1)])
 def test_restored_is_saved_to_the_bit_on_any_number_of_devices(tmp_path, saved, restored):
-    given = sharding.put_replicated(sharding.make_mesh(saved), example(4))
+    given = sharding.place(sharding.make_mesh(saved), example(4))
     first = Checkpoints(tmp_path)
     first.save(given, {"seconds": 1.5, "layers": [{"layer": 0}]}, wait=True)
     first.close()
     mesh = sharding.make_mesh(restored)
-    held, page = Checkpoints(tmp_path).restore(like(), sharding.replicated(mesh))
+    held, page = Checkpoints(tmp_path).restore(like(), mesh)
     assert equal(held, given)
     assert page == {"schema": 1, "seconds": 1.5, "layers": [{"layer": 0}]}
     assert all(leaf.sharding.device_set == set(mesh.devices.flat) for leaf in jax.tree.leaves(held))
@@ -53,12 +53,12 @@ def test_the_newest_ones_are_kept_and_the_newest_is_read(tmp_path):
     assert checkpoints.latest() is None
     for step in (2, 4, 6):
         checkpoints.save(example(step, seed=step), {"at": step}, wait=True)
-    whole = sharding.replicated(sharding.make_mesh(1))
-    held, page = checkpoints.restore(like(), whole)
+    mesh = sharding.make_mesh(1)
+    held, page = checkpoints.restore(like(), mesh)
     assert checkpoints.latest() == 6 and page == {"schema": 1, "at": 6} and equal(held, example(6, seed=6))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["4", "6"]
     checkpoints.save(example(6, seed=0), {"at": "again"}, wait=True)  # already there: left alone
-    assert checkpoints.restore(like(), whole)[1]["at"] == 6
+    assert checkpoints.restore(like(), mesh)[1]["at"] == 6
     checkpoints.close(delete=True)
     assert not tmp_path.exists()
 
@@ -68,7 +68,7 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path, monkeypatch):
     checkpoints.save(example(2), {}, wait=True)
     monkeypatch.setattr("jaxdistill.training.checkpoints.SCHEMA", 2)
     with pytest.raises(BadInput, match="schema 1, this version reads 2"):
-        checkpoints.restore(like(), sharding.replicated(sharding.make_mesh(1)))
+        checkpoints.restore(like(), sharding.make_mesh(1))
 
 
 def test_an_unfinished_save_is_not_a_checkpoint(tmp_path):
@@ -81,7 +81,7 @@ def test_an_unfinished_save_is_not_a_checkpoint(tmp_path):
     (partial / "state" / "half").write_text("x")
     again = Checkpoints(tmp_path)
     assert again.latest() == 2
-    assert equal(again.restore(like(), sharding.replicated(sharding.make_mesh(1)))[0], example(2))
+    assert equal(again.restore(like(), sharding.make_mesh(1))[0], example(2))
 
 
 def test_what_is_saved_is_of_the_moment_of_saving(tmp_path):
@@ -93,7 +93,7 @@ def test_what_is_saved_is_of_the_moment_of_saving(tmp_path):
     page["layers"] += [{"layer": i} for i in range(1, 50)]
     jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)(given)
     checkpoints.close()
-    held, found = Checkpoints(tmp_path).restore(like(), sharding.replicated(sharding.make_mesh(1)))
+    held, found = Checkpoints(tmp_path).restore(like(), sharding.make_mesh(1))
     assert equal(held, example(2))
     assert found["layers"] == [{"layer": 0, "before": {"loss": 1.0}}]
 

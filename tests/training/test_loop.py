@@ -49,7 +49,7 @@ def run(folder, given, stage=PRETRAIN, log=None, page=None, evaluate=None, **lim
     page = {} if page is None else page
     now = state.create(stage, random_params(STUDENT, 2))
     if checkpoints.latest() is not None:
-        now, held = checkpoints.restore(now, sharding.replicated(mesh))
+        now, held = checkpoints.restore(now, mesh)
         page |= held
     log = log or Log()
     try:
@@ -143,9 +143,7 @@ def test_too_many_bad_updates_stop_it_and_the_last_good_checkpoint_stays(tmp_pat
             stage=make_stage("pretrain", steps=20, learning_rate=0.01, dropout=True),
         )
     assert caught.value.exit_code == 3 and 7 <= log.rows[-1][0] <= 8
-    held, _ = Checkpoints(tmp_path).restore(
-        state.create(PRETRAIN, random_params(STUDENT, 2)), sharding.replicated(sharding.make_mesh(1))
-    )
+    held, _ = Checkpoints(tmp_path).restore(state.create(PRETRAIN, random_params(STUDENT, 2)), sharding.make_mesh(1))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(held))
 
 
