@@ -100,13 +100,15 @@ def _load(options: argparse.Namespace) -> Any:
     return load_config(options.config, options.overrides)
 
 
-def _train(options: argparse.Namespace) -> str:
+def _train(options: argparse.Namespace) -> str | None:
     from jaxdistill import report, run
+    from jaxdistill.training import hosts
 
+    hosts.connect(options.coordinator, options.num_processes, options.process_id, options.distributed)
     use_compilation_cache()
     stages = options.stages.split(",") if options.stages else None
     results = run.train(_load(options), options.workdir, stages=stages)
-    return report.format_table(results) + f"\nEverything is in {options.workdir}"
+    return report.format_table(results) + f"\nEverything is in {options.workdir}" if hosts.first() else None
 
 
 def _seeds(options: argparse.Namespace) -> str:
@@ -160,7 +162,10 @@ FINETUNE_SETTINGS = ("dev_file", "text_column", "pair_column", "label_column", "
 COMMANDS = {
     "train": Command(
         "run a recipe from text to exported student, or resume it", _train, config=_CONFIG, workdir=_WORKDIR,
-        stages=dict(default="", metavar="A,B", help="only these stages of the recipe, one at a time or several")),
+        stages=dict(default="", metavar="A,B", help="only these stages of the recipe, one at a time or several"),
+        distributed=dict(action="store_true", help="one of several processes; the environment (TPU VM, GKE, Slurm) says which"),
+        coordinator=dict(default="", metavar="HOST:PORT", help="one of several processes; the address of process 0"),
+        num_processes=dict(type=int, default=None), process_id=dict(type=int, default=None)),
     "seeds": Command(
         "run a recipe with several seeds and report the spread", _seeds, config=_CONFIG, workdir=_WORKDIR,
         seeds=dict(default="0,1,2", metavar="0,1,2", help="the seeds, one run each below the workdir")),

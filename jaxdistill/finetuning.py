@@ -109,7 +109,7 @@ def _train(stage: Stage, model: Model, params: Params, task: TokenizedTask, fold
         writer.rewind(stage.name, done, stage.network)
         reporting = loop.Reporting(
             write=lambda step, scalars: writer.write(stage.name, step, scalars, stage.network),
-            show=lambda step, scalars: bar.reach(step, loss=scalars["loss"]))
+            show=lambda step, scalars: bar.reach(step, loss=scalars["loss"]), flush=writer.flush)
         try:
             train_state = loop.run_stage(
                 stage, model, train_state, None, {}, batches, mesh=mesh, seed=stage_seed(seed, stage.name),

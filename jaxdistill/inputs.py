@@ -109,8 +109,9 @@ def batches(config: ConfigDict, prepared: PreparedText, *, batch_size: int, star
 
 
 def heldout(config: ConfigDict, prepared: PreparedText, max_examples: int | None = None) -> list[dict[str, np.ndarray]]:
-    """The held-out rows that every network is measured on: all of them, or a fixed shuffled sample."""
-    return list(heldout_batches(prepared, batch_size=config.evaluation.batch_size, **row_options(config),
+    """The held-out rows that every network is measured on: all of them, or a fixed shuffled sample; this host's part."""
+    return list(heldout_batches(prepared, batch_size=config.evaluation.batch_size, process_index=jax.process_index(),
+                                process_count=jax.process_count(), **row_options(config),
                                 max_examples=max_examples or config.evaluation.max_examples))
 
 

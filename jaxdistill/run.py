@@ -6,10 +6,11 @@ are read from their folders, the stage in progress from its newest checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -27,7 +28,7 @@ from jaxdistill.models.parameters import count, digest
 from jaxdistill.models.sizes import parameter_shapes
 from jaxdistill.resolve import TEACHER, Recipe, resolve, stage_seed, trace
 from jaxdistill.students.copying import copy_embeddings_and_heads, random_start
-from jaxdistill.training import loop, sharding, state
+from jaxdistill.training import hosts, loop, sharding, state
 from jaxdistill.training.checkpoints import Checkpoints
 from jaxdistill.training.metrics import MetricWriter
 from jaxdistill.training.progress import Progress
@@ -50,8 +51,10 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, stages: Sequence[str] 
     if not config.teacher.init and not config.student.init:
         resolve(config, vocab_size=config.data.vocab_size, num_records=inputs.MANY, mesh=mesh)
     check_settings(config, mesh)
-    folder = Workdir(workdir, config)
-    corpus = inputs.load_corpus(config, folder.path)
+    folder = hosts.in_turn(lambda: open_workdir(workdir, config))
+    corpus = hosts.in_turn(lambda: inputs.load_corpus(config, folder.path))
+    for part in (corpus.train, corpus.heldout):
+        hosts.check_same("prepared text", part.digest)
     loaded = {name: inputs.load_model(config[name], corpus.vocab_size, name) for name in ("teacher", "student")}
     models = {f"loaded_{name}": found[0] for name, found in loaded.items() if found}
     recipe = resolve(config, vocab_size=corpus.vocab_size, num_records=corpus.train.num_records, mesh=mesh, **models)
@@ -60,8 +63,18 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, stages: Sequence[str] 
     for stage in wanted:
         trace(recipe, stage, config.data)
 
-    with lock(folder.path):
+    with contextlib.ExitStack() as held:
+        hosts.in_turn(lambda: held.enter_context(lock(folder.path)) if hosts.first() else None)
         return _train(config, folder, corpus, recipe, mesh, loaded, wanted, started)
+
+
+def open_workdir(path: epath.PathLike, config: ConfigDict) -> Workdir:
+    """The run's folder, made by the first process. Raises `BadInput` if another recipe's, or not visible to a process."""
+    folder = Workdir(path, config if hosts.first() else None)
+    if not (folder.path / "config.json").exists():
+        raise BadInput(f"workdir {str(folder.path)!r} is not the one that process 0 made; give a folder that all "
+                       "processes share, e.g. on a network file system or gs://")
+    return folder
 
 
 def _train(config: ConfigDict, folder: Workdir, corpus: Corpus, recipe: Recipe, mesh: jax.sharding.Mesh,
@@ -71,6 +84,9 @@ def _train(config: ConfigDict, folder: Workdir, corpus: Corpus, recipe: Recipe, 
         if stage in wanted or folder.finished(stage.name) is not None:
             run.stage(stage)
     results = run.results()
+    if not hosts.first():
+        hosts.wait("reported")
+        return results
     results["seconds"] = round(time.perf_counter() - started, 1)
     report.write_results(folder.path, results)  # before the export, so that nothing measured can be lost to it
     if config.export and "student" in run.networks:
@@ -78,6 +94,7 @@ def _train(config: ConfigDict, folder: Workdir, corpus: Corpus, recipe: Recipe, 
     report.write_plots(folder.path, results)
     results["seconds"] = round(time.perf_counter() - started, 1)
     report.write_results(folder.path, results)
+    hosts.wait("reported")
     return results
 
 
@@ -103,8 +120,9 @@ def check_predecessors(recipe: Recipe, wanted: Sequence[Stage], folder: Workdir)
 
 def check_settings(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
     """Raises `BadInput` for settings outside their range, and for evaluation batches that do not split over devices."""
-    if jax.process_count() > 1:
-        raise BadInput(f"{jax.process_count()} processes: runs over several hosts are not supported yet; use one host")
+    if jax.local_device_count() % mesh.shape["tensor"] and jax.process_count() > 1:
+        raise BadInput(f"config.mesh.tensor={mesh.shape['tensor']} does not divide the {jax.local_device_count()} devices of "
+                       "each process, so processes would have to share rows; use a divisor")
     for name in ("evaluation.batch_size", "evaluation.max_examples", "checkpoint.every_steps", "checkpoint.keep",
                  "log_every", "max_skipped_in_a_row", "data.max_predictions"):
         section, _, field = name.rpartition(".")
@@ -140,7 +158,8 @@ class Run:
         if page is not None:
             self._check_teacher(stage, page)
             self._check_lineage(stage, page)
-            self.folder.checkpoints(stage.name).rmtree(missing_ok=True)  # a run killed between saving and tidying
+            if hosts.first():  # a run killed between saving and tidying
+                self.folder.checkpoints(stage.name).rmtree(missing_ok=True)
             params = self.folder.load_stage(stage.name, model)
         else:
             params, page = self._train(stage, model)
@@ -157,6 +176,7 @@ class Run:
             checkpoints.close()
             raise
         checkpoints.close(delete=True)
+        hosts.wait(f"stage {stage.name} saved")
         return params, page
 
     def _train_from(self, checkpoints: Checkpoints, stage: Stage, model: Model) -> tuple[Params, dict[str, Any]]:
@@ -180,16 +200,8 @@ class Run:
         page["examples"] = self.recipe.first_example[stage.name] + stage.steps * stage.batch_size
         teacher_params = sharding.place(self.mesh, self.networks[TEACHER]) if teacher else {}
         batches = inputs.batches(config, self.corpus.train, batch_size=stage.batch_size, start_example=example)
-        length = config.data.sequence_length
-        flops = step_flops(stage, model, teacher, length, config.data.max_predictions)
-        with MetricWriter(self.folder.path) as writer, \
-                Progress(stage.steps, stage.name, initial=done, tokens_per_unit=stage.batch_size * length) as bar:
-            writer.rewind(stage.name, done, stage.network)
-            reporting = loop.Reporting(
-                write=lambda step, scalars: writer.write(stage.name, step, scalars, stage.network),
-                show=lambda step, scalars: bar.reach(step, loss=scalars["loss"]),
-                rates=lambda rate: rates(rate, stage.batch_size, length, flops, self.mesh),
-                every=config.log_every)
+        flops = step_flops(stage, model, teacher, config.data.sequence_length, config.data.max_predictions)
+        with self._reporting(stage, done, flops) as reporting:
             limits = loop.Limits(config.checkpoint.every_steps, config.max_skipped_in_a_row)
             evaluate_layer = self._layer_evaluator(stage, model, teacher, teacher_params) if stage.progressive else None
             train_state = loop.run_stage(
@@ -197,7 +209,23 @@ class Run:
                 seed=stage_seed(config.seed, stage.name), checkpoints=checkpoints, page=page,
                 reporting=reporting, limits=limits, evaluate_layer=evaluate_layer)
         page["skipped"] = int(train_state.skipped)
-        return jax.device_get(train_state.params), page
+        return hosts.to_host(train_state.params), page
+
+    @contextlib.contextmanager
+    def _reporting(self, stage: Stage, done: int, flops: dict[str, float]) -> Iterator[loop.Reporting]:
+        """Metric files and a progress bar on the first process; the others are silent."""
+        length, every = self.config.data.sequence_length, self.config.log_every
+        if not hosts.first():
+            yield loop.Reporting(write=lambda *_: None, show=lambda *_: None, every=every)
+            return
+        with MetricWriter(self.folder.path) as writer, \
+                Progress(stage.steps, stage.name, initial=done, tokens_per_unit=stage.batch_size * length) as bar:
+            writer.rewind(stage.name, done, stage.network)
+            yield loop.Reporting(
+                write=lambda step, scalars: writer.write(stage.name, step, scalars, stage.network),
+                show=lambda step, scalars: bar.reach(step, loss=scalars["loss"]),
+                rates=lambda rate: rates(rate, stage.batch_size, length, flops, self.mesh),
+                every=every, flush=writer.flush)
 
     def _start(self, stage: Stage, model: Model) -> Params:
         """Where a network's parameters come from. The order is important: an earlier stage, a folder, a copy, chance.
@@ -262,12 +290,14 @@ class Run:
         config, recipe = self.config, self.recipe
         rows = inputs.heldout(config, self.corpus.heldout)
         networks: dict[str, Any] = {}
+        measured = 0
         with Progress(len(self.networks), "evaluating", unit="networks") as bar:
             for name, params in self.networks.items():
                 model = recipe.model(name)
                 pair: dict[str, Any] = {} if name == TEACHER or TEACHER not in self.networks else {
                     "teacher": recipe.teacher, "teacher_params": self.networks[TEACHER]}
                 numbers = heldout.evaluate(model, params, rows, mesh=self.mesh, **pair)
+                measured = int(numbers.pop("rows"))
                 own = [self.pages[s.name] for s in recipe.stages if s.network == name and s.name in self.pages]
                 networks[name] = {**numbers, "parameters": count(params), "steps": sum(p["steps"] for p in own),
                                   "seconds": round(sum(p["seconds"] for p in own), 1), "sha256": digest(params)}
@@ -283,7 +313,7 @@ class Run:
                     "tokens_per_second": round(rate * config.data.sequence_length, 1)}
         found: dict[str, Any] = {
             "config_name": config.name, "seed": config.seed, "networks": networks, "stages": stages,
-            "corpus": self.corpus.describe(config), "heldout_rows": sum(int(b["example_weights"].sum()) for b in rows),
+            "corpus": self.corpus.describe(config), "heldout_rows": measured,
             "hardware": inputs.hardware(), "versions": inputs.versions(),
         }
         layered = [name for name in stages if "layers" in self.pages[name]]

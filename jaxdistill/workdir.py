@@ -22,6 +22,7 @@ from jaxdistill.errors import BadInput
 from jaxdistill.interop import own_format
 from jaxdistill.models import Model, Params
 from jaxdistill.models.parameters import digest
+from jaxdistill.training import hosts
 from jaxdistill.training.checkpoints import disk_errors
 
 # Fields that may differ between two calls on one workdir: they change where, how often and which stages, and each
@@ -54,9 +55,11 @@ class Workdir:
         return page
 
     def save_stage(self, stage: str, model: Model, params: Params, page: dict[str, Any]) -> dict[str, Any]:
-        """Writes the network after `stage`; the marker comes last, so a stage is whole or not there."""
+        """Writes the network after `stage` (the first process does); the marker comes last, so a stage is whole or not there."""
         folder = self.stage(stage)
         page = {**page, "sha256": digest(params)}
+        if not hosts.first():
+            return page
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             own_format.write(folder, model.config, params)

@@ -22,15 +22,17 @@ def evaluate(model: Model, params: Params, batches: Iterable[dict[str, np.ndarra
              teacher: Model | None = None, teacher_params: Params | None = None) -> dict[str, float]:
     """Averages over all masked words (or rows): `mlm_loss` (nats), `mlm_accuracy`, `nsp_loss`, `nsp_accuracy`, and
     with a teacher `teacher_kl` (KL(teacher || model), nats), `top1_agreement` (same best word) and `top5_agreement`
-    (share of the teacher's five best words among the model's five). Absent heads leave their numbers out."""
+    (share of the teacher's five best words among the model's five). Absent heads leave their numbers out. `rows`: how
+    many rows were measured. `batches` are this host's part of global batches."""
     sums_fn = jax.jit(make_sums(model, teacher))
     totals: dict[str, float] = {}
     params, other = sharding.place(mesh, params), sharding.place(mesh, teacher_params or {})
     for batch in batches:
         for name, value in jax.device_get(sums_fn(params, other, sharding.put_batch(mesh, batch))).items():
             totals[name] = totals.get(name, 0.0) + float(value)
-    words, rows = max(totals.pop("words"), 1.0), max(totals.pop("rows"), 1.0)
-    return {name: value / (rows if name.startswith("nsp") else words) for name, value in totals.items()}
+    words, rows = max(totals.pop("words"), 1.0), totals.pop("rows")
+    found = {name: value / (max(rows, 1.0) if name.startswith("nsp") else words) for name, value in totals.items()}
+    return {**found, "rows": int(rows)}
 
 
 def make_sums(model: Model, teacher: Model | None) -> Callable[[Params, Params, Batch], dict[str, jax.Array]]:

@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from jaxdistill.errors import BadInput, TrainingStopped
-from jaxdistill.training import sharding
+from jaxdistill.training import hosts, sharding
 from jaxdistill.training.state import TrainState
 
 SCHEMA = 1
@@ -73,7 +73,7 @@ class Checkpoints:
         with disk_errors(self._directory):
             self._manager.wait_until_finished()
             self._manager.close()
-        if delete:
+        if delete and hosts.first():
             self._directory.rmtree(missing_ok=True)
 
 

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxdistill.errors import TrainingStopped
 from jaxdistill.methods.base import Stage
 from jaxdistill.models import Model, Params
-from jaxdistill.training import schedules, sharding
+from jaxdistill.training import hosts, schedules, sharding
 from jaxdistill.training.checkpoints import Checkpoints
 from jaxdistill.training.interruption import StopRequest
 from jaxdistill.training.state import TrainState
@@ -31,12 +31,14 @@ LayerEvaluator = Callable[[int, Params], dict[str, float]]
 
 @dataclasses.dataclass
 class Reporting:
-    """Where a stage's numbers go. `write(step, scalars)`; `show(steps done, scalars)` moves the progress bar."""
+    """Where a stage's numbers go. `write(step, scalars)`; `show(steps done, scalars)` moves the progress bar; `flush()`
+    makes what was written safe, before each checkpoint: a run resumed from there does not report those steps again."""
 
     write: Callable[[int, dict[str, float]], None]
     show: Callable[[int, dict[str, float]], None]
     rates: Callable[[float], dict[str, float]] = lambda steps_per_second: {}
     every: int = 20
+    flush: Callable[[], None] = lambda: None
 
 
 @dataclasses.dataclass
@@ -75,14 +77,17 @@ def run_stage(stage: Stage, model: Model, state: TrainState, teacher: Model | No
                 _report(stage, *pending, reporting, limits, clock)
             pending = (done, metrics) if done % reporting.every == 0 or done == stage.steps else None
             page["seconds"] = clock.seconds
-            if stop.signal is not None:
-                break
+            if jax.process_count() == 1 or done % reporting.every == 0:  # all processes stop after the same step
+                stop.signal = hosts.largest(stop.signal or 0) or None
+                if stop.signal is not None:
+                    break
             if done % limits.checkpoint_every == 0 and done < stage.steps:
                 if pending is not None:
                     _report(stage, *pending, reporting, limits, clock)  # a resumed run reports only what comes after
                     pending = None
                 jax.block_until_ready(state)
                 with clock.paused():
+                    reporting.flush()
                     checkpoints.save(state, page)
         if pending is not None:
             _report(stage, *pending, reporting, limits, clock)
@@ -90,7 +95,9 @@ def run_stage(stage: Stage, model: Model, state: TrainState, teacher: Model | No
         page["seconds"] = clock.seconds
         if evaluate_layer is not None and done == stage.steps:
             record_phase(stage, model, page, done, state.params, evaluate_layer)
+        stop.signal = hosts.largest(stop.signal or 0) or None
         if stop.signal is not None:  # perhaps only now, during the last evaluation
+            reporting.flush()
             checkpoints.save(state, page, wait=True)
             raise stop.error(f"in stage {stage.name!r} after {done} of {stage.steps} steps")
     return state

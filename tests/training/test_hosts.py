@@ -1,0 +1,141 @@
+"""Several processes, one run: two real ones with two devices each, killed, resumed by one with four."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from jaxdistill import run
+from jaxdistill.configuration import load_config
+from jaxdistill.errors import BadInput
+from jaxdistill.training import hosts
+from jaxdistill.training.metrics import read_metrics
+from tests.conftest import write_text
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+RECIPE = """
+from tests.conftest import tiny_config
+
+def get_config(variant=""):
+    config = tiny_config({source!r})
+    config.mesh.update({{"data": 2, "fsdp": 2}})
+    config.stages.transfer.steps, config.checkpoint.every_steps = 40, 5
+    config.order = ("teacher", "transfer", "distill")
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hosts")
+    source = write_text(folder / "text.txt")
+    (folder / "recipe.py").write_text(RECIPE.format(source=str(source)))
+    return folder / "recipe.py"
+
+
+def launch(recipe, workdir, processes=2, **changes):
+    """Starts the processes of one run, two devices each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    command = [sys.executable, "-m", "jaxdistill.cli", "train", f"--config={recipe}", f"--workdir={workdir}",
+               f"--coordinator=localhost:{port}", f"--num_processes={processes}",
+               *(f"--config.{name}={value}" for name, value in changes.items())]
+    return [subprocess.Popen([*command, f"--process_id={i}"], cwd=ROOT, env=environment, text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE) for i in range(processes)]
+
+
+def finish(processes, timeout=240):
+    """[(exit code, standard output, standard error)]."""
+    found = []
+    for process in processes:
+        out, err = process.communicate(timeout=timeout)
+        found.append((process.returncode, out, err))
+    return found
+
+
+def kill_after(processes, path, timeout=240):
+    """Kills all of them, as a lost slice would, once `path` is there."""
+    end = time.monotonic() + timeout
+    while not path.exists() and time.monotonic() < end and all(process.poll() is None for process in processes):
+        time.sleep(0.05)
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+    errors = [err for _, _, err in finish(processes)]
+    assert path.exists(), errors
+
+
+def losses(workdir):
+    return [(row["stage"], row["step"], row["loss"]) for row in read_metrics(workdir)]
+
+
+def test_two_processes_killed_and_resumed_by_one(recipe, tmp_path):
+    """Through a stage border: the teacher's stage is finished and read back, the next one resumes from its checkpoint;
+    losses of every step and the final numbers are those of one uninterrupted process (float32 sums in another order)."""
+    processes = launch(recipe, tmp_path / "two")
+    kill_after(processes, tmp_path / "two" / "checkpoints" / "transfer" / "10")
+    before = losses(tmp_path / "two")
+    assert {stage for stage, _, _ in before} == {"teacher", "transfer"} and before[-1][1] < 40
+    config = load_config(str(recipe))
+    resumed = run.train(config, tmp_path / "two")
+    whole = run.train(config, tmp_path / "one")
+    ours, theirs = losses(tmp_path / "two"), losses(tmp_path / "one")
+    assert [row[:2] for row in ours] == [row[:2] for row in theirs]
+    np.testing.assert_allclose([row[2] for row in ours], [row[2] for row in theirs], rtol=1e-3)
+    for network in ("teacher", "student"):
+        for name in ("mlm_loss", "nsp_loss"):
+            assert resumed["networks"][network][name] == pytest.approx(whole["networks"][network][name], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_the_same_processes_resume_to_the_bit(recipe, tmp_path):
+    assert [code for code, _, _ in finish(launch(recipe, tmp_path / "whole"))] == [0, 0]
+    processes = launch(recipe, tmp_path / "killed")
+    kill_after(processes, tmp_path / "killed" / "checkpoints" / "transfer" / "10")
+    shutil.copytree(tmp_path / "killed", tmp_path / "copy")
+    found = finish(launch(recipe, tmp_path / "killed"))
+    assert [code for code, _, _ in found] == [0, 0], found
+    assert "Everything is in" in found[0][1] and found[1][1] == ""  # one process reports
+    shas = [json.loads((tmp_path / name / "results.json").read_text())["student_sha256"] for name in ("whole", "killed")]
+    assert shas[0] == shas[1]
+
+
+def test_bad_input_ends_every_process_with_one_line(recipe, tmp_path):
+    """Also when it is the first process alone that sees it."""
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "letter.txt").write_text("mine")
+    for code, _, err in finish(launch(recipe, tmp_path / "taken")):
+        lines = [line for line in err.splitlines() if line.startswith("jaxdistill:")]
+        assert code == 2 and len(lines) == 1 and "Traceback" not in err, err
+    assert sorted(path.name for path in (tmp_path / "taken").iterdir()) == ["letter.txt"]
+
+
+@pytest.mark.parametrize("options, words", [
+    (dict(coordinator="localhost:1"), "--num_processes, --process_id missing"),
+    (dict(num_processes=2, process_id=0), "--coordinator missing"),
+    (dict(coordinator="localhost:1", num_processes=2), "--process_id missing"),
+])
+def test_an_incomplete_address_is_refused(options, words):
+    with pytest.raises(BadInput, match=words):
+        hosts.connect(**options)
+
+
+def test_one_process_is_alone():
+    hosts.connect()
+    hosts.wait("nobody")
+    assert hosts.first() and hosts.largest(-3) == -3 and hosts.in_turn(lambda: 5) == 5
+    with pytest.raises(BadInput, match="why"):
+        hosts.in_turn(_refuse)
+
+
+def _refuse():
+    raise BadInput("why")
