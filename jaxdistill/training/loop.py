@@ -104,7 +104,7 @@ def run_stage(stage: Stage, model: Model, state: TrainState, teacher: Model | No
 
 
 def compile_step(stage: Stage, model: Model, teacher: Model | None, mesh: Mesh, seed: int, state: Any, teacher_params: Params
-                 ) -> Callable[..., tuple[TrainState, Any]]:
+                 ) -> jax.stages.Wrapped:
     """The jitted step with every array's place on the mesh; the state is donated. Arguments may be abstract."""
     where = sharding.shardings(mesh, state)
     return jax.jit(make_step(stage, model, teacher, seed), donate_argnums=0,

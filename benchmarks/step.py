@@ -1,0 +1,116 @@
+"""How fast each stage of a recipe trains on this machine: steps, sequences, MFU of teacher and student apart, memory.
+
+    python benchmarks/step.py [--config=wiki] [--config.mesh.fsdp=2 ...] [--stages=transfer,distill] [--json=PATH]
+
+The networks have random weights and the batches random words; the step is the one that `jaxdistill train` runs. Times
+are medians over `--steps` steps after the first, with the range. Memory is what the compiled step needs beside its
+arguments (temporaries), and the device's own peak where it reports one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from jaxdistill import configuration, inputs
+from jaxdistill.methods.base import Stage
+from jaxdistill.resolve import Recipe, resolve
+from jaxdistill.students.copying import random_start
+from jaxdistill.training import loop, sharding, state
+from jaxdistill.training.speed import rates, step_flops
+
+
+def random_batch(config: ConfigDict, batch_size: int, vocab_size: int) -> dict[str, np.ndarray]:
+    """A full batch of random words."""
+    rng, length, words = np.random.default_rng(0), config.data.sequence_length, config.data.max_predictions
+    ids = rng.integers(0, vocab_size, (batch_size, length)).astype(np.int32)
+    positions = np.sort(rng.permuted(np.tile(np.arange(length, dtype=np.int32), (batch_size, 1)), axis=1)[:, :words])
+    return {
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids),
+        "token_type_ids": np.tile((np.arange(length) >= length // 2).astype(np.int32), (batch_size, 1)),
+        "mlm_positions": positions,
+        "mlm_labels": np.take_along_axis(ids, positions, 1),
+        "mlm_weights": np.ones(positions.shape, np.float32),
+        "nsp_labels": rng.integers(0, 2, batch_size).astype(np.int32),
+        "example_weights": np.ones(batch_size, np.float32),
+    }
+
+
+def measure(config: ConfigDict, recipe: Recipe, stage: Stage, mesh: jax.sharding.Mesh, steps: int) -> dict[str, Any]:
+    """The numbers of one stage."""
+    model = recipe.model(stage.network)
+    teacher = recipe.teacher if stage.needs_teacher else None
+    teacher_params = sharding.place(mesh, random_start(teacher, 0)) if teacher else {}
+    now = sharding.place(mesh, state.create(stage, random_start(model, 1)))
+    batch = sharding.put_batch(mesh, random_batch(config, stage.batch_size, model.config.vocab_size))
+    step = loop.compile_step(stage, model, teacher, mesh, 0, now, teacher_params)
+    begin = time.perf_counter()
+    compiled = step.lower(now, teacher_params, batch).compile()
+    compile_seconds = time.perf_counter() - begin
+    memory = compiled.memory_analysis()
+    seconds = []
+    for _ in range(steps + 1):
+        begin = time.perf_counter()
+        now, metrics = compiled(now, teacher_params, batch)
+        jax.block_until_ready((now, metrics))
+        seconds.append(time.perf_counter() - begin)
+    median = statistics.median(seconds[1:])
+    flops = step_flops(stage, model, teacher, config.data.sequence_length, config.data.max_predictions)
+    stats = mesh.devices.flat[0].memory_stats() or {}
+    return {
+        "stage": stage.name,
+        "rows": stage.batch_size,
+        "length": config.data.sequence_length,
+        "compile_seconds": compile_seconds,
+        "step_seconds": median,
+        "step_seconds_range": [min(seconds[1:]), max(seconds[1:])],
+        "temporaries_MiB": memory.temp_size_in_bytes / 2**20 if memory else None,
+        "peak_MiB": stats.get("peak_bytes_in_use", 0) / 2**20 or None,
+        "teacher_GFLOP": flops["teacher"] / 1e9,
+        "student_GFLOP": flops["student"] / 1e9,
+        **rates(1 / median, stage.batch_size, config.data.sequence_length, flops, mesh),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="wiki", help="a recipe; --config.FIELD=VALUE changes it")
+    parser.add_argument("--stages", default="", help="only these of its stages")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--json", default="", help="write the numbers here")
+    arguments, overrides = parser.parse_known_args()
+    config = configuration.load_config(arguments.config, [text.removeprefix("--config.") for text in overrides])
+    mesh = sharding.make_mesh(**config.mesh)
+    recipe = resolve(config, vocab_size=config.data.vocab_size, num_records=inputs.MANY, mesh=mesh)
+    chosen = arguments.stages.split(",") if arguments.stages else [stage.name for stage in recipe.stages]
+    lines = []
+    print(f"{inputs.hardware()}; {dict(mesh.shape)}; jax {jax.__version__}")
+    print(f"{'stage':>16} {'rows':>5} {'ms a step':>10} {'range':>13} {'rows/s':>8} {'MFU teacher':>12} {'MFU student':>12} "
+          f"{'temp MiB':>9}")
+    for stage in recipe.stages:
+        if stage.name not in chosen:
+            continue
+        line = measure(config, recipe, stage, mesh, arguments.steps)
+        lines.append(line)
+        low, high = (1e3 * value for value in line["step_seconds_range"])
+        shares = [f"{line[name]:.1%}" if name in line else "-" for name in ("mfu_teacher", "mfu_student")]
+        print(f"{stage.name:>16} {stage.batch_size:>5} {1e3 * line['step_seconds']:>10.1f} {f'{low:.0f}-{high:.0f}':>13} "
+              f"{line['sequences_per_second']:>8.1f} {shares[0]:>12} {shares[1]:>12} {line['temporaries_MiB'] or 0:>9.0f}",
+              flush=True)
+    if arguments.json:
+        report = {"config": arguments.config, "overrides": overrides, "hardware": inputs.hardware(),
+                  "versions": inputs.versions(), "mesh": dict(mesh.shape), "stages": lines}
+        epath.Path(arguments.json).write_text(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
