@@ -4,14 +4,16 @@
 
 The networks have random weights and the batches random words; the step is the one that `jaxdistill train` runs. Times
 are medians over `--steps` steps after the first, with the range. Memory is what the compiled step needs beside its
-arguments (temporaries), and the device's own peak where it reports one.
+arguments (temporaries), and the peak of the device so far where it reports one (one stage a call gives that stage's).
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
+import sys
 import time
 from typing import Any
 
@@ -21,8 +23,12 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jaxdistill import configuration, inputs
+from jaxdistill.errors import BadInput
 from jaxdistill.methods.base import Stage
+from jaxdistill.models import Model, Params
+from jaxdistill.models.sizes import parameter_shapes
 from jaxdistill.resolve import Recipe, resolve
+from jaxdistill.run import choose_stages
 from jaxdistill.students.copying import random_start
 from jaxdistill.training import loop, sharding, state
 from jaxdistill.training.speed import rates, step_flops
@@ -45,12 +51,18 @@ def random_batch(config: ConfigDict, batch_size: int, vocab_size: int) -> dict[s
     }
 
 
+def start(model: Model, seed: int, mesh: jax.sharding.Mesh) -> Params:
+    """Random parameters, made where they belong."""
+    return random_start(model, seed, sharding.shardings(mesh, parameter_shapes(model.config)))
+
+
 def measure(config: ConfigDict, recipe: Recipe, stage: Stage, mesh: jax.sharding.Mesh, steps: int) -> dict[str, Any]:
     """The numbers of one stage."""
     model = recipe.model(stage.network)
     teacher = recipe.teacher if stage.needs_teacher else None
-    teacher_params = sharding.place(mesh, random_start(teacher, 0)) if teacher else {}
-    now = sharding.place(mesh, state.create(stage, random_start(model, 1)))
+    teacher_params = start(teacher, 0, mesh) if teacher else {}
+    like = jax.eval_shape(lambda key: state.create(stage, model.init(key)), jax.random.key(0))
+    now = jax.jit(functools.partial(state.create, stage), out_shardings=sharding.shardings(mesh, like))(start(model, 1, mesh))
     batch = sharding.put_batch(mesh, random_batch(config, stage.batch_size, model.config.vocab_size))
     step = loop.compile_step(stage, model, teacher, mesh, 0, now, teacher_params)
     begin = time.perf_counter()
@@ -91,14 +103,12 @@ def main() -> None:
     config = configuration.load_config(arguments.config, [text.removeprefix("--config.") for text in overrides])
     mesh = sharding.make_mesh(**config.mesh)
     recipe = resolve(config, vocab_size=config.data.vocab_size, num_records=inputs.MANY, mesh=mesh)
-    chosen = arguments.stages.split(",") if arguments.stages else [stage.name for stage in recipe.stages]
+    chosen = choose_stages(recipe, arguments.stages.split(",") if arguments.stages else None)
     lines = []
     print(f"{inputs.hardware()}; {dict(mesh.shape)}; jax {jax.__version__}")
     print(f"{'stage':>16} {'rows':>5} {'ms a step':>10} {'range':>13} {'rows/s':>8} {'MFU teacher':>12} {'MFU student':>12} "
           f"{'temp MiB':>9}")
-    for stage in recipe.stages:
-        if stage.name not in chosen:
-            continue
+    for stage in chosen:
         line = measure(config, recipe, stage, mesh, arguments.steps)
         lines.append(line)
         low, high = (1e3 * value for value in line["step_seconds_range"])
@@ -113,4 +123,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BadInput as error:
+        sys.exit(f"{error}")

@@ -94,8 +94,9 @@ def resolve(config: ConfigDict, *, vocab_size: int, num_records: int, mesh: Mesh
         check_data(config, recipe.model(stage.network), stage)
         check_fit(stage, recipe.model(stage.network), teacher)
         sharding.check_batch(mesh, stage.name, stage.batch_size, stage.accumulation)
-        for whose in {stage.network} | ({TEACHER} if stage.needs_teacher else set()):
-            sharding.check_model(mesh, recipe.model(whose), whose)
+    for whose, model in (("student", student), (TEACHER, teacher)):
+        if model is not None:
+            sharding.check_model(mesh, model, whose)
     check_frozen(recipe, bool(config.student.init))
     return recipe
 
@@ -177,7 +178,8 @@ def check_frozen(recipe: Recipe, loaded: bool) -> None:
         model = recipe.model(stage.network)
         shapes = jax.eval_shape(model.init, jax.random.key(0))
         if stage.network not in set_by:
-            names: set[str] = set(state.flatten(shapes)) if loaded and stage.network != TEACHER else set()
+            from_folder = loaded and stage.network != TEACHER and recipe.starts[stage.network] == "copy"
+            names: set[str] = set(state.flatten(shapes)) if from_folder else set()
             if recipe.starts[stage.network] == "copy" and recipe.teacher is not None and stage.network != TEACHER:
                 names |= copied_names(model, recipe.teacher)
             set_by[stage.network] = names

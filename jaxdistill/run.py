@@ -52,20 +52,29 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, stages: Sequence[str] 
         resolve(config, vocab_size=config.data.vocab_size, num_records=inputs.MANY, mesh=mesh)
     check_settings(config, mesh)
     folder = hosts.in_turn(lambda: open_workdir(workdir, config))
-    corpus = hosts.in_turn(lambda: inputs.load_corpus(config, folder.path))
-    for part in (corpus.train, corpus.heldout):
-        hosts.check_same("prepared text", part.digest)
-    loaded = {name: inputs.load_model(config[name], corpus.vocab_size, name) for name in ("teacher", "student")}
-    models = {f"loaded_{name}": found[0] for name, found in loaded.items() if found}
-    recipe = resolve(config, vocab_size=corpus.vocab_size, num_records=corpus.train.num_records, mesh=mesh, **models)
+    hosts.check_same("the workdir they see", folder.contents())
+    hosts.check_same("their recipes", [config.to_dict(), list(stages or ())])
+    with contextlib.ExitStack() as held:
+        hosts.in_turn(lambda: held.enter_context(lock(folder.path)) if hosts.first() else None)
+        corpus = hosts.in_turn(lambda: inputs.load_corpus(config, folder.path))
+        hosts.check_same("prepared text (source, settings or versions)", [corpus.train.digest, corpus.heldout.digest])
+        recipe, wanted, loaded = hosts.together(lambda: resolve_and_trace(config, folder, corpus, mesh, stages))
+        hosts.check_same("given models", {name: digest(params) for name, params in loaded.items()})
+        return _train(config, folder, corpus, recipe, mesh, loaded, wanted, started)
+
+
+def resolve_and_trace(config: ConfigDict, folder: Workdir, corpus: Corpus, mesh: jax.sharding.Mesh,
+                      stages: Sequence[str] | None) -> tuple[Recipe, list[Stage], Networks]:
+    """(recipe, stages to run, parameters of given models), everything checked and every step traced."""
+    found = {name: inputs.load_model(config[name], corpus.vocab_size, name) for name in ("teacher", "student")}
+    loaded = {name: pair for name, pair in found.items() if pair is not None}
+    recipe = resolve(config, vocab_size=corpus.vocab_size, num_records=corpus.train.num_records, mesh=mesh,
+                     **{f"loaded_{name}": model for name, (model, _) in loaded.items()})
     wanted = choose_stages(recipe, stages)
     check_predecessors(recipe, wanted, folder)
     for stage in wanted:
         trace(recipe, stage, config.data)
-
-    with contextlib.ExitStack() as held:
-        hosts.in_turn(lambda: held.enter_context(lock(folder.path)) if hosts.first() else None)
-        return _train(config, folder, corpus, recipe, mesh, loaded, wanted, started)
+    return recipe, wanted, {name: params for name, (_, params) in loaded.items()}
 
 
 def open_workdir(path: epath.PathLike, config: ConfigDict) -> Workdir:
@@ -74,27 +83,19 @@ def open_workdir(path: epath.PathLike, config: ConfigDict) -> Workdir:
     if not (folder.path / "config.json").exists():
         raise BadInput(f"workdir {str(folder.path)!r} is not the one that process 0 made; give a folder that all "
                        "processes share, e.g. on a network file system or gs://")
+    if jax.process_count() > 1 and hosts.first():
+        folder.share()
     return folder
 
 
 def _train(config: ConfigDict, folder: Workdir, corpus: Corpus, recipe: Recipe, mesh: jax.sharding.Mesh,
-           loaded: dict[str, Any], wanted: Sequence[Stage], started: float) -> dict[str, Any]:
-    run = Run(config, folder, corpus, recipe, mesh, {name: found[1] for name, found in loaded.items() if found})
+           loaded: Networks, wanted: Sequence[Stage], started: float) -> dict[str, Any]:
+    run = Run(config, folder, corpus, recipe, mesh, loaded)
     for stage in recipe.stages:
         if stage in wanted or folder.finished(stage.name) is not None:
             run.stage(stage)
     results = run.results()
-    if not hosts.first():
-        hosts.wait("reported")
-        return results
-    results["seconds"] = round(time.perf_counter() - started, 1)
-    report.write_results(folder.path, results)  # before the export, so that nothing measured can be lost to it
-    if config.export and "student" in run.networks:
-        results["export"] = run.export(results)
-    report.write_plots(folder.path, results)
-    results["seconds"] = round(time.perf_counter() - started, 1)
-    report.write_results(folder.path, results)
-    hosts.wait("reported")
+    hosts.together(lambda: run.report(results, started) if hosts.first() else None)
     return results
 
 
@@ -171,7 +172,7 @@ class Run:
         checkpoints = Checkpoints(self.folder.checkpoints(stage.name), self.config.checkpoint.keep)
         try:
             params, page = self._train_from(checkpoints, stage, model)
-            page = self.folder.save_stage(stage.name, model, params, page)
+            page = hosts.together(lambda: self.folder.save_stage(stage.name, model, params, page))
         except BaseException:  # Ctrl-C too: saves under way must end before Python does
             checkpoints.close()
             raise
@@ -215,6 +216,7 @@ class Run:
     def _reporting(self, stage: Stage, done: int, flops: dict[str, float]) -> Iterator[loop.Reporting]:
         """Metric files and a progress bar on the first process; the others are silent."""
         length, every = self.config.data.sequence_length, self.config.log_every
+        rates(1.0, stage.batch_size, length, flops, self.mesh)  # the peak of a CPU is measured here, not beside a step
         if not hosts.first():
             yield loop.Reporting(write=lambda *_: None, show=lambda *_: None, every=every)
             return
@@ -232,7 +234,8 @@ class Run:
 
         They are copies: the step takes its state's memory over, and a CPU device may share it with the host's arrays.
         """
-        given = self.networks.get(stage.network, self.loaded.get("student") if stage.network != TEACHER else None)
+        copies = stage.network != TEACHER and self.recipe.starts[stage.network] == "copy"
+        given = self.networks.get(stage.network, self.loaded.get("student") if copies else None)
         if given is not None:
             return sharding.place(self.mesh, jax.tree.map(np.array, given))
         where = sharding.shardings(self.mesh, parameter_shapes(model.config))
@@ -325,10 +328,17 @@ class Run:
             found["student_sha256"] = networks["student"]["sha256"]
         return found
 
-    def export(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Writes the student as a Hugging Face folder, loads it back and compares outputs."""
-        model, params = self.recipe.model("student"), self.networks["student"]
-        return export_model(self.folder.path / "student", model, params, self.corpus.tokenizer, results, overwrite=True)
+    def report(self, results: dict[str, Any], started: float) -> None:
+        """Writes results, the student as a Hugging Face folder (loaded back, its outputs compared), and plots."""
+        results["seconds"] = round(time.perf_counter() - started, 1)
+        report.write_results(self.folder.path, results)  # before the export, so that nothing measured can be lost to it
+        if self.config.export and "student" in self.networks:
+            model, params = self.recipe.model("student"), self.networks["student"]
+            results["export"] = export_model(self.folder.path / "student", model, params, self.corpus.tokenizer, results,
+                                             overwrite=True)
+        report.write_plots(self.folder.path, results)
+        results["seconds"] = round(time.perf_counter() - started, 1)
+        report.write_results(self.folder.path, results)
 
 
 def export_model(directory: epath.PathLike, model: Model, params: Params, tokenizer: Any, results: dict[str, Any],

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,6 +31,9 @@ from jaxdistill.training.checkpoints import disk_errors
 FREE = ("order", "baselines", "mesh", "checkpoint", "log_every", "export", "data.path", "evaluation")
 
 
+SHARED = ".shared"
+
+
 class Workdir:
     """Paths of a run; creating it makes the folder and refuses one that belongs to another recipe."""
 
@@ -37,6 +41,16 @@ class Workdir:
         self.path = epath.Path(path).expanduser()
         if config is not None:
             claim(self.path, config.to_dict())
+
+    def contents(self) -> list[str]:
+        """What is finished and what is in progress: names of stage pages and checkpoints; the mark of `share` first."""
+        mark = [path.read_text() for path in self.path.glob(SHARED)]
+        return mark + sorted(str(path.relative_to(self.path)) for pattern in ("stages/*/stage.json", "checkpoints/*/*")
+                      for path in self.path.glob(pattern))
+
+    def share(self) -> None:
+        """Leaves a mark by which other processes know that they see this folder, and not one of the same name."""
+        (self.path / SHARED).write_text(uuid.uuid4().hex)
 
     def checkpoints(self, stage: str) -> epath.Path:
         return self.path / "checkpoints" / stage

@@ -90,7 +90,7 @@ MISTAKES = {
     ),
     "batch over devices": (
         {"mesh.data": 8, "stages.distill.batch_size": 12},
-        "config.stages.distill.batch_size=12 .*does not divide by 8 devices; use a multiple of 8",
+        "config.stages.distill.batch_size=12 .*does not divide by 8 .mesh data x fsdp.; use a multiple of 8",
     ),
     "micro-batch over devices": (
         {"mesh.data": 8, "stages.distill.batch_size": 16, "stages.distill.accumulation": 4},

@@ -207,11 +207,12 @@ def heldout_batches(
 ) -> Iterator[Batch]:
     """Every record once, in order, with pairs and masks fixed by the seed. Arguments and batches as in `make_loader`.
 
-    Of more than `max_examples` records a shuffled sample is taken, as many as fill whole batches: `make_loader`'s first.
+    Of more than `max_examples` records a shuffled sample is taken: `make_loader`'s first batches, as many as are whole
+    in `max_examples` rows but at least one.
     The last global batch is filled up with copies of the last record whose `example_weights` and `mlm_weights` are 0.
     Every host gets the same number of batches.
     """
-    if max_examples is not None and prepared.num_records > max_examples:
+    if max_examples is not None and prepared.num_records > max(max_examples, batch_size):
         sample = make_loader(
             prepared,
             batch_size=batch_size,

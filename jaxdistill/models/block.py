@@ -43,8 +43,7 @@ class Attention(nn.Module):
         v_BxLxAxK = dense(c, heads, "value")(value_input)
         scores_BxAxLxL = jnp.einsum("bqak,btak->baqt", q_BxLxAxK, k_BxLxAxK, preferred_element_type=jnp.float32)
         scores_BxAxLxL = scores_BxAxLxL * c.head_size**-0.5 + bias_Bx1xLxL
-        # Flattened for the same reason as the tokens of a FeedForward, below.
-        weights_BxAxLxL = jax.nn.softmax(scores_BxAxLxL.reshape(-1, scores_BxAxLxL.shape[-1])).reshape(scores_BxAxLxL.shape)
+        weights_BxAxLxL = jax.lax.platform_dependent(scores_BxAxLxL, cpu=_softmax_of_rows, default=jax.nn.softmax)
         weights_BxAxLxL = nn.Dropout(c.attention_dropout)(weights_BxAxLxL, deterministic=deterministic)
         context_BxLxAxK = jnp.einsum("baqt,btak->bqak", weights_BxAxLxL.astype(v_BxLxAxK.dtype), v_BxLxAxK)
         out_BxLxH = dense(c, c.inner_size, "out", axis=(-2, -1))(context_BxLxAxK)
@@ -52,6 +51,12 @@ class Attention(nn.Module):
             out_BxLxH = nn.Dropout(c.hidden_dropout)(out_BxLxH, deterministic=deterministic)
         out_BxLxH = norm(c, "norm")(out_BxLxH + residual_BxLxH)
         return out_BxLxH, {"query": q_BxLxAxK, "key": k_BxLxAxK, "value": v_BxLxAxK, "attention_scores": scores_BxAxLxL}
+
+
+def _softmax_of_rows(x: jax.Array) -> jax.Array:
+    """Softmax on two axes, for the reason given in FeedForward. Elsewhere no gain, and it would merge the batch with the
+    heads, which a mesh may split over other devices each."""
+    return jax.nn.softmax(x.reshape(-1, x.shape[-1])).reshape(x.shape)
 
 
 class FeedForward(nn.Module):

@@ -43,6 +43,9 @@ class Model:
     """
 
     config: ModelConfig
+    # Where hidden states lie on a mesh, set by training: without it the compiler may follow the parameters and split the
+    # width instead of the batch.
+    batch_sharding: jax.sharding.Sharding | None = None
 
     def init(self, key: jax.Array) -> Params:
         """Fresh float32 parameters: `embeddings`, `layers` (leading axis N on every leaf), and one tree per head."""
@@ -100,18 +103,26 @@ class Model:
         types = batch.get("token_type_ids")
         types_BxL = jnp.zeros_like(ids_BxL) if types is None else jnp.asarray(types)
         positions_BxL = jnp.broadcast_to(jnp.arange(ids_BxL.shape[1]), ids_BxL.shape)
-        return _apply(Embeddings(self.config), params["embeddings"], dropout_key, ids_BxL, types_BxL, positions_BxL)
+        embedded = _apply(Embeddings(self.config), params["embeddings"], dropout_key, ids_BxL, types_BxL, positions_BxL)
+        return self._constrain(embedded)
 
     def block(self, layer_params: Params, hidden_BxLxD: jax.Array, bias_Bx1xLxL: jax.Array,
               dropout_key: jax.Array | None = None) -> tuple[jax.Array, Arrays]:
         """One block with one layer's parameters (no layer axis): (next hidden state, its taps).
 
-        The backward pass keeps the projections' outputs alone and computes norms, activations and attention scores
-        again: they cost few operations and fill most of the memory.
+        Inside a loop over blocks the backward pass keeps the projections' outputs alone and computes norms, activations
+        and attention scores again: they cost few operations and fill most of the memory.
         """
         run = functools.partial(_apply, Block(self.config))
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        return jax.checkpoint(run, policy=policy, prevent_cse=False)(layer_params, dropout_key, hidden_BxLxD, bias_Bx1xLxL)
+        hidden, taps = jax.checkpoint(run, policy=policy, prevent_cse=False)(
+            layer_params, dropout_key, hidden_BxLxD, bias_Bx1xLxL)
+        return self._constrain(hidden), taps
+
+    def _constrain(self, hidden_BxLxD: jax.Array) -> jax.Array:
+        if self.batch_sharding is None:
+            return hidden_BxLxD
+        return jax.lax.with_sharding_constraint(hidden_BxLxD, self.batch_sharding)
 
     def encode(self, layers: Params, hidden_BxLxD: jax.Array, bias_Bx1xLxL: jax.Array, *, taps: Sequence[str] = (),
                dropout_key: jax.Array | None = None) -> tuple[jax.Array, Arrays]:

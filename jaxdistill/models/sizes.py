@@ -2,7 +2,7 @@
 
 FLOPs are counted as in the MobileBERT paper's tables: two for each multiply-accumulate, every matrix product of the
 forward pass including queries x keys, weights x values and the trigram projection, nothing element-wise, pads counted
-as tokens. Called by `describe` and by run (MFU).
+as tokens. Called by `describe` and by training/speed.py (MFU).
 """
 
 from __future__ import annotations

@@ -1,12 +1,15 @@
 """Several hosts, one run: who writes, who waits, and what all must agree on. With one process all of it does nothing.
 
 Every process runs the same program on its own rows; arrays on the mesh are global. The first process alone writes
-metrics, finished stages and reports, into a workdir that all see. Called by cli, run, loop and workdir.
+metrics, finished stages and reports, into a workdir that all see. Preparing a very large text can outlast what the
+others wait for it: `jaxdistill prepare` does it beforehand. Called by cli, run, workdir and interruption.
 """
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
+import json
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -34,13 +37,15 @@ def connect(coordinator: str = "", num_processes: int | None = None, process_id:
     if missing and len(missing) < len(given):
         raise BadInput(f"{', '.join(missing)} missing: give --coordinator, --num_processes and --process_id together, or "
                        "--distributed where the environment knows them")
-    with contextlib.suppress(AttributeError):  # host processes need a way to talk; accelerators bring their own
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # accelerators bring their own
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from us
     try:
         jax.distributed.initialize(coordinator or None, num_processes, process_id)
     except (ValueError, RuntimeError) as error:
         raise BadInput(f"cannot join the processes of this run ({str(error).splitlines()[0]}); give --coordinator=HOST:PORT, "
                        "--num_processes and --process_id") from error
+    if not first():
+        os.environ["JAXDISTILL_PROGRESS"] = "0"
 
 
 def first() -> bool:
@@ -62,29 +67,48 @@ def largest(value: int) -> int:
 
 
 def in_turn(make: Callable[[], Result]) -> Result:
-    """Calls `make` on the first process, then on the others, who find on a shared path what it made. An error anywhere
-    ends all of them: none is left waiting for one that is gone."""
+    """Calls `make` on the first process, then on the others, who find on a shared path what it made.
+
+    An exception on one process ends `make`'s caller on all, with the same exit code: none waits for one that is gone.
+    """
+    result = together(make if first() else lambda: None)
+    return together(lambda: result if first() else make())  # type: ignore[return-value]
+
+
+def together(make: Callable[[], Result]) -> Result:
+    """Calls `make` everywhere, and raises everywhere if it raised anywhere."""
+    if jax.process_count() == 1:
+        return make()
     result: Result | None = None
-    error: JaxDistillError | None = None
-    for turn in (True, False) if jax.process_count() > 1 else (True,):
-        if first() == turn:
-            try:
-                result = make()
-            except JaxDistillError as caught:
-                error = caught
-        if largest(int(error is not None)):
-            raise error or BadInput("another process of this run stopped; its message says why")
-    return result  # type: ignore[return-value]  # set in one of the turns
+    error: BaseException | None = None
+    try:
+        result = make()
+    except BaseException as caught:  # Ctrl-C too: the others must hear of it before it goes on
+        error = caught
+    code = largest(0 if error is None else error.exit_code if isinstance(error, JaxDistillError) else 1)
+    if error is not None:
+        raise error
+    if code:
+        raise OtherProcessStopped(code)
+    return result  # type: ignore[return-value]
 
 
-def check_same(what: str, digest: str) -> None:
-    """Raises `BadInput` on every process unless all have the same `digest` (hexadecimal) of `what`."""
+class OtherProcessStopped(JaxDistillError):
+    """Another process of this run ended; this one ends with the same exit code."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("another process of this run stopped; its message says why")
+        self.exit_code = exit_code
+
+
+def check_same(what: str, value: Any) -> None:
+    """Raises `BadInput` on every process unless all give an equal `value` (plain data)."""
     if jax.process_count() == 1:
         return
-    held = multihost_utils.process_allgather(np.frombuffer(bytes.fromhex(digest), np.uint8).astype(np.int32))
+    sha = hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).digest()
+    held = multihost_utils.process_allgather(np.frombuffer(sha, np.uint8).astype(np.int32))
     if (held != held[0]).any():
-        raise BadInput(f"the processes of this run have different {what} (here {digest[:12]}...); give all of them the same "
-                       "source and versions, or a shared config.data.path")
+        raise BadInput(f"the processes of this run differ in {what}; give all of them the same")
 
 
 def to_host(tree: Any) -> Any:

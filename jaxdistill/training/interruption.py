@@ -7,7 +7,12 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+import jax
+
 from jaxdistill.errors import Interrupted, JaxDistillError, Preempted
+from jaxdistill.training import hosts
+
+ASK_EVERY = 10  # steps: a preempted machine has seconds, and asking costs a round trip
 
 
 class StopRequest:
@@ -34,6 +39,15 @@ class StopRequest:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
+
+    def agreed(self, step: int = 0) -> bool:
+        """Whether to stop after `step`: the same answer on every process, who ask each other at each `ASK_EVERY`th."""
+        if step % ASK_EVERY and jax.process_count() > 1:
+            return False
+        # Never the other way round: a signal may come while the processes wait for each other.
+        if asked := hosts.largest(self.signal or 0):
+            self.signal = asked
+        return bool(asked)
 
     def error(self, where: str) -> JaxDistillError:
         """The exception to raise once everything is saved."""

@@ -1,7 +1,8 @@
 """The loop: every stage of every method, teacher or student, pre-training or fine-tuning, runs through `run_stage`.
 
 It is handed plain data (the stage), two models, and callables; it knows no method, no corpus and no file format.
-Metrics are read one step late, so the device never waits for the host.
+Metrics are read one step late, so the device does not wait for the host (with several processes it does, every tenth
+step, to agree on stopping).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from jax.sharding import Mesh
 from jaxdistill.errors import TrainingStopped
 from jaxdistill.methods.base import Stage
 from jaxdistill.models import Model, Params
-from jaxdistill.training import hosts, schedules, sharding
+from jaxdistill.training import schedules, sharding
 from jaxdistill.training.checkpoints import Checkpoints
 from jaxdistill.training.interruption import StopRequest
 from jaxdistill.training.state import TrainState
@@ -77,15 +78,14 @@ def run_stage(stage: Stage, model: Model, state: TrainState, teacher: Model | No
                 _report(stage, *pending, reporting, limits, clock)
             pending = (done, metrics) if done % reporting.every == 0 or done == stage.steps else None
             page["seconds"] = clock.seconds
-            if jax.process_count() == 1 or done % reporting.every == 0:  # all processes stop after the same step
-                stop.signal = hosts.largest(stop.signal or 0) or None
-                if stop.signal is not None:
-                    break
+            if stop.agreed(done):
+                break
             if done % limits.checkpoint_every == 0 and done < stage.steps:
                 if pending is not None:
                     _report(stage, *pending, reporting, limits, clock)  # a resumed run reports only what comes after
                     pending = None
                 jax.block_until_ready(state)
+                page["seconds"] = clock.seconds
                 with clock.paused():
                     reporting.flush()
                     checkpoints.save(state, page)
@@ -95,8 +95,7 @@ def run_stage(stage: Stage, model: Model, state: TrainState, teacher: Model | No
         page["seconds"] = clock.seconds
         if evaluate_layer is not None and done == stage.steps:
             record_phase(stage, model, page, done, state.params, evaluate_layer)
-        stop.signal = hosts.largest(stop.signal or 0) or None
-        if stop.signal is not None:  # perhaps only now, during the last evaluation
+        if stop.agreed():  # perhaps only now, during the last evaluation
             reporting.flush()
             checkpoints.save(state, page, wait=True)
             raise stop.error(f"in stage {stage.name!r} after {done} of {stage.steps} steps")
@@ -106,9 +105,11 @@ def run_stage(stage: Stage, model: Model, state: TrainState, teacher: Model | No
 def compile_step(stage: Stage, model: Model, teacher: Model | None, mesh: Mesh, seed: int, state: Any, teacher_params: Params
                  ) -> jax.stages.Wrapped:
     """The jitted step with every array's place on the mesh; the state is donated. Arguments may be abstract."""
-    where = sharding.shardings(mesh, state)
+    where, rows = sharding.shardings(mesh, state), sharding.over_batch(mesh)
+    model = dataclasses.replace(model, batch_sharding=rows)
+    teacher = teacher and dataclasses.replace(teacher, batch_sharding=rows)
     return jax.jit(make_step(stage, model, teacher, seed), donate_argnums=0,
-                   in_shardings=(where, sharding.shardings(mesh, teacher_params), sharding.over_batch(mesh)),
+                   in_shardings=(where, sharding.shardings(mesh, teacher_params), rows),
                    out_shardings=(where, sharding.replicated(mesh)))
 
 

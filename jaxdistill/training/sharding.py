@@ -36,8 +36,8 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"layers/.+/(bias|scale)", (None, None)),  # [N, H or D]
     (r"embeddings/(word|position|token_type)", (None, "fsdp")),  # [V, E], [positions, D], [2, D]
     (r"mlm/extra_embedding", (None, "fsdp")),  # [V, D - E]
-    (r"[^/]+(/.+)?/kernel", ("fsdp", None)),  # projections outside the stack: [in, out]
-    (r"[^/]+(/.+)?/(bias|scale)", (None,)),
+    (r"(?!layers/)[^/]+(/.+)?/kernel", ("fsdp", None)),  # projections outside the stack: [in, out]
+    (r"(?!layers/)[^/]+(/.+)?/(bias|scale)", (None,)),
 )
 
 
@@ -59,6 +59,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     if open_axes:
         sizes[open_axes[0]] = len(devices) // fixed
     shape = tuple(sizes.values())
+    if jax.process_count() > 1 and int(np.prod(shape)) != len(devices):
+        raise BadInput(f"{given}: several processes must use all of their {len(devices)} devices; leave one axis at -1")
     return Mesh(np.asarray(devices[: int(np.prod(shape))]).reshape(shape), AXES)
 
 
@@ -79,8 +81,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """A host's rows of the global batch -> global arrays."""
-    sharding = over_batch(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+    sharding, processes = over_batch(mesh), jax.process_count()
+    return {name: jax.make_array_from_process_local_data(sharding, value, (len(value) * processes, *value.shape[1:]))
+            for name, value in batch.items()}
 
 
 def spec(name: str, ndim: int) -> PartitionSpec:
@@ -92,8 +95,9 @@ def spec(name: str, ndim: int) -> PartitionSpec:
         if re.fullmatch(pattern, name):
             if is_stacked(name) and ndim == len(axes) - 1:
                 axes = axes[1:]
-            if ndim == len(axes):
-                return PartitionSpec(*axes)
+            if ndim != len(axes):
+                break
+            return PartitionSpec(*axes)
     raise BadInput(f"no sharding rule covers the parameter {name!r} with {ndim} axes; add one to training/sharding.py")
 
 
@@ -120,7 +124,7 @@ def check_batch(mesh: Mesh, stage_name: str, batch_size: int, accumulation: int)
     parts = batch_parts(mesh)
     if (batch_size // accumulation) % parts:
         raise BadInput(f"config.stages.{stage_name}.batch_size={batch_size} in {accumulation} micro-batch(es) does not "
-                       f"divide by {parts} devices; use a multiple of {parts * accumulation}")
+                       f"divide by {parts} (mesh data x fsdp); use a multiple of {parts * accumulation}")
 
 
 def check_model(mesh: Mesh, model: Model, whose: str) -> None:

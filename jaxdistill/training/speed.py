@@ -70,11 +70,12 @@ def step_flops(stage: Stage, model: Model, teacher: Model | None, length: int, m
         student = (1 + backward) * _forward(model, heads("student"), length, masked_positions)
         other = _forward(teacher, heads("teacher"), length, masked_positions) if teacher is not None else 0.0
     else:
-        student = _mean_over_depth(model, length)
+        student = _mean_up_to(model, tuple(range(model.config.num_layers)), length)
         reached = student if stage.depth == "progressive_soft" else (
             encoder_flops(model.config, length, 1) - encoder_flops(model.config, length, 0))
         student += backward * reached
-        other = _mean_over_depth(teacher, length) if teacher is not None else 0.0
+        layer_map = stage.terms[0].layer_map or tuple(range(model.config.num_layers))
+        other = 0.0 if teacher is None else _mean_up_to(teacher, layer_map, length)
     return {"student": student * stage.batch_size, "teacher": other * stage.batch_size}
 
 
@@ -82,9 +83,8 @@ def _forward(model: Model, heads: tuple[str, ...], length: int, masked_positions
     return float(sum(forward_flops(model.config, length, masked_positions, heads).values()))
 
 
-def _mean_over_depth(model: Model, length: int) -> float:
-    depth = model.config.num_layers
-    return sum(encoder_flops(model.config, length, layers) for layers in range(1, depth + 1)) / depth
+def _mean_up_to(model: Model, layers: tuple[int, ...], length: int) -> float:
+    return sum(encoder_flops(model.config, length, layer + 1) for layer in layers) / len(layers)
 
 
 def rates(steps_per_second: float, batch_size: int, length: int, flops: dict[str, float], mesh: Mesh) -> dict[str, float]:
@@ -96,7 +96,7 @@ def rates(steps_per_second: float, batch_size: int, length: int, flops: dict[str
     devices = mesh.devices.size
     peak = peak_flops(mesh.devices.flat[0].device_kind)
     if peak is not None and jax.default_backend() == "cpu":
-        devices = 1  # host devices share the cores that the peak was measured on
+        devices = jax.process_count()  # the devices of a host share the cores that the peak was measured on
     for name, amount in flops.items():
         share = mfu(amount, 1.0 / steps_per_second, devices, peak)
         if share is not None and amount:

@@ -27,7 +27,8 @@ from tests.conftest import tiny_config
 def get_config(variant=""):
     config = tiny_config({source!r})
     config.mesh.update({{"data": 2, "fsdp": 2}})
-    config.stages.transfer.steps, config.checkpoint.every_steps = 40, 5
+    config.stages.transfer.steps, config.checkpoint.every_steps = 120, 5
+    config.stages.transfer.learning_rate = 1e-4  # at a large one the order of sums in float32 grows to anything
     config.order = ("teacher", "transfer", "distill")
     return config
 """
@@ -41,16 +42,15 @@ def recipe(tmp_path_factory):
     return folder / "recipe.py"
 
 
-def launch(recipe, workdir, processes=2, **changes):
+def launch(recipe, workdir, processes=2, only_second=()):
     """Starts the processes of one run, two devices each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     command = [sys.executable, "-m", "jaxdistill.cli", "train", f"--config={recipe}", f"--workdir={workdir}",
-               f"--coordinator=localhost:{port}", f"--num_processes={processes}",
-               *(f"--config.{name}={value}" for name, value in changes.items())]
-    return [subprocess.Popen([*command, f"--process_id={i}"], cwd=ROOT, env=environment, text=True,
+               f"--coordinator=localhost:{port}", f"--num_processes={processes}"]
+    return [subprocess.Popen([*command, f"--process_id={i}", *(only_second if i else ())], cwd=ROOT, env=environment, text=True,
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE) for i in range(processes)]
 
 
@@ -84,7 +84,7 @@ def test_two_processes_killed_and_resumed_by_one(recipe, tmp_path):
     processes = launch(recipe, tmp_path / "two")
     kill_after(processes, tmp_path / "two" / "checkpoints" / "transfer" / "10")
     before = losses(tmp_path / "two")
-    assert {stage for stage, _, _ in before} == {"teacher", "transfer"} and before[-1][1] < 40
+    assert {stage for stage, _, _ in before} == {"teacher", "transfer"} and before[-1][1] < 120
     config = load_config(str(recipe))
     resumed = run.train(config, tmp_path / "two")
     whole = run.train(config, tmp_path / "one")
@@ -109,14 +109,29 @@ def test_the_same_processes_resume_to_the_bit(recipe, tmp_path):
     assert shas[0] == shas[1]
 
 
+def complaints(found):
+    """The one line that each process of a refused run prints."""
+    lines = []
+    for code, _, err in found:
+        own = [line for line in err.splitlines() if line.startswith("jaxdistill:")]
+        assert code == 2 and len(own) == 1 and "Traceback" not in err, err
+        lines += own
+    return lines
+
+
 def test_bad_input_ends_every_process_with_one_line(recipe, tmp_path):
     """Also when it is the first process alone that sees it."""
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "letter.txt").write_text("mine")
-    for code, _, err in finish(launch(recipe, tmp_path / "taken")):
-        lines = [line for line in err.splitlines() if line.startswith("jaxdistill:")]
-        assert code == 2 and len(lines) == 1 and "Traceback" not in err, err
+    first, second = complaints(finish(launch(recipe, tmp_path / "taken")))
+    assert "is not empty and holds no run" in first and "another process of this run stopped" in second
     assert sorted(path.name for path in (tmp_path / "taken").iterdir()) == ["letter.txt"]
+
+
+def test_processes_with_unlike_recipes_are_refused(recipe, tmp_path):
+    """They would train on, each with updates of its own."""
+    lines = complaints(finish(launch(recipe, tmp_path, only_second=["--config.stages.distill.learning_rate=0.5"])))
+    assert all("the processes of this run differ in their recipes" in line for line in lines)
 
 
 @pytest.mark.parametrize("options, words", [

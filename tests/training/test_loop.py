@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxdistill.errors import Interrupted, Preempted, TrainingStopped
-from jaxdistill.training import loop, sharding, state
+from jaxdistill.training import hosts, loop, sharding, state
 from jaxdistill.training.checkpoints import Checkpoints
 from tests.conftest import STUDENT, TEACHER, make_stage, pretraining_batch, random_params
 
@@ -100,6 +100,22 @@ def test_a_signal_at_the_first_and_the_last_step(tmp_path, at):
     with pytest.raises(Interrupted, match=f"after {at + 1} of 7"):
         run(tmp_path / "b", lambda first: batches(first, signal_at=at))
     assert equal(run(tmp_path / "b", batches), expected)
+
+
+def test_a_signal_while_processes_ask_each_other_is_not_lost(tmp_path, monkeypatch):
+    """The answer of the others is older than the signal."""
+    asked = []
+
+    def largest(value):
+        asked.append(value)
+        if len(asked) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return value
+
+    monkeypatch.setattr(hosts, "largest", largest)
+    with pytest.raises(Preempted, match="after 4 of 7"):
+        run(tmp_path, batches)
+    assert asked[:4] == [0, 0, 0, signal.SIGTERM]
 
 
 def test_a_second_ctrl_c_interrupts_at_once(tmp_path):
