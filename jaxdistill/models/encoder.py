@@ -17,6 +17,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdistill.errors import BadInput, nearest
 from jaxdistill.models import heads as heads_lib
@@ -45,7 +46,7 @@ class Model:
     config: ModelConfig
     # Where hidden states lie on a mesh, set by training: without it the compiler may follow the parameters and split the
     # width instead of the batch.
-    batch_sharding: jax.sharding.Sharding | None = None
+    batch_sharding: NamedSharding | None = None
 
     def init(self, key: jax.Array) -> Params:
         """Fresh float32 parameters: `embeddings`, `layers` (leading axis N on every leaf), and one tree per head."""
@@ -103,7 +104,10 @@ class Model:
         types = batch.get("token_type_ids")
         types_BxL = jnp.zeros_like(ids_BxL) if types is None else jnp.asarray(types)
         positions_BxL = jnp.broadcast_to(jnp.arange(ids_BxL.shape[1]), ids_BxL.shape)
-        embedded = _apply(Embeddings(self.config), params["embeddings"], dropout_key, ids_BxL, types_BxL, positions_BxL)
+        tables = params["embeddings"]
+        if self.batch_sharding is not None:  # looked up whole: rows of a split table would have to be sorted out again
+            tables = jax.lax.with_sharding_constraint(tables, NamedSharding(self.batch_sharding.mesh, PartitionSpec()))
+        embedded = _apply(Embeddings(self.config), tables, dropout_key, ids_BxL, types_BxL, positions_BxL)
         return self._constrain(embedded)
 
     def block(self, layer_params: Params, hidden_BxLxD: jax.Array, bias_Bx1xLxL: jax.Array,

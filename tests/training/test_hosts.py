@@ -47,7 +47,8 @@ def launch(recipe, workdir, processes=2, only_second=()):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT),
+                   "XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=2"}
     command = [sys.executable, "-m", "jaxdistill.cli", "train", f"--config={recipe}", f"--workdir={workdir}",
                f"--coordinator=localhost:{port}", f"--num_processes={processes}"]
     return [subprocess.Popen([*command, f"--process_id={i}", *(only_second if i else ())], cwd=ROOT, env=environment, text=True,
