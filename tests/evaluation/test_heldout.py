@@ -39,7 +39,8 @@ def by_hand(model, params, batches, teacher, teacher_params):
                 p, label = softmax(ours["nsp_logits"][b].astype(np.float64)), batch["nsp_labels"][b]
                 rows.append([-np.log(p[label]), p.argmax() == label])
     names = ("mlm_loss", "mlm_accuracy", "teacher_kl", "top1_agreement", "top5_agreement", "nsp_loss", "nsp_accuracy")
-    return dict(zip(names, [*np.mean(np.asarray(words, float), 0), *np.mean(np.asarray(rows, float), 0)]))
+    means = [*np.mean(np.asarray(words, float), 0), *np.mean(np.asarray(rows, float), 0)]
+    return {**dict(zip(names, means)), "rows": len(rows)}
 
 
 def with_filling():
@@ -99,4 +100,4 @@ def test_absent_heads_leave_their_numbers_out():
         teacher=blind,
         teacher_params=random_params(blind),
     )
-    assert found.keys() == {"mlm_loss", "mlm_accuracy"}
+    assert found.keys() == {"mlm_loss", "mlm_accuracy", "rows"}
