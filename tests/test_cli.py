@@ -112,6 +112,7 @@ def test_ctrl_c_saves_says_how_to_resume_and_exits_130(tmp_path, text_source):
 def test_a_signal_between_the_stages_is_one_line_too(capsys, monkeypatch, number, code):
     """While text is prepared or networks are evaluated no loop listens for it."""
     before = {which: signal.getsignal(which) for which in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background may have been told to ignore it
     monkeypatch.setattr("jaxdistill.commands.describe_text", lambda *_: os.kill(os.getpid(), number))
     try:
         assert cli.main(["describe", "--preset=mobilebert"]) == code
