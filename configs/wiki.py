@@ -3,7 +3,8 @@
     jaxdistill train --config=wiki --config.data.source=WIKI_FOLDER --config.data.heldout=HELDOUT_FILE --workdir=DIR
 
 WIKI_FOLDER: text files, one paragraph a line, a blank line between articles. HELDOUT_FILE: text of other articles.
-Every student has the same architecture, random blocks, data order and number of steps; what differs is the method:
+Two CPU cores: 76 minutes, 57 of them the teacher's; README has the numbers. Every student has the same architecture,
+random blocks, data order and number of steps; what differs is the method:
 
     student         progressive transfer (300 steps), then distillation (500)
     joint           joint transfer (300 steps), then distillation (500)
