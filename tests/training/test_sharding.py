@@ -66,6 +66,7 @@ def test_a_mesh_changes_no_result(name, mesh_name, alone, capfd):
     losses, now, mesh = train(name, MESHES[mesh_name])
     assert "Involuntary full rematerialization" not in capfd.readouterr().err
     expected_losses, expected = alone(name)
+    np.testing.assert_allclose(losses[:3], expected_losses[:3], rtol=1e-5)  # before the order of sums has grown
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-4)
     ours, theirs = flatten(now.params), flatten(expected.params)
     for key in theirs:
