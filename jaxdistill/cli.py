@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from jaxdistill import remote
 from jaxdistill.errors import BadInput, JaxDistillError, Preempted, nearest
 
 
@@ -27,7 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.overrides = split_overrides(options.command, rest, bool(vars(options).get("config")))
         with contextlib.suppress(ValueError):  # only the main thread may; between stages no step loop listens
             signal.signal(signal.SIGTERM, _preempted)
-        result = options.run(options)
+        try:
+            result = options.run(options)
+        except ImportError as error:  # the package behind gs:// is only missed when a path is first touched
+            raise remote.lacks(error) or error from error
         if result is not None:
             print(result)
         return 0

@@ -16,8 +16,9 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxdistill import interop
+from jaxdistill import interop, remote
 from jaxdistill.data.default_corpus import default_corpus, installed_versions
+from jaxdistill.data.files import cache_directory
 from jaxdistill.data.loader import heldout_batches, make_loader
 from jaxdistill.data.prepare import PreparedText, prepare
 from jaxdistill.data.sources import read_documents, source_digest
@@ -74,8 +75,14 @@ def load_corpus(config: ConfigDict, workdir: epath.Path) -> Corpus:
 
 
 def data_folder(config: ConfigDict, workdir: epath.Path) -> epath.Path:
-    """Where prepared text and a tokenizer trained here are kept."""
-    return epath.Path(config.data.path).expanduser() if config.data.path else workdir / "data"
+    """Where prepared text and a tokenizer trained here are kept. ArrayRecord reads local files only, so for a remote
+    workdir it is this machine's cache: every host prepares its own, and digests are compared."""
+    if remote.is_remote(config.data.path):
+        raise BadInput(f"config.data.path={config.data.path!r}: prepared text is read in place, from local files; give a "
+                       "folder of this machine (or leave it out: the cache)")
+    if config.data.path:
+        return epath.Path(config.data.path).expanduser()
+    return cache_directory() / "prepared" if remote.is_remote(workdir) else workdir / "data"
 
 
 def find_tokenizer(config: ConfigDict, folder: epath.Path) -> Any:

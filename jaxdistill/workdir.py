@@ -1,7 +1,7 @@
 """The folder of a run: its recipe, the network each finished stage left, and where everything else goes. Called by run.
 
     config.json          the recipe; another recipe is refused here
-    data/                prepared text and, if one was trained here, the tokenizer
+    data/                prepared text and, if one was trained here, the tokenizer (of a remote workdir: in the cache)
     stages/NAME/         the network after stage NAME, in our own format; stage.json is written last and marks it whole
     checkpoints/NAME/    the stage in progress
     metrics.jsonl, tensorboard/, results.json, plots/, student/ (the exported folder)
@@ -18,6 +18,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
+from jaxdistill import remote
 from jaxdistill.data.files import write_whole
 from jaxdistill.errors import BadInput
 from jaxdistill.interop import own_format
@@ -103,7 +104,7 @@ def claim(path: epath.Path, config: dict[str, Any]) -> None:
         if file.exists():
             if (path / "stages").exists() or (path / "checkpoints").exists():  # before that nothing depends on it
                 _refuse_other(path, read_page(file), wanted)
-        elif any(path.iterdir()):
+        elif remote.entries(path):
             raise BadInput(f"workdir {str(path)!r} is not empty and holds no run; give a new or empty folder")
         write_whole(file, json.dumps(wanted, indent=2) + "\n")
     except OSError as error:
@@ -132,7 +133,7 @@ def lock(path: epath.Path) -> Iterator[None]:
     except ImportError:
         yield
         return
-    if "://" in str(path):
+    if remote.is_remote(path):
         yield
         return
     with open(path / ".lock", "w") as file:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from jaxdistill import remote
 from jaxdistill.data import files
 from jaxdistill.data.pairs import SpecialIds
 from jaxdistill.data.sources import Document, split_sentences
@@ -145,7 +146,8 @@ def load_tokenizer(path: epath.PathLike, lowercase: bool = True) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(shown, use_fast=True, local_files_only=True)
+        with remote.local(place) as folder:
+            tokenizer = AutoTokenizer.from_pretrained(os.fspath(folder), use_fast=True, local_files_only=True)
     except Exception as error:  # a Rust panic message, a JSON error, a KeyError: whatever a damaged file leads to
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadInput(f"tokenizer folder {shown!r} cannot be read ({reason}): save the tokenizer again") from error

@@ -6,7 +6,6 @@ Pickled weights (pytorch_model.bin) are never opened: unpickling runs whatever c
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
+from jaxdistill import remote
 from jaxdistill.errors import BadInput
 from jaxdistill.interop.convert import State
 
@@ -50,12 +50,8 @@ def read_state(directory: epath.Path) -> State | None:
 
 def read_file(path: epath.Path) -> State:
     """The tensors of one safetensors file; integers (old `position_ids` buffers) are kept for the caller to judge."""
-    if "://" in str(path):  # safetensors maps local files only
-        with tempfile.NamedTemporaryFile(suffix=".safetensors") as local:
-            local.write(path.read_bytes())
-            local.flush()
-            return _read_local(local.name, path)
-    return _read_local(str(path), path)
+    with remote.local(path) as local:  # safetensors maps local files only
+        return _read_local(str(local), path)
 
 
 def _read_local(local: str, path: epath.Path) -> State:

@@ -18,6 +18,7 @@ from typing import Any
 
 from etils import epath
 
+from jaxdistill import remote
 from jaxdistill.errors import BadInput
 from jaxdistill.interop import configs, contents, convert, hf_flax, hf_torch, own_format
 from jaxdistill.interop.model_card import model_card
@@ -192,7 +193,7 @@ def _write_tokenizer(directory: epath.Path, tokenizer: Any) -> None:
 def _new_folder(directory: str | os.PathLike[str], overwrite: bool) -> Iterator[tuple[epath.Path, epath.Path]]:
     """Yields an empty folder beside `directory`, and at the end moves it there; on an error nothing has changed."""
     target = epath.Path(directory).expanduser()
-    if "://" not in str(target):
+    if not remote.is_remote(target):
         target = target.resolve()
     if target.exists() and not target.is_dir():
         raise BadInput(f"{target} is a file; give the name of a folder to write")

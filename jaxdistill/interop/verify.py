@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from jaxdistill import remote
 from jaxdistill.errors import BadInput
 from jaxdistill.interop import hf_torch, own_format
 from jaxdistill.interop.pretrained import from_pretrained
@@ -81,7 +82,8 @@ def torch_outputs(directory: epath.Path, architecture: str,
         import transformers
     except ImportError:
         return None
-    network, info = getattr(transformers, architecture).from_pretrained(str(directory), output_loading_info=True)
+    with remote.local(directory) as folder:
+        network, info = getattr(transformers, architecture).from_pretrained(str(folder), output_loading_info=True)
     # A class without the folder's pooler makes one up, which nothing of ours reads.
     missing = [name for name in info["missing_keys"] if "pooler" not in name]
     if missing or info["mismatched_keys"]:

@@ -23,6 +23,8 @@ from typing import Any
 
 from etils import epath
 
+from jaxdistill import remote
+
 FILE = "metrics.jsonl"
 UPLOAD_SECONDS = 60.0
 
@@ -35,7 +37,7 @@ class MetricWriter:
 
     def __init__(self, workdir: epath.PathLike, *, tensorboard: bool = True) -> None:
         self._workdir = epath.Path(workdir)
-        self._remote = _is_remote(self._workdir)
+        self._remote = remote.is_remote(self._workdir)
         self._spool: tempfile.TemporaryDirectory[str] | None = None
         self._local = self._workdir
         self._workdir.mkdir(parents=True, exist_ok=True)
@@ -156,10 +158,6 @@ def _parse(text: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return line if isinstance(line, dict) and "stage" in line and isinstance(line.get("step"), int) else None
-
-
-def _is_remote(path: epath.Path) -> bool:
-    return "://" in str(path)
 
 
 def _event_writer(directory: str) -> Any:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import http.server
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,47 @@ def test_reads_a_prepared_set() -> None:
     assert len(list(read_documents("tfds:little_stories:train[1:4]"))) == 3
     digests = {source_digest(f"tfds:little_stories:{split}") for split in ("train", "test")}
     assert len(digests) == 2 and source_digest("tfds:little_stories") in digests
+
+
+def test_a_set_that_is_not_prepared_yet_is_downloaded_and_prepared_once(data_dir: Path, tmp_path: Path) -> None:
+    """A registered set, as those of TFDS's catalogue, whose text lies on a web server (of this machine)."""
+    import tensorflow_datasets as tfds
+
+    (tmp_path / "stories.txt").write_text("\n".join(f"Tale {n} is süß." for n in range(4)))
+    fetched: list[str] = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args, directory=str(tmp_path))
+
+        def log_message(self, *_: Any) -> None:
+            fetched.append(self.path)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+
+        class DownloadedTales(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version("1.0.0")
+            url_infos: dict[str, Any] = {}
+
+            def _info(self) -> Any:
+                features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
+                return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+            def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+                path = dl_manager.download(f"http://127.0.0.1:{server.server_port}/stories.txt")
+                return {"train": self._generate_examples(path)}
+
+            def _generate_examples(self, path: Any) -> Iterator[Any]:
+                yield from enumerate({"text": line} for line in path.read_text().splitlines())
+
+        assert not (data_dir / "downloaded_tales").exists()
+        documents = [document.text for document in read_documents("tfds:downloaded_tales")]
+        assert documents == [f"Tale {n} is süß." for n in range(4)]
+        assert fetched == ["/stories.txt"]
+        server.shutdown()
+    assert list((data_dir / "downloaded_tales" / "1.0.0").glob("*.array_record*"))
+    assert [document.text for document in read_documents("tfds:downloaded_tales")] == documents  # without the server
 
 
 def test_names() -> None:

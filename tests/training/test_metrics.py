@@ -93,7 +93,7 @@ def test_a_torn_last_line_is_dropped(tmp_path):
 
 def test_a_remote_workdir_is_spooled_and_resumed(tmp_path, monkeypatch):
     """A local path plays the bucket; nothing may be appended to or opened there except whole files."""
-    monkeypatch.setattr(metrics, "_is_remote", lambda path: True)
+    monkeypatch.setattr(metrics.remote, "is_remote", lambda path: True)
     bucket = tmp_path / "bucket"
     with MetricWriter(bucket) as writer:
         writer.write("distill", 10, {"loss": 1.0})

@@ -1,0 +1,95 @@
+"""A run whose workdir is in a bucket, against a server that speaks Google Cloud Storage on this machine."""
+
+import json
+import os
+
+import pytest
+from etils import epath
+
+from jaxdistill import cli, commands, remote, run
+from jaxdistill.data.tokenizers import load_tokenizer
+from jaxdistill.errors import BadInput, Interrupted
+from jaxdistill.interop import from_pretrained, verify_export
+from jaxdistill.training.metrics import read_metrics
+from tests.bucket import serve
+from tests.conftest import tiny_config, write_text
+from tests.test_run import interrupt
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """gs://… of an empty bucket."""
+    with serve() as address, pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "STORAGE_EMULATOR_HOST": address, "TENSORSTORE_GCS_HTTP_URL": address, "FSSPEC_GCS": '{"token": "anon"}',
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false", "GCE_METADATA_ROOT": "127.0.0.1:1", "NO_GCE_CHECK": "true",
+        }.items():
+            patch.setenv(name, value)
+        yield epath.Path("gs://bucket")
+
+
+def test_a_run_in_a_bucket_is_stopped_and_resumed_and_equals_a_local_one(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXDISTILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    config = tiny_config(write_text(tmp_path / "text.txt"))
+    config.export, config.order = True, ("teacher", "transfer")
+    expected = run.train(config, tmp_path / "local")
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupt(patch, "transfer", 3)
+        run.train(config, bucket / "w")
+    steps = sorted(path.name for path in (bucket / "w" / "checkpoints" / "transfer").iterdir())
+    assert steps and all(step.isdigit() for step in steps)
+    results = run.train(config, bucket / "w")
+    assert results["student_sha256"] == expected["student_sha256"]
+    rows = [(row["stage"], row["step"], row["loss"]) for row in read_metrics(bucket / "w")]
+    assert rows == [(row["stage"], row["step"], row["loss"]) for row in read_metrics(tmp_path / "local")]
+    names = {path.name for path in (bucket / "w").iterdir()}
+    assert {"config.json", "metrics.jsonl", "results.json", "plots", "stages", "student", "tensorboard"} <= names
+    assert not list((bucket / "w" / "checkpoints").glob("*/*"))
+    assert json.loads((bucket / "w" / "results.json").read_text())["student_sha256"] == expected["student_sha256"]
+    model, params = from_pretrained(bucket / "w" / "student")
+    assert verify_export(bucket / "w" / "student", model, params, with_torch=True)["torch_max_relative_difference"] < 1e-4
+    assert load_tokenizer(bucket / "w" / "student").get_vocab() == load_tokenizer(tmp_path / "local/student").get_vocab()
+    assert sorted(os.listdir(tmp_path)) == ["cache", "local", "text.txt"]  # nothing landed in a folder named "gs:"
+
+
+def test_a_finished_run_is_exported_from_one_bucket_folder_to_another(bucket, tmp_path):
+    if not (bucket / "w" / "results.json").exists():
+        pytest.skip("the run before this one did not finish")
+    commands.export(bucket / "w", bucket / "exported")
+    assert {"config.json", "model.safetensors", "vocab.txt"} <= {path.name for path in (bucket / "exported").iterdir()}
+    with pytest.raises(BadInput, match="not empty"):
+        commands.export(bucket / "w", bucket / "exported")
+
+
+def test_another_recipe_and_a_foreign_folder_are_refused_in_a_bucket(bucket, tmp_path):
+    config = tiny_config(write_text(tmp_path / "text.txt"))
+    (bucket / "foreign" / "thesis.txt").write_text("mine")
+    with pytest.raises(BadInput, match="holds no run"):
+        run.train(config, bucket / "foreign")
+    assert (bucket / "foreign" / "thesis.txt").read_text() == "mine"
+    config.data.path = str(bucket / "text")
+    with pytest.raises(BadInput, match="local files"):
+        run.train(config, bucket / "other")
+
+
+def test_a_local_copy_has_everything_and_goes_away(bucket, tmp_path):
+    (bucket / "deep" / "a" / "b.txt").write_text("b")
+    (bucket / "deep" / "c.txt").write_text("c")
+    with remote.local(bucket / "deep") as copy:
+        assert (copy / "a" / "b.txt").read_text() == "b" and (copy / "c.txt").read_text() == "c"
+    assert not copy.exists()
+    with remote.local(epath.Path(tmp_path)) as same:
+        assert same == epath.Path(tmp_path)
+
+
+def test_a_path_whose_package_is_missing_is_one_line(monkeypatch, capsys):
+    def missing(*_):
+        raise ImportError("Please install gcsfs to access Google Storage")
+
+    monkeypatch.setattr(commands, "export", missing)
+    assert cli.main(["export", "--workdir=gs://b/w", "--out=/tmp/x"]) == 2
+    assert "pip install 'jaxdistill[gcs]'" in capsys.readouterr().err
+    monkeypatch.setattr(commands, "export", lambda *_: __import__("no_such_package"))
+    with pytest.raises(ImportError, match="no_such_package"):
+        cli.main(["export", "--workdir=gs://b/w", "--out=/tmp/x"])
