@@ -101,15 +101,25 @@ def _fused_sums(stage: Stage, model: Model, teacher: Model | None, params: Param
         if done < teacher.config.num_layers:
             theirs, _ = teacher.encode(jax.tree.map(lambda x: x[done:], teacher_params["layers"]), theirs, bias)
         theirs = jax.lax.stop_gradient(theirs)
+    more, found = head_sums(stage, model, teacher, params, teacher_params, hidden, theirs, masks, scales, heads_key)
+    return value + more, {**sums, **found}
+
+
+def head_sums(stage: Stage, model: Model, teacher: Model | None, params: Params, teacher_params: Params, hidden: jax.Array,
+              theirs: Any, masks: Batch, scales: Arrays, dropout_key: jax.Array | None = None) -> Result:
+    """(value, raw sums) of the losses on head outputs, from both last hidden states."""
+    _, words, others = _by_kind(stage)
+    if not stage.fused:
+        words, others = {}, {**words, **others}
+    value, sums = jnp.float32(0), Arrays()
     if words:
-        pair = teacher.mlm_features(teacher_params, theirs, batch) if teacher and "mlm" in stage.heads("teacher") else None
-        more, found = fused.word_terms(words, _only(scales, words), model.mlm_features(params, hidden, batch), pair, masks,
-                                       _rows_on_a_device(model, batch))
-        value, sums = value + more, {**sums, **found}
+        pair = teacher.mlm_features(teacher_params, theirs, masks) if teacher and "mlm" in stage.heads("teacher") else None
+        value, sums = fused.word_terms(words, _only(scales, words), model.mlm_features(params, hidden, masks), pair, masks,
+                                       _rows_on_a_device(model, masks))
     if others:
-        outputs = model.run_heads(params, hidden, batch, _heads(others, "student"), heads_key)
+        outputs = model.run_heads(params, hidden, masks, _heads(others, "student"), dropout_key)
         read = _heads(others, "teacher")
-        targets = teacher.run_heads(teacher_params, theirs, batch, read) if read and teacher else {}
+        targets = teacher.run_heads(teacher_params, theirs, masks, read) if read and teacher else {}
         found = {name: loss.sum(outputs[loss.student], targets.get(loss.teacher or ""), masks)
                  for name, loss in others.items()}
         value, sums = value + fused.weighted(found, scales), {**sums, **found}
@@ -120,8 +130,6 @@ def _walk(stage: Stage, model: Model, teacher: Model, layers: Params, teacher_la
           theirs: jax.Array, masks: Batch, bias: jax.Array, dropout_key: jax.Array | None, scales: Arrays
           ) -> tuple[jax.Array, jax.Array, jax.Array, Arrays]:
     """Both stacks in one scan over the student's layers: (last hidden states of student and teacher, value, raw sums)."""
-    losses, _, _ = _by_kind(stage)
-    own = _only(scales, losses)
     depth = model.config.num_layers
     layer_map = np.asarray(_layer_map(stage) or range(depth), np.int32)
     before = np.concatenate([[-1], layer_map[:-1]]).astype(np.int32)  # the layer that the teacher stands behind
@@ -140,8 +148,7 @@ def _walk(stage: Stage, model: Model, teacher: Model, layers: Params, teacher_la
             theirs = jax.lax.fori_loop(last + 1, at, run_teacher, theirs)
         entered = theirs if repeats else None
         theirs, teacher_taps = teacher.block(take_layer(teacher_layers, at), theirs, bias)
-        value, sums = fused.layer_terms(losses, own, student_taps, teacher_taps, masks, bias, model.config.dtype,
-                                         _rows_on_a_device(model, masks))
+        value, sums = layer_value(stage, model, student_taps, teacher_taps, masks, bias, scales)
         return (hidden, theirs, entered), (value, sums)
 
     keys = None if dropout_key is None else jax.random.split(dropout_key, depth)
@@ -156,7 +163,7 @@ def _visit(stage: Stage, model: Model, teacher: Model, layers: Params, teacher_l
            ) -> tuple[jax.Array, jax.Array, jax.Array, Arrays]:
     """As `_walk`, for a map by which only some layers follow one of the teacher's: those one by one, others in scans."""
     losses, _, _ = _by_kind(stage)
-    own, depth = _only(scales, losses), model.config.num_layers
+    depth = model.config.num_layers
     keys = None if dropout_key is None else jax.random.split(dropout_key, depth)
     value, sums = jnp.float32(0), {name: jnp.float32(0) for name in losses}
     done = teacher_done = 0
@@ -173,8 +180,7 @@ def _visit(stage: Stage, model: Model, teacher: Model, layers: Params, teacher_l
         if at >= teacher_done:
             theirs, _ = teacher.encode(stretch(teacher_layers, teacher_done, at), theirs, bias)
             theirs, teacher_taps = teacher.block(take_layer(teacher_layers, at), theirs, bias)
-        more, found = fused.layer_terms(losses, own, student_taps, teacher_taps, masks, bias, model.config.dtype,
-                                        _rows_on_a_device(model, masks))
+        more, found = layer_value(stage, model, student_taps, teacher_taps, masks, bias, scales)
         value, sums = value + more, {name: sums[name] + found[name] for name in losses}
         done, teacher_done = i + 1, at + 1
     hidden, _ = model.encode(stretch(layers, done, depth), hidden, bias, dropout_keys=stretch(keys, done, depth))
@@ -193,11 +199,18 @@ def _sums_at_layer(stage: Stage, model: Model, teacher: Model | None, moving: Ar
     layer_map = _layer_map(stage)
     teacher_layer = layer if layer_map is None else jnp.asarray(layer_map)[layer]
     theirs = jax.lax.stop_gradient(teacher.apply_at(teacher_params, batch, teacher_layer, taps=stage.taps("teacher")))
-    if stage.fused:
-        return fused.layer_terms(losses, scales, ours, theirs, masks, attention_bias(batch), model.config.dtype,
-                                 _rows_on_a_device(model, batch))
-    sums = fused.layer_sums(losses, ours, theirs, masks)
-    return fused.weighted(sums, scales), sums
+    return layer_value(stage, model, ours, theirs, masks, attention_bias(batch), scales)
+
+
+def layer_value(stage: Stage, model: Model, student_taps: Arrays, teacher_taps: Arrays, masks: Batch, bias: jax.Array,
+                scales: Arrays) -> Result:
+    """(value, raw sums) of the losses of one layer, from the taps of both."""
+    losses, _, _ = _by_kind(stage)
+    if not stage.fused:
+        sums = fused.layer_sums(losses, student_taps, jax.lax.stop_gradient(teacher_taps), masks)
+        return fused.weighted(sums, scales), sums
+    return fused.layer_terms(losses, _only(scales, losses), student_taps, teacher_taps, masks, bias, model.config.dtype,
+                             _rows_on_a_device(model, masks))
 
 
 def _by_kind(stage: Stage) -> tuple[dict[str, Loss], dict[str, Loss], dict[str, Loss]]:
