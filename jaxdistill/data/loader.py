@@ -136,17 +136,25 @@ class BatchSource:
 
 @dataclasses.dataclass(frozen=True)
 class PackedSource(BatchSource):
-    """The same of packed rows; `num_records` is the number of bins, `predictions` the P of a packed row."""
+    """The same of packed rows; `num_records` is the number of bins, `predictions` and `segments` are P and S of a row."""
 
     plan: packing.Plan
     predictions: int
+    segments: int
     pad: int
 
     def __getitem__(self, index: SupportsIndex) -> Batch:
         bins, epoch = self._of_host(index)
         row, record = self.plan.records(bins, epoch, self.shuffle)
         examples = self.rows(record, epoch[row] if self.dynamic else np.zeros_like(record))
-        return packing.join(examples, row, num_rows=self.num_rows, pad=self.pad, predictions=self.predictions)
+        return packing.join(
+            examples,
+            row,
+            num_rows=self.num_rows,
+            pad=self.pad,
+            predictions=self.predictions,
+            max_segments=self.segments,
+        )
 
 
 def make_loader(
@@ -177,7 +185,7 @@ def make_loader(
         nsp_labels                                  int32 [B]      0 = B follows A, 1 = B is from another document
         example_weights                             float32 [B]    all ones
 
-    and with `pack`, with S = packing.MAX_SEGMENTS and P = packing.predictions_a_row(L, max_predictions, mask_rate)
+    and with `pack`, where S = packing.segments_a_row(L) and P = packing.predictions_a_row(L, max_predictions, mask_rate, S),
 
         input_ids, attention_mask, token_type_ids   int32 [B, L]   [CLS] A [SEP] B [SEP] [CLS] A [SEP] … [PAD]…
         mlm_positions, mlm_labels, mlm_weights      as above       over the whole packed row
@@ -224,15 +232,17 @@ def make_loader(
     if not pack:
         return read_through_grain(BatchSource(**fields), prefetch)
     plan = packing_plan(prepared, seed=seed, nsp=nsp)
-    predictions = packing.predictions_a_row(prepared.sequence_length, max_predictions, mask_rate)
-    packed = {"num_records": plan.num_bins, "plan": plan, "predictions": predictions, "pad": prepared.special.pad}
-    return read_through_grain(PackedSource(**fields | packed), prefetch)
+    segments = packing.segments_a_row(prepared.sequence_length)
+    predictions = packing.predictions_a_row(prepared.sequence_length, max_predictions, mask_rate, segments)
+    fields |= {"num_records": plan.num_bins, "plan": plan, "predictions": predictions, "segments": segments}
+    return read_through_grain(PackedSource(**fields, pad=prepared.special.pad), prefetch)
 
 
 def packing_plan(prepared: PreparedText, *, seed: int, nsp: bool = True) -> packing.Plan:
     """Which records share a packed row; `num_bins` is the number of packed rows in an epoch."""
     lengths = records.record_sizes(prepared) + (3 if nsp else 2)  # with [CLS] and [SEP]
-    return packing.make_plan(lengths, prepared.sequence_length, seed)
+    length = prepared.sequence_length
+    return packing.make_plan(lengths, length, seed, packing.segments_a_row(length))
 
 
 def heldout_batches(

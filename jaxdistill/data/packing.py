@@ -19,7 +19,6 @@ import numpy as np
 from jaxdistill.data import randomness
 from jaxdistill.data.randomness import Stream
 
-MAX_SEGMENTS = 8  # S, the most texts in one row: it decides the width of `cls_positions` and of what is pooled
 _FEWEST_TOKENS = 4  # of a row: [CLS], two tokens, [SEP]
 
 
@@ -58,9 +57,14 @@ class Plan:
         return row, self.by_length[begin + place]
 
 
-def make_plan(lengths: np.ndarray, longest: int, seed: int, max_segments: int = MAX_SEGMENTS) -> Plan:
+def segments_a_row(length: int) -> int:
+    """S, the most texts in a packed row of `length` tokens: the width of `cls_positions` and of what is pooled."""
+    return max(8, length // 32)
+
+
+def make_plan(lengths: np.ndarray, longest: int, seed: int, max_segments: int) -> Plan:
     """Packs rows of `lengths` (integers [N], 1 to `longest`) into bins of at most `longest` tokens and `max_segments`
-    rows. Takes time for sorting the lengths and longest^2, not for the number of bins."""
+    rows. Apart from sorting the lengths, its time depends on `longest` alone."""
     sizes = np.bincount(lengths, minlength=longest + 1)
     groups = pack_lengths(sizes, longest, max_segments)
     counts = np.array([count for count, _ in groups], np.int64)
@@ -101,7 +105,7 @@ def pack_lengths(sizes: np.ndarray, longest: int, max_segments: int) -> list[tup
     return closed + [group for groups in open_groups for group in groups]
 
 
-def predictions_a_row(length: int, max_predictions: int, mask_rate: float, max_segments: int = MAX_SEGMENTS) -> int:
+def predictions_a_row(length: int, max_predictions: int, mask_rate: float, max_segments: int) -> int:
     """P of a packed row: room for every prediction of its segments, if tokens are masked one by one.
 
     A segment of n tokens has max(1, round(mask_rate n)) predictions or fewer: at most mask_rate n + 1/2, or one where
@@ -118,7 +122,7 @@ def join(
     num_rows: int,
     pad: int,
     predictions: int,
-    max_segments: int = MAX_SEGMENTS,
+    max_segments: int,
 ) -> dict[str, np.ndarray]:
     """Puts the rows of `batch` (as `make_loader` gives it, M rows of at most L tokens) behind each other in packed rows.
 

@@ -6,13 +6,15 @@ Both are the same interface, give the same rows, and read the ArrayRecord files 
 from __future__ import annotations
 
 import functools
+import io
 import os
 from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
+from etils import epath
 
-from jaxdistill.data.prepare import PreparedText
+from jaxdistill.data.prepare import SIZES_FILE, PreparedText
 from jaxdistill.data.spans import SpanTable
 from jaxdistill.errors import BadInput
 
@@ -69,8 +71,20 @@ def open_reader(prepared: PreparedText, in_memory: bool | None = None) -> Record
 
 @functools.lru_cache(maxsize=2)
 def record_sizes(prepared: PreparedText) -> np.ndarray:
-    """How many tokens each record has: int32 [num_records], read-only. Reads the whole set, once a process."""
-    sizes = np.fromiter((len(record["tokens"]) for record in _in_order(prepared)), np.int32, prepared.num_records)
+    """How many tokens each record has: int32 [num_records], read-only. Raises BadInput if the file is damaged.
+
+    Of a set prepared before sizes were written it reads all records, once a process.
+    """
+    file = epath.Path(prepared.records_path) / SIZES_FILE
+    if not file.exists():
+        sizes = np.fromiter((len(record["tokens"]) for record in _in_order(prepared)), np.int32, prepared.num_records)
+    else:
+        try:
+            sizes = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise BadInput(f"{os.fspath(file)!r} is damaged ({error}): delete it, and sizes are counted again") from error
+    if len(sizes) != prepared.num_records or sizes.sum() != prepared.num_tokens:
+        raise BadInput(f"{os.fspath(file)!r} is of other records: delete it, and sizes are counted again")
     sizes.flags.writeable = False
     return sizes
 

@@ -274,6 +274,6 @@ def _init(module: nn.Module, key: jax.Array, *inputs: jax.Array) -> Params:
     return module.init(key, *inputs)["params"]
 
 
-def _apply(module: nn.Module, params: Params, key: jax.Array | None, *inputs: jax.Array, dropout: bool = True) -> Any:
+def _apply(module: nn.Module, params: Params, key: jax.Array | None, *inputs: jax.Array | None, dropout: bool = True) -> Any:
     options: dict[str, Any] = {"deterministic": key is None} if dropout else {}
     return module.apply({"params": params}, *inputs, **options, rngs=None if key is None else {"dropout": key})

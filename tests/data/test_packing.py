@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,7 @@ from jaxdistill.data.prepare import PreparedText
 from jaxdistill.data.records import open_reader, record_sizes
 from jaxdistill.errors import BadInput
 
-S = packing.MAX_SEGMENTS
+S = packing.segments_a_row(64)
 
 
 def _lengths(records: int, longest: int, seed: int = 0) -> np.ndarray:
@@ -44,7 +47,7 @@ def test_an_epoch_holds_every_record_once(lengths: list[int], max_segments: int,
 
 def test_bins_are_a_function_of_number_seed_and_epoch() -> None:
     lengths = _lengths(500, 64)
-    plan, other = packing.make_plan(lengths, 64, 1), packing.make_plan(lengths, 64, 2)
+    plan, other = (packing.make_plan(lengths, 64, seed, S) for seed in (1, 2))
 
     def row(plan: packing.Plan, number: int, epoch: int) -> list[int]:
         return plan.records(np.array([number]), np.array([epoch]))[1].tolist()
@@ -62,14 +65,14 @@ def test_bins_are_a_function_of_number_seed_and_epoch() -> None:
 
 def test_little_room_is_left() -> None:
     lengths = _lengths(20_000, 128)
-    assert lengths.sum() / packing.make_plan(lengths, 128, 0).num_bins / 128 > 0.98
+    assert lengths.sum() / packing.make_plan(lengths, 128, 0, 8).num_bins / 128 > 0.98
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.15, 0.3, 0.6])
 def test_predictions_always_fit(rate: float) -> None:
     """Any bin's predictions, token by token, against the bound; and the bound is not generous."""
     random = np.random.default_rng(0)
-    bound = packing.predictions_a_row(64, 60, rate)
+    bound = packing.predictions_a_row(64, 60, rate, S)
     for _ in range(500):
         cuts = np.sort(random.integers(0, 65, S + 1))
         sizes = np.diff(np.concatenate([cuts, [64]]))[:S]
@@ -130,7 +133,7 @@ def test_an_epoch_of_packed_rows_holds_the_rows_of_an_epoch(prepared: PreparedTe
 
 def test_shapes_and_types(prepared: PreparedText) -> None:
     (batch,) = _batches(prepared, 1)
-    predictions = packing.predictions_a_row(64, 10, 0.15)
+    predictions = packing.predictions_a_row(64, 10, 0.15, S)
     widths = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids", "segment_ids", "position_ids"), 64)
     widths |= dict.fromkeys(("mlm_positions", "mlm_labels", "mlm_weights"), predictions)
     widths |= dict.fromkeys(("cls_positions", "nsp_labels", "example_weights"), S)
@@ -162,8 +165,22 @@ def test_hosts_share_each_global_batch(prepared: PreparedText, hosts: int) -> No
 
 def test_reading_from_disk_gives_the_same_batches(prepared: PreparedText) -> None:
     _assert_equal(_batches(prepared, 4, in_memory=False), _batches(prepared, 4, in_memory=True))
+
+
+def test_sizes_are_those_of_the_records(prepared: PreparedText, tmp_path: Path) -> None:
+    """As written by `prepare`, or counted where an older set has no such file; a damaged one is refused."""
     table, _ = open_reader(prepared).fetch(np.arange(prepared.num_records))
     np.testing.assert_array_equal(record_sizes(prepared), np.diff(table.token_offsets))
+    older = dataclasses.replace(prepared, records_path=str(tmp_path / Path(prepared.records_path).name))
+    shutil.copytree(prepared.records_path, older.records_path)
+    file = Path(older.records_path) / "record_sizes.npy"
+    whole = file.read_bytes()
+    for damaged in (whole[:40], whole[:-8], b"", whole[:-1] + b"\x01"):
+        file.write_bytes(damaged)
+        with pytest.raises(BadInput, match="record_sizes.npy.*delete it"):
+            record_sizes(older)
+    file.unlink()
+    np.testing.assert_array_equal(record_sizes(older), record_sizes(prepared))
 
 
 def test_a_prediction_without_room_is_not_masked(prepared: PreparedText) -> None:
@@ -173,7 +190,8 @@ def test_a_prediction_without_room_is_not_masked(prepared: PreparedText) -> None
     assert size.sum() <= 128
     wide = {name: np.pad(x, ((0, 0), (0, 64))) if x.shape[1:] == (64,) else x for name, x in plain.items()}
     row, total = np.zeros(2, np.int64), int(plain["mlm_weights"].sum())
-    whole, cut = (packing.join(wide, row, num_rows=1, pad=0, predictions=p) for p in (total, total - 2))
+    options: dict[str, Any] = {"num_rows": 1, "pad": 0, "max_segments": S}
+    whole, cut = (packing.join(wide, row, predictions=p, **options) for p in (total, total - 2))
     assert whole["mlm_weights"].sum() == total and cut["mlm_weights"].sum() == total - 2
     lost = whole["mlm_positions"][0, -2:]
     assert cut["input_ids"][0, lost].tolist() == whole["mlm_labels"][0, -2:].tolist()
