@@ -142,15 +142,19 @@ def join(
     shape = (num_rows, batch["input_ids"].shape[1])
     slot = _rank_in_row(row)
     begin = _sum_before(size, row)
-    example, place = np.nonzero(batch["attention_mask"])
-    where = row[example], begin[example] + place
-    packed = {name: np.zeros(shape, np.int32) for name in ("attention_mask", "segment_ids", "position_ids")}
-    for name, fill in (("input_ids", pad), ("token_type_ids", 0)):
-        packed[name] = np.full(shape, fill, np.int32)
-        packed[name][where] = batch[name][example, place]
-    packed["attention_mask"][where] = 1
-    packed["segment_ids"][where] = slot[example] + 1
-    packed["position_ids"][where] = place
+    # Rows are filled from the left and examples come in their order, so tokens stand in one order on both sides.
+    is_token = batch["attention_mask"] > 0
+    is_filled = np.arange(shape[1]) < np.bincount(row, size, num_rows)[:, None]
+    tokens = {
+        "input_ids": batch["input_ids"][is_token],
+        "token_type_ids": batch["token_type_ids"][is_token],
+        "segment_ids": np.repeat(slot + 1, size),
+        "position_ids": np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size),
+    }
+    packed = {"attention_mask": is_filled.astype(np.int32)}
+    for name, values in tokens.items():
+        packed[name] = np.full(shape, pad if name == "input_ids" else 0, np.int32)
+        packed[name][is_filled] = values
     fields = {"cls_positions": begin.astype(np.int32), **{n: batch[n] for n in ("nsp_labels", "example_weights")}}
     for name, values in fields.items():
         packed[name] = np.zeros((num_rows, max_segments), values.dtype)
