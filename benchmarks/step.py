@@ -27,6 +27,7 @@ from jaxdistill.data import packing
 from jaxdistill.errors import BadInput
 from jaxdistill.methods.base import Stage
 from jaxdistill.models import Model, Params
+from jaxdistill.models.encoder import in_compute_dtype
 from jaxdistill.models.sizes import parameter_shapes
 from jaxdistill.resolve import Recipe, predictions_a_row, resolve
 from jaxdistill.run import choose_stages
@@ -73,7 +74,7 @@ def measure(config: ConfigDict, recipe: Recipe, stage: Stage, mesh: jax.sharding
     """The numbers of one stage."""
     model = recipe.model(stage.network)
     teacher = recipe.teacher if stage.needs_teacher else None
-    teacher_params = start(teacher, 0, mesh) if teacher else {}
+    teacher_params = in_compute_dtype(teacher.config, start(teacher, 0, mesh)) if teacher else {}
     like = jax.eval_shape(lambda key: state.create(stage, model.init(key)), jax.random.key(0))
     now = jax.jit(functools.partial(state.create, stage), out_shardings=sharding.shardings(mesh, like))(start(model, 1, mesh))
     batch = sharding.put_batch(mesh, random_batch(config, stage.batch_size, model.config.vocab_size))

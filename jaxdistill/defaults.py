@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from jaxdistill.errors import BadInput, nearest
-from jaxdistill.methods.mobilebert import KINDS
+from jaxdistill.methods import KINDS
 from jaxdistill.models import preset
 from jaxdistill.models.config import check_fields
 
@@ -40,6 +40,7 @@ def recipe(name: str) -> ConfigDict:
         "student": network("mobilebert"),
         "stages": {},
         "order": ("",)[:0],
+        "objectives": {"fused": True},  # False: the plain losses, which keep every layer's taps
         "baselines": True,  # False skips the stages that are marked `baseline`
         "evaluation": {"batch_size": 64, "max_examples": 4096},
         "checkpoint": {"every_steps": 500, "keep": 2},
@@ -72,7 +73,7 @@ def network(name: str, **changes: Any) -> ConfigDict:
 
 
 def stage(kind: str, network: str, **changes: Any) -> ConfigDict:
-    """One stage: `kind` is a function of `methods.mobilebert` (pretrain, progressive, joint, auxiliary, distill).
+    """One stage: `kind` is a function of `methods` (pretrain, progressive, joint, auxiliary, distill, relations).
 
     `network`: "teacher", or any name for a network of the student's architecture; stages of one network follow each
     other. `start` says how a network begins that has no earlier stage: "copy" (teacher's embeddings and heads) or
@@ -88,6 +89,8 @@ def stage(kind: str, network: str, **changes: Any) -> ConfigDict:
         # Transfer: weights of the published code, layer map (empty: i to i), freezing of lower layers.
         "feature_map": 100.0, "mean": 5000.0, "variance": 5.0, "attention": 1.0, "layer_map": (0,)[:0],
         "freezing": "soft", "active_multiplier": 3.0, "tf1_unmasked": False, "tf1_statistics": False,
+        # Relations: weights, how many relation heads, the teacher's layer (from 0).
+        "query_relation": 1.0, "key_relation": 1.0, "value_relation": 1.0, "relation_heads": 48, "teacher_layer": -1,
         # Distillation: share of the true word in the target, weight of next-sentence prediction.
         "alpha": 0.5, "nsp": 1.0,
     }

@@ -17,9 +17,10 @@ from ml_collections import ConfigDict
 
 from jaxdistill.data import packing
 from jaxdistill.errors import BadInput, nearest
-from jaxdistill.methods.base import Stage
-from jaxdistill.methods.mobilebert import KINDS
+from jaxdistill.methods import KINDS
+from jaxdistill.methods.base import Stage, Term
 from jaxdistill.models import Model, ModelConfig
+from jaxdistill.models.encoder import in_compute_dtype
 from jaxdistill.students.copying import copied_names
 from jaxdistill.training import sharding, state
 from jaxdistill.training.step import make_step
@@ -75,6 +76,7 @@ def resolve(config: ConfigDict, *, vocab_size: int, num_records: int, mesh: Mesh
         section = config.stages[name]
         stage = build_stage(name, section, num_records, (teacher if section.network == TEACHER and teacher else student)
                             .config.num_layers)
+        stage = dataclasses.replace(stage, fused=config.objectives.fused)
         if section.start not in STARTS:
             raise BadInput(f"config.stages.{name}.start={section.start!r} is unknown; valid: {', '.join(STARTS)}")
         starts.setdefault(stage.network, "random" if stage.network == TEACHER else section.start)
@@ -171,9 +173,23 @@ def check_fit(stage: Stage, model: Model, teacher: Model | None) -> None:
             raise BadInput(f"stage {stage.name!r} transfers layer by layer, but the teacher has {theirs.num_layers} "
                            f"layers and the student {ours.num_layers}; give config.stages.{stage.name}.layer_map, one "
                            "teacher layer for each student layer, or make the depths equal")
-        if term.layer_map is not None and not all(0 <= i < theirs.num_layers for i in term.layer_map):
+        lowest = 0 if stage.progressive else -1
+        if term.layer_map is not None and not (all(lowest <= i < theirs.num_layers for i in term.layer_map)
+                                               and max(term.layer_map) >= 0):
+            none = "" if stage.progressive else " (-1: none, for some of the student's layers)"
             raise BadInput(f"config.stages.{stage.name}.layer_map={term.layer_map}: the teacher's layers are 0 to "
-                           f"{theirs.num_layers - 1}")
+                           f"{theirs.num_layers - 1}{none}")
+        if term.definition.relation:
+            check_relation(stage, term, ours, theirs)
+
+
+def check_relation(stage: Stage, term: Term, ours: ModelConfig, theirs: ModelConfig) -> None:
+    """Raises `BadInput` unless a term's relation heads divide the width of both networks' queries, keys and values."""
+    for whose, config in (("student", ours), ("teacher", theirs)):
+        width = config.num_heads * config.head_size
+        if term.relation_heads < 1 or width % term.relation_heads:
+            raise BadInput(f"config.stages.{stage.name}.relation_heads={term.relation_heads} does not divide the width {width} "
+                           f"of the {whose}'s queries, keys and values; use a divisor of both networks' widths")
 
 
 def check_frozen(recipe: Recipe, loaded: bool) -> None:
@@ -197,10 +213,17 @@ def trace(recipe: Recipe, stage: Stage, data: ConfigDict) -> Any:
     model = recipe.model(stage.network)
     teacher = recipe.teacher if stage.needs_teacher else None
     like = jax.eval_shape(lambda key: state.create(stage, model.init(key)), jax.random.key(0))
-    teacher_like = jax.eval_shape(teacher.init, jax.random.key(0)) if teacher is not None else {}
+    teacher_like = given_parameters(teacher)
     batch = abstract_batch(stage.batch_size, data.sequence_length, predictions_a_row(data),
                            packing.segments_a_row(data.sequence_length) if data.packing else None)
     return jax.eval_shape(make_step(stage, model, teacher), like, teacher_like, batch)
+
+
+def given_parameters(teacher: Model | None) -> Any:
+    """Shapes and dtypes of the teacher's parameters as the step is given them."""
+    if teacher is None:
+        return {}
+    return jax.eval_shape(lambda key: in_compute_dtype(teacher.config, teacher.init(key)), jax.random.key(0))
 
 
 def predictions_a_row(data: ConfigDict) -> int:

@@ -24,6 +24,7 @@ from jaxdistill.evaluation import heldout
 from jaxdistill.inputs import Corpus
 from jaxdistill.methods.base import Stage
 from jaxdistill.models import Model, Params
+from jaxdistill.models.encoder import in_compute_dtype
 from jaxdistill.models.parameters import count, digest
 from jaxdistill.models.sizes import parameter_shapes
 from jaxdistill.resolve import TEACHER, Recipe, predictions_a_row, resolve, stage_seed, trace
@@ -209,7 +210,7 @@ class Run:
         done = int(train_state.step)
         example = page["first_example"] + done * stage.batch_size
         page["examples"] = self.recipe.first_example[stage.name] + stage.steps * stage.batch_size
-        teacher_params = sharding.place(self.mesh, self.networks[TEACHER]) if teacher else {}
+        teacher_params = sharding.place(self.mesh, in_compute_dtype(teacher.config, self.networks[TEACHER])) if teacher else {}
         batches = inputs.batches(config, self.corpus.train, batch_size=stage.batch_size, start_example=example)
         flops = step_flops(stage, model, teacher, config.data.sequence_length, predictions_a_row(config.data))
         with self._reporting(stage, done, flops) as reporting:

@@ -27,7 +27,7 @@ import numpy as np
 import pytest
 
 from jaxdistill import defaults
-from jaxdistill.methods.mobilebert import KINDS
+from jaxdistill.methods import KINDS
 from jaxdistill.models import Model, preset
 
 SMALL = dict(

@@ -7,6 +7,7 @@ depth. Everything is frozen and hashable; a stage is a static argument of the co
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from jaxdistill.errors import BadInput
 from jaxdistill.objectives.terms import HEAD_OF_OUTPUT, Loss, loss_named
@@ -18,15 +19,20 @@ DECAYS = ("constant", "linear")
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-    """`weight` x loss. `layer_map[i]` is the teacher layer that student layer i follows (None: i follows i)."""
+    """`weight` x loss. `layer_map[i]` is the teacher layer that student layer i follows, -1 if none (None: i follows i).
+    `relation_heads`: of a loss on relations."""
 
     loss: str
     weight: float
     layer_map: tuple[int, ...] | None = None
+    relation_heads: int = 0
 
     @property
     def definition(self) -> Loss:
-        return loss_named(self.loss)
+        loss = loss_named(self.loss)
+        if not loss.relation:
+            return loss
+        return dataclasses.replace(loss, sum=functools.partial(loss.sum, heads=self.relation_heads))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +74,7 @@ class Stage:
     matches is frozen, and absent from gradients and optimizer. `depth`: "full", or progressive: layer i is active in
     steps [i P, (i + 1) P) with P = steps // N, learning at `active_multiplier`; the layers below learn at a tenth of
     that ("progressive_soft", as published) or not at all ("progressive_strict"), and moments restart at each phase.
+    `fused`: losses with their gradient taken in the forward pass; False: the plain ones, for comparison.
     """
 
     name: str
@@ -83,6 +90,7 @@ class Stage:
     active_multiplier: float = 3.0
     dropout: bool = False
     tf1_unmasked: bool = False
+    fused: bool = True
 
     def __post_init__(self) -> None:
         if self.depth not in DEPTHS:
@@ -117,3 +125,10 @@ class Stage:
         """The heads its terms read of "student" or "teacher"."""
         names = {getattr(term.definition, whose) for term in self.terms if not term.definition.per_layer}
         return tuple(sorted(HEAD_OF_OUTPUT[name] for name in names if name is not None))
+
+    def teacher_depth(self, num_layers: int) -> int | None:
+        """How many layers of the teacher its terms read, for a student of `num_layers`; None: all, and heads on them."""
+        if self.heads("teacher") or "hidden_moments" in self.taps("teacher"):
+            return None
+        maps = [term.layer_map for term in self.terms if term.definition.per_layer]
+        return max(max(layer_map) + 1 if layer_map else num_layers for layer_map in maps)

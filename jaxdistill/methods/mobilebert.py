@@ -7,11 +7,11 @@ released code: 100 feature map, 5000 mean, 5 variance, 1 attention, each divided
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-from jaxdistill.errors import BadInput, nearest
-from jaxdistill.methods.base import DECAYS, OPTIMIZERS, Optimizer, Schedule, Stage, Term
+from jaxdistill.errors import BadInput
+from jaxdistill.methods.base import Stage, Term
+from jaxdistill.methods.settings import build
 
 # Blocks move, embeddings and heads stay as copied from the teacher (spec: "non-encoder variables: rate 0").
 BLOCKS = ("layers/",)
@@ -43,7 +43,7 @@ def pretrain(name: str, settings: Any, num_layers: int) -> Stage:
     """MLM + NSP without a teacher: the teacher's own pre-training, and the baselines."""
     del num_layers
     terms = (Term("mlm", 1.0), *((Term("nsp", settings.nsp),) if settings.nsp > 0 else ()))
-    return _stage(name, settings, terms)
+    return build(name, settings, terms)
 
 
 def progressive(name: str, settings: Any, num_layers: int) -> Stage:
@@ -53,62 +53,27 @@ def progressive(name: str, settings: Any, num_layers: int) -> Stage:
     if settings.steps < num_layers:
         raise BadInput(f"config.stages.{name}.steps={settings.steps} is less than one step for each of {num_layers} "
                        f"layers; give at least {num_layers}")
-    return _stage(name, settings, transfer_terms(name, settings, num_layers), moves=BLOCKS,
+    return build(name, settings, transfer_terms(name, settings, num_layers), moves=BLOCKS,
                   depth=f"progressive_{settings.freezing}")
 
 
 def joint(name: str, settings: Any, num_layers: int) -> Stage:
     """JKT, first part: every layer's transfer loss at once, embeddings and heads frozen."""
-    return _stage(name, settings, transfer_terms(name, settings, num_layers), moves=BLOCKS)
+    return build(name, settings, transfer_terms(name, settings, num_layers), moves=BLOCKS)
 
 
 def auxiliary(name: str, settings: Any, num_layers: int) -> Stage:
     """AKT: distillation and every layer's transfer loss in one stage; everything moves."""
-    return _stage(name, settings, distillation_terms(settings) + transfer_terms(name, settings, num_layers))
+    return build(name, settings, distillation_terms(settings) + transfer_terms(name, settings, num_layers))
 
 
 def distill(name: str, settings: Any, num_layers: int) -> Stage:
     """Pre-training distillation: the second stage of PKT and JKT; everything moves."""
     del num_layers
-    return _stage(name, settings, distillation_terms(settings))
+    return build(name, settings, distillation_terms(settings))
 
 
 def classify(name: str, settings: Any, num_layers: int) -> Stage:
     """Fine-tuning on one labelled text classification task (section 4.3 of the paper fine-tunes so on GLUE)."""
     del num_layers
-    return _stage(name, settings, (Term("classification", 1.0),))
-
-
-def _stage(name: str, settings: Any, terms: tuple[Term, ...], **fields: Any) -> Stage:
-    _check(name, settings)
-    if settings.moves:
-        fields["moves"] = tuple(settings.moves)
-    return Stage(
-        name=name, network=settings.network, steps=settings.steps, terms=terms,
-        optimizer=Optimizer(name=settings.optimizer, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm,
-                            bias_correction=settings.bias_correction),
-        schedule=Schedule(settings.learning_rate, settings.warmup_steps, settings.decay, settings.end_ratio),
-        batch_size=settings.batch_size, accumulation=settings.accumulation, dropout=settings.dropout,
-        active_multiplier=settings.active_multiplier, tf1_unmasked=settings.tf1_unmasked, **fields,
-    )
-
-
-def _check(name: str, settings: Any) -> None:
-    for field, valid in (("optimizer", OPTIMIZERS), ("decay", DECAYS)):
-        if settings[field] not in valid:
-            raise BadInput(f"config.stages.{name}.{field}={settings[field]!r} is unknown; {nearest(settings[field], valid)}")
-    for field in ("feature_map", "mean", "variance", "attention", "nsp", "learning_rate", "active_multiplier"):
-        if not 0 <= settings[field] < math.inf:  # nan is neither
-            raise BadInput(f"config.stages.{name}.{field}={settings[field]}; expected 0 or more")
-    for field in ("steps", "batch_size", "accumulation"):
-        if settings[field] < 1:
-            raise BadInput(f"config.stages.{name}.{field}={settings[field]}; expected 1 or more")
-    for field in ("warmup_steps", "weight_decay", "clip_norm", "end_ratio"):
-        if not 0 <= settings[field] < math.inf:
-            raise BadInput(f"config.stages.{name}.{field}={settings[field]}; expected 0 or more")
-    if not 0 <= settings.alpha <= 1:
-        raise BadInput(f"config.stages.{name}.alpha={settings.alpha}; expected 0 (the teacher's words alone) to 1 (the "
-                       "true words alone)")
-
-
-KINDS = {f.__name__: f for f in (pretrain, progressive, joint, auxiliary, distill, classify)}
+    return build(name, settings, (Term("classification", 1.0),))

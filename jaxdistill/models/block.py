@@ -41,8 +41,7 @@ class Attention(nn.Module):
         q_BxLxAxK = dense(c, heads, "query")(query_input)
         k_BxLxAxK = dense(c, heads, "key")(key_input)
         v_BxLxAxK = dense(c, heads, "value")(value_input)
-        scores_BxAxLxL = jnp.einsum("bqak,btak->baqt", q_BxLxAxK, k_BxLxAxK, preferred_element_type=jnp.float32)
-        scores_BxAxLxL = scores_BxAxLxL * c.head_size**-0.5 + bias_Bx1xLxL
+        scores_BxAxLxL = attention_scores(q_BxLxAxK, k_BxLxAxK, bias_Bx1xLxL)
         weights_BxAxLxL = jax.lax.platform_dependent(scores_BxAxLxL, cpu=_softmax_of_rows, default=jax.nn.softmax)
         weights_BxAxLxL = nn.Dropout(c.attention_dropout)(weights_BxAxLxL, deterministic=deterministic)
         context_BxLxAxK = jnp.einsum("baqt,btak->bqak", weights_BxAxLxL.astype(v_BxLxAxK.dtype), v_BxLxAxK)
@@ -51,6 +50,12 @@ class Attention(nn.Module):
             out_BxLxH = nn.Dropout(c.hidden_dropout)(out_BxLxH, deterministic=deterministic)
         out_BxLxH = norm(c, "norm")(out_BxLxH + residual_BxLxH)
         return out_BxLxH, {"query": q_BxLxAxK, "key": k_BxLxAxK, "value": v_BxLxAxK, "attention_scores": scores_BxAxLxL}
+
+
+def attention_scores(query_BxLxAxK: jax.Array, key_BxLxAxK: jax.Array, bias_Bx1xLxL: jax.Array) -> jax.Array:
+    """Scaled dot products plus the additive mask, float32[B, A, L, L]."""
+    scores_BxAxLxL = jnp.einsum("bqak,btak->baqt", query_BxLxAxK, key_BxLxAxK, preferred_element_type=jnp.float32)
+    return scores_BxAxLxL * query_BxLxAxK.shape[-1] ** -0.5 + bias_Bx1xLxL
 
 
 def _softmax_of_rows(x: jax.Array) -> jax.Array:

@@ -50,6 +50,9 @@ class Model:
     # Where hidden states lie on a mesh, set by training: without it the compiler may follow the parameters and split the
     # width instead of the batch.
     batch_sharding: NamedSharding | None = None
+    # What the backward pass keeps of a block beside its input, set by training: "dots" the projections' outputs (norms,
+    # activations and attention scores cost few operations and fill most of the memory), "full" nothing.
+    remat: str = "dots"
 
     def init(self, key: jax.Array) -> Params:
         """Fresh float32 parameters: `embeddings`, `layers` (leading axis N on every leaf), and one tree per head."""
@@ -120,13 +123,10 @@ class Model:
 
     def block(self, layer_params: Params, hidden_BxLxD: jax.Array, bias_Bx1xLxL: jax.Array,
               dropout_key: jax.Array | None = None) -> tuple[jax.Array, Arrays]:
-        """One block with one layer's parameters (no layer axis): (next hidden state, its taps).
-
-        Inside a loop over blocks the backward pass keeps the projections' outputs alone and computes norms, activations
-        and attention scores again: they cost few operations and fill most of the memory.
-        """
+        """One block with one layer's parameters (no layer axis): (next hidden state, its taps). `remat` says what its
+        backward pass computes again."""
         run = functools.partial(_apply, Block(self.config))
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
         hidden, taps = jax.checkpoint(run, policy=policy, prevent_cse=False)(
             layer_params, dropout_key, hidden_BxLxD, bias_Bx1xLxL)
         return self._constrain(hidden), taps
@@ -137,8 +137,11 @@ class Model:
         return jax.lax.with_sharding_constraint(hidden_BxLxD, self.batch_sharding)
 
     def encode(self, layers: Params, hidden_BxLxD: jax.Array, bias_Bx1xLxL: jax.Array, *, taps: Sequence[str] = (),
-               dropout_key: jax.Array | None = None) -> tuple[jax.Array, Arrays]:
-        """The stack from embedded vectors on: one scan, taps stacked over layers [N, ...]."""
+               dropout_key: jax.Array | None = None, dropout_keys: jax.Array | None = None) -> tuple[jax.Array, Arrays]:
+        """The stack, or a stretch of it, from embedded vectors on: one scan, taps stacked over layers [N, ...].
+
+        `dropout_key` is split over the layers given; `dropout_keys` [N] are those of each.
+        """
         depth = jax.tree.leaves(layers)[0].shape[0]
 
         def body(hidden: jax.Array, xs: tuple[Params, jax.Array | None]) -> tuple[jax.Array, Arrays]:
@@ -147,8 +150,9 @@ class Model:
                 block_taps["hidden_moments"] = hidden_moments(hidden)
             return hidden, {tap: block_taps[tap] for tap in taps if tap in block_taps}
 
-        keys = None if dropout_key is None else jax.random.split(dropout_key, depth)
-        return jax.lax.scan(body, hidden_BxLxD, (layers, keys))
+        if dropout_key is not None:
+            dropout_keys = jax.random.split(dropout_key, depth)
+        return jax.lax.scan(body, hidden_BxLxD, (layers, dropout_keys))
 
     def apply_at(self, params: Params, batch: Batch, layer: jax.Array, *, taps: Sequence[str] = (),
                  active: Params | None = None, differentiable: bool = False) -> Arrays:
@@ -194,11 +198,8 @@ class Model:
             if name in ("question_answering", "embedding") and "segment_ids" in batch:
                 raise BadInput(f"head {name!r} reads whole rows, but the rows of this batch are packed; give it one text a row")
             if name == "mlm":
-                positions = batch.get("mlm_positions")
-                rows = hidden_BxLxD if positions is None else jnp.take_along_axis(
-                    hidden_BxLxD, jnp.asarray(positions)[..., None], axis=1)
-                outputs["mlm_logits"] = _apply(modules[name], params[name], None, rows, params["embeddings"]["word"],
-                                               dropout=False)
+                weights, features = self.mlm_features(params, hidden_BxLxD, batch)
+                outputs["mlm_logits"] = heads_lib.vocabulary_logits(weights, features)
             elif name == "nsp":
                 outputs["nsp_logits"] = _apply(modules[name], params[name], None, outputs["pooler_output"])
             elif name == "sequence_classification":
@@ -212,6 +213,16 @@ class Model:
             elif name == "embedding":
                 outputs["embedding"] = heads_lib.sentence_embedding(self.config, hidden_BxLxD, attention_mask(batch))
         return outputs
+
+
+    def mlm_features(self, params: Params, hidden_BxLxD: jax.Array, batch: Batch) -> tuple[Params, jax.Array]:
+        """The MLM head but for its product with the vocabulary: (`weights` of `heads.vocabulary_logits`, [B, P or L, D])."""
+        positions = batch.get("mlm_positions")
+        rows = hidden_BxLxD if positions is None else jnp.take_along_axis(
+            hidden_BxLxD, jnp.asarray(positions)[..., None], axis=1)
+        features = _apply(heads_lib.modules(self.config)["mlm"], params["mlm"], None, rows, None, dropout=False)
+        weights = {name: params["mlm"][name] for name in ("bias", "extra_embedding") if name in params["mlm"]}
+        return {**weights, "word": params["embeddings"]["word"]}, features
 
 
 def attention_mask(batch: Batch) -> jax.Array:
@@ -260,6 +271,20 @@ def hidden_moments(hidden_BxLxD: jax.Array) -> jax.Array:
 def take_layer(layers: Params, layer: jax.Array | int) -> Params:
     """One layer's parameters out of the stack; `layer` may be traced."""
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), layers)
+
+
+def in_compute_dtype(config: ModelConfig, params: Params) -> Params:
+    """`params` with everything that is used in `config.dtype` alone already in it: the same outputs to the bit, in half the
+    memory when that is bfloat16. For networks that do not learn; what enters sums in float32 stays."""
+    dtype = jnp.dtype(config.dtype)
+
+    def cast(tree: Params) -> Params:
+        projection = "kernel" in tree  # a norm has a bias too
+        return {name: cast(leaf) if isinstance(leaf, dict) else
+                leaf.astype(dtype) if name in ("kernel", "extra_embedding") or (projection and name == "bias") else leaf
+                for name, leaf in tree.items()}
+
+    return cast(params) if dtype != jnp.float32 else params
 
 
 def split_key(key: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None, jax.Array | None]:

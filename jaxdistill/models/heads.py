@@ -31,23 +31,32 @@ class MaskedLM(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, hidden_BxPxD: jax.Array, words_VxE: jax.Array) -> jax.Array:
-        """float32[B, P, D], float32[V, E] -> float32[B, P, V]."""
+    def __call__(self, hidden_BxPxD: jax.Array, words_VxE: jax.Array | None) -> jax.Array:
+        """float32[B, P, D], float32[V, E] -> float32[B, P, V]; without the table the features, dtype[B, P, D], that
+        `vocabulary_logits` projects."""
         c = self.config
-        dtype = jnp.dtype(c.dtype)
         x = ACTIVATION_FUNCTIONS[c.activation](dense(c, c.hidden_size, "transform")(hidden_BxPxD))
-        x = norm(c, "norm", kind="layer_norm")(x).astype(dtype)
-        bias_V = self.param("bias", nn.initializers.zeros, (c.vocab_size,))
-
-        def project(x: jax.Array, table: jax.Array) -> jax.Array:
-            return jnp.einsum("bpe,ve->bpv", x, table.astype(dtype), preferred_element_type=jnp.float32)
-
-        # Two products rather than one with a concatenated table: no [V, D] copy in every step.
-        logits = project(x[..., :c.word_size], words_VxE)
+        x = norm(c, "norm", kind="layer_norm")(x).astype(jnp.dtype(c.dtype))
+        weights = {"bias": self.param("bias", nn.initializers.zeros, (c.vocab_size,))}
         if c.word_size < c.hidden_size:
-            extra = self.param("extra_embedding", kernel_init(c), (c.vocab_size, c.hidden_size - c.word_size))
-            logits = logits + project(x[..., c.word_size:], extra)
-        return logits + bias_V
+            weights["extra_embedding"] = self.param(
+                "extra_embedding", kernel_init(c), (c.vocab_size, c.hidden_size - c.word_size))
+        return x if words_VxE is None else vocabulary_logits({**weights, "word": words_VxE}, x)
+
+
+def vocabulary_logits(weights: dict[str, jax.Array], features: jax.Array) -> jax.Array:
+    """dtype[..., D] -> float32[..., V], with `weights` word [V, E], bias [V] and, if D > E, extra_embedding [V, D - E].
+
+    Two products rather than one with a concatenated table: no [V, D] copy in every step.
+    """
+    def project(x: jax.Array, table: jax.Array) -> jax.Array:
+        return jnp.einsum("...e,ve->...v", x, table.astype(x.dtype), preferred_element_type=jnp.float32)
+
+    width = weights["word"].shape[1]
+    logits = project(features[..., :width], weights["word"])
+    if "extra_embedding" in weights:
+        logits = logits + project(features[..., width:], weights["extra_embedding"])
+    return logits + weights["bias"]
 
 
 class Dense(nn.Module):

@@ -1,6 +1,6 @@
-"""Attention transfer: the attention distributions of one layer, head by head (MobileBERT section 3.5, eq. 3).
+"""Attention transfer (MobileBERT section 3.5, eq. 3) and self-attention relations (MiniLMv2, arXiv:2012.15828, eqs. 5-8).
 
-Letters: B batch, A heads, L sequence length (queries, then keys).
+Letters: B batch, A heads, K head width, L sequence length (queries, then keys), R relation heads.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill.models import Batch
-from jaxdistill.models.encoder import attention_mask
+from jaxdistill.models.block import attention_scores
+from jaxdistill.models.encoder import attention_bias, attention_mask
 from jaxdistill.objectives.hidden import masked_sum
 
 
@@ -28,6 +29,28 @@ def attention_kl(student_BxAxLxL: jax.Array, teacher_BxAxLxL: jax.Array, batch: 
     teacher = jax.nn.log_softmax(jax.lax.stop_gradient(real_queries(teacher_BxAxLxL, batch)))
     student = jax.nn.log_softmax(real_queries(student_BxAxLxL, batch))
     return masked_sum(jnp.mean(jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1), axis=1), batch)
+
+
+def relation(student_BxLxAxK: jax.Array, teacher_BxLxAxK: jax.Array, batch: Batch, heads: int = 1) -> jax.Array:
+    """KL over keys between the relations (query with query, key with key or value with value) of teacher and student;
+    mean over `heads` relation heads, into which all attention heads together are cut anew, sum over real tokens.
+
+    So neither the number of attention heads nor their width need be equal; `heads` must divide both widths.
+    """
+    teacher = jax.nn.log_softmax(jax.lax.stop_gradient(_relations(teacher_BxLxAxK, batch, heads)))
+    student = jax.nn.log_softmax(_relations(student_BxLxAxK, batch, heads))
+    return masked_sum(jnp.mean(jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1), axis=1), batch)
+
+
+def relation_heads(x_BxLxAxK: jax.Array, batch: Batch, heads: int) -> jax.Array:
+    """[B, L, R, A K / R] in the given dtype, zeros at pads: before any arithmetic, as in `hidden.real_only`."""
+    x = jnp.where(attention_mask(batch)[..., None, None] > 0, x_BxLxAxK, jnp.zeros((), x_BxLxAxK.dtype))
+    return x.reshape(*x.shape[:2], heads, -1)
+
+
+def _relations(x_BxLxAxK: jax.Array, batch: Batch, heads: int) -> jax.Array:
+    x_BxLxRxk = relation_heads(x_BxLxAxK, batch, heads)
+    return attention_scores(x_BxLxRxk, x_BxLxRxk, attention_bias(batch))
 
 
 def real_queries(scores_BxAxLxL: jax.Array, batch: Batch) -> jax.Array:

@@ -22,12 +22,16 @@ from jaxdistill.objectives import hidden, logits, relations
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """`student` and `teacher` name a tap (then the loss is of one layer) or an output; None: no teacher is needed."""
+    """`student` and `teacher` name a tap (then the loss is of one layer) or an output; None: no teacher is needed.
+
+    `relation`: the sum takes `heads` too, a term's `relation_heads`.
+    """
 
     sum: Callable[..., jax.Array]
     count: Callable[[Batch], jax.Array]
     student: str
     teacher: str | None = None
+    relation: bool = False
 
     @property
     def per_layer(self) -> bool:
@@ -61,6 +65,9 @@ LOSSES: dict[str, Loss] = {
     "mean_tf1": Loss(hidden.mean_tf1, real_tokens, "hidden", "hidden_moments"),
     "variance_tf1": Loss(hidden.variance_tf1, real_tokens, "hidden", "hidden_moments"),
     "attention": Loss(relations.attention, real_tokens, "attention_scores", "attention_scores"),
+    "query_relation": Loss(relations.relation, real_tokens, "query", "query", relation=True),
+    "key_relation": Loss(relations.relation, real_tokens, "key", "key", relation=True),
+    "value_relation": Loss(relations.relation, real_tokens, "value", "value", relation=True),
     "attention_kl": Loss(relations.attention_kl, real_tokens, "attention_scores", "attention_scores"),
 }
 

@@ -106,7 +106,9 @@ def compile_step(stage: Stage, model: Model, teacher: Model | None, mesh: Mesh, 
                  ) -> jax.stages.Wrapped:
     """The jitted step with every array's place on the mesh; the state is donated. Arguments may be abstract."""
     where, rows = sharding.shardings(mesh, state), sharding.over_batch(mesh)
-    model = dataclasses.replace(model, batch_sharding=rows)
+    # Beside a teacher, the student's second forward pass costs little and saves much. A CPU has memory, not operations.
+    remat = "full" if teacher is not None and mesh.devices.flat[0].platform != "cpu" else "dots"
+    model = dataclasses.replace(model, batch_sharding=rows, remat=remat)
     teacher = teacher and dataclasses.replace(teacher, batch_sharding=rows)
     return jax.jit(make_step(stage, model, teacher, seed), donate_argnums=0,
                    in_shardings=(where, sharding.shardings(mesh, teacher_params), rows),

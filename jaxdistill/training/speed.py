@@ -70,7 +70,11 @@ def step_flops(stage: Stage, model: Model, teacher: Model | None, length: int, m
     heads, backward = stage.heads, TRAINING_FLOPS_PER_FORWARD_FLOP - 1
     if not stage.progressive:
         student = (1 + backward) * _forward(model, heads("student"), length, masked_positions)
-        other = _forward(teacher, heads("teacher"), length, masked_positions) if teacher is not None else 0.0
+        other = 0.0
+        if teacher is not None:
+            depth = stage.teacher_depth(model.config.num_layers)
+            other = float(encoder_flops(teacher.config, length, depth)) if depth is not None else _forward(
+                teacher, heads("teacher"), length, masked_positions)
     else:
         student = _mean_up_to(model, tuple(range(model.config.num_layers)), length)
         reached = student if stage.depth == "progressive_soft" else (

@@ -7,17 +7,16 @@ update. The stage, both models and the seed are static; the active layer of a pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from jaxdistill.methods.base import Stage, Term
+from jaxdistill.methods.base import Stage
 from jaxdistill.models import Arrays, Batch, Model, Params
-from jaxdistill.models.parameters import unflatten
 from jaxdistill.objectives.terms import count_everything
 from jaxdistill.training import optimizers, schedules
+from jaxdistill.training.forward import weighted_sums
 from jaxdistill.training.state import Flat, TrainState, merge, split
 
 Metrics = dict[str, jax.Array]
@@ -32,14 +31,13 @@ def make_step(stage: Stage, model: Model, teacher: Model | None, seed: int = 0
     def step(state: TrainState, teacher_params: Params, batch: Batch) -> tuple[TrainState, Metrics]:
         layer = schedules.active_layer(stage, layers, state.step) if stage.progressive else jnp.int32(0)
         counts = count_terms(stage, batch)
+        scales = {term.loss: term.weight / counts[term.loss] for term in stage.terms}
         moving, frozen = split(stage, state.params, layer)
         key = jax.random.fold_in(jax.random.key(seed), state.step) if stage.dropout else None
 
         def micro_gradients(micro: Batch, micro_key: jax.Array | None) -> tuple[Flat, Arrays]:
             def weighted(moving: Flat) -> tuple[jax.Array, Arrays]:
-                sums = term_sums(stage, model, teacher, moving, frozen, teacher_params, micro, layer, micro_key)
-                total = sum((sums[t.loss] * (t.weight / counts[t.loss]) for t in stage.terms), jnp.float32(0))
-                return total, sums
+                return weighted_sums(stage, model, teacher, moving, frozen, teacher_params, micro, layer, micro_key, scales)
             (_, sums), gradients = jax.value_and_grad(weighted, has_aux=True)(moving)
             return gradients, sums
 
@@ -79,61 +77,11 @@ def make_layer_losses(stage: Stage, model: Model, teacher: Model | None
 
     def losses(params: Params, teacher_params: Params, batch: Batch, layer: jax.Array) -> tuple[Arrays, Arrays]:
         moving, frozen = split(stage, params, layer)
-        sums = term_sums(stage, model, teacher, moving, frozen, teacher_params, batch, layer, None)
+        ones = {term.loss: jnp.float32(1) for term in stage.terms}
+        _, sums = weighted_sums(stage, model, teacher, moving, frozen, teacher_params, batch, layer, None, ones)
         return sums, count_terms(stage, batch)
 
     return losses
-
-
-def term_sums(stage: Stage, model: Model, teacher: Model | None, moving: Flat, frozen: Flat, teacher_params: Params,
-              batch: Batch, layer: jax.Array, dropout_key: jax.Array | None) -> Arrays:
-    """The raw sum of every term on one micro-batch, by loss name: one forward of each model, then the losses."""
-    masks = count_everything(batch) if stage.tf1_unmasked else batch
-    if stage.progressive:
-        return _sums_at_layer(stage, model, teacher, moving, frozen, teacher_params, batch, masks, layer)
-    params = unflatten({**frozen, **moving})
-    student_out, student_taps = model.apply(
-        params, batch, taps=stage.taps("student"), heads=stage.heads("student"), dropout_key=dropout_key)
-    teacher_out: Mapping[str, Any] = {}
-    teacher_taps: Mapping[str, Any] = {}
-    if stage.needs_teacher:
-        assert teacher is not None
-        teacher_taps_wanted, teacher_heads = stage.taps("teacher"), stage.heads("teacher")
-        # The teacher stops at the last layer that any term reads.
-        depth = None if teacher_heads or "hidden_moments" in teacher_taps_wanted else _last_layer(stage, model)
-        teacher_out, teacher_taps = teacher.apply(
-            teacher_params, batch, taps=teacher_taps_wanted, heads=teacher_heads, num_layers=depth)
-    return {term.loss: _full_sum(term, student_out, student_taps, teacher_out, teacher_taps, masks)
-            for term in stage.terms}
-
-
-def _full_sum(term: Term, student_out: Arrays, student_taps: Arrays, teacher_out: Mapping[str, Any],
-              teacher_taps: Mapping[str, Any], masks: Batch) -> jax.Array:
-    loss = term.definition
-    if not loss.per_layer:
-        target = None if loss.teacher is None else jax.lax.stop_gradient(teacher_out[loss.teacher])
-        return loss.sum(student_out[loss.student], target, masks)
-    ours_NxB = student_taps[loss.student]
-    theirs = jax.lax.stop_gradient(teacher_taps[loss.teacher or ""])
-    if loss.teacher == "hidden_moments":
-        return jnp.sum(jax.vmap(lambda ours: loss.sum(ours, theirs, masks))(ours_NxB))
-    if term.layer_map is not None:
-        theirs = jnp.take(theirs, jnp.asarray(term.layer_map), axis=0)
-    return jnp.sum(jax.vmap(lambda ours, their: loss.sum(ours, their, masks))(ours_NxB, theirs))
-
-
-def _sums_at_layer(stage: Stage, model: Model, teacher: Model | None, moving: Flat, frozen: Flat,
-                   teacher_params: Params, batch: Batch, masks: Batch, layer: jax.Array) -> Arrays:
-    assert teacher is not None
-    strict = stage.depth == "progressive_strict"
-    params = unflatten(frozen if strict else {**frozen, **moving})
-    active = unflatten(moving)["layers"] if strict else None
-    ours = model.apply_at(params, batch, layer, taps=stage.taps("student"), active=active, differentiable=not strict)
-    layer_map = stage.terms[0].layer_map
-    teacher_layer = layer if layer_map is None else jnp.asarray(layer_map)[layer]
-    theirs = jax.lax.stop_gradient(teacher.apply_at(teacher_params, batch, teacher_layer, taps=stage.taps("teacher")))
-    return {term.loss: term.definition.sum(ours[term.definition.student], theirs[term.definition.teacher or ""], masks)
-            for term in stage.terms}
 
 
 def count_terms(stage: Stage, batch: Batch) -> Arrays:
@@ -161,8 +109,3 @@ def accumulate(micro_gradients: Callable[[Batch, jax.Array | None], tuple[Flat, 
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(lambda b: micro_gradients(b, key), first))
     total, _ = jax.lax.scan(body, zeros, (micros, jnp.arange(parts)))
     return total
-
-
-def _last_layer(stage: Stage, model: Model) -> int:
-    maps = [term.layer_map for term in stage.terms if term.definition.per_layer]
-    return max(max(m) + 1 if m else model.config.num_layers for m in maps)

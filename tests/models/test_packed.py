@@ -53,7 +53,7 @@ def batches(seed):
 
 def losses(model, params, other, other_params, batch, names=PRETRAINING):
     """Every loss by name: sum / count, per layer from layer 1 of both networks."""
-    taps = ("hidden", "attention_scores", "hidden_moments")
+    taps = ("hidden", "query", "key", "value", "attention_scores", "hidden_moments")
     ours, our_taps = model.apply(params, batch, taps=taps)
     theirs, their_taps = other.apply(other_params, batch, taps=taps)
     found = {}

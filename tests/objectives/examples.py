@@ -2,10 +2,13 @@
 
 import numpy as np
 
-from jaxdistill.objectives.terms import LOSSES
+from jaxdistill.methods.base import Term
+from jaxdistill.objectives import terms
 
 LENGTHS = (6, 4, 1)
 HEADS, WIDTH, STATES, WORDS, CLASSES = 2, 5, 4, 7, 3
+RELATION_HEADS = 3
+LOSSES = {name: Term(name, 1.0, relation_heads=RELATION_HEADS).definition for name in terms.LOSSES}
 PER_LAYER = [name for name, loss in LOSSES.items() if loss.per_layer]
 WITH_TEACHER = [name for name, loss in LOSSES.items() if loss.teacher is not None]
 
@@ -34,6 +37,8 @@ def tap(kind, batch, seed):
         return (x + rng.normal(size=(rows, length, 1))).astype(np.float32)
     if kind == "hidden_moments":
         return rng.uniform(0.1, 2, (STATES, rows, length, 2)).astype(np.float32)
+    if kind in ("query", "key", "value"):
+        return rng.normal(size=(rows, length, HEADS, 3)).astype(np.float32)
     if kind == "attention_scores":
         pads = -1e9 * (1 - batch["attention_mask"])[:, None, None, :]
         return (rng.normal(size=(rows, HEADS, length, length)) + pads).astype(np.float32)
@@ -128,6 +133,21 @@ def _attention(student, teacher, batch, entropy=False):
     return total / HEADS
 
 
+def _relation(student, teacher, batch):
+    """Every relation head by itself: the vectors of all attention heads one after the other, cut into three."""
+    total = 0.0
+    width = HEADS * 3 // RELATION_HEADS
+    for b, query in real(batch):
+        keys = [key for row, key in real(batch) if row == b]
+        for head in range(RELATION_HEADS):
+            theirs, ours = (x[b].reshape(len(x[b]), -1)[:, head * width : (head + 1) * width] for x in (teacher, student))
+            log_p, log_q = (
+                log_softmax(np.array([x[query] @ x[key] / np.sqrt(width) for key in keys])) for x in (theirs, ours)
+            )
+            total += sum(np.exp(log_p) * (log_p - log_q)) / RELATION_HEADS
+    return total
+
+
 REFERENCES = {
     "mlm": _cross_entropy("mlm"),
     "nsp": _cross_entropy("nsp"),
@@ -140,6 +160,9 @@ REFERENCES = {
     "mean_tf1": _mean_tf1,
     "variance_tf1": _variance_tf1,
     "attention": _attention,
+    "query_relation": _relation,
+    "key_relation": _relation,
+    "value_relation": _relation,
     "attention_kl": lambda *args: _attention(*args, entropy=True),
 }
 COUNTS = {

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxdistill.errors import BadInput
-from jaxdistill.objectives.terms import LOSSES, count_everything, loss_named
-from tests.objectives.examples import COUNTS, PER_LAYER, REFERENCES, WITH_TEACHER, example, float64, tap
+from jaxdistill.objectives.terms import count_everything, loss_named
+from tests.objectives.examples import COUNTS, LOSSES, PER_LAYER, REFERENCES, WITH_TEACHER, example, float64, tap
 
 GARBAGE = (0.0, 1e30, np.inf, np.nan)
 
@@ -41,7 +41,8 @@ def padded(name, student, teacher, batch, by, value):
     def grow(x, kind):
         if kind == "attention_scores":
             return widen(widen(x, (3,), by, -1e9), (2,), by, value)
-        return widen(x, {"hidden": (1,), "hidden_moments": (2,)}.get(kind, ()), by, value)
+        along = {"hidden": (1,), "query": (1,), "key": (1,), "value": (1,), "hidden_moments": (2,)}
+        return widen(x, along.get(kind, ()), by, value)
 
     return grow(student, LOSSES[name].student), None if teacher is None else grow(teacher, LOSSES[name].teacher), longer
 
@@ -69,7 +70,7 @@ def test_gradient_reaches_the_student_and_never_the_teacher(name):
     assert not theirs.any()
 
 
-@pytest.mark.parametrize("name", ["feature_map", "mean", "variance", "attention_kl"])
+@pytest.mark.parametrize("name", ["feature_map", "mean", "variance", "attention_kl", "query_relation"])
 def test_distance_is_zero_for_equals_and_grows_when_tokens_are_permuted(name):
     student, teacher, batch = example(name)
     same = LOSSES[name].sum(teacher, teacher, batch)
@@ -108,7 +109,7 @@ def test_what_the_teacher_holds_at_pads_does_not_reach_the_student(name, garbage
     value, gradient, _ = value_and_gradients(name, student, teacher, batch)
     pads = batch["attention_mask"] == 0
     spoilt = np.array(teacher)
-    if LOSSES[name].teacher == "hidden":
+    if LOSSES[name].teacher in ("hidden", "query", "key", "value"):
         spoilt[pads] = garbage
     elif LOSSES[name].teacher == "hidden_moments":
         spoilt[:, pads] = garbage

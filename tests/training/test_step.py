@@ -1,5 +1,6 @@
 """One step of every kind of stage: what moves, what is compiled, what it equals, and what it survives."""
 
+import dataclasses
 import functools
 
 import jax
@@ -325,9 +326,9 @@ def test_padding_changes_no_gradient(teacher_params):
         np.testing.assert_allclose(*(m[name] for m in moments), rtol=1e-3, atol=2e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("kind", ["strict", "auxiliary"])
+@pytest.mark.parametrize("kind", ["strict", "auxiliary", "minilm"])
 def test_packing_changes_no_gradient(kind, teacher_params):
-    """Twelve examples one a row, or in eight packed rows and two micro-batches: the same losses and the same moments."""
+    """Twelve examples one a row, or in eight packed rows and two micro-batches, fused: the same losses and the same moments."""
     plain = pretraining_batch(3, rows=12)
     plain = {k: np.pad(v, ((0, 0), (0, 8))) if v.shape[1:] == (7,) else v for k, v in plain.items()}  # 15 columns
     row = np.array([0, 0, 1, 2, 2, 3, 4, 4, 5, 6, 6, 7])
@@ -335,6 +336,7 @@ def test_packing_changes_no_gradient(kind, teacher_params):
     found = []
     for batch, parts in ((plain, 1), (packed, 2)):
         stage, model = setting(kind, accumulation=parts, clip_norm=0.0)
+        stage = dataclasses.replace(stage, fused=parts > 1)
         now, metrics = compiled(stage, model)(start(stage, model, 5), teacher_params, batch)
         found.append((metrics, flatten(now.optimizer.mu)))
     close(found[1][0], found[0][0], rtol=1e-5)

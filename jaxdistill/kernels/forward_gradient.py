@@ -1,0 +1,124 @@
+"""Losses whose gradient is taken in the forward pass, while what it needs is there anyway.
+
+A distillation loss of one layer reads tensors of [batch, heads, length, length], of student and teacher, and gives one
+number. Reverse mode would keep those tensors for every layer until the backward pass. The gradient with respect to
+the student's small tensors (hidden state, queries, keys) is all that is needed then, so it is computed beside the
+loss, kept in their place, and multiplied by the incoming cotangent: same operations, a fraction of the memory.
+Called by objectives.fused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+# (moving, fixed) -> (value float32[], numbers to report)
+Function = Callable[[Any, Any], tuple[jax.Array, Any]]
+
+
+def gradient_in_forward(function: Function, dtype: Any) -> Function:
+    """`function` itself, whose gradient with respect to `moving` is computed with the value and kept in `dtype`.
+
+    Only `value` can be differentiated, once, and only with respect to `moving`; what reaches the function through
+    `fixed` (the teacher, masks, scales) gets no gradient.
+    """
+
+    @jax.custom_vjp
+    def run(moving: Any, fixed: Any) -> tuple[jax.Array, Any]:
+        return function(moving, fixed)
+
+    def forward(moving: Any, fixed: Any) -> tuple[tuple[jax.Array, Any], Any]:
+        result, gradient = jax.value_and_grad(function, has_aux=True)(moving, fixed)
+        return result, (_cast(gradient, dtype), _dtypes(moving))
+
+    run.defvjp(forward, _backward)
+    return run
+
+
+def gradient_in_chunks(function: Callable[..., tuple[jax.Array, Any]], dtype: Any) -> Callable[..., tuple[jax.Array, Any]]:
+    """The sum of `function(moving, slices, shared)` over chunks, one after the other, so that only one chunk's intermediate
+    tensors exist at a time. Arrays of `moving` and `slices` have a leading axis of chunks. Differentiated as
+    `gradient_in_forward`."""
+
+    @jax.custom_vjp
+    def run(moving: Any, slices: Any, shared: Any) -> tuple[jax.Array, Any]:
+        return _sum_over(lambda xs: (function(*xs, shared), None), (moving, slices))[0]
+
+    def forward(moving: Any, slices: Any, shared: Any) -> tuple[tuple[jax.Array, Any], Any]:
+        def step(xs: Any) -> Any:
+            result, gradient = jax.value_and_grad(function, has_aux=True)(*xs, shared)
+            return result, _cast(gradient, dtype)
+
+        result, gradient = _sum_over(step, (moving, slices))
+        return result, (gradient, _dtypes(moving))
+
+    run.defvjp(forward, lambda kept, cotangent: (*_backward(kept, cotangent), None))
+    return run
+
+
+def projected_loss(project: Callable[[Any, jax.Array], jax.Array], function: Callable[..., tuple[jax.Array, Any]],
+                   dtype: Any) -> Callable[..., tuple[jax.Array, Any]]:
+    """A loss of logits = project(weights, x), chunk by chunk: (moving=(weights, x), slices, shared) -> (value, numbers).
+
+    `x` [C, ..., D] and `slices` have a leading axis of chunks; `function(logits, slices of one chunk, shared)` is the loss
+    of one. Only the gradient with respect to the logits is kept, in `dtype`; the two large products with it are done in
+    one piece in the backward pass, so that weights, which all chunks share, are summed over devices once.
+    """
+
+    def over_chunks(moving: Any, slices: Any, shared: Any) -> Any:
+        weights, x = moving
+
+        def one(xs: Any) -> tuple[tuple[jax.Array, Any], jax.Array]:
+            result, gradient = jax.value_and_grad(function, has_aux=True)(project(weights, xs[0]), xs[1], shared)
+            return result, gradient.astype(dtype)
+
+        return _sum_over(one, (x, slices))
+
+    @jax.custom_vjp
+    def run(moving: Any, slices: Any, shared: Any) -> tuple[jax.Array, Any]:
+        return over_chunks(moving, slices, shared)[0]
+
+    def forward(moving: Any, slices: Any, shared: Any) -> tuple[tuple[jax.Array, Any], Any]:
+        result, gradient = over_chunks(moving, slices, shared)
+        return result, (gradient, moving)
+
+    def backward(kept: Any, cotangent: Any) -> tuple[Any, None, None]:
+        gradient, moving = kept
+        _, pull = jax.vjp(project, *moving)
+        # Scaled after the products: before them it would be a second tensor as large as the logits.
+        scaled = jax.tree.map(lambda g: (g * cotangent[0]).astype(g.dtype), pull(gradient.astype(jnp.float32)))
+        return scaled, None, None
+
+    run.defvjp(forward, backward)
+    return run
+
+
+def _sum_over(step: Callable[[Any], tuple[Any, Any]], xs: Any) -> tuple[Any, Any]:
+    """(the sum of what `step` gives first, what it gives second stacked) over the leading axis of `xs`."""
+    if jax.tree.leaves(xs)[0].shape[0] == 1:  # no loop around a single chunk
+        result, kept = step(jax.tree.map(lambda x: x[0], xs))
+        return result, jax.tree.map(lambda x: x[None], kept)
+
+    def body(total: Any, part: Any) -> tuple[Any, Any]:
+        result, kept = step(part)
+        return jax.tree.map(jnp.add, total, result), kept
+
+    like = jax.eval_shape(lambda part: step(part)[0], jax.tree.map(lambda x: x[0], xs))
+    return jax.lax.scan(body, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), xs)
+
+
+def _backward(kept: Any, cotangent: Any) -> tuple[Any, None]:
+    gradient, dtypes = kept
+    return jax.tree.map(lambda g, like: (g.astype(jnp.float32) * cotangent[0]).astype(like.dtype), gradient, dtypes), None
+
+
+def _cast(tree: Any, dtype: Any) -> Any:
+    return jax.tree.map(lambda x: x.astype(dtype), tree)
+
+
+def _dtypes(tree: Any) -> Any:
+    """Empty arrays of the leaves' dtypes: residuals are arrays, and a cotangent must have its primal's dtype."""
+    return jax.tree.map(lambda x: jnp.zeros((0,), x.dtype), tree)

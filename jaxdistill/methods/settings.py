@@ -1,0 +1,44 @@
+"""A stage's section of a recipe, checked, as a `Stage`. Called by every method."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from jaxdistill.errors import BadInput, nearest
+from jaxdistill.methods.base import DECAYS, OPTIMIZERS, Optimizer, Schedule, Stage, Term
+
+WEIGHTS = ("feature_map", "mean", "variance", "attention", "nsp", "query_relation", "key_relation", "value_relation")
+
+
+def build(name: str, settings: Any, terms: tuple[Term, ...], **fields: Any) -> Stage:
+    """The stage of these terms; `fields` are what the method decides, all else is the section's. Raises `BadInput`."""
+    _check(name, settings)
+    if settings.moves:
+        fields["moves"] = tuple(settings.moves)
+    return Stage(
+        name=name, network=settings.network, steps=settings.steps, terms=terms,
+        optimizer=Optimizer(name=settings.optimizer, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm,
+                            bias_correction=settings.bias_correction),
+        schedule=Schedule(settings.learning_rate, settings.warmup_steps, settings.decay, settings.end_ratio),
+        batch_size=settings.batch_size, accumulation=settings.accumulation, dropout=settings.dropout,
+        active_multiplier=settings.active_multiplier, tf1_unmasked=settings.tf1_unmasked, **fields,
+    )
+
+
+def _check(name: str, settings: Any) -> None:
+    for field, valid in (("optimizer", OPTIMIZERS), ("decay", DECAYS)):
+        if settings[field] not in valid:
+            raise BadInput(f"config.stages.{name}.{field}={settings[field]!r} is unknown; {nearest(settings[field], valid)}")
+    for field in (*WEIGHTS, "learning_rate", "active_multiplier"):
+        if not 0 <= settings[field] < math.inf:  # nan is neither
+            raise BadInput(f"config.stages.{name}.{field}={settings[field]}; expected 0 or more")
+    for field in ("steps", "batch_size", "accumulation"):
+        if settings[field] < 1:
+            raise BadInput(f"config.stages.{name}.{field}={settings[field]}; expected 1 or more")
+    for field in ("warmup_steps", "weight_decay", "clip_norm", "end_ratio"):
+        if not 0 <= settings[field] < math.inf:
+            raise BadInput(f"config.stages.{name}.{field}={settings[field]}; expected 0 or more")
+    if not 0 <= settings.alpha <= 1:
+        raise BadInput(f"config.stages.{name}.alpha={settings.alpha}; expected 0 (the teacher's words alone) to 1 (the "
+                       "true words alone)")

@@ -1,0 +1,226 @@
+"""One micro-batch through teacher and student side by side: the scaled sum of all losses, and each raw sum.
+
+Three ways, one result. `_plain_sums` asks both models for their taps, stacked over layers, and evaluates the losses on
+them: the definition. `_walk` takes one scan over both stacks and evaluates the losses of a layer while its taps are
+there, so that nothing piles up over depth. `_sums_at_layer` is the progressive stages' one layer. Called by step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdistill.methods.base import Stage, Term
+from jaxdistill.models import Arrays, Batch, Model, Params
+from jaxdistill.models.encoder import attention_bias, split_key, take_layer
+from jaxdistill.models.parameters import unflatten
+from jaxdistill.objectives import fused
+from jaxdistill.objectives.terms import HEAD_OF_OUTPUT, Loss, count_everything
+
+Result = tuple[jax.Array, Arrays]
+
+
+def weighted_sums(stage: Stage, model: Model, teacher: Model | None, moving: Arrays, frozen: Arrays, teacher_params: Params,
+                  batch: Batch, layer: jax.Array, dropout_key: jax.Array | None, scales: Arrays) -> Result:
+    """(the sum over terms of raw sum x scale: what is differentiated; every raw sum by loss name).
+
+    `moving`, `frozen`: the student's parameters by name. `layer`: the active one of a progressive stage. `scales`: by loss
+    name, weight / count.
+    """
+    masks = count_everything(batch) if stage.tf1_unmasked else batch
+    if stage.progressive:
+        return _sums_at_layer(stage, model, teacher, moving, frozen, teacher_params, batch, masks, layer, scales)
+    params = unflatten({**frozen, **moving})
+    if not stage.fused:
+        return _plain_sums(stage, model, teacher, params, teacher_params, batch, masks, dropout_key, scales)
+    return _fused_sums(stage, model, teacher, params, teacher_params, batch, masks, dropout_key, scales)
+
+
+def walks(stage: Stage) -> bool:
+    """Whether both stacks can be walked in lock-step: one layer map for all losses, which never goes back, and no
+    loss that reads layers of the teacher that come later."""
+    maps = {term.layer_map for term in stage.terms if term.definition.per_layer}
+    moments = any(term.definition.teacher == "hidden_moments" for term in stage.terms)
+    followed = [at for layer_map in maps for at in layer_map or () if at >= 0]
+    return len(maps) == 1 and not moments and followed == sorted(followed)
+
+
+def _plain_sums(stage: Stage, model: Model, teacher: Model | None, params: Params, teacher_params: Params, batch: Batch,
+                masks: Batch, dropout_key: jax.Array | None, scales: Arrays) -> Result:
+    ours, student_taps = model.apply(
+        params, batch, taps=stage.taps("student"), heads=stage.heads("student"), dropout_key=dropout_key)
+    theirs: Mapping[str, Any] = {}
+    teacher_taps: Mapping[str, Any] = {}
+    if stage.needs_teacher:
+        assert teacher is not None
+        theirs, teacher_taps = teacher.apply(teacher_params, batch, taps=stage.taps("teacher"), heads=stage.heads("teacher"),
+                                             num_layers=stage.teacher_depth(model.config.num_layers))
+    sums = {term.loss: _full_sum(term, ours, student_taps, theirs, teacher_taps, masks) for term in stage.terms}
+    return fused.weighted(sums, scales), sums
+
+
+def _full_sum(term: Term, student_out: Arrays, student_taps: Arrays, teacher_out: Mapping[str, Any],
+              teacher_taps: Mapping[str, Any], masks: Batch) -> jax.Array:
+    loss = term.definition
+    if not loss.per_layer:
+        target = None if loss.teacher is None else jax.lax.stop_gradient(teacher_out[loss.teacher])
+        return loss.sum(student_out[loss.student], target, masks)
+    ours_NxB = student_taps[loss.student]
+    theirs = jax.lax.stop_gradient(teacher_taps[loss.teacher or ""])
+    if loss.teacher == "hidden_moments":
+        return jnp.sum(jax.vmap(lambda ours: loss.sum(ours, theirs, masks))(ours_NxB))
+    if term.layer_map is not None:
+        followers = [i for i, at in enumerate(term.layer_map) if at >= 0]
+        ours_NxB = jnp.take(ours_NxB, jnp.asarray(followers), axis=0)
+        theirs = jnp.take(theirs, jnp.asarray([term.layer_map[i] for i in followers]), axis=0)
+    return jnp.sum(jax.vmap(lambda ours, their: loss.sum(ours, their, masks))(ours_NxB, theirs))
+
+
+def _fused_sums(stage: Stage, model: Model, teacher: Model | None, params: Params, teacher_params: Params, batch: Batch,
+                masks: Batch, dropout_key: jax.Array | None, scales: Arrays) -> Result:
+    layered, words, others = _by_kind(stage)
+    if layered and not walks(stage):
+        return _plain_sums(stage, model, teacher, params, teacher_params, batch, masks, dropout_key, scales)
+    embed_key, layers_key, heads_key = split_key(dropout_key)
+    hidden, bias = model.embed(params, batch, embed_key), attention_bias(batch)
+    theirs: Any = teacher.embed(teacher_params, batch) if stage.needs_teacher and teacher is not None else None
+    value, sums, done = jnp.float32(0), Arrays(), 0
+    if layered:
+        assert teacher is not None
+        walk = _visit if -1 in (_layer_map(stage) or ()) else _walk
+        hidden, theirs, value, sums = walk(stage, model, teacher, params["layers"], teacher_params["layers"], hidden, theirs,
+                                           masks, bias, layers_key, scales)
+        done = max(_layer_map(stage) or (model.config.num_layers - 1,)) + 1
+    else:
+        hidden, _ = model.encode(params["layers"], hidden, bias, dropout_key=layers_key)
+    if teacher is not None and stage.heads("teacher"):
+        if done < teacher.config.num_layers:
+            theirs, _ = teacher.encode(jax.tree.map(lambda x: x[done:], teacher_params["layers"]), theirs, bias)
+        theirs = jax.lax.stop_gradient(theirs)
+    if words:
+        pair = teacher.mlm_features(teacher_params, theirs, batch) if teacher and "mlm" in stage.heads("teacher") else None
+        more, found = fused.word_terms(words, _only(scales, words), model.mlm_features(params, hidden, batch), pair, masks,
+                                       _rows_on_a_device(model, batch))
+        value, sums = value + more, {**sums, **found}
+    if others:
+        outputs = model.run_heads(params, hidden, batch, _heads(others, "student"), heads_key)
+        read = _heads(others, "teacher")
+        targets = teacher.run_heads(teacher_params, theirs, batch, read) if read and teacher else {}
+        found = {name: loss.sum(outputs[loss.student], targets.get(loss.teacher or ""), masks)
+                 for name, loss in others.items()}
+        value, sums = value + fused.weighted(found, scales), {**sums, **found}
+    return value, sums
+
+
+def _walk(stage: Stage, model: Model, teacher: Model, layers: Params, teacher_layers: Params, hidden: jax.Array,
+          theirs: jax.Array, masks: Batch, bias: jax.Array, dropout_key: jax.Array | None, scales: Arrays
+          ) -> tuple[jax.Array, jax.Array, jax.Array, Arrays]:
+    """Both stacks in one scan over the student's layers: (last hidden states of student and teacher, value, raw sums)."""
+    losses, _, _ = _by_kind(stage)
+    own = _only(scales, losses)
+    depth = model.config.num_layers
+    layer_map = np.asarray(_layer_map(stage) or range(depth), np.int32)
+    before = np.concatenate([[-1], layer_map[:-1]]).astype(np.int32)  # the layer that the teacher stands behind
+    repeats, skips = bool(np.any(layer_map == before)), bool(np.any(layer_map > before + 1))
+
+    def run_teacher(index: jax.Array, state: jax.Array) -> jax.Array:
+        return teacher.block(take_layer(teacher_layers, index), state, bias)[0]
+
+    def body(carry: Any, xs: Any) -> Any:
+        hidden, theirs, entered = carry
+        layer_params, key, at, last = xs
+        hidden, student_taps = model.block(layer_params, hidden, bias, key)
+        if repeats:  # two student layers follow one teacher layer: it is run again from its input
+            theirs = jnp.where(at == last, entered, theirs)
+        if skips:
+            theirs = jax.lax.fori_loop(last + 1, at, run_teacher, theirs)
+        entered = theirs if repeats else None
+        theirs, teacher_taps = teacher.block(take_layer(teacher_layers, at), theirs, bias)
+        value, sums = fused.layer_terms(losses, own, student_taps, teacher_taps, masks, bias, model.config.dtype,
+                                         _rows_on_a_device(model, masks))
+        return (hidden, theirs, entered), (value, sums)
+
+    keys = None if dropout_key is None else jax.random.split(dropout_key, depth)
+    first = hidden, theirs, theirs if repeats else None
+    (hidden, theirs, _), (values, sums) = jax.lax.scan(
+        body, first, (layers, keys, jnp.asarray(layer_map), jnp.asarray(before)))
+    return hidden, theirs, jnp.sum(values), {name: jnp.sum(x) for name, x in sums.items()}
+
+
+def _visit(stage: Stage, model: Model, teacher: Model, layers: Params, teacher_layers: Params, hidden: jax.Array,
+           theirs: jax.Array, masks: Batch, bias: jax.Array, dropout_key: jax.Array | None, scales: Arrays
+           ) -> tuple[jax.Array, jax.Array, jax.Array, Arrays]:
+    """As `_walk`, for a map by which only some layers follow one of the teacher's: those one by one, others in scans."""
+    losses, _, _ = _by_kind(stage)
+    own, depth = _only(scales, losses), model.config.num_layers
+    keys = None if dropout_key is None else jax.random.split(dropout_key, depth)
+    value, sums = jnp.float32(0), {name: jnp.float32(0) for name in losses}
+    done = teacher_done = 0
+    teacher_taps: Arrays = {}
+
+    def stretch(tree: Any, begin: int, end: int) -> Any:
+        return jax.tree.map(lambda x: x[begin:end], tree)
+
+    for i, at in enumerate(_layer_map(stage) or ()):
+        if at < 0:
+            continue
+        hidden, _ = model.encode(stretch(layers, done, i), hidden, bias, dropout_keys=stretch(keys, done, i))
+        hidden, student_taps = model.block(take_layer(layers, i), hidden, bias, None if keys is None else keys[i])
+        if at >= teacher_done:
+            theirs, _ = teacher.encode(stretch(teacher_layers, teacher_done, at), theirs, bias)
+            theirs, teacher_taps = teacher.block(take_layer(teacher_layers, at), theirs, bias)
+        more, found = fused.layer_terms(losses, own, student_taps, teacher_taps, masks, bias, model.config.dtype,
+                                        _rows_on_a_device(model, masks))
+        value, sums = value + more, {name: sums[name] + found[name] for name in losses}
+        done, teacher_done = i + 1, at + 1
+    hidden, _ = model.encode(stretch(layers, done, depth), hidden, bias, dropout_keys=stretch(keys, done, depth))
+    return hidden, theirs, value, sums
+
+
+def _sums_at_layer(stage: Stage, model: Model, teacher: Model | None, moving: Arrays, frozen: Arrays, teacher_params: Params,
+                   batch: Batch, masks: Batch, layer: jax.Array, scales: Arrays) -> Result:
+    assert teacher is not None
+    strict = stage.depth == "progressive_strict"
+    params = unflatten(frozen if strict else {**frozen, **moving})
+    active = unflatten(moving)["layers"] if strict else None
+    losses, _, _ = _by_kind(stage)
+    wanted = fused.student_taps_of(losses) if stage.fused else stage.taps("student")
+    ours = model.apply_at(params, batch, layer, taps=wanted, active=active, differentiable=not strict)
+    layer_map = _layer_map(stage)
+    teacher_layer = layer if layer_map is None else jnp.asarray(layer_map)[layer]
+    theirs = jax.lax.stop_gradient(teacher.apply_at(teacher_params, batch, teacher_layer, taps=stage.taps("teacher")))
+    if stage.fused:
+        return fused.layer_terms(losses, scales, ours, theirs, masks, attention_bias(batch), model.config.dtype,
+                                 _rows_on_a_device(model, batch))
+    sums = fused.layer_sums(losses, ours, theirs, masks)
+    return fused.weighted(sums, scales), sums
+
+
+def _by_kind(stage: Stage) -> tuple[dict[str, Loss], dict[str, Loss], dict[str, Loss]]:
+    """Losses of a layer, losses over the vocabulary, losses of other heads; by name."""
+    losses = {term.loss: term.definition for term in stage.terms}
+    layered = {name: loss for name, loss in losses.items() if loss.per_layer}
+    words = {name: loss for name, loss in losses.items() if loss.student == "mlm_logits"}
+    return layered, words, {name: loss for name, loss in losses.items() if name not in layered and name not in words}
+
+
+def _layer_map(stage: Stage) -> tuple[int, ...] | None:
+    return next(term.layer_map for term in stage.terms if term.definition.per_layer)
+
+
+def _heads(losses: Mapping[str, Loss], whose: str) -> tuple[str, ...]:
+    names = {getattr(loss, whose) for loss in losses.values()} - {None}
+    return tuple(sorted(HEAD_OF_OUTPUT[name] for name in names))
+
+
+def _only(scales: Arrays, losses: Mapping[str, Loss]) -> Arrays:
+    return {name: scales[name] for name in losses}
+
+
+def _rows_on_a_device(model: Model, batch: Batch) -> int:
+    rows, where = batch["input_ids"].shape[0], model.batch_sharding
+    return rows if where is None else where.shard_shape((rows,))[0]

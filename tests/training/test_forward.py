@@ -1,0 +1,193 @@
+"""Fused against plain: the same sums and the same gradients, for every objective and layer map, in less memory."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdistill.models import Model
+from jaxdistill.models.encoder import in_compute_dtype
+from jaxdistill.models.parameters import flatten, unflatten
+from jaxdistill.objectives import fused
+from jaxdistill.training import forward, sharding, state
+from jaxdistill.training.step import count_terms
+from tests.conftest import STUDENT, TEACHER, make_stage, pretraining_batch, random_params, shallower
+
+SHORT = shallower(STUDENT, 2)
+CASES = {
+    "pretrain": (STUDENT, dict(kind="pretrain")),
+    "distill": (STUDENT, dict(kind="distill")),
+    "distill, the teacher's words alone": (STUDENT, dict(kind="distill", alpha=0.0, nsp=0.0)),
+    "joint": (STUDENT, dict(kind="joint")),
+    "joint, hidden states alone": (STUDENT, dict(kind="joint", attention=0.0)),
+    "joint, attention alone": (STUDENT, dict(kind="joint", feature_map=0.0, mean=0.0, variance=0.0)),
+    "joint, some layers": (SHORT, dict(kind="joint", layer_map=(0, 2))),
+    "joint, upper layers": (SHORT, dict(kind="joint", layer_map=(1, 2))),
+    "joint, lower layers": (SHORT, dict(kind="joint", layer_map=(0, 1))),
+    "joint, one layer twice": (STUDENT, dict(kind="joint", layer_map=(0, 2, 2))),
+    "joint, one layer for all": (STUDENT, dict(kind="joint", layer_map=(1, 1, 1))),
+    "joint, backwards": (SHORT, dict(kind="joint", layer_map=(2, 0))),
+    "joint, tf1": (STUDENT, dict(kind="joint", tf1_unmasked=True)),
+    "joint, tf1 statistics": (STUDENT, dict(kind="joint", tf1_statistics=True)),
+    "relations": (SHORT, dict(kind="relations", relation_heads=4, teacher_layer=1)),
+    "relations, values alone": (STUDENT, dict(kind="relations", relation_heads=2, teacher_layer=2, query_relation=0.0,
+                                              key_relation=0.0)),
+    "auxiliary, only some layers": (STUDENT, dict(kind="auxiliary", layer_map=(-1, 0, -1))),
+    "auxiliary, one layer, dropout": (STUDENT, dict(kind="auxiliary", layer_map=(0, -1, 2), dropout=True)),
+    "joint, one layer twice, one not at all": (STUDENT, dict(kind="joint", layer_map=(1, -1, 1))),
+    "auxiliary": (STUDENT, dict(kind="auxiliary")),
+    "auxiliary with dropout": (STUDENT, dict(kind="auxiliary", dropout=True)),
+    "auxiliary, lower layers": (SHORT, dict(kind="auxiliary", layer_map=(0, 1))),
+    "soft": (STUDENT, dict(kind="progressive")),
+    "strict": (STUDENT, dict(kind="progressive", freezing="strict")),
+    "strict, some layers, tf1": (SHORT, dict(kind="progressive", freezing="strict", layer_map=(2, 1), tf1_unmasked=True)),
+}
+
+
+def case(name):
+    """(stage, student) of a case, the stage plain."""
+    model, changes = CASES[name]
+    changes = dict(changes)
+    stage = make_stage(changes.pop("kind"), num_layers=model.config.num_layers, **changes)
+    return dataclasses.replace(stage, fused=False), model
+
+
+def results(stage, model, params, teacher_params, batch, layer=1):
+    """(value, raw sums, gradient by name) of one micro-batch."""
+    counts = count_terms(stage, batch)
+    scales = {term.loss: term.weight / counts[term.loss] for term in stage.terms}
+    moving, frozen = state.split(stage, params, jnp.int32(layer))
+    key = jax.random.key(5) if stage.dropout else None
+    teacher = TEACHER if stage.needs_teacher else None
+
+    @jax.jit
+    def run(moving, teacher_params, batch):
+        def total(moving):
+            return forward.weighted_sums(stage, model, teacher, moving, frozen, teacher_params, batch, jnp.int32(layer), key,
+                                         scales)
+        return jax.value_and_grad(total, has_aux=True)(moving)
+
+    (value, sums), gradient = run(moving, teacher_params, batch)
+    return value, sums, gradient
+
+
+def check(ours, plain, rtol=1e-5):
+    np.testing.assert_allclose(ours[0], plain[0], rtol=rtol)
+    for got, expected in zip(ours[1:], plain[1:]):
+        assert got.keys() == expected.keys()
+        for name in expected:
+            if "key/bias" in name:  # it moves all scores of a query alike: its gradient is 0 but for rounding
+                continue
+            size = float(jnp.max(jnp.abs(expected[name])))
+            np.testing.assert_allclose(got[name], expected[name], rtol=0, atol=rtol * size + 1e-9, err_msg=name)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_fused_equals_plain(name, teacher_params):
+    """Values, raw sums and every gradient to 1e-5 of its largest entry, on padded rows of unlike lengths."""
+    stage, model = case(name)
+    params, batch = random_params(model, 2), pretraining_batch(3)
+    layers = range(model.config.num_layers) if stage.progressive else (0,)
+    for layer in layers:
+        both = [results(dataclasses.replace(stage, fused=on), model, params, teacher_params, batch, layer)
+                for on in (True, False)]
+        check(*both)
+        assert any(float(jnp.max(jnp.abs(g))) > 0 for g in both[1][2].values())
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4])
+def test_the_number_of_relation_heads_at_once_changes_nothing(heads, teacher_params, monkeypatch):
+    stage, model = case("relations")
+    params, batch = random_params(model, 2), pretraining_batch(3)
+    plain = results(stage, model, params, teacher_params, batch)
+    monkeypatch.setattr(fused, "CHUNK_NUMBERS", heads * batch["input_ids"].size * batch["input_ids"].shape[1])
+    check(results(dataclasses.replace(stage, fused=True), model, params, teacher_params, batch), plain)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 100])
+def test_the_size_of_a_chunk_of_words_changes_nothing(chunk, teacher_params, monkeypatch):
+    stage, model = case("distill")
+    params, batch = random_params(model, 2), pretraining_batch(3)
+    plain = results(stage, model, params, teacher_params, batch)
+    monkeypatch.setattr(fused, "CHUNK_NUMBERS", chunk * len(batch["input_ids"]) * model.config.vocab_size)
+    check(results(dataclasses.replace(stage, fused=True), model, params, teacher_params, batch), plain)
+
+
+def test_the_scale_of_a_loss_reaches_its_gradient(teacher_params):
+    """The gradient kept from the forward pass is multiplied by what arrives from behind."""
+    stage, model = case("auxiliary")
+    stage = dataclasses.replace(stage, fused=True)
+    params, batch = random_params(model, 2), pretraining_batch(3)
+    scales = {term.loss: jnp.float32(1) for term in stage.terms}
+
+    def gradient(factor):
+        def total(moving):
+            value, _ = forward.weighted_sums(stage, model, TEACHER, moving, {}, teacher_params, batch, jnp.int32(0), None, scales)
+            return factor * value
+        return jax.jit(jax.grad(total))(flatten(params))
+
+    once, thrice = gradient(1.0), gradient(3.0)
+    for name in once:
+        np.testing.assert_allclose(thrice[name], 3 * once[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("name, layer_map, expected", [
+    ("joint", (), True), ("joint", (0, 0, 1), True), ("joint", (2, 1, 0), False), ("distill", (), False)])
+def test_which_stages_walk_both_stacks(name, layer_map, expected):
+    assert forward.walks(make_stage(name, layer_map=layer_map)) is expected
+    assert not forward.walks(make_stage("joint", tf1_statistics=True))
+
+
+LARGE = dict(hidden_size=32, num_heads=4, intermediate_size=32, max_positions=128)
+
+
+def temporaries(name, fused_on, **sizes):
+    """Bytes of temporaries of one compiled gradient, with rows long and a vocabulary large enough to matter."""
+    student = Model(STUDENT.config.replace(**LARGE, **sizes), remat="full")
+    teacher = Model(TEACHER.config.replace(**LARGE, **sizes))
+    stage = dataclasses.replace(make_stage(name, num_layers=sizes["num_layers"]), fused=fused_on)
+    batch = pretraining_batch(rows=8, length=128, predictions=3)
+    batch = {key: np.tile(x, (1, 8)) if key.startswith("mlm_") else x for key, x in batch.items()}
+    params, teacher_params = (flatten(jax.eval_shape(m.init, jax.random.key(0))) for m in (student, teacher))
+    moving = {key: x for key, x in params.items() if name != "joint" or key.startswith("layers/")}
+    frozen = {key: x for key, x in params.items() if key not in moving}
+    scales = {term.loss: jnp.float32(1) for term in stage.terms}
+
+    def total(moving, frozen, teacher_params):
+        return forward.weighted_sums(stage, student, teacher, moving, frozen, unflatten(teacher_params), batch, jnp.int32(0),
+                                     None, scales)[0]
+
+    compiled = jax.jit(jax.grad(total)).lower(moving, frozen, teacher_params).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("name, part, sizes", [
+    ("joint", 0.25, dict(num_layers=16, vocab_size=100)), ("distill", 0.7, dict(num_layers=2, vocab_size=20_000))])
+def test_fused_needs_a_fraction_of_the_memory(name, part, sizes, monkeypatch):
+    monkeypatch.setattr(fused, "CHUNK_NUMBERS", 8 * sizes["vocab_size"] * 4)
+    assert temporaries(name, True, **sizes) <= part * temporaries(name, False, **sizes)
+
+
+def test_a_teacher_in_its_compute_dtype_gives_the_same_outputs_to_the_bit():
+    for model in (TEACHER, STUDENT):
+        half = Model(model.config.replace(dtype="bfloat16"))
+        params, batch = random_params(model, 1), pretraining_batch(3)
+        smaller = in_compute_dtype(half.config, params)
+        dtypes = {name: leaf.dtype for name, leaf in flatten(smaller).items()}
+        assert dtypes["layers/attention/query/kernel"] == jnp.bfloat16 and dtypes["layers/attention/norm/scale"] == jnp.float32
+        assert dtypes["layers/attention/norm/bias"] == jnp.float32 and dtypes["mlm/bias"] == jnp.float32
+        run = jax.jit(functools.partial(half.apply, batch=batch, taps=("hidden", "attention_scores")))
+        expected, got = run(params), run(smaller)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected)):
+            np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+        assert in_compute_dtype(model.config, params) is params
+
+
+def test_rows_on_a_device_follow_the_mesh():
+    batch = pretraining_batch(rows=16)
+    mesh = sharding.make_mesh(2, 2, 2)
+    assert forward._rows_on_a_device(STUDENT, batch) == 16
+    assert forward._rows_on_a_device(dataclasses.replace(STUDENT, batch_sharding=sharding.over_batch(mesh)), batch) == 4
