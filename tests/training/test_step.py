@@ -326,8 +326,12 @@ def test_padding_changes_no_gradient(teacher_params):
         np.testing.assert_allclose(*(m[name] for m in moments), rtol=1e-3, atol=2e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("kind", ["strict", "auxiliary", "minilm"])
-def test_packing_changes_no_gradient(kind, teacher_params):
+@pytest.mark.parametrize(
+    "kind, changes",
+    [("strict", {}), ("auxiliary", {}), ("relations", dict(relation_heads=2, teacher_layer=1))],
+    ids=["strict", "auxiliary", "relations"],
+)
+def test_packing_changes_no_gradient(kind, changes, teacher_params):
     """Twelve examples one a row, or in eight packed rows and two micro-batches, fused: the same losses and the same moments."""
     plain = pretraining_batch(3, rows=12)
     plain = {k: np.pad(v, ((0, 0), (0, 8))) if v.shape[1:] == (7,) else v for k, v in plain.items()}  # 15 columns
@@ -335,7 +339,7 @@ def test_packing_changes_no_gradient(kind, teacher_params):
     packed = packing.join(plain, row, num_rows=8, pad=0, predictions=6, max_segments=3)
     found = []
     for batch, parts in ((plain, 1), (packed, 2)):
-        stage, model = setting(kind, accumulation=parts, clip_norm=0.0)
+        stage, model = setting(kind, accumulation=parts, clip_norm=0.0, **changes)
         stage = dataclasses.replace(stage, fused=parts > 1)
         now, metrics = compiled(stage, model)(start(stage, model, 5), teacher_params, batch)
         found.append((metrics, flatten(now.optimizer.mu)))
