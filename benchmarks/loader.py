@@ -3,12 +3,14 @@
     python benchmarks/loader.py [--source=default] [--vocab_size=8000] [--seconds=3] [--json=PATH]
 
 The corpus is prepared in a temporary folder (or below --out_dir, to be kept) and read with next-sentence pairs and
-dynamic masking, at lengths 128 and 512, with and without whole-word masking, from memory and from disk.
+dynamic masking, at lengths 128 and 512, with and without whole-word masking, from memory and from disk; then packed.
+Padding is the share of positions that hold no token; a packed row holds several sequences.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -27,17 +29,25 @@ LENGTHS = {128: 20, 512: 76}  # sequence length: predictions a row
 
 
 def measure(prepared: PreparedText, *, batch_size: int, seconds: float, **options: Any) -> dict[str, float]:
-    """Seconds until the first batch, and sequences a second after it."""
+    """Seconds until the first batch; after it rows, sequences and tokens a second, and the share of padding."""
     begin = time.perf_counter()
     loader = make_loader(prepared, batch_size=batch_size, seed=0, **options)
     next(loader)
     opened = time.perf_counter()
-    batches = 0
+    batches, sequences, tokens = 0, 0.0, 0
     while time.perf_counter() - opened < seconds:
-        next(loader)
+        batch = next(loader)
         batches += 1
-    rate = batches * batch_size / (time.perf_counter() - opened)
-    return {"seconds_to_first_batch": round(opened - begin, 3), "sequences_a_second": round(rate)}
+        sequences += float(batch["example_weights"].sum())
+        tokens += int(batch["attention_mask"].sum())
+    passed = time.perf_counter() - opened
+    return {
+        "seconds_to_first_batch": round(opened - begin, 3),
+        "rows_a_second": round(batches * batch_size / passed),
+        "sequences_a_second": round(sequences / passed),
+        "tokens_a_second": round(tokens / passed),
+        "padding": 1 - tokens / (batches * batch_size * prepared.sequence_length),
+    }
 
 
 def main() -> None:
@@ -62,17 +72,21 @@ def main() -> None:
                 f"length {length}: {prepared.num_records} records, {prepared.num_tokens} tokens, "
                 f"prepared in {time.perf_counter() - begin:.1f} s"
             )
-            for in_memory in (True, False):
-                for whole_word in (False, True):
-                    settings = {"max_predictions": predictions, "whole_word": whole_word, "in_memory": in_memory}
-                    numbers = measure(prepared, batch_size=arguments.batch_size, seconds=arguments.seconds, **settings)
-                    lines.append({"length": length, **settings, **numbers})
-    print(f"\n{'length':>6} {'from':>6} {'masks':>6} {'first batch s':>14} {'sequences/s':>12} {'tokens/s':>12}")
+            for pack, in_memory, whole_word in itertools.product((False, True), (True, False), (False, True)):
+                settings = {"max_predictions": predictions, "whole_word": whole_word, "in_memory": in_memory, "pack": pack}
+                numbers = measure(prepared, batch_size=arguments.batch_size, seconds=arguments.seconds, **settings)
+                lines.append({"length": length, **settings, **numbers})
+    print(
+        f"\n{'length':>6} {'rows':>6} {'from':>6} {'masks':>6} {'first batch s':>14} {'rows/s':>9} {'sequences/s':>12} "
+        f"{'tokens/s':>12} {'padding':>8}"
+    )
     for line in lines:
         source, masks = "memory" if line["in_memory"] else "disk", "words" if line["whole_word"] else "tokens"
-        rate = line["sequences_a_second"]
-        first = line["seconds_to_first_batch"]
-        print(f"{line['length']:>6} {source:>6} {masks:>6} {first:>14.2f} {rate:>12,} {rate * line['length']:>12,}")
+        print(
+            f"{line['length']:>6} {'packed' if line['pack'] else 'plain':>6} {source:>6} {masks:>6} "
+            f"{line['seconds_to_first_batch']:>14.2f} {line['rows_a_second']:>9,} {line['sequences_a_second']:>12,} "
+            f"{line['tokens_a_second']:>12,} {line['padding']:>8.1%}"
+        )
     if arguments.json:
         report = {
             "source": arguments.source,

@@ -23,12 +23,13 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jaxdistill import configuration, inputs
+from jaxdistill.data import packing
 from jaxdistill.errors import BadInput
 from jaxdistill.methods.base import Stage
 from jaxdistill.models import Model, Params
 from jaxdistill.models.encoder import in_compute_dtype
 from jaxdistill.models.sizes import parameter_shapes
-from jaxdistill.resolve import Recipe, resolve
+from jaxdistill.resolve import Recipe, predictions_a_row, resolve
 from jaxdistill.run import choose_stages
 from jaxdistill.students.copying import random_start
 from jaxdistill.training import loop, sharding, state
@@ -36,8 +37,20 @@ from jaxdistill.training.speed import rates, step_flops
 
 
 def random_batch(config: ConfigDict, batch_size: int, vocab_size: int) -> dict[str, np.ndarray]:
-    """A full batch of random words."""
-    rng, length, words = np.random.default_rng(0), config.data.sequence_length, config.data.max_predictions
+    """A full batch of random words; with packing two texts in each row."""
+    length, words = config.data.sequence_length, config.data.max_predictions
+    if not config.data.packing:
+        return random_texts(batch_size, length, words, vocab_size)
+    half = random_texts(2 * batch_size, length // 2, min(words, length // 2), vocab_size)
+    wide = {name: np.pad(x, ((0, 0), (0, length - length // 2))) if x.shape[1:] == (length // 2,) else x
+            for name, x in half.items() if not name.startswith("mlm")}
+    return packing.join({**half, **wide}, np.repeat(np.arange(batch_size), 2), num_rows=batch_size, pad=0,
+                        predictions=predictions_a_row(config.data), max_segments=packing.segments_a_row(length))
+
+
+def random_texts(batch_size: int, length: int, words: int, vocab_size: int) -> dict[str, np.ndarray]:
+    """One text a row, without pads."""
+    rng = np.random.default_rng(0)
     ids = rng.integers(0, vocab_size, (batch_size, length)).astype(np.int32)
     positions = np.sort(rng.permuted(np.tile(np.arange(length, dtype=np.int32), (batch_size, 1)), axis=1)[:, :words])
     return {
@@ -77,7 +90,7 @@ def measure(config: ConfigDict, recipe: Recipe, stage: Stage, mesh: jax.sharding
         jax.block_until_ready((now, metrics))
         seconds.append(time.perf_counter() - begin)
     median = statistics.median(seconds[1:])
-    flops = step_flops(stage, model, teacher, config.data.sequence_length, config.data.max_predictions)
+    flops = step_flops(stage, model, teacher, config.data.sequence_length, predictions_a_row(config.data))
     stats = mesh.devices.flat[0].memory_stats() or {}
     return {
         "stage": stage.name,

@@ -33,6 +33,7 @@ def recipe(name: str) -> ConfigDict:
             "max_predictions": 20,
             "mask_rate": 0.15,
             "whole_word": False,
+            "packing": False,  # several examples in a row, each for itself; batch sizes and examples then count rows
             "path": "",  # where prepared text is kept; "": under the workdir
         },
         "teacher": network("ib_bert_large"),

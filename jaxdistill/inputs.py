@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from jaxdistill import interop, remote
 from jaxdistill.data.default_corpus import default_corpus, installed_versions
 from jaxdistill.data.files import cache_directory
-from jaxdistill.data.loader import heldout_batches, make_loader
+from jaxdistill.data.loader import heldout_batches, make_loader, packing_plan
 from jaxdistill.data.prepare import PreparedText, prepare
 from jaxdistill.data.sources import read_documents, source_digest
 from jaxdistill.data.tokenizers import describe, load_tokenizer, train_wordpiece
@@ -110,13 +110,19 @@ def find_tokenizer(config: ConfigDict, folder: epath.Path) -> Any:
 
 def batches(config: ConfigDict, prepared: PreparedText, *, batch_size: int, start_example: int
             ) -> Iterator[dict[str, np.ndarray]]:
-    """Training batches from global example `start_example` on; this host's rows."""
+    """Training batches from global example (with packing: packed row) `start_example` on; this host's rows."""
     return make_loader(prepared, batch_size=batch_size, start_example=start_example, process_index=jax.process_index(),
-                       process_count=jax.process_count(), **row_options(config))
+                       process_count=jax.process_count(), pack=config.data.packing, **row_options(config))
+
+
+def rows_an_epoch(config: ConfigDict, prepared: PreparedText) -> int:
+    """How many rows of training batches hold the whole text once."""
+    return packing_plan(prepared, seed=config.seed).num_bins if config.data.packing else prepared.num_records
 
 
 def heldout(config: ConfigDict, prepared: PreparedText, max_examples: int | None = None) -> list[dict[str, np.ndarray]]:
-    """The held-out rows that every network is measured on: all of them, or a fixed shuffled sample; this host's part."""
+    """The held-out rows that every network is measured on: all of them, or a fixed shuffled sample; this host's part.
+    Never packed, so that numbers compare."""
     return list(heldout_batches(prepared, batch_size=config.evaluation.batch_size, process_index=jax.process_index(),
                                 process_count=jax.process_count(), **row_options(config),
                                 max_examples=max_examples or config.evaluation.max_examples))

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from jaxdistill.data import packing
 from jaxdistill.errors import BadInput, nearest
 from jaxdistill.methods import KINDS
 from jaxdistill.methods.base import Stage, Term
@@ -59,7 +60,8 @@ def resolve(config: ConfigDict, *, vocab_size: int, num_records: int, mesh: Mesh
             loaded_teacher: Model | None = None, loaded_student: Model | None = None) -> Recipe:
     """Builds models and stages and checks that they fit each other, the data and the mesh. Raises `BadInput`.
 
-    `vocab_size`, `num_records`: of the tokenizer and the prepared text (for lengths given in epochs).
+    `vocab_size`: of the tokenizer; `num_records`: rows of the prepared text, for lengths given in epochs (packed rows with
+    packing).
     """
     order = active_order(config)
     student = loaded_student or Model(model_config(config.student, vocab_size))
@@ -130,7 +132,10 @@ def build_stage(name: str, section: ConfigDict, num_records: int, num_layers: in
 
 
 def check_data(config: ConfigDict, model: Model, stage: Stage) -> None:
-    """Raises `BadInput` when rows are longer than the network's position table."""
+    """Raises `BadInput` when rows are longer than the network's position table, or packed where pads count as words."""
+    if config.data.packing and stage.tf1_unmasked:
+        raise BadInput(f"config.data.packing=True, but stage {stage.name!r} counts pads as words (tf1_unmasked), and packing "
+                       f"takes them away; set config.stages.{stage.name}.tf1_unmasked=False, or packing=False")
     if config.data.sequence_length > model.config.max_positions:
         raise BadInput(f"config.data.sequence_length={config.data.sequence_length} exceeds max_positions="
                        f"{model.config.max_positions} of {stage.network!r}; shorten one or widen the other")
@@ -209,7 +214,8 @@ def trace(recipe: Recipe, stage: Stage, data: ConfigDict) -> Any:
     teacher = recipe.teacher if stage.needs_teacher else None
     like = jax.eval_shape(lambda key: state.create(stage, model.init(key)), jax.random.key(0))
     teacher_like = given_parameters(teacher)
-    batch = abstract_batch(stage.batch_size, data.sequence_length, data.max_predictions)
+    batch = abstract_batch(stage.batch_size, data.sequence_length, predictions_a_row(data),
+                           packing.segments_a_row(data.sequence_length) if data.packing else None)
     return jax.eval_shape(make_step(stage, model, teacher), like, teacher_like, batch)
 
 
@@ -220,12 +226,24 @@ def given_parameters(teacher: Model | None) -> Any:
     return jax.eval_shape(lambda key: in_compute_dtype(teacher.config, teacher.init(key)), jax.random.key(0))
 
 
-def abstract_batch(batch_size: int, length: int, predictions: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and dtypes of a pre-training batch."""
+def predictions_a_row(data: ConfigDict) -> int:
+    """How many masked words a row of a training batch has room for."""
+    if not data.packing:
+        return data.max_predictions
+    segments = packing.segments_a_row(data.sequence_length)
+    return packing.predictions_a_row(data.sequence_length, data.max_predictions, data.mask_rate, segments)
+
+
+def abstract_batch(batch_size: int, length: int, predictions: int, segments: int | None = None
+                   ) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a pre-training batch; `segments`: how many texts a packed row has room for."""
     ids, picks = ((batch_size, length), np.int32), ((batch_size, predictions), np.int32)
+    texts = (batch_size,) if segments is None else (batch_size, segments)
     fields = {"input_ids": ids, "attention_mask": ids, "token_type_ids": ids, "mlm_positions": picks,
-              "mlm_labels": picks, "mlm_weights": (picks[0], jnp.float32), "nsp_labels": ((batch_size,), np.int32),
-              "example_weights": ((batch_size,), jnp.float32)}
+              "mlm_labels": picks, "mlm_weights": (picks[0], jnp.float32), "nsp_labels": (texts, np.int32),
+              "example_weights": (texts, jnp.float32)}
+    if segments is not None:
+        fields |= {"segment_ids": ids, "position_ids": ids, "cls_positions": (texts, np.int32)}
     return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in fields.items()}
 
 

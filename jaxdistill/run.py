@@ -27,7 +27,7 @@ from jaxdistill.models import Model, Params
 from jaxdistill.models.encoder import in_compute_dtype
 from jaxdistill.models.parameters import count, digest
 from jaxdistill.models.sizes import parameter_shapes
-from jaxdistill.resolve import TEACHER, Recipe, resolve, stage_seed, trace
+from jaxdistill.resolve import TEACHER, Recipe, predictions_a_row, resolve, stage_seed, trace
 from jaxdistill.students.copying import copy_embeddings_and_heads, random_start
 from jaxdistill.training import hosts, loop, sharding, state
 from jaxdistill.training.checkpoints import Checkpoints
@@ -69,10 +69,12 @@ def resolve_and_trace(config: ConfigDict, folder: Workdir, corpus: Corpus, mesh:
     """(recipe, stages to run, parameters of given models), everything checked and every step traced."""
     found = {name: inputs.load_model(config[name], corpus.vocab_size, name) for name in ("teacher", "student")}
     loaded = {name: pair for name, pair in found.items() if pair is not None}
-    recipe = resolve(config, vocab_size=corpus.vocab_size, num_records=corpus.train.num_records, mesh=mesh,
+    recipe = resolve(config, vocab_size=corpus.vocab_size, num_records=inputs.rows_an_epoch(config, corpus.train), mesh=mesh,
                      **{f"loaded_{name}": model for name, (model, _) in loaded.items()})
     wanted = choose_stages(recipe, stages)
     check_predecessors(recipe, wanted, folder)
+    if config.data.packing:
+        check_pad(recipe, corpus)
     for stage in wanted:
         trace(recipe, stage, config.data)
     return recipe, wanted, {name: params for name, (_, params) in loaded.items()}
@@ -118,6 +120,14 @@ def check_predecessors(recipe: Recipe, wanted: Sequence[Stage], folder: Workdir)
             if needed and earlier not in wanted and folder.finished(earlier.name) is None:
                 raise BadInput(f"stage {stage.name!r} follows {earlier.name!r}, which is not finished in this workdir; run "
                                f"that first, or both: --stages={earlier.name},{stage.name}")
+
+
+def check_pad(recipe: Recipe, corpus: Corpus) -> None:
+    """Raises `BadInput` if a network's [PAD], which ends the trigrams of packed texts, is not the tokenizer's."""
+    for model in (recipe.student, recipe.teacher):
+        if model is not None and model.config.pad_token_id != corpus.train.special.pad:
+            raise BadInput(f"config.data.packing=True needs one [PAD], but the tokenizer's is {corpus.train.special.pad} and a "
+                           f"network's pad_token_id {model.config.pad_token_id}; make them equal, or set packing=False")
 
 
 def check_settings(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
@@ -202,7 +212,7 @@ class Run:
         page["examples"] = self.recipe.first_example[stage.name] + stage.steps * stage.batch_size
         teacher_params = sharding.place(self.mesh, in_compute_dtype(teacher.config, self.networks[TEACHER])) if teacher else {}
         batches = inputs.batches(config, self.corpus.train, batch_size=stage.batch_size, start_example=example)
-        flops = step_flops(stage, model, teacher, config.data.sequence_length, config.data.max_predictions)
+        flops = step_flops(stage, model, teacher, config.data.sequence_length, predictions_a_row(config.data))
         with self._reporting(stage, done, flops) as reporting:
             limits = loop.Limits(config.checkpoint.every_steps, config.max_skipped_in_a_row)
             evaluate_layer = self._layer_evaluator(stage, model, teacher, teacher_params) if stage.progressive else None

@@ -1,7 +1,9 @@
 """Every mistake in a recipe is found before anything compiles, and the message says which line to change."""
 
+import numpy as np
 import pytest
 
+from jaxdistill.data import packing
 from jaxdistill.errors import BadInput
 from jaxdistill.models import Model
 from jaxdistill.resolve import abstract_batch, resolve, stage_seed, trace
@@ -211,6 +213,24 @@ def test_a_traced_batch_is_like_a_real_one():
     real, abstract = pretraining_batch(rows=4, length=6, predictions=2), abstract_batch(4, 6, 2)
     assert real.keys() == abstract.keys()
     assert all((real[k].shape, real[k].dtype) == (abstract[k].shape, abstract[k].dtype) for k in real)
+
+
+def test_a_traced_packed_batch_is_like_a_real_one():
+    plain = pretraining_batch(rows=4, length=6, predictions=2)
+    row = np.arange(4)
+    real = packing.join(plain, row, num_rows=4, pad=0, predictions=3, max_segments=2)
+    abstract = abstract_batch(4, 6, 3, segments=2)
+    assert real.keys() == abstract.keys()
+    assert all((real[k].shape, real[k].dtype) == (abstract[k].shape, abstract[k].dtype) for k in real)
+
+
+def test_packed_batches_are_traced_and_tf1_padding_is_refused():
+    config = changed({"data.packing": True})
+    recipe = resolved(config)
+    for stage in recipe.stages:
+        trace(recipe, stage, config.data)
+    with pytest.raises(BadInput, match="packing=True.*'transfer'.*tf1_unmasked"):
+        resolved(changed({"data.packing": True, "stages.transfer.tf1_unmasked": True}))
 
 
 def test_a_dropout_seed_a_stage():

@@ -152,6 +152,36 @@ def test_interrupted_and_resumed_is_uninterrupted(finished, source, tmp_path, mo
     assert metrics(folder) == metrics(workdir)
 
 
+def packed_config(source):
+    config = tiny_config(source)
+    config.data.packing, config.order = True, ("teacher", "transfer")
+    config.stages.teacher.update({"steps": 0, "epochs": 1.0})
+    return config
+
+
+def test_a_packed_run_resumes_to_the_bit_and_has_fewer_rows_an_epoch(finished, source, tmp_path, monkeypatch):
+    results = run.train(packed_config(source), tmp_path / "whole")
+    steps = results["stages"]["teacher"]["steps"]
+    records = results["corpus"]["train"]["records"]
+    assert 8 * steps < 0.9 * records
+    shutil.copytree(tmp_path / "whole", tmp_path / "w")
+    shutil.rmtree(tmp_path / "w" / "stages" / "transfer")
+    with monkeypatch.context() as patch:
+        interrupt(patch, "transfer", 3)
+        with pytest.raises(Interrupted):
+            run.train(packed_config(source), tmp_path / "w")
+    assert untimed(run.train(packed_config(source), tmp_path / "w")) == untimed(results)
+    with pytest.raises(BadInput, match="config.data.packing=True, now False"):
+        run.train(tiny_config(source), tmp_path / "w")
+
+
+def test_a_packed_run_needs_one_pad(source, tmp_path):
+    config = packed_config(source)
+    config.teacher.model.pad_token_id = 3
+    with pytest.raises(BadInput, match="one .PAD.*pad_token_id 3"):
+        run.train(config, tmp_path / "w")
+
+
 def test_killed_within_a_stage(finished, source, tmp_path, monkeypatch):
     """Goes on from the last checkpoint; lines of the log that came after it are not there twice."""
     workdir, results = finished

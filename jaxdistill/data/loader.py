@@ -4,6 +4,9 @@ The position is one number, the count of examples seen so far by all hosts toget
 records) and is the record that the epoch's shuffle puts at place n % R; all that is drawn for it is a function of
 (seed, epoch, record). So a run resumes anywhere, and hosts, which take equal slices of each global batch, may change in
 number. Batches are made and prefetched by Grain; the arithmetic is vectorised NumPy (`pairs`, `masking`).
+
+With packing the same holds of packed rows: the position counts them, an epoch has as many as the plan of `packing` has
+bins, and each holds the rows, pairs and masks included, that its records would have been in the same epoch.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
-from jaxdistill.data import masking, pairs, randomness, records
+from jaxdistill.data import masking, packing, pairs, randomness, records
 from jaxdistill.data.prepare import PreparedText
 from jaxdistill.errors import BadInput
 
@@ -121,10 +124,37 @@ class BatchSource:
         return (ENDLESS - self.start_example) // self.batch_size
 
     def __getitem__(self, index: SupportsIndex) -> Batch:
+        record, epoch = self._of_host(index)
+        return self.rows(record, epoch if self.dynamic else np.zeros_like(epoch))
+
+    def _of_host(self, index: SupportsIndex) -> tuple[np.ndarray, np.ndarray]:
+        """The records (with packing: bins) of this host's part of batch `index`, and their epochs: int64 [B] twice."""
         first = self.start_example + int(index) * self.batch_size + self.first_row
         epoch, place = np.divmod(np.arange(first, first + self.num_rows), self.num_records)
-        record = randomness.permute(place, self.num_records, self.seed, epoch) if self.shuffle else place
-        return self.rows(record, epoch if self.dynamic else np.zeros_like(epoch))
+        return randomness.permute(place, self.num_records, self.seed, epoch) if self.shuffle else place, epoch
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedSource(BatchSource):
+    """The same of packed rows; `num_records` is the number of bins, `predictions` and `segments` are P and S of a row."""
+
+    plan: packing.Plan
+    predictions: int
+    segments: int
+    pad: int
+
+    def __getitem__(self, index: SupportsIndex) -> Batch:
+        bins, epoch = self._of_host(index)
+        row, record = self.plan.records(bins, epoch, self.shuffle)
+        examples = self.rows(record, epoch[row] if self.dynamic else np.zeros_like(record))
+        return packing.join(
+            examples,
+            row,
+            num_rows=self.num_rows,
+            pad=self.pad,
+            predictions=self.predictions,
+            max_segments=self.segments,
+        )
 
 
 def make_loader(
@@ -143,6 +173,7 @@ def make_loader(
     dynamic: bool = True,
     prefetch: bool = True,
     in_memory: bool | None = None,
+    pack: bool = False,
 ) -> Iterator[Batch]:
     """Training batches without end.
 
@@ -153,6 +184,15 @@ def make_loader(
         mlm_weights                                 float32 [B, P] 1 for a prediction, 0 for filling
         nsp_labels                                  int32 [B]      0 = B follows A, 1 = B is from another document
         example_weights                             float32 [B]    all ones
+
+    and with `pack`, where S = packing.segments_a_row(L) and P = packing.predictions_a_row(L, max_predictions, mask_rate, S),
+
+        input_ids, attention_mask, token_type_ids   int32 [B, L]   [CLS] A [SEP] B [SEP] [CLS] A [SEP] … [PAD]…
+        mlm_positions, mlm_labels, mlm_weights      as above       over the whole packed row
+        segment_ids                                 int32 [B, L]   1, 2, … by example, 0 for pads
+        position_ids                                int32 [B, L]   from 0 in each segment
+        cls_positions                               int32 [B, S]   where segments begin, then zeros
+        nsp_labels, example_weights                 … [B, S]       then zeros
 
     Args:
         batch_size: rows of the global batch, over all hosts.
@@ -168,6 +208,7 @@ def make_loader(
         dynamic: other pairs and masks each epoch; else those of the first epoch always.
         prefetch: make batches ahead, in a background thread.
         in_memory: hold all records in memory; by default if they are not too many.
+        pack: put several examples in a row, as many as fit. `batch_size` and `start_example` then count packed rows.
 
     Raises:
         BadInput: sizes that do not divide or fit.
@@ -177,18 +218,31 @@ def make_loader(
     if start_example < 0:
         raise BadInput(f"start_example={start_example}: expected 0 or more")
     settings = RowSettings(seed, max_predictions, mask_rate, whole_word, nsp)
-    source = BatchSource(
-        rows=RowMaker(prepared, settings, records.open_reader(prepared, in_memory)),
-        num_records=prepared.num_records,
-        seed=seed,
-        batch_size=batch_size,
-        start_example=start_example,
-        first_row=process_index * num_rows,
-        num_rows=num_rows,
-        shuffle=shuffle,
-        dynamic=dynamic,
-    )
-    return read_through_grain(source, prefetch)
+    fields: dict[str, Any] = {
+        "rows": RowMaker(prepared, settings, records.open_reader(prepared, in_memory)),
+        "num_records": prepared.num_records,
+        "seed": seed,
+        "batch_size": batch_size,
+        "start_example": start_example,
+        "first_row": process_index * num_rows,
+        "num_rows": num_rows,
+        "shuffle": shuffle,
+        "dynamic": dynamic,
+    }
+    if not pack:
+        return read_through_grain(BatchSource(**fields), prefetch)
+    plan = packing_plan(prepared, seed=seed, nsp=nsp)
+    segments = packing.segments_a_row(prepared.sequence_length)
+    predictions = packing.predictions_a_row(prepared.sequence_length, max_predictions, mask_rate, segments)
+    fields |= {"num_records": plan.num_bins, "plan": plan, "predictions": predictions, "segments": segments}
+    return read_through_grain(PackedSource(**fields, pad=prepared.special.pad), prefetch)
+
+
+def packing_plan(prepared: PreparedText, *, seed: int, nsp: bool = True) -> packing.Plan:
+    """Which records share a packed row; `num_bins` is the number of packed rows in an epoch."""
+    lengths = records.record_sizes(prepared) + (3 if nsp else 2)  # with [CLS] and [SEP]
+    length = prepared.sequence_length
+    return packing.make_plan(lengths, length, seed, packing.segments_a_row(length))
 
 
 def heldout_batches(

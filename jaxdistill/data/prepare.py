@@ -13,6 +13,7 @@ so a set is complete or not there, and two processes that prepare the same text 
 
 from __future__ import annotations
 
+import array
 import dataclasses
 import json
 import os
@@ -34,6 +35,7 @@ SHORT_FRACTION = 0.1
 _FORMAT_VERSION = 1  # goes into the digest: raise it whenever the records of an unchanged source would change
 _DOCUMENTS_A_REPORT = 64
 _MARKER = "prepared.json"
+SIZES_FILE = "record_sizes.npy"  # beside the records: the number of tokens of each, int32
 _STALE_SECONDS = 24 * 3600.0
 
 
@@ -151,13 +153,16 @@ def _write(
     vocabulary = tokenizers.describe(tokenizer)
     counts = {"num_records": 0, "num_documents": 0, "num_tokens": 0}
     dtype = "uint16" if vocabulary.size <= 65536 else "int32"
-    records = _records(documents, tokenizer, vocabulary, settings, np.dtype(dtype), counts, progress)
+    sizes = array.array("i")
+    records = _records(documents, tokenizer, vocabulary, settings, np.dtype(dtype), counts, sizes, progress)
     working = folder / f"records-{uuid.uuid4().hex[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     try:
         builder = builders.PreparedText(records=records, token_dtype=dtype, data_dir=os.fspath(working))
         with files.quiet_tfds():
             builder.download_and_prepare()
+        with (epath.Path(builder.data_dir) / SIZES_FILE).open("wb") as file:
+            np.save(file, np.array(sizes, np.int32))
         marker = {
             "records": os.fspath(epath.Path(builder.data_dir).relative_to(folder)),
             "digest": digest,
@@ -198,9 +203,10 @@ def _records(
     settings: dict[str, Any],
     dtype: np.dtype,
     counts: dict[str, int],
+    sizes: array.array[int],
     progress: Callable[[int], None] | None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The records of all documents in order; keeps `counts`. Raises BadInput at the end if there were none."""
+    """The records of all documents in order; keeps `counts` and `sizes`. Raises BadInput at the end if there were none."""
     is_continuation = np.zeros(vocabulary.size, bool)
     is_continuation[list(vocabulary.continuation_ids)] = True
     longest = settings["sequence_length"] - 3
@@ -215,6 +221,7 @@ def _records(
         counts["num_records"] += len(spans)
         counts["num_tokens"] += sum(end - begin for begin, end, _ in spans)
         for begin, end, breaks in spans:
+            sizes.append(end - begin)
             yield {"tokens": tokens[begin:end].astype(dtype), "breaks": breaks, "document": document}
         if progress is not None and number % _DOCUMENTS_A_REPORT == 0:
             progress(number)

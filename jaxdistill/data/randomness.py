@@ -33,6 +33,7 @@ class Stream(enum.IntEnum):
     MASK_REPLACEMENT = 8
     SHORT = 9
     SHORT_LENGTH = 10
+    PACK = 11
 
 
 def _mix(bits: np.ndarray) -> np.ndarray:
@@ -82,29 +83,34 @@ def to_integers(bits: np.ndarray, bound: Any) -> np.ndarray:
     return (((bits >> np.uint64(32)) * np.asarray(bound).astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
 
 
-def permute(index: np.ndarray, size: int, seed: int, epoch: np.ndarray) -> np.ndarray:
+def permute(
+    index: np.ndarray, size: int | np.ndarray, seed: int, epoch: np.ndarray, stream: Stream = Stream.SHUFFLE
+) -> np.ndarray:
     """Where a shuffle of range(size) puts each index: a bijection of [0, size) for every (seed, epoch).
 
     Args:
         index: int64 [B], each in [0, size).
-        size: how many there are to shuffle, at least 1.
+        size: how many there are to shuffle, at least 1; or int64 [B], one shuffle a size.
         seed: the shuffle's seed.
         epoch: int64 [B]; every epoch is another shuffle.
+        stream: what the shuffle is for.
 
     Returns:
         int64 [B].
     """
-    half_bits = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
-    shift, low_mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
-    rounds_BxR = position_bits(row_keys(seed, Stream.SHUFFLE, epoch, np.zeros_like(index)), _FEISTEL_ROUNDS)
+    sizes = np.broadcast_to(np.asarray(size, np.int64), index.shape)
+    bit_length = np.frexp(np.maximum(sizes - 1, 1).astype(np.float64))[1]
+    shift = np.maximum(1, (bit_length + 1) // 2).astype(np.uint64)
+    low_mask = (np.uint64(1) << shift) - np.uint64(1)
+    rounds_BxR = position_bits(row_keys(seed, stream, epoch, np.zeros_like(index)), _FEISTEL_ROUNDS)
     result = index.astype(np.uint64)
     todo = np.arange(len(result))
     # The network permutes a power of four that may exceed `size`: what falls outside walks on along its cycle, which
     # must come back inside. At least a quarter of the domain is inside, so the walk is short.
     while len(todo):
-        left, right = result[todo] >> shift, result[todo] & low_mask
+        left, right = result[todo] >> shift[todo], result[todo] & low_mask[todo]
         for keys in rounds_BxR[todo].T:
-            left, right = right, left ^ (_mix(right * _GOLDEN + keys) & low_mask)
-        result[todo] = (left << shift) | right
-        todo = todo[result[todo] >= size]
+            left, right = right, left ^ (_mix(right * _GOLDEN + keys) & low_mask[todo])
+        result[todo] = (left << shift[todo]) | right
+        todo = todo[result[todo] >= sizes[todo].astype(np.uint64)]
     return result.astype(np.int64)

@@ -5,12 +5,16 @@ Both are the same interface, give the same rows, and read the ArrayRecord files 
 
 from __future__ import annotations
 
+import functools
+import io
 import os
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
+from etils import epath
 
-from jaxdistill.data.prepare import PreparedText
+from jaxdistill.data.prepare import SIZES_FILE, PreparedText
 from jaxdistill.data.spans import SpanTable
 from jaxdistill.errors import BadInput
 
@@ -32,11 +36,7 @@ class MemoryReader:
     """The whole corpus in one table."""
 
     def __init__(self, prepared: PreparedText) -> None:
-        source = _open(prepared)
-        records: list[Any] = []
-        for begin in range(0, prepared.num_records, _RECORDS_A_READ):
-            records.extend(source.__getitems__(list(range(begin, min(begin + _RECORDS_A_READ, prepared.num_records)))))
-        self._table = SpanTable.from_records(records)
+        self._table = SpanTable.from_records(list(_in_order(prepared)))
 
     def fetch(self, records: np.ndarray) -> tuple[SpanTable, np.ndarray]:
         return self._table, records
@@ -67,6 +67,32 @@ def open_reader(prepared: PreparedText, in_memory: bool | None = None) -> Record
     if in_memory is None:
         in_memory = prepared.num_tokens <= IN_MEMORY_TOKENS
     return MemoryReader(prepared) if in_memory else DiskReader(prepared)
+
+
+@functools.lru_cache(maxsize=2)
+def record_sizes(prepared: PreparedText) -> np.ndarray:
+    """How many tokens each record has: int32 [num_records], read-only. Raises BadInput if the file is damaged.
+
+    Of a set prepared before sizes were written it reads all records, once a process.
+    """
+    file = epath.Path(prepared.records_path) / SIZES_FILE
+    if not file.exists():
+        sizes = np.fromiter((len(record["tokens"]) for record in _in_order(prepared)), np.int32, prepared.num_records)
+    else:
+        try:
+            sizes = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise BadInput(f"{os.fspath(file)!r} is damaged ({error}): delete it, and sizes are counted again") from error
+    if len(sizes) != prepared.num_records or sizes.sum() != prepared.num_tokens:
+        raise BadInput(f"{os.fspath(file)!r} is of other records: delete it, and sizes are counted again")
+    sizes.flags.writeable = False
+    return sizes
+
+
+def _in_order(prepared: PreparedText) -> Iterator[Any]:
+    source, total = _open(prepared), prepared.num_records
+    for begin in range(0, total, _RECORDS_A_READ):
+        yield from source.__getitems__(list(range(begin, min(begin + _RECORDS_A_READ, total))))
 
 
 def _open(prepared: PreparedText) -> Any:

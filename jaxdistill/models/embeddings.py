@@ -2,6 +2,9 @@
 
 MobileBERT section 3.2 ("Embedding Factorization"): a narrow word table whose trigrams are projected to the inter-block
 width. Order of the trigram is next, current, previous; outside the row it is zero, but a pad to the right counts.
+
+In a packed row trigrams end at segments, as if each stood alone in a row with pads behind it: the right neighbour of a
+segment's last token is the [PAD] vector (even at the end of the row), the left neighbour of its first is zero.
 """
 
 from __future__ import annotations
@@ -21,8 +24,8 @@ class Embeddings(nn.Module):
 
     @nn.compact
     def __call__(self, ids_BxL: jax.Array, types_BxL: jax.Array, positions_BxL: jax.Array,
-                 deterministic: bool = True) -> jax.Array:
-        """int32[B, L] three times -> float32[B, L, D]."""
+                 segments_BxL: jax.Array | None = None, deterministic: bool = True) -> jax.Array:
+        """int32[B, L] three times (four if rows are packed) -> float32[B, L, D]."""
         c = self.config
         init = kernel_init(c)
         words_VxE = self.param("word", init, (c.vocab_size, c.word_size))
@@ -32,6 +35,11 @@ class Embeddings(nn.Module):
         if c.trigram_input:
             pad = ((0, 0), (0, 1), (0, 0))
             following, previous = jnp.pad(x[:, 1:], pad), jnp.pad(x[:, :-1], pad[:1] + ((1, 0),) + pad[2:])
+            if segments_BxL is not None:
+                ends = jnp.pad(segments_BxL[:, 1:] != segments_BxL[:, :-1], ((0, 0), (0, 1)), constant_values=True)
+                begins = jnp.pad(ends[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+                following = jnp.where(ends[..., None], words_VxE[c.pad_token_id], following)
+                previous = jnp.where(begins[..., None], 0.0, previous)
             x = jnp.concatenate([following, x, previous], axis=-1)
         if c.has_embedding_projection:
             x = dense(c, c.hidden_size, "projection")(x)

@@ -40,7 +40,10 @@ class Model:
     """A network described by its config; hashable, so it can be a static argument of `jit`.
 
     `batch` maps `input_ids` int[B, L] and, optionally, `attention_mask` int[B, L] (default all ones),
-    `token_type_ids` int[B, L] (default zeros) and `mlm_positions` int[B, P] (evaluate the MLM head there only).
+    `token_type_ids` int[B, L] (default zeros) and `mlm_positions` int[B, P] (evaluate the MLM head there only). A packed
+    batch, of rows that hold several texts, also has `segment_ids` int[B, L] (1.. in each row, 0 for pads), `position_ids`
+    int[B, L] (from 0 in each segment) and `cls_positions` int[B, S] (where segments begin, then zeros): every segment
+    then comes out as if it stood alone in a row, followed by pads.
     """
 
     config: ModelConfig
@@ -74,7 +77,9 @@ class Model:
         (default all). `dropout_key`: dropout is on when given. `num_layers`: stop after so many blocks (then no head
         runs). Outputs: `last_hidden_state` [B, L, D], `pooler_output` [B, D], and by head `mlm_logits` [B, L or P, V],
         `nsp_logits` [B, 2], `logits` [B, C] or [B, L, C], `start_logits`/`end_logits` [B, L], `embedding` [B, D];
-        all float32. Raises `BadInput` for an unknown tap or head and for rows longer than the position table.
+        all float32. In a packed batch what is pooled is [B, S, D], and `nsp_logits` and `logits` of pooled vectors are
+        [B, S, 2] and [B, S, C]. Raises `BadInput` for an unknown tap or head, for rows longer than the position table,
+        and for a packed batch that lacks a field or is given to a head that reads whole rows.
         """
         for tap in taps:
             if tap not in TAPS:
@@ -106,11 +111,14 @@ class Model:
                            f"{self.config.max_positions}; shorten the rows")
         types = batch.get("token_type_ids")
         types_BxL = jnp.zeros_like(ids_BxL) if types is None else jnp.asarray(types)
-        positions_BxL = jnp.broadcast_to(jnp.arange(ids_BxL.shape[1]), ids_BxL.shape)
+        segments_BxL = segment_ids(batch)
+        positions_BxL = (jnp.broadcast_to(jnp.arange(ids_BxL.shape[1]), ids_BxL.shape) if segments_BxL is None
+                         else jnp.asarray(batch["position_ids"]))
         tables = params["embeddings"]
         if self.batch_sharding is not None:  # looked up whole: rows of a split table would have to be sorted out again
             tables = jax.lax.with_sharding_constraint(tables, NamedSharding(self.batch_sharding.mesh, PartitionSpec()))
-        embedded = _apply(Embeddings(self.config), tables, dropout_key, ids_BxL, types_BxL, positions_BxL)
+        embedded = _apply(Embeddings(self.config), tables, dropout_key, ids_BxL, types_BxL, positions_BxL,
+                          segments_BxL)
         return self._constrain(embedded)
 
     def block(self, layer_params: Params, hidden_BxLxD: jax.Array, bias_Bx1xLxL: jax.Array,
@@ -179,20 +187,23 @@ class Model:
         """The outputs of the heads `names` (and the pooler's) on the last hidden state."""
         modules = heads_lib.modules(self.config)
         outputs: Arrays = {}
+        first_BxD = first_tokens(hidden_BxLxD, batch)
         if self.config.pooler == "tanh":
-            outputs["pooler_output"] = _apply(modules["pooler"], params["pooler"], None, hidden_BxLxD, dropout=False)
+            outputs["pooler_output"] = _apply(modules["pooler"], params["pooler"], None, first_BxD, dropout=False)
         elif self.config.pooler == "first_token":
-            outputs["pooler_output"] = hidden_BxLxD[:, 0]
+            outputs["pooler_output"] = first_BxD
         for name in names:
             if name not in self.config.heads:
                 raise BadInput(f"head {name!r} is not in this model; {nearest(name, self.config.heads)}")
+            if name in ("question_answering", "embedding") and "segment_ids" in batch:
+                raise BadInput(f"head {name!r} reads whole rows, but the rows of this batch are packed; give it one text a row")
             if name == "mlm":
                 weights, features = self.mlm_features(params, hidden_BxLxD, batch)
                 outputs["mlm_logits"] = heads_lib.vocabulary_logits(weights, features)
             elif name == "nsp":
                 outputs["nsp_logits"] = _apply(modules[name], params[name], None, outputs["pooler_output"])
             elif name == "sequence_classification":
-                pooled = outputs.get("pooler_output", hidden_BxLxD[:, 0])
+                pooled = outputs.get("pooler_output", first_BxD)
                 outputs["logits"] = _apply(modules[name], params[name], dropout_key, pooled)
             elif name == "token_classification":
                 outputs["logits"] = _apply(modules[name], params[name], dropout_key, hidden_BxLxD)
@@ -220,8 +231,35 @@ def attention_mask(batch: Batch) -> jax.Array:
     return jnp.ones(jnp.shape(batch["input_ids"]), jnp.int32) if mask is None else jnp.asarray(mask)
 
 
+def segment_ids(batch: Batch) -> jax.Array | None:
+    """int[B, L] of a packed batch: 1.. in each row, 0 for pads; None if the batch has one text a row. Raises `BadInput`
+    if a packed batch lacks what goes with it: positions or first tokens of whole rows would be wrong without a sign."""
+    segments = batch.get("segment_ids")
+    if segments is None:
+        return None
+    for name in ("position_ids", "cls_positions"):
+        if name not in batch:
+            raise BadInput(f"the batch has segment_ids but no {name}; a packed batch needs both position_ids and cls_positions")
+    return jnp.asarray(segments)
+
+
+def first_tokens(hidden_BxLxD: jax.Array, batch: Batch) -> jax.Array:
+    """What the pooler reads, float32[B, D]; of a packed batch float32[B, S, D], the first token of every segment (the
+    row's first where there is none: `example_weights` are 0 there)."""
+    if segment_ids(batch) is None:
+        return hidden_BxLxD[:, 0]
+    return jnp.take_along_axis(hidden_BxLxD, jnp.asarray(batch["cls_positions"])[..., None], axis=1)
+
+
 def attention_bias(batch: Batch) -> jax.Array:
-    """float32[B, 1, 1, L] added to the scores: 0 for real keys, `MASKED_SCORE` for pads. Queries are never masked."""
+    """float32[B, 1, 1, L] added to the scores: 0 for real keys, `MASKED_SCORE` for pads. Queries are never masked.
+
+    Of a packed batch float32[B, 1, L, L]: 0 within a segment; pads see each other and are seen by no token.
+    """
+    segments_BxL = segment_ids(batch)
+    if segments_BxL is not None:
+        same_BxLxL = segments_BxL[:, :, None] == segments_BxL[:, None, :]
+        return jnp.where(same_BxLxL, 0.0, MASKED_SCORE).astype(jnp.float32)[:, None]
     return jnp.where(attention_mask(batch) > 0, 0.0, MASKED_SCORE).astype(jnp.float32)[:, None, None, :]
 
 

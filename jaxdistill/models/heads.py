@@ -15,13 +15,14 @@ from jaxdistill.models.layers import ACTIVATION_FUNCTIONS, dense, kernel_init, n
 
 
 class Pooler(nn.Module):
-    """The first token's vector: tanh(Dense(.)) as in BERT. A "first_token" pooler has no parameters and no module."""
+    """tanh(Dense(.)) of the first token's vector, as in BERT. A "first_token" pooler has no parameters and no module."""
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, hidden_BxLxD: jax.Array) -> jax.Array:
-        return jnp.tanh(dense(self.config, self.config.hidden_size, "dense")(hidden_BxLxD[:, 0]).astype(jnp.float32))
+    def __call__(self, first_BxD: jax.Array) -> jax.Array:
+        """float32[..., D] -> float32[..., D]."""
+        return jnp.tanh(dense(self.config, self.config.hidden_size, "dense")(first_BxD).astype(jnp.float32))
 
 
 class MaskedLM(nn.Module):

@@ -1,7 +1,8 @@
 """Losses on head outputs: masked-LM cross-entropy with hard and soft targets, NSP, classification, regression.
 
-Every function returns a *sum*; the matching count comes from the masks alone (`terms.py`). Letters: B batch, P masked
-positions, V vocabulary, C classes.
+Every function returns a *sum*; the matching count comes from the masks alone (`terms.py`). Labels and weights may have
+any shape, as long as it is that of the logits without their last axis: [B], or [B, S] in a packed batch. Letters: B batch,
+P masked positions, V vocabulary, C classes, S segments of a packed row.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ def classification(logits_BxC: jax.Array, _: jax.Array | None, batch: Batch) -> 
 
 def regression(logits_Bx1: jax.Array, _: jax.Array | None, batch: Batch) -> jax.Array:
     """Squared error of `labels` float[B]."""
-    return jnp.sum((logits_Bx1[:, 0] - batch["labels"]) ** 2 * batch["example_weights"])
+    return jnp.sum((logits_Bx1[..., 0] - batch["labels"]) ** 2 * batch["example_weights"])
 
 
 def _labelled(logits_BxC: jax.Array, labels_B: jax.Array, weights_B: jax.Array) -> jax.Array:
     log_probs = jax.nn.log_softmax(logits_BxC.astype(jnp.float32))
-    return -jnp.sum(jnp.take_along_axis(log_probs, labels_B[:, None], axis=-1)[:, 0] * weights_B)
+    return -jnp.sum(jnp.take_along_axis(log_probs, labels_B[..., None], axis=-1)[..., 0] * weights_B)

@@ -49,7 +49,7 @@ def real_tokens(batch: Batch) -> jax.Array:
 
 
 def examples(batch: Batch) -> jax.Array:
-    """How many rows are real."""
+    """How many rows are real (or, of a packed batch, segments)."""
     return jnp.sum(batch["example_weights"])
 
 

@@ -62,6 +62,8 @@ def step_flops(stage: Stage, model: Model, teacher: Model | None, length: int, m
     """Analytic FLOPs of one step over the global batch of rows of `length` tokens: `student` (forward and backward)
     and `teacher` (forward). What the backward pass computes again is not counted, as MFU wants it.
 
+    All positions of a row count, pads too, and a packed row's attention as that of one text: it is what is computed.
+
     A progressive phase is counted as the mean over its layers: both models run up to the active layer alone, and the
     backward pass reaches one block (strict) or all below as well (soft).
     """

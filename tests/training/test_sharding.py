@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxdistill.data import packing
 from jaxdistill.errors import BadInput
 from jaxdistill.models import Model, preset
 from jaxdistill.models.config import HEADS, PRESETS
@@ -20,10 +21,11 @@ STAGES = {
     "joint": {},
     "auxiliary": {},
     "distill": dict(accumulation=2, batch_size=16),
+    "packed": dict(kind="auxiliary", accumulation=2, batch_size=16),
 }
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 4, 1), "tensor": (1, 1, 2), "mixed": (2, 2, 2)}
 FAST = {("pretrain", "data"), ("soft", "mixed"), ("strict", "fsdp"), ("joint", "mixed"), ("distill", "fsdp"),
-        ("auxiliary", "tensor"), ("pretrain", "mixed")}
+        ("auxiliary", "tensor"), ("pretrain", "mixed"), ("packed", "mixed")}
 
 
 def train(name, sizes, steps=20):
@@ -37,12 +39,20 @@ def train(name, sizes, steps=20):
     step = loop.compile_step(stage, STUDENT, teacher, mesh, 3, now, teacher_params)
     losses = []
     for i in range(steps):
-        batch = sharding.put_batch(mesh, pretraining_batch(seed=10 + i, rows=stage.batch_size))
+        batch = sharding.put_batch(mesh, global_batch(name, 10 + i, stage.batch_size))
         with jax.transfer_guard("disallow"):
             now, metrics = step(now, teacher_params, batch)
         losses.append(float(jax.device_get(metrics["loss"])))
     assert step._cache_size() == 1
     return losses, now, mesh
+
+
+def global_batch(name, seed, rows):
+    if name != "packed":
+        return pretraining_batch(seed=seed, rows=rows)
+    plain = pretraining_batch(seed=seed, rows=2 * rows)
+    wide = {k: np.pad(v, ((0, 0), (0, 7))) if v.shape[1:] == (7,) else v for k, v in plain.items()}
+    return packing.join(wide, np.repeat(np.arange(rows), 2), num_rows=rows, pad=0, predictions=6, max_segments=3)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """One step of every kind of stage: what moves, what is compiled, what it equals, and what it survives."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdistill.data import packing
 from jaxdistill.methods.base import Optimizer
 from jaxdistill.models.parameters import digest, flatten, unflatten
 from jaxdistill.objectives.terms import LOSSES, count_everything
@@ -322,6 +324,27 @@ def test_padding_changes_no_gradient(teacher_params):
     moments = [flatten(x.optimizer.mu) for x in (one, other)]
     for name in moments[0]:
         np.testing.assert_allclose(*(m[name] for m in moments), rtol=1e-3, atol=2e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "kind, changes",
+    [("strict", {}), ("auxiliary", {}), ("relations", dict(relation_heads=2, teacher_layer=1))],
+    ids=["strict", "auxiliary", "relations"],
+)
+def test_packing_changes_no_gradient(kind, changes, teacher_params):
+    """Twelve examples one a row, or in eight packed rows and two micro-batches, fused: the same losses and the same moments."""
+    plain = pretraining_batch(3, rows=12)
+    plain = {k: np.pad(v, ((0, 0), (0, 8))) if v.shape[1:] == (7,) else v for k, v in plain.items()}  # 15 columns
+    row = np.array([0, 0, 1, 2, 2, 3, 4, 4, 5, 6, 6, 7])
+    packed = packing.join(plain, row, num_rows=8, pad=0, predictions=6, max_segments=3)
+    found = []
+    for batch, parts in ((plain, 1), (packed, 2)):
+        stage, model = setting(kind, accumulation=parts, clip_norm=0.0, **changes)
+        stage = dataclasses.replace(stage, fused=parts > 1)
+        now, metrics = compiled(stage, model)(start(stage, model, 5), teacher_params, batch)
+        found.append((metrics, flatten(now.optimizer.mu)))
+    close(found[1][0], found[0][0], rtol=1e-5)
+    close(found[1][1], found[0][1], rtol=1e-3, atol=2e-6)
 
 
 def test_multipliers_and_rate_are_reported():
