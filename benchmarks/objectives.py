@@ -15,7 +15,6 @@ import argparse
 import dataclasses
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -57,7 +56,7 @@ def main() -> None:
     parser.add_argument("--json", default="")
     options = parser.parse_args()
     jax.devices()  # the CPU first: libtpu would look for a TPU of its own
-    devices = np.asarray(topologies.get_topology_desc(platform="tpu", topology_name=options.topology).devices)
+    devices: Any = np.asarray(topologies.get_topology_desc(platform="tpu", topology_name=options.topology).devices)
     mesh = Mesh(devices.reshape(-1, 1, 1), sharding.AXES)
     lines = []
     print(f"{'objective':>10} {'rows x tokens':>13} {'losses':>7} {'temporaries':>12} {'operations':>11} {'compiled in':>11}")
@@ -87,7 +86,7 @@ def measure(name: str, rows: int, length: int, fused: bool, mesh: Mesh) -> dict[
                           arguments)
     started = time.perf_counter()
     lowered = jax.jit(function, in_shardings=places).lower(*arguments)
-    memory = lowered.compile().memory_analysis()
+    memory: Any = lowered.compile().memory_analysis()
     return {"objective": name, "rows": rows, "length": length, "fused": fused,
             "temporaries_MiB": memory.temp_size_in_bytes / 2**20, "arguments_MiB": memory.argument_size_in_bytes / 2**20,
             "operations": operations(function, arguments) / needed,
@@ -184,4 +183,4 @@ def products(jaxpr: Any, layer: int = LAYER) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
