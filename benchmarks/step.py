@@ -89,6 +89,8 @@ def measure(config: ConfigDict, recipe: Recipe, stage: Stage, mesh: jax.sharding
         now, metrics = compiled(now, teacher_params, batch)
         jax.block_until_ready((now, metrics))
         seconds.append(time.perf_counter() - begin)
+        if len(seconds) == 1:
+            first_step_at = time.time()
     median = statistics.median(seconds[1:])
     flops = step_flops(stage, model, teacher, config.data.sequence_length, predictions_a_row(config.data))
     stats = mesh.devices.flat[0].memory_stats() or {}
@@ -97,6 +99,7 @@ def measure(config: ConfigDict, recipe: Recipe, stage: Stage, mesh: jax.sharding
         "rows": stage.batch_size,
         "length": config.data.sequence_length,
         "compile_seconds": compile_seconds,
+        "first_step_at": first_step_at,  # the clock's time, for compile.py
         "step_seconds": median,
         "step_seconds_range": [min(seconds[1:]), max(seconds[1:])],
         "temporaries_MiB": memory.temp_size_in_bytes / 2**20 if memory else None,
