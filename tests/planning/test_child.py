@@ -1,0 +1,133 @@
+"""What the child makes of a recipe; and, slow and with libtpu, every published recipe compiled for a small slice."""
+
+import importlib.util
+import json
+
+import jax
+import pytest
+
+from jaxdistill import interop
+from jaxdistill.configuration import load_config, shipped_recipes
+from jaxdistill.errors import BadInput
+from jaxdistill.planning import child, plan
+from jaxdistill.planning.topologies import find
+from jaxdistill.resolve import resolve
+from jaxdistill.training import sharding
+from tests.conftest import TEACHER, random_params
+
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the extra `plan` is not installed")
+
+
+def told(capsys):
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.fixture
+def four_devices(monkeypatch):
+    """The child with this machine's devices in the place of a slice's."""
+    monkeypatch.setattr(child, "devices_of", lambda topology: jax.devices()[:4])
+
+
+def request(config, **options):
+    return json.loads(json.dumps({"topology": "v5e:2x2", "config": config.to_dict(), "stages": [], "fit": False, **options}))
+
+
+def test_a_recipe_compiles_as_in_a_run(four_devices, capsys):
+    config = load_config("quickstart:smoke", ["stages.transfer.accumulation=2"])
+    child.main(request(config, stages=["transfer"]))
+    mesh, compiling, stage = told(capsys)
+    assert mesh["mesh"] == {"data": 4, "fsdp": 1, "tensor": 1}
+    assert compiling == {"event": "compiling", "stage": "transfer", "rows": 1}
+    assert stage["rows_per_device"] == 1 and stage["batch_size"] == 8 and stage["fits"] and stage["steps"] == 4
+    # One all-reduce of the gradients of every moving parameter (2 layers), and little beside it.
+    moving = sum(x.size for x in jax.tree.leaves(student_layers(config)))
+    assert 0.9 < stage["sent_bytes"]["all-reduce"] / (4 * moving * 2 * 3 / 4) < 3
+    assert stage["step_seconds"] >= stage["best_seconds"] > 0
+
+
+def student_layers(config):
+    mesh = sharding.make_mesh(4)
+    recipe = resolve(config, vocab_size=512, num_records=1, mesh=mesh)
+    return jax.eval_shape(recipe.student.init, jax.random.key(0))["layers"]
+
+
+@pytest.mark.parametrize("overrides, words", [
+    (["stages.teacher.batch_size=6"], ["stages.teacher.batch_size=6", "use a multiple of 4"]),
+    (["evaluation.batch_size=6"], ["evaluation.batch_size=6", "4 devices"]),
+    (["mesh.fsdp=3"], ["mesh.fsdp=3", "4 device(s)"]),
+])
+def test_what_does_not_divide(four_devices, overrides, words):
+    with pytest.raises(BadInput) as error:
+        child.main(request(load_config("quickstart:smoke", overrides)))
+    assert all(word in str(error.value) for word in words)
+
+
+def test_an_unknown_stage(four_devices):
+    with pytest.raises(BadInput, match="did you mean 'teacher'"):
+        child.main(request(load_config("quickstart:smoke"), stages=["teachr"]))
+
+
+def test_of_a_given_teacher_only_the_config_is_read(tmp_path):
+    interop.save_pretrained(tmp_path / "teacher", TEACHER, random_params(TEACHER))
+    (tmp_path / "teacher" / "model.safetensors").write_bytes(b"not read")
+    config = load_config("quickstart:smoke", [f"teacher.init={tmp_path / 'teacher'}", "student.model.num_layers=3",
+                                              "student.model.hidden_size=8", "student.model.embedding_size=4",
+                                              "student.model.max_positions=16", "data.sequence_length=16"])
+    config.order = ("transfer", "distill")
+    recipe = child.resolve_without_text(config, sharding.make_mesh(4))
+    assert recipe.teacher.config == TEACHER.config and recipe.student.config.vocab_size == TEACHER.config.vocab_size
+
+
+def test_a_length_in_epochs_is_not_known(four_devices, capsys):
+    config = load_config("quickstart:smoke", ["stages.teacher.steps=0", "stages.teacher.epochs=2.0"])
+    child.main(request(config, stages=["teacher"]))
+    stage = told(capsys)[-1]
+    assert stage["steps"] is None and stage["days"] is None and stage["tokens_per_second"] > 0
+
+
+@pytest.mark.parametrize("message, size", [
+    ("Ran out of memory in memory space hbm. Used 18.54G of 15.75G hbm.", 18.54 * 2**30),
+    ("RESOURCE_EXHAUSTED: Used 512.0M of 1.0K hbm", 512 * 2**20), ("RESOURCE_EXHAUSTED: something else", None)])
+def test_what_the_compiler_would_have_needed(message, size):
+    assert child.needed(message) == size
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+def test_every_recipe_for_a_small_slice(name):
+    if name == "from_hf" and not load_config(name).teacher.init:
+        pytest.skip("the extra `demo` is not installed")
+    config = load_config(f"{name}:smoke")
+    found = plan.plan(config, ["v5e:2x2"])["topologies"][0]
+    assert [stage["stage"] for stage in found["stages"]] == list(config.order)
+    for stage in found["stages"]:
+        assert stage["fits"] and stage["sent_bytes"]["all-reduce"] > 0 and stage["days"] > 0, stage
+        kind = config.stages[stage["stage"]].kind
+        assert stage["program"]["guessed"] == (kind == "progressive"), stage
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["v2:2x2", "v3:2x2", "v4:2x2x1", "v5e:1x1", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
+def test_every_generation(name):
+    """One stage on each; `devices_of` itself checks that a chip shows as many devices as the table says."""
+    config = load_config("quickstart:smoke")
+    found = plan.plan(config, [name], stages=["teacher"])["topologies"][0]
+    assert found["devices"] == find(name).devices and found["stages"][0]["fits"]
+    assert found["stages"][0]["program"]["cycles"] > 0
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_shape_that_no_slice_has():
+    with pytest.raises(BadInput, match="libtpu does not know this slice"):
+        plan.plan(load_config("quickstart:smoke"), ["v5e:6x2x2"])
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_batch_that_does_not_fit():
+    config = load_config("wiki", ["stages.teacher.batch_size=65536"])
+    stage = plan.plan(config, ["v5e:1x1"], stages=["teacher"])["topologies"][0]["stages"][0]
+    assert not stage["fits"] and stage["memory"]["total"] > 16 * 2**30
