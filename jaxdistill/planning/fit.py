@@ -25,17 +25,19 @@ def largest(measure: Measure, start: int, limit: float) -> int:
         else:
             fails = rows
         low = fits[-1][0]
-        if fails - low <= max(1, low // 16) or low >= MOST:
+        if low >= MOST or (fails <= MOST and fails - low <= max(1, low // 16)):
             return low
         rows = max(low + 1, min(fails - 1, _next(fits, fails, limit)))
 
 
 def _next(fits: list[tuple[int, float]], fails: int, limit: float) -> int:
+    """The next number of rows to try."""
     low, needs = fits[-1]
     if len(fits) < 3:  # one point makes no line: arguments do not grow with rows
         return low * 2 if fails > MOST else (low + fails) // 2
     before, needed = fits[-2]
-    slope = max((needs - needed) / (low - before), 1.0)
-    guess = low + int((limit - needs) / slope)
-    guess -= guess % 8 if guess - guess % 8 > low else 0
-    return min(guess, low * 8) if fails > MOST or guess < fails else (low + fails) // 2
+    slope = (needs - needed) / (low - before)
+    guess = low + int((limit - needs) / slope) if slope > 0 else MOST
+    if fails > MOST:
+        return min(guess, low * 8, MOST)
+    return guess if guess < fails else (low + fails) // 2

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import types
 
 import jax
 import pytest
@@ -14,6 +15,7 @@ from jaxdistill.planning.topologies import find
 from jaxdistill.resolve import resolve
 from jaxdistill.training import sharding
 from tests.conftest import TEACHER, random_params
+from tests.planning.program import TEXT
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the extra `plan` is not installed")
 
@@ -78,11 +80,23 @@ def test_of_a_given_teacher_only_the_config_is_read(tmp_path):
     assert recipe.teacher.config == TEACHER.config and recipe.student.config.vocab_size == TEACHER.config.vocab_size
 
 
-def test_a_length_in_epochs_is_not_known(four_devices, capsys):
+def test_a_length_in_epochs_is_not_known(four_devices, capsys, monkeypatch):
+    compiled = types.SimpleNamespace(as_text=lambda: TEXT)
+    monkeypatch.setattr(child, "compile_stage", lambda *_: (compiled, {"total": 5.0}))
     config = load_config("quickstart:smoke", ["stages.teacher.steps=0", "stages.teacher.epochs=2.0"])
     child.main(request(config, stages=["teacher"]))
     stage = told(capsys)[-1]
     assert stage["steps"] is None and stage["days"] is None and stage["tokens_per_second"] > 0
+
+
+def test_the_largest_batch(four_devices, capsys, monkeypatch):
+    """Two rows a device in the recipe; memory grows by a GiB with each, of 16 GiB."""
+    compiled = types.SimpleNamespace(as_text=lambda: TEXT)
+    monkeypatch.setattr(child, "compile_stage",
+                        lambda *a: (compiled if a[-1] < 20 else None, {"total": 2.0**30 * (a[-1] + 3)}))
+    child.main(request(load_config("quickstart:smoke"), stages=["teacher"], fit=True))
+    stage = told(capsys)[-1]
+    assert stage["rows_per_device"] == 2 and stage["largest_rows_per_device"] == stage["largest_rows_per_chip"] == 13
 
 
 @pytest.mark.parametrize("message, size", [
