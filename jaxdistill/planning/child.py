@@ -93,7 +93,7 @@ def plan_stage(config: ConfigDict, recipe: Recipe, stage: Stage, mesh: jax.shard
     if compiled is not None:
         found |= costs(config, recipe, stage, mesh, topology, compiled)
     if with_fit:
-        found |= {"largest_rows_per_device": search(config, recipe, stage, mesh, room)}
+        found |= {"largest_rows_per_device": search(config, recipe, stage, mesh, room, memory["total"] if compiled else None)}
         found["largest_rows_per_chip"] = found["largest_rows_per_device"] * topology.generation.devices_a_chip
     return found
 
@@ -149,14 +149,17 @@ def costs(config: ConfigDict, recipe: Recipe, stage: Stage, mesh: jax.sharding.M
         numbers["step_seconds"], steps, stage.batch_size, config.data.sequence_length, topology.chips)}
 
 
-def search(config: ConfigDict, recipe: Recipe, stage: Stage, mesh: jax.sharding.Mesh, room: float) -> int:
-    """The most rows a device that fit."""
+def search(config: ConfigDict, recipe: Recipe, stage: Stage, mesh: jax.sharding.Mesh, room: float, first: float | None) -> int:
+    """The most rows a device that fit. `first`: bytes with the recipe's own rows, None if they are too many."""
+    start = stage.batch_size // stage.accumulation // sharding.batch_parts(mesh)
 
     def measure(rows: int) -> float | None:
+        if rows == start:
+            return first
         compiled, memory = compile_stage(config, recipe, stage, mesh, rows)
         return memory["total"] if compiled is not None else None
 
-    return fit.largest(measure, stage.batch_size // stage.accumulation // sharding.batch_parts(mesh), room)
+    return fit.largest(measure, start, room)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ before JAX is imported, and nothing of it may stay behind in the process of a us
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -55,37 +56,43 @@ def plan_one(config: ConfigDict, topology: topologies.Topology, stages: Sequence
     """One topology's part of `plan`."""
     request = {"topology": topology.name, "config": config.to_dict(), "stages": list(stages or ()), "fit": fit}
     found: dict[str, Any] = {"topology": topology.name, "chips": topology.chips, "devices": topology.devices, "stages": []}
-    for event in ask_child(request):
-        kind = event.pop("event")
-        if kind == "refused":
-            raise BadInput(f"{topology.name}: {event['message']}")
-        if kind == "compiling":
-            show(f"{topology.name}: compiling stage {event['stage']!r} with {event['rows']} rows a device")
-        elif kind == "stage":
-            found["stages"].append(event)
-        else:
-            found |= event
+    with contextlib.closing(ask_child(request)) as told:
+        for event in told:
+            kind = event.pop("event")
+            if kind == "refused":
+                raise BadInput(f"{topology.name}: {event['message']}")
+            if kind == "compiling":
+                show(f"{topology.name}: compiling stage {event['stage']!r} with {event['rows']} rows a device")
+            elif kind == "stage":
+                found["stages"].append(event)
+            else:
+                found |= event
     return found | roofline.whole_recipe(found["stages"])
 
 
 def ask_child(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Events of a child that answers `request`. One that dies is a `JaxDistillError` that says where its log is."""
     descriptor, log_path = tempfile.mkstemp(prefix="jaxdistill-plan-", suffix=".log")
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as asked, os.fdopen(descriptor, "w+") as log:
-        json.dump(request, asked)
-        asked.flush()
-        with subprocess.Popen([*CHILD, asked.name], stdout=subprocess.PIPE, stderr=log, text=True,
-                              env=child_environment()) as child:
-            try:
-                assert child.stdout is not None
-                yield from events(child.stdout, log)
-            finally:
-                if child.poll() is None and sys.exc_info()[0] is not None:
+    died = False
+    try:
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as asked, os.fdopen(descriptor, "w") as log:
+            json.dump(request, asked)
+            asked.flush()
+            with subprocess.Popen([*CHILD, asked.name], stdout=subprocess.PIPE, stderr=log, text=True,
+                                  env=child_environment()) as child:
+                try:
+                    assert child.stdout is not None
+                    yield from events(child.stdout, log)
+                except BaseException:  # Ctrl-C, or what the child said was refused
                     child.kill()
-        if child.returncode:
+                    raise
+        died = child.returncode != 0
+        if died:
             raise JaxDistillError(f"{request['topology']}: the process that compiles died with code {child.returncode}; its "
                                   f"log is {log_path}")
-    os.unlink(log_path)
+    finally:
+        if not died:
+            os.unlink(log_path)
 
 
 def events(lines: IO[str], log: IO[str]) -> Iterator[dict[str, Any]]:

@@ -92,10 +92,11 @@ def test_without_libtpu(monkeypatch, capsys):
     assert "pip install 'jaxdistill[plan]'" in capsys.readouterr().err
 
 
-def test_what_the_child_refuses(child):
+def test_what_the_child_refuses(child, tmp_path):
     child('print(\'{"event": "refused", "message": "batch_size=8 does not divide by 256"}\')')
     with pytest.raises(BadInput, match="v5e:16x16: batch_size=8 does not divide by 256"):
         planning.plan(load_config("quickstart"), ["v5e:16x16"])
+    assert not list((tmp_path / "logs").iterdir())
 
 
 def test_a_child_that_dies_says_where_its_log_is(child, tmp_path):
