@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import IO, Any
 
 from ml_collections import ConfigDict
@@ -70,7 +70,7 @@ def plan_one(config: ConfigDict, topology: topologies.Topology, stages: Sequence
     return found | roofline.whole_recipe(found["stages"])
 
 
-def ask_child(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def ask_child(request: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
     """Events of a child that answers `request`. One that dies is a `JaxDistillError` that says where its log is."""
     descriptor, log_path = tempfile.mkstemp(prefix="jaxdistill-plan-", suffix=".log")
     died = False
