@@ -94,7 +94,8 @@ def read_config(name_or_dir: str | os.PathLike[str]) -> ModelConfig:
     config = configs.from_huggingface(values, where)
     names = [re.sub("^(Mobile)?Bert", "", str(name)) for name in values.get("architectures") or ()]
     heads = next((configs.ARCHITECTURES[name] for name in names if name in configs.ARCHITECTURES), ())
-    return config.replace(heads=heads)
+    pooling = contents.sentence_pooling(directory)
+    return config.replace(heads=heads + (("embedding",) if pooling is not None else ()), **(pooling or {}))
 
 
 def save_pretrained(directory: str | os.PathLike[str], model: Model, params: Params, tokenizer: Any = None, *,
