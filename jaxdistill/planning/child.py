@@ -38,6 +38,9 @@ def main(request: dict[str, Any]) -> None:
     topology = topologies.find(request["topology"])
     config = ConfigDict(request["config"])
     mesh = sharding.make_mesh(**config.mesh, devices=devices_of(topology))
+    if mesh.devices.size < topology.devices:
+        raise BadInput(f"config.mesh={dict(config.mesh)} uses {mesh.devices.size} of {topology.devices} devices; leave one "
+                       "axis at -1, or name a smaller slice")
     recipe = resolve_without_text(config, mesh)
     if config.evaluation.batch_size % sharding.batch_parts(mesh):
         raise BadInput(f"config.evaluation.batch_size={config.evaluation.batch_size} does not divide by "
@@ -83,18 +86,21 @@ def resolve_without_text(config: ConfigDict, mesh: jax.sharding.Mesh) -> Recipe:
 def plan_stage(config: ConfigDict, recipe: Recipe, stage: Stage, mesh: jax.sharding.Mesh, topology: topologies.Topology,
                with_fit: bool) -> dict[str, Any]:
     """What one stage needs and costs."""
-    parts = sharding.batch_parts(mesh)
+    parts, shared = sharding.batch_parts(mesh), topology.generation.devices_a_chip
+    rows = stage.batch_size // stage.accumulation
     found: dict[str, Any] = {
         "stage": stage.name, "batch_size": stage.batch_size, "accumulation": stage.accumulation,
-        "rows_per_device": stage.batch_size // stage.accumulation // parts, "length": config.data.sequence_length}
+        "rows_per_device": rows // parts, "rows_per_chip": rows / topology.chips, "length": config.data.sequence_length}
     compiled, memory = compile_stage(config, recipe, stage, mesh, found["rows_per_device"])
-    room = topology.generation.memory / topology.generation.devices_a_chip
-    found |= {"memory": memory, "memory_limit": room, "fits": compiled is not None and memory["total"] <= room}
+    room = topology.generation.memory / shared
+    per_chip = None if memory["total"] is None else memory["total"] * shared
+    found |= {"memory": memory, "memory_limit": room, "memory_per_chip": per_chip,
+              "fits": compiled is not None and memory["total"] <= room}
     if compiled is not None:
         found |= costs(config, recipe, stage, mesh, topology, compiled)
     if with_fit:
         found |= {"largest_rows_per_device": search(config, recipe, stage, mesh, room, memory["total"] if compiled else None)}
-        found["largest_rows_per_chip"] = found["largest_rows_per_device"] * topology.generation.devices_a_chip
+        found["largest_rows_per_chip"] = found["largest_rows_per_device"] * parts / topology.chips
     return found
 
 

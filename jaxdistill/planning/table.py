@@ -31,7 +31,7 @@ def _topology(one: dict[str, Any]) -> str:
             lines.append(f"{stage['stage']}: a device sends {kinds} a step")
         if "largest_rows_per_device" in stage:
             lines.append(f"{stage['stage']}: at most {stage['largest_rows_per_device']} rows a device at once, "
-                         f"{stage['largest_rows_per_chip']} a chip")
+                         f"{stage['largest_rows_per_chip']:g} a chip")
     return "\n".join(lines)
 
 

@@ -27,7 +27,7 @@ def told(capsys):
 @pytest.fixture
 def four_devices(monkeypatch):
     """The child with this machine's devices in the place of a slice's."""
-    monkeypatch.setattr(child, "devices_of", lambda topology: jax.devices()[:4])
+    monkeypatch.setattr(child, "devices_of", lambda topology: jax.devices()[:topology.devices])
 
 
 def request(config, **options):
@@ -40,11 +40,25 @@ def test_a_recipe_compiles_as_in_a_run(four_devices, capsys):
     mesh, compiling, stage = told(capsys)
     assert mesh["mesh"] == {"data": 4, "fsdp": 1, "tensor": 1}
     assert compiling == {"event": "compiling", "stage": "transfer", "rows": 1}
-    assert stage["rows_per_device"] == 1 and stage["batch_size"] == 8 and stage["fits"] and stage["steps"] == 4
+    assert stage["rows_per_device"] == stage["rows_per_chip"] == 1
+    assert stage["batch_size"] == 8 and stage["fits"] and stage["steps"] == 4
     # One all-reduce of the gradients of every moving parameter (2 layers), and little beside it.
     moving = sum(x.size for x in jax.tree.leaves(student_layers(config)))
     assert 0.9 < stage["sent_bytes"]["all-reduce"] / (4 * moving * 2 * 3 / 4) < 3
     assert stage["step_seconds"] >= stage["best_seconds"] > 0
+
+
+def test_two_devices_of_one_chip(four_devices, capsys, monkeypatch):
+    """A v3 chip: twice the rows, twice the memory of a device; with attention heads split, the two share rows."""
+    compiled = types.SimpleNamespace(as_text=lambda: TEXT)
+    monkeypatch.setattr(child, "compile_stage", lambda *a: (compiled, {"total": 2.0**30 * (a[-1] + 3)}))
+    for tensor, rows, largest in ((1, 1, 26), (2, 2, 13)):
+        config = load_config("quickstart:smoke", [f"mesh.tensor={tensor}"])
+        child.main(request(config, topology="v3:2x2", stages=["teacher"], fit=True))
+        stage = told(capsys)[-1]
+        assert (stage["rows_per_device"], stage["rows_per_chip"]) == (rows, 2)
+        assert (stage["memory_limit"], stage["memory_per_chip"]) == (2.0**34, 2 * 2.0**30 * (rows + 3))
+        assert (stage["largest_rows_per_device"], stage["largest_rows_per_chip"]) == (13, largest)
 
 
 def student_layers(config):
@@ -56,6 +70,7 @@ def student_layers(config):
 @pytest.mark.parametrize("overrides, words", [
     (["stages.teacher.batch_size=6"], ["stages.teacher.batch_size=6", "use a multiple of 4"]),
     (["evaluation.batch_size=6"], ["evaluation.batch_size=6", "4 devices"]),
+    (["mesh.data=2"], ["'data': 2", "uses 2 of 4 devices"]),
     (["mesh.fsdp=3"], ["mesh.fsdp=3", "4 device(s)"]),
 ])
 def test_what_does_not_divide(four_devices, overrides, words):
