@@ -20,8 +20,8 @@ class Generation:
     """One kind of chip. Every rate is of a whole chip, which shows itself as `devices_a_chip` JAX devices.
 
     `memory`: bytes of HBM. `flops`: peak dense bfloat16 FLOP/s. `memory_rate`: HBM bytes/s. `link_rate`: bytes/s that the
-    chip can send over all of its links. `clock`: cycles/s. `options`: what the topology needs beside its name so that
-    its devices are those of a real slice.
+    chip can send over all of its links. `clock`: cycles/s. `pod`: the chips of the largest slice there is. `options`: what
+    the topology needs beside its name so that its devices are those of a real slice.
     """
 
     name: str
@@ -32,6 +32,7 @@ class Generation:
     link_rate: float
     clock: float
     dimensions: int
+    pod: int
     options: tuple[tuple[str, Any], ...] = ()
 
 
@@ -41,13 +42,13 @@ GIB, GB, TERA = 2.0**30, 1e9, 1e12
 # compiler's estimate of a bfloat16 product of 8192 x 8192 matrices comes out at 90 % of the peak, as it does on average
 # for the others (87 to 100 %).
 GENERATIONS: dict[str, Generation] = {g.name: g for g in (
-    Generation("v2", 2, 16 * GIB, 45 * TERA, 700 * GB, 248 * GB, 0.70e9, 2),
-    Generation("v3", 2, 32 * GIB, 123 * TERA, 900 * GB, 328 * GB, 0.94e9, 2),
-    Generation("v4", 1, 32 * GIB, 275 * TERA, 1228 * GB, 300 * GB, 1.05e9, 3, (("chip_config_name", "megacore"),)),
-    Generation("v5e", 1, 16 * GIB, 197 * TERA, 819 * GB, 200 * GB, 1.50e9, 2),
-    Generation("v5p", 1, 95 * GIB, 459 * TERA, 2765 * GB, 600 * GB, 1.75e9, 3),
-    Generation("v6e", 1, 32 * GIB, 918 * TERA, 1638 * GB, 400 * GB, 2.24e9, 2),
-    Generation("tpu7x", 2, 192 * GIB, 2307 * TERA, 7380 * GB, 600 * GB, 2.46e9, 3),
+    Generation("v2", 2, 16 * GIB, 45 * TERA, 700 * GB, 248 * GB, 0.70e9, 2, 256),
+    Generation("v3", 2, 32 * GIB, 123 * TERA, 900 * GB, 328 * GB, 0.94e9, 2, 1024),
+    Generation("v4", 1, 32 * GIB, 275 * TERA, 1228 * GB, 300 * GB, 1.05e9, 3, 4096, (("chip_config_name", "megacore"),)),
+    Generation("v5e", 1, 16 * GIB, 197 * TERA, 819 * GB, 200 * GB, 1.50e9, 2, 256),
+    Generation("v5p", 1, 95 * GIB, 459 * TERA, 2765 * GB, 600 * GB, 1.75e9, 3, 8960),
+    Generation("v6e", 1, 32 * GIB, 918 * TERA, 1638 * GB, 400 * GB, 2.24e9, 2, 256),
+    Generation("tpu7x", 2, 192 * GIB, 2307 * TERA, 7380 * GB, 600 * GB, 2.46e9, 3, 9216),
 )}
 EXAMPLES = {2: "4x4", 3: "2x2x1"}
 
@@ -87,7 +88,11 @@ def find(name: str) -> Topology:
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", text):
         raise BadInput(f"topology {name!r} has no shape; write the chips of each dimension, as "
                        f"{kind}:{EXAMPLES[generation.dimensions]}")
-    return Topology(f"{kind}:{text}", generation, tuple(int(size) for size in text.split("x")))
+    found = Topology(f"{kind}:{text}", generation, tuple(int(size) for size in text.split("x")))
+    if found.chips > generation.pod or math.prod(found.shape[generation.dimensions:]) > 1:  # libtpu would take it
+        raise BadInput(f"topology {name!r} is no slice of {kind}, whose pods have {generation.pod:,} chips in "
+                       f"{generation.dimensions} dimensions; write one such as {kind}:{EXAMPLES[generation.dimensions]}")
+    return found
 
 
 def find_all(texts: list[str]) -> list[Topology]:

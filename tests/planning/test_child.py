@@ -114,6 +114,21 @@ def test_the_largest_batch(four_devices, capsys, monkeypatch):
     assert stage["rows_per_device"] == 2 and stage["largest_rows_per_device"] == stage["largest_rows_per_chip"] == 13
 
 
+@pytest.mark.parametrize("answer, words", [
+    (RuntimeError("INVALID_ARGUMENT: no such layout\nand more"), "no such layout"),
+    (types.SimpleNamespace(devices=[1]), "1 devices")])
+def test_a_slice_that_libtpu_sees_otherwise(monkeypatch, answer, words):
+    def describe(**_):
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(child.jax_topologies, "get_topology_desc", describe)
+    with pytest.raises(BadInput, match=words) as error:
+        child.devices_of(find("v5e:2x2"))
+    assert "and more" not in str(error.value)
+
+
 @pytest.mark.parametrize("message, size", [
     ("Ran out of memory in memory space hbm. Used 18.54G of 15.75G hbm.", 18.54 * 2**30),
     ("RESOURCE_EXHAUSTED: Used 512.0M of 1.0K hbm", 512 * 2**20), ("RESOURCE_EXHAUSTED: something else", None)])
@@ -145,13 +160,6 @@ def test_every_generation(name):
     found = plan.plan(config, [name], stages=["teacher"])["topologies"][0]
     assert found["devices"] == find(name).devices and found["stages"][0]["fits"]
     assert found["stages"][0]["program"]["cycles"] > 0
-
-
-@needs_libtpu
-@pytest.mark.slow
-def test_a_shape_that_no_slice_has():
-    with pytest.raises(BadInput, match="libtpu does not know this slice"):
-        plan.plan(load_config("quickstart:smoke"), ["v5e:6x2x2"])
 
 
 @needs_libtpu

@@ -36,6 +36,14 @@ def test_a_name_without_a_shape_shows_one(name):
         find(name)
 
 
+@pytest.mark.parametrize("name", ["v5e:16x32", "v6e:2x2x2", "v3:2x2x4", "v4:32x32x8"])
+def test_what_no_pod_holds(name):
+    """libtpu compiles for such slices as for any other."""
+    with pytest.raises(BadInput, match="is no slice of"):
+        find(name)
+    assert find("v5e:2x2x1").chips == 4 and find("v3:32x32").devices == 2048
+
+
 def test_several_in_one_call():
     assert [t.name for t in find_all(["v3:4x4,v5e:4x4", "v3:4x4"])] == ["v3:4x4", "v5e:4x4"]
     with pytest.raises(BadInput, match="tpu7x"):
