@@ -131,8 +131,10 @@ def compile_stage(config: ConfigDict, recipe: Recipe, stage: Stage, mesh: jax.sh
 
 
 def needed(message: str) -> float | None:
-    """Bytes that the compiler says it would have needed: "Used 18.54G of 15.75G hbm"."""
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
+    """Bytes that the compiler says it would have needed at least: "Used 18.54G of 15.75G hbm", or "memory required for
+    HLO temporaries (40.00G) exceeds available HBM (15.75G)"."""
+    found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message) or re.search(
+        r"\(([\d.]+)([KMGT]?)\) exceeds available HBM", message)
     return float(found.group(1)) * 1024 ** " KMGT".index(found.group(2) or " ") if found else None
 
 

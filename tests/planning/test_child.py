@@ -131,6 +131,7 @@ def test_a_slice_that_libtpu_sees_otherwise(monkeypatch, answer, words):
 
 @pytest.mark.parametrize("message, size", [
     ("Ran out of memory in memory space hbm. Used 18.54G of 15.75G hbm.", 18.54 * 2**30),
+    ("the total memory required for HLO temporaries (40.00G) exceeds available HBM (15.75G).", 40 * 2**30),
     ("RESOURCE_EXHAUSTED: Used 512.0M of 1.0K hbm", 512 * 2**20), ("RESOURCE_EXHAUSTED: something else", None)])
 def test_what_the_compiler_would_have_needed(message, size):
     assert child.needed(message) == size
@@ -142,7 +143,9 @@ def test_what_the_compiler_would_have_needed(message, size):
 def test_every_recipe_for_a_small_slice(name):
     if name == "from_hf" and not load_config(name).teacher.init:
         pytest.skip("the extra `demo` is not installed")
-    config = load_config(f"{name}:smoke")
+    # libtpu 0.0.42 overflows its stack on some bfloat16 programs of these toy widths, not on those of the full size.
+    narrow = ["teacher.model.dtype=float32", "student.model.dtype=float32"] if name == "mobilebert" else []
+    config = load_config(f"{name}:smoke", narrow)
     found = plan.plan(config, ["v5e:2x2"])["topologies"][0]
     assert [stage["stage"] for stage in found["stages"]] == list(config.order)
     for stage in found["stages"]:
