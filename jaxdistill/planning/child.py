@@ -21,12 +21,13 @@ from jax.experimental import topologies as jax_topologies
 from ml_collections import ConfigDict
 
 from jaxdistill import interop
+from jaxdistill.data import packing
 from jaxdistill.errors import BadInput, nearest
 from jaxdistill.methods.base import Stage
 from jaxdistill.models import Model
 from jaxdistill.planning import fit, roofline, topologies
 from jaxdistill.planning.compiled import Program
-from jaxdistill.resolve import Recipe, abstract_batch, resolve, stage_seed
+from jaxdistill.resolve import Recipe, abstract_batch, given_parameters, predictions_a_row, resolve, stage_seed
 from jaxdistill.training import loop, sharding, state
 from jaxdistill.training.speed import step_flops
 
@@ -112,9 +113,10 @@ def compile_stage(config: ConfigDict, recipe: Recipe, stage: Stage, mesh: jax.sh
     model = recipe.model(stage.network)
     teacher = recipe.teacher if stage.needs_teacher else None
     now = jax.eval_shape(lambda key: state.create(stage, model.init(key)), jax.random.key(0))
-    theirs = jax.eval_shape(teacher.init, jax.random.key(0)) if teacher is not None else {}
+    theirs = given_parameters(teacher)
     size = rows * sharding.batch_parts(mesh) * stage.accumulation
-    batch = abstract_batch(size, config.data.sequence_length, config.data.max_predictions)
+    batch = abstract_batch(size, config.data.sequence_length, predictions_a_row(config.data),
+                           packing.segments_a_row(config.data.sequence_length) if config.data.packing else None)
     step = loop.compile_step(stage, model, teacher, mesh, stage_seed(config.seed, stage.name), now, theirs)
     try:
         compiled = step.lower(now, theirs, batch).compile()
@@ -149,7 +151,7 @@ def costs(config: ConfigDict, recipe: Recipe, stage: Stage, mesh: jax.sharding.M
                       mean_trips=sum(depths) / len(depths) if stage.progressive else 1.0,
                       branch_share=(layers - 1) / (2 * layers) if stage.progressive else 1.0)
     totals = program.totals()
-    flops = step_flops(stage, model, teacher, config.data.sequence_length, config.data.max_predictions)
+    flops = step_flops(stage, model, teacher, config.data.sequence_length, predictions_a_row(config.data))
     section = config.stages[stage.name]
     steps = None if section.epochs else stage.steps  # epochs of a text that was not read
     numbers = roofline.estimate(totals, sum(flops.values()), topology)
