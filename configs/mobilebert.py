@@ -31,6 +31,7 @@ def get_config(variant: str = "") -> ConfigDict:
                                             freezing="strict" if variant == "strict" else "soft", **lamb)
     config.stages.distill = defaults.stage("distill", "student", steps=500_000, warmup_steps=10_000, **lamb)
     config.order = ("teacher", "transfer", "distill")
+    config.evaluation.batch_size = 512  # divides over as many devices as the authors had
     config.checkpoint.every_steps = 5000
     config.log_every = 100
     if variant == "smoke":

@@ -18,6 +18,7 @@ _WHERE = {
     "finetune": "jaxdistill.finetuning",
     "seeds": "jaxdistill.commands",
     "export": "jaxdistill.commands",
+    "plan": "jaxdistill.planning.plan",
     "describe": "jaxdistill.description",
     "from_pretrained": "jaxdistill.interop",
     "save_pretrained": "jaxdistill.interop",
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from jaxdistill.models import Model as Model
     from jaxdistill.models import ModelConfig as ModelConfig
     from jaxdistill.models import preset as preset
+    from jaxdistill.planning.plan import plan as plan
     from jaxdistill.run import train as train
 
 __all__ = ["__version__", *_WHERE]

@@ -150,6 +150,16 @@ def _describe(options: argparse.Namespace) -> str:
     return commands.describe_text(options.preset, _load(options) if options.config else None, options.json)
 
 
+def _plan(options: argparse.Namespace) -> str:
+    from jaxdistill.planning.plan import plan
+    from jaxdistill.planning.table import format_plan
+
+    stages = options.stages.split(",") if options.stages else None
+    found = plan(_load(options), options.topology, stages=stages, fit=options.fit,
+                 show=lambda line: print(line, file=sys.stderr, flush=True))
+    return json.dumps(found, indent=2) if options.json else format_plan(found)
+
+
 def _export(options: argparse.Namespace) -> str:
     from jaxdistill import commands
 
@@ -192,6 +202,12 @@ COMMANDS = {
     "describe": Command(
         "parameters, FLOPs and taps of a preset, or of a recipe's teacher and student", _describe,
         preset=dict(default="", metavar="NAME"), config=dict(default="", metavar="FILE"),
+        json=dict(action="store_true", help="machine-readable")),
+    "plan": Command(
+        "compile a recipe for TPU slices that are not there: does it fit, how fast, how long", _plan, config=_CONFIG,
+        topology=dict(required=True, action="append", metavar="NAME", help="a slice, as v5e:16x16; several with commas"),
+        stages=dict(default="", metavar="A,B", help="only these stages of the recipe"),
+        fit=dict(action="store_true", help="also find the largest batch that fits: several compilations a stage"),
         json=dict(action="store_true", help="machine-readable")),
     "export": Command(
         "write a finished run's student as a Hugging Face folder", _export, workdir=_WORKDIR,

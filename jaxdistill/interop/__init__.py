@@ -5,8 +5,8 @@ Light to import: no PyTorch, TensorFlow or transformers, here or in any of the m
 
 from jaxdistill.interop.configs import why_not_huggingface
 from jaxdistill.interop.model_card import model_card
-from jaxdistill.interop.pretrained import Exported, from_pretrained, locate, save_pretrained
+from jaxdistill.interop.pretrained import Exported, from_pretrained, locate, read_config, save_pretrained
 from jaxdistill.interop.verify import verify_export
 
-__all__ = ["Exported", "from_pretrained", "locate", "model_card", "save_pretrained", "verify_export",
-           "why_not_huggingface"]
+__all__ = ["Exported", "from_pretrained", "locate", "model_card", "read_config", "save_pretrained",
+           "verify_export", "why_not_huggingface"]

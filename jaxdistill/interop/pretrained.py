@@ -82,6 +82,22 @@ def from_pretrained(name_or_dir: str | os.PathLike[str], heads: Sequence[str] | 
     return Model(config.replace(dtype=dtype)), params
 
 
+def read_config(name_or_dir: str | os.PathLike[str]) -> ModelConfig:
+    """The config of a model folder (or Hub name) from its config.json alone: heads are those that the class named in it
+    has, not those that the weights hold. Raises `BadInput` where there is none, or of another kind."""
+    directory = locate(name_or_dir)
+    if not (directory / "config.json").exists():
+        raise BadInput(f"{directory} has no config.json; it holds {listing(directory)}. Give the folder of a saved model")
+    values, where = hf_torch.read_json(directory / "config.json"), str(directory / "config.json")
+    if values.get("model_type") == own_format.MODEL_TYPE:
+        return own_format.read_config(values, where)
+    config = configs.from_huggingface(values, where)
+    names = [re.sub("^(Mobile)?Bert", "", str(name)) for name in values.get("architectures") or ()]
+    heads = next((configs.ARCHITECTURES[name] for name in names if name in configs.ARCHITECTURES), ())
+    pooling = contents.sentence_pooling(directory)
+    return config.replace(heads=heads + (("embedding",) if pooling is not None else ()), **(pooling or {}))
+
+
 def save_pretrained(directory: str | os.PathLike[str], model: Model, params: Params, tokenizer: Any = None, *,
                     card: str | None = None, labels: Sequence[str] | None = None, overwrite: bool = False) -> Exported:
     """Writes a complete folder that transformers loads, or, if it has no class for the model, one of our own format.

@@ -8,6 +8,7 @@ come from `jit` with these shardings: a loss is written once, over the global ba
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -41,12 +42,13 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 )
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of the axes `AXES`; one of them may be -1: all devices that the others leave.
 
-    Without a -1 the first data x fsdp x tensor devices are used. Raises `BadInput` when the sizes do not fit.
+    Without a -1 the first data x fsdp x tensor devices are used. `devices`: others than this machine's, to plan for.
+    Raises `BadInput` when the sizes do not fit.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     sizes = dict(zip(AXES, (data, fsdp, tensor)))
     given = ", ".join(f"config.mesh.{axis}={size}" for axis, size in sizes.items())
     open_axes = [axis for axis, size in sizes.items() if size == -1]

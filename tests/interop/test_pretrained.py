@@ -31,6 +31,24 @@ def minilm() -> Path:
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
+@pytest.mark.parametrize("heads", [("mlm", "nsp"), ("mlm",), (), ("embedding",)])
+def test_a_config_without_the_weights(tmp_path: Path, heads: tuple[str, ...]) -> None:
+    """What `plan` reads of a folder is what loading it would give, though the weights are not looked at."""
+    model = Model(CONFIG.replace(heads=heads))
+    interop.save_pretrained(tmp_path / "m", model, random_params(model.config))
+    loaded = interop.from_pretrained(tmp_path / "m")[0].config
+    for file in ("model.safetensors", "flax_model.msgpack"):
+        (tmp_path / "m" / file).unlink()
+    assert interop.read_config(tmp_path / "m") == loaded
+    (tmp_path / "m" / "config.json").unlink()
+    with pytest.raises(BadInput, match="has no config.json"):
+        interop.read_config(tmp_path / "m")
+
+
+def test_the_config_of_a_real_model() -> None:
+    assert interop.read_config(minilm()) == interop.from_pretrained(minilm())[0].config
+
+
 def test_real_weights_both_ways(tmp_path: Path) -> None:
     """all-MiniLM-L6-v2: same hidden states, attentions and pooled vectors in PyTorch, padded and not; and back."""
     from tests.interop import oracle
