@@ -103,11 +103,10 @@ def whole(stage: Stage, student: Model, teacher: Model, rows: int, length: int) 
     given = jax.eval_shape(lambda key: in_compute_dtype(teacher.config, teacher.init(key)), jax.random.key(0))
     moving, frozen = jax.eval_shape(lambda p: state.split(stage, p, jnp.int32(LAYER)), params)
 
-    def gradient(moving: Any, frozen: Any, given: Any, batch: Any) -> Any:
+    def gradient(moving: Any, frozen: Any, given: Any, batch: Any, layer: jax.Array) -> Any:
         def total(moving: Any) -> jax.Array:
             counts = count_terms(stage, batch)
             scales = {term.loss: term.weight / counts[term.loss] for term in stage.terms}
-            layer = jnp.int32(LAYER) + 0 * batch["nsp_labels"][0]  # traced, as in a step
             return forward.weighted_sums(stage, student, teacher, moving, frozen, given, batch, layer, None, scales)[0]
         return jax.grad(total)(moving)
 
@@ -118,7 +117,7 @@ def whole(stage: Stage, student: Model, teacher: Model, rows: int, length: int) 
     needed = 3 * forwards[0] + forwards[1]
     if stage.depth == "progressive_strict":
         needed = sum(forwards) * (LAYER + 1) / student.config.num_layers + 2 * forwards[0] / student.config.num_layers
-    return gradient, (moving, frozen, given, batch), needed
+    return gradient, (moving, frozen, given, batch, jax.ShapeDtypeStruct((), jnp.int32)), needed
 
 
 def words(stage: Stage, student: Model, teacher: Model, rows: int, length: int) -> Program:
