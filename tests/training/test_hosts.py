@@ -105,7 +105,7 @@ def test_the_same_processes_resume_to_the_bit(recipe, tmp_path):
     shutil.copytree(tmp_path / "killed", tmp_path / "copy")
     found = finish(launch(recipe, tmp_path / "killed"))
     assert [code for code, _, _ in found] == [0, 0], found
-    assert "Everything is in" in found[0][1] and found[1][1] == ""  # one process reports
+    assert "Everything is in" in found[0][1] and "Everything" not in found[1][1]  # one process reports (gloo, too, prints)
     shas = [json.loads((tmp_path / name / "results.json").read_text())["student_sha256"] for name in ("whole", "killed")]
     assert shas[0] == shas[1]
 
