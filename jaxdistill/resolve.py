@@ -76,7 +76,7 @@ def resolve(config: ConfigDict, *, vocab_size: int, num_records: int, mesh: Mesh
         section = config.stages[name]
         stage = build_stage(name, section, num_records, (teacher if section.network == TEACHER and teacher else student)
                             .config.num_layers)
-        stage = dataclasses.replace(stage, fused=config.objectives.fused)
+        stage = dataclasses.replace(stage, fused=choose_fused(config, mesh))
         if section.start not in STARTS:
             raise BadInput(f"config.stages.{name}.start={section.start!r} is unknown; valid: {', '.join(STARTS)}")
         starts.setdefault(stage.network, "random" if stage.network == TEACHER else section.start)
@@ -103,6 +103,13 @@ def resolve(config: ConfigDict, *, vocab_size: int, num_records: int, mesh: Mesh
             sharding.check_model(mesh, model, whose)
     check_frozen(recipe, bool(config.student.init))
     return recipe
+
+
+def choose_fused(config: ConfigDict, mesh: Mesh) -> bool:
+    """Whether losses take their gradient in the forward pass: as the recipe says, else wherever it is not a CPU that trains."""
+    if config.objectives.fused is not None:
+        return bool(config.objectives.fused)
+    return bool(mesh.devices.flat[0].platform != "cpu")
 
 
 def active_order(config: ConfigDict) -> tuple[str, ...]:

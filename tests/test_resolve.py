@@ -1,12 +1,14 @@
 """Every mistake in a recipe is found before anything compiles, and the message says which line to change."""
 
+import types
+
 import numpy as np
 import pytest
 
 from jaxdistill.data import packing
 from jaxdistill.errors import BadInput
 from jaxdistill.models import Model
-from jaxdistill.resolve import abstract_batch, resolve, stage_seed, trace
+from jaxdistill.resolve import abstract_batch, choose_fused, resolve, stage_seed, trace
 from jaxdistill.training import sharding
 from tests.conftest import pretraining_batch, tiny_config
 
@@ -236,3 +238,18 @@ def test_packed_batches_are_traced_and_tf1_padding_is_refused():
 def test_a_dropout_seed_a_stage():
     assert stage_seed(0, "teacher") == stage_seed(0, "teacher") != stage_seed(1, "teacher")
     assert stage_seed(0, "teacher") != stage_seed(0, "distill")
+
+
+def test_losses_are_fused_where_memory_is_dear(text_source):
+    """By themselves on anything but a CPU; on request anywhere, or nowhere; and a mistyped wish is refused."""
+    cpu = sharding.make_mesh(1)
+    tpu = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform="tpu")]))
+    config = tiny_config(text_source)
+    assert not choose_fused(config, cpu) and choose_fused(config, tpu)
+    assert not resolve(config, vocab_size=120, num_records=9, mesh=cpu).stages[0].fused
+    config.objectives.fused = True
+    assert all(stage.fused for stage in resolve(config, vocab_size=120, num_records=9, mesh=cpu).stages)
+    config.objectives.fused = False
+    assert not choose_fused(config, tpu)
+    with pytest.raises(TypeError):
+        config.objectives.fused = "no"
