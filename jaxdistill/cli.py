@@ -31,7 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             result = options.run(options)
         except ImportError as error:  # the package behind gs:// is only missed when a path is first touched
-            raise remote.lacks(error) or error from error
+            if (line := remote.lacks(error)) is not None:
+                raise line from error
+            raise
+        except Exception as error:
+            if (line := remote.refused(error)) is not None:
+                raise line from error
+            raise
         if result is not None:
             print(result)
         return 0

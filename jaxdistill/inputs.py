@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ from ml_collections import ConfigDict
 
 from jaxdistill import interop, remote
 from jaxdistill.data.default_corpus import default_corpus, installed_versions
-from jaxdistill.data.files import cache_directory
+from jaxdistill.data.files import cache_directory, digest_of, write_whole
 from jaxdistill.data.loader import heldout_batches, make_loader, packing_plan
 from jaxdistill.data.prepare import PreparedText, prepare
 from jaxdistill.data.sources import read_documents, source_digest
@@ -60,7 +61,9 @@ def load_corpus(config: ConfigDict, workdir: epath.Path) -> Corpus:
     if d.source.startswith("default"):
         with Progress(None, "reading the installed documentation", unit="files") as bar:
             default_corpus(progress=bar.reach)
-    tokenizer = find_tokenizer(config, folder)
+    # Beside the rest of a remote run, unlike its text: the next machine must not train another.
+    kept = workdir / "data" if remote.is_remote(workdir) and not d.path else folder
+    tokenizer = find_tokenizer(config, kept)
     options: dict[str, Any] = {"sequence_length": d.sequence_length, "heldout_fraction": d.heldout_fraction, "seed": config.seed}
     parts = {}
     for split, source in (("train", d.source), ("heldout", d.heldout or d.source)):
@@ -75,11 +78,11 @@ def load_corpus(config: ConfigDict, workdir: epath.Path) -> Corpus:
 
 
 def data_folder(config: ConfigDict, workdir: epath.Path) -> epath.Path:
-    """Where prepared text and a tokenizer trained here are kept. ArrayRecord reads local files only, so for a remote
-    workdir it is this machine's cache: every host prepares its own, and digests are compared."""
+    """Where prepared text (and, of a local run, a tokenizer trained here) is kept. ArrayRecord reads local files only, so
+    for a remote workdir it is this machine's cache: every host prepares its own, and digests are compared."""
     if remote.is_remote(config.data.path):
         raise BadInput(f"config.data.path={config.data.path!r}: prepared text is read in place, from local files; give a "
-                       "folder of this machine (or leave it out: the cache)")
+                       "folder of this machine")
     if config.data.path:
         return epath.Path(config.data.path).expanduser()
     return cache_directory() / "prepared" if remote.is_remote(workdir) else workdir / "data"
@@ -92,9 +95,10 @@ def find_tokenizer(config: ConfigDict, folder: epath.Path) -> Any:
     if place:
         where = epath.Path(place).expanduser()
         return load_tokenizer(where if where.is_file() else interop.locate(place), d.lowercase)
-    kept = folder / f"tokenizer-{source_digest(d.source)[:12]}-{d.vocab_size}{'' if d.lowercase else '-cased'}"
-    if not (kept / "vocab.txt").exists():
-        split = "all" if d.heldout else "train"
+    split = "all" if d.heldout else "train"
+    text = digest_of([source_digest(d.source), split, None if d.heldout else d.heldout_fraction])[:12]
+    kept = folder / f"tokenizer-{text}-{d.vocab_size}{'' if d.lowercase else '-cased'}"
+    if not (kept / "vocab.txt").exists():  # which is written last
 
         def texts() -> Iterator[str]:
             with Progress(None, "training the WordPiece vocabulary", unit="documents") as bar:
@@ -103,9 +107,17 @@ def find_tokenizer(config: ConfigDict, folder: epath.Path) -> Any:
                     bar.update(1)
 
         trained = train_wordpiece(texts(), d.vocab_size, d.lowercase)
-        kept.mkdir(parents=True, exist_ok=True)
-        trained.save_pretrained(str(kept))
+        save_tokenizer(trained, kept)
     return load_tokenizer(kept)
+
+
+def save_tokenizer(tokenizer: Any, folder: epath.Path) -> None:
+    """Its files, vocab.txt last; transformers itself writes to local folders only."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as local:
+        tokenizer.save_pretrained(local)
+        for path in sorted(epath.Path(local).iterdir(), key=lambda path: path.name == "vocab.txt"):
+            write_whole(folder / path.name, path.read_text())
 
 
 def batches(config: ConfigDict, prepared: PreparedText, *, batch_size: int, start_example: int

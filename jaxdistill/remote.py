@@ -30,6 +30,16 @@ def lacks(error: ImportError) -> BadInput | None:
     return None
 
 
+def refused(error: Exception) -> BadInput | None:
+    """The error in one line if a remote store gave it: no credentials, no permission, no such bucket."""
+    theirs = type(error).__module__.split(".")[0] in ("gcsfs", "google")
+    if not theirs and not (isinstance(error, OSError) and error.errno is None and "Forbidden" in str(error)):
+        return None
+    first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return BadInput(f"the remote folder cannot be used ({type(error).__name__}: {first[:200]}); check its name and your "
+                    "credentials (gcloud auth application-default login)")
+
+
 def entries(folder: epath.Path) -> list[epath.Path]:
     """What a folder holds; nothing if it does not exist, as an empty one in a bucket does not."""
     return sorted(folder.iterdir()) if folder.exists() else []

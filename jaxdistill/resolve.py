@@ -112,6 +112,27 @@ def choose_fused(config: ConfigDict, mesh: Mesh) -> bool:
     return bool(mesh.devices.flat[0].platform != "cpu")
 
 
+def check_settings(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """Raises `BadInput` for settings outside their range, and for evaluation batches that do not split over devices."""
+    if jax.local_device_count() % mesh.shape["tensor"] and jax.process_count() > 1:
+        raise BadInput(f"config.mesh.tensor={mesh.shape['tensor']} does not divide the {jax.local_device_count()} devices of "
+                       "each process, so processes would have to share rows; use a divisor")
+    for name in ("evaluation.batch_size", "evaluation.max_examples", "checkpoint.every_steps", "checkpoint.keep",
+                 "log_every", "max_skipped_in_a_row", "data.max_predictions"):
+        section, _, field = name.rpartition(".")
+        value = (config[section] if section else config)[field]
+        if value < 1:
+            raise BadInput(f"config.{name}={value}; expected 1 or more")
+    if not 0 < config.data.mask_rate < 1:
+        raise BadInput(f"config.data.mask_rate={config.data.mask_rate}; expected between 0 and 1, as 0.15")
+    if config.data.max_predictions > config.data.sequence_length:
+        raise BadInput(f"config.data.max_predictions={config.data.max_predictions} exceeds sequence_length="
+                       f"{config.data.sequence_length}; lower it")
+    if config.evaluation.batch_size % sharding.batch_parts(mesh):
+        raise BadInput(f"config.evaluation.batch_size={config.evaluation.batch_size} does not divide by "
+                       f"{sharding.batch_parts(mesh)} devices; use a multiple")
+
+
 def active_order(config: ConfigDict) -> tuple[str, ...]:
     """The stages to run, in order; without the baselines if `config.baselines` is False."""
     for name in config.order:

@@ -18,7 +18,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxdistill import inputs, interop, report
+from jaxdistill import defaults, inputs, interop, report
 from jaxdistill.errors import BadInput, nearest
 from jaxdistill.evaluation import heldout
 from jaxdistill.inputs import Corpus
@@ -27,7 +27,7 @@ from jaxdistill.models import Model, Params
 from jaxdistill.models.encoder import in_compute_dtype
 from jaxdistill.models.parameters import count, digest
 from jaxdistill.models.sizes import parameter_shapes
-from jaxdistill.resolve import TEACHER, Recipe, predictions_a_row, resolve, stage_seed, trace
+from jaxdistill.resolve import TEACHER, Recipe, check_settings, predictions_a_row, resolve, stage_seed, trace
 from jaxdistill.students.copying import copy_embeddings_and_heads, random_start
 from jaxdistill.training import hosts, loop, sharding, state
 from jaxdistill.training.checkpoints import Checkpoints
@@ -125,30 +125,9 @@ def check_predecessors(recipe: Recipe, wanted: Sequence[Stage], folder: Workdir)
 def check_pad(recipe: Recipe, corpus: Corpus) -> None:
     """Raises `BadInput` if a network's [PAD], which ends the trigrams of packed texts, is not the tokenizer's."""
     for model in (recipe.student, recipe.teacher):
-        if model is not None and model.config.pad_token_id != corpus.train.special.pad:
+        if model is not None and model.config.trigram_input and model.config.pad_token_id != corpus.train.special.pad:
             raise BadInput(f"config.data.packing=True needs one [PAD], but the tokenizer's is {corpus.train.special.pad} and a "
                            f"network's pad_token_id {model.config.pad_token_id}; make them equal, or set packing=False")
-
-
-def check_settings(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
-    """Raises `BadInput` for settings outside their range, and for evaluation batches that do not split over devices."""
-    if jax.local_device_count() % mesh.shape["tensor"] and jax.process_count() > 1:
-        raise BadInput(f"config.mesh.tensor={mesh.shape['tensor']} does not divide the {jax.local_device_count()} devices of "
-                       "each process, so processes would have to share rows; use a divisor")
-    for name in ("evaluation.batch_size", "evaluation.max_examples", "checkpoint.every_steps", "checkpoint.keep",
-                 "log_every", "max_skipped_in_a_row", "data.max_predictions"):
-        section, _, field = name.rpartition(".")
-        value = (config[section] if section else config)[field]
-        if value < 1:
-            raise BadInput(f"config.{name}={value}; expected 1 or more")
-    if not 0 < config.data.mask_rate < 1:
-        raise BadInput(f"config.data.mask_rate={config.data.mask_rate}; expected between 0 and 1, as 0.15")
-    if config.data.max_predictions > config.data.sequence_length:
-        raise BadInput(f"config.data.max_predictions={config.data.max_predictions} exceeds sequence_length="
-                       f"{config.data.sequence_length}; lower it")
-    if config.evaluation.batch_size % sharding.batch_parts(mesh):
-        raise BadInput(f"config.evaluation.batch_size={config.evaluation.batch_size} does not divide by "
-                       f"{sharding.batch_parts(mesh)} devices; use a multiple")
 
 
 class Run:
@@ -270,11 +249,13 @@ class Run:
                 for s in own[: own.index(stage) + 1]]
 
     def _check_lineage(self, stage: Stage, page: dict[str, Any]) -> None:
-        before, now = page.get("lineage"), self._lineage(stage)
+        now = self._lineage(stage)
+        younger = json.loads(json.dumps(defaults.stage("pretrain", "student").to_dict()))  # fields that the page may lack
+        before = [{**younger, **line} for line in page.get("lineage") or []]
         if before != now:
-            names = [[s["stage"] for s in line] for line in (before or [], now)]
+            names = [[s["stage"] for s in line] for line in (before, now)]
             what = f"after {' -> '.join(names[0])}, now asked {' -> '.join(names[1])}" if names[0] != names[1] else (
-                "with other settings of " + ", ".join(a["stage"] for a, b in zip(before or [], now) if a != b))
+                "with other settings of " + ", ".join(a["stage"] for a, b in zip(before, now) if a != b))
             raise BadInput(f"stage {stage.name!r} in this workdir was run {what}; use another workdir, or the same order "
                            "and settings to resume")
 

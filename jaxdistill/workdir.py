@@ -1,7 +1,7 @@
 """The folder of a run: its recipe, the network each finished stage left, and where everything else goes. Called by run.
 
     config.json          the recipe; another recipe is refused here
-    data/                prepared text and, if one was trained here, the tokenizer (of a remote workdir: in the cache)
+    data/                prepared text and, if one was trained here, the tokenizer (of a remote workdir the text is in the cache)
     stages/NAME/         the network after stage NAME, in our own format; stage.json is written last and marks it whole
     checkpoints/NAME/    the stage in progress
     metrics.jsonl, tensorboard/, results.json, plots/, student/ (the exported folder)
@@ -18,7 +18,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxdistill import remote
+from jaxdistill import defaults, remote
 from jaxdistill.data.files import write_whole
 from jaxdistill.errors import BadInput
 from jaxdistill.interop import own_format
@@ -29,7 +29,7 @@ from jaxdistill.training.checkpoints import disk_errors
 
 # Fields that may differ between two calls on one workdir: they change where, how often and which stages, and each
 # stage's page holds the lineage that its result depends on.
-FREE = ("order", "baselines", "mesh", "checkpoint", "log_every", "export", "data.path", "evaluation")
+FREE = ("order", "baselines", "mesh", "checkpoint", "log_every", "export", "data.path", "evaluation", "objectives")
 
 
 SHARED = ".shared"
@@ -145,7 +145,8 @@ def lock(path: epath.Path) -> Iterator[None]:
 
 
 def _refuse_other(path: epath.Path, held: dict[str, Any], wanted: dict[str, Any]) -> None:
-    before, now = flat(held), flat(wanted)
+    # A field that is younger than the workdir was what it is by default.
+    before, now = {**flat(defaults.recipe("").to_dict()), **flat(held)}, flat(wanted)
     for name in sorted(before.keys() | now.keys()):
         if any(name == free or name.startswith(free + ".") for free in FREE):
             continue

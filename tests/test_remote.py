@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 
+import gcsfs.retry
 import pytest
 from etils import epath
 
@@ -37,6 +39,7 @@ def test_a_run_in_a_bucket_is_stopped_and_resumed_and_equals_a_local_one(bucket,
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         interrupt(patch, "transfer", 3)
         run.train(config, bucket / "w")
+    shutil.rmtree(tmp_path / "cache")  # another machine goes on
     steps = sorted(path.name for path in (bucket / "w" / "checkpoints" / "transfer").iterdir())
     assert steps and all(step.isdigit() for step in steps)
     results = run.train(config, bucket / "w")
@@ -44,6 +47,8 @@ def test_a_run_in_a_bucket_is_stopped_and_resumed_and_equals_a_local_one(bucket,
     rows = [(row["stage"], row["step"], row["loss"]) for row in read_metrics(bucket / "w")]
     assert rows == [(row["stage"], row["step"], row["loss"]) for row in read_metrics(tmp_path / "local")]
     names = {path.name for path in (bucket / "w").iterdir()}
+    (kept,) = (bucket / "w" / "data").iterdir()
+    assert load_tokenizer(kept).get_vocab() == load_tokenizer(tmp_path / "local" / "student").get_vocab()
     assert {"config.json", "metrics.jsonl", "results.json", "plots", "stages", "student", "tensorboard"} <= names
     assert not list((bucket / "w" / "checkpoints").glob("*/*"))
     assert json.loads((bucket / "w" / "results.json").read_text())["student_sha256"] == expected["student_sha256"]
@@ -93,3 +98,13 @@ def test_a_path_whose_package_is_missing_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(commands, "export", lambda *_: __import__("no_such_package"))
     with pytest.raises(ImportError, match="no_such_package"):
         cli.main(["export", "--workdir=gs://b/w", "--out=/tmp/x"])
+
+
+def test_a_refusing_store_is_one_line(monkeypatch, capsys):
+    def refuse(*_):
+        raise gcsfs.retry.HttpError({"code": 401, "message": "Invalid Credentials"})
+
+    monkeypatch.setattr(commands, "export", refuse)
+    assert cli.main(["export", "--workdir=gs://b/w", "--out=/tmp/x"]) == 2
+    assert "Invalid Credentials" in (error := capsys.readouterr().err) and "credentials" in error and "Traceback" not in error
+    assert remote.refused(OSError("Forbidden: https://x")) and not remote.refused(OSError(5, "disk"))

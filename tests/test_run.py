@@ -154,7 +154,7 @@ def test_interrupted_and_resumed_is_uninterrupted(finished, source, tmp_path, mo
 
 def packed_config(source):
     config = tiny_config(source)
-    config.data.packing, config.order = True, ("teacher", "transfer")
+    config.data.packing, config.order, config.objectives.fused = True, ("teacher", "transfer"), True
     config.stages.teacher.update({"steps": 0, "epochs": 1.0})
     return config
 

@@ -4,7 +4,7 @@ A stack is an array: the parameters of all blocks are one pytree, `params["layer
 depth is a slice, "layer 7 alone" is an index and a layer map is an integer array. Taps are return values: `apply`
 gives the intermediate tensors asked for by name, stacked over layers, and computes no others.
 
-Called by training (through `apply` and `apply_at`), evaluation, interop and users.
+Called by training (also piece by piece: `embed`, `block`, `encode`, `run_heads`), evaluation, interop and users.
 """
 
 from __future__ import annotations
@@ -122,12 +122,12 @@ class Model:
         return self._constrain(embedded)
 
     def block(self, layer_params: Params, hidden_BxLxD: jax.Array, bias_Bx1xLxL: jax.Array,
-              dropout_key: jax.Array | None = None) -> tuple[jax.Array, Arrays]:
+              dropout_key: jax.Array | None = None, looped: bool = True) -> tuple[jax.Array, Arrays]:
         """One block with one layer's parameters (no layer axis): (next hidden state, its taps). `remat` says what its
-        backward pass computes again."""
+        backward pass computes again; `looped`: it is the body of a loop, whose passes the compiler cannot merge."""
         run = functools.partial(_apply, Block(self.config))
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
-        hidden, taps = jax.checkpoint(run, policy=policy, prevent_cse=False)(
+        policy = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}[self.remat]
+        hidden, taps = jax.checkpoint(run, policy=policy, prevent_cse=not looped)(
             layer_params, dropout_key, hidden_BxLxD, bias_Bx1xLxL)
         return self._constrain(hidden), taps
 
@@ -213,7 +213,6 @@ class Model:
             elif name == "embedding":
                 outputs["embedding"] = heads_lib.sentence_embedding(self.config, hidden_BxLxD, attention_mask(batch))
         return outputs
-
 
     def mlm_features(self, params: Params, hidden_BxLxD: jax.Array, batch: Batch) -> tuple[Params, jax.Array]:
         """The MLM head but for its product with the vocabulary: (`weights` of `heads.vocabulary_logits`, [B, P or L, D])."""

@@ -1,5 +1,5 @@
 """The same losses, weighted and with their gradient taken in the forward pass: no attention map outlives its layer, and
-no tensor over the vocabulary exists for all masked words of both models at once. Called by training.forward.
+logits over the vocabulary exist for some masked words at a time. Called by training.forward.
 
 `scales` maps a loss name to weight / count; a fused function returns the scaled sum, which alone can be differentiated,
 and the raw sums to report. The plain versions beside them say what is computed.

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill.errors import BadInput, nearest
-from jaxdistill.models import TAPS, Batch
+from jaxdistill.models import Batch
+from jaxdistill.models.block import BLOCK_TAPS
 from jaxdistill.models.encoder import attention_mask
 from jaxdistill.objectives import hidden, logits, relations
 
@@ -35,7 +36,7 @@ class Loss:
 
     @property
     def per_layer(self) -> bool:
-        return self.student in TAPS
+        return self.student in BLOCK_TAPS
 
 
 def masked_words(batch: Batch) -> jax.Array:

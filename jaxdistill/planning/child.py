@@ -20,14 +20,22 @@ import jax
 from jax.experimental import topologies as jax_topologies
 from ml_collections import ConfigDict
 
-from jaxdistill import interop
+from jaxdistill import interop, remote
 from jaxdistill.data import packing
 from jaxdistill.errors import BadInput, nearest
 from jaxdistill.methods.base import Stage
 from jaxdistill.models import Model
 from jaxdistill.planning import fit, roofline, topologies
 from jaxdistill.planning.compiled import Program
-from jaxdistill.resolve import Recipe, abstract_batch, given_parameters, predictions_a_row, resolve, stage_seed
+from jaxdistill.resolve import (
+    Recipe,
+    abstract_batch,
+    check_settings,
+    given_parameters,
+    predictions_a_row,
+    resolve,
+    stage_seed,
+)
 from jaxdistill.training import loop, sharding, state
 from jaxdistill.training.speed import step_flops
 
@@ -43,9 +51,7 @@ def main(request: dict[str, Any]) -> None:
         raise BadInput(f"config.mesh={dict(config.mesh)} uses {mesh.devices.size} of {topology.devices} devices; leave one "
                        "axis at -1, or name a smaller slice")
     recipe = resolve_without_text(config, mesh)
-    if config.evaluation.batch_size % sharding.batch_parts(mesh):
-        raise BadInput(f"config.evaluation.batch_size={config.evaluation.batch_size} does not divide by "
-                       f"{sharding.batch_parts(mesh)} devices; use a multiple")
+    check_settings(config, mesh)
     tell("mesh", mesh=dict(mesh.shape), devices=mesh.devices.size, chips=topology.chips)
     names = [stage.name for stage in recipe.stages]
     for name in request["stages"] or ():
@@ -147,8 +153,11 @@ def costs(config: ConfigDict, recipe: Recipe, stage: Stage, mesh: jax.sharding.M
     teacher = recipe.teacher if stage.needs_teacher else None
     layers = model.config.num_layers
     depths = next((term.layer_map for term in stage.terms if term.layer_map), None) or range(layers)
+    followed = [at for at in depths if at >= 0]
+    # Between two layers that a student's layers follow, a joint stage's teacher runs those that none does.
+    skipped = max(followed[-1] + 1 - len(set(followed)), 0) / len(followed)
     program = Program(compiled.as_text(), mesh.devices.size,
-                      mean_trips=sum(depths) / len(depths) if stage.progressive else 1.0,
+                      mean_trips=sum(depths) / len(depths) if stage.progressive else skipped,
                       branch_share=(layers - 1) / (2 * layers) if stage.progressive else 1.0)
     totals = program.totals()
     flops = step_flops(stage, model, teacher, config.data.sequence_length, predictions_a_row(config.data))
@@ -177,7 +186,10 @@ if __name__ == "__main__":
         asked = json.load(file)
     try:
         main(asked)
-    except BadInput as problem:
-        tell("refused", message=str(problem))
+    except (BadInput, ImportError) as problem:
+        line = remote.lacks(problem) if isinstance(problem, ImportError) else problem
+        if line is None:
+            raise
+        tell("refused", message=str(line))
     sys.stdout.flush()
     os._exit(0)  # libtpu has nothing to take leave of

@@ -1,8 +1,9 @@
 """One micro-batch through teacher and student side by side: the scaled sum of all losses, and each raw sum.
 
 Three ways, one result. `_plain_sums` asks both models for their taps, stacked over layers, and evaluates the losses on
-them: the definition. `_walk` takes one scan over both stacks and evaluates the losses of a layer while its taps are
-there, so that nothing piles up over depth. `_sums_at_layer` is the progressive stages' one layer. Called by step.
+them: the definition. `_fused_sums` walks both stacks together (`_walk` in one scan, `_visit` where only some layers
+are followed) and evaluates the losses of a layer while its taps are there, so that nothing piles up over depth.
+`_sums_at_layer` is the progressive stages' one layer. Called by step.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def _full_sum(term: Term, student_out: Arrays, student_taps: Arrays, teacher_out
 
 def _fused_sums(stage: Stage, model: Model, teacher: Model | None, params: Params, teacher_params: Params, batch: Batch,
                 masks: Batch, dropout_key: jax.Array | None, scales: Arrays) -> Result:
-    layered, words, others = _by_kind(stage)
+    layered, _, _ = _by_kind(stage)
     if layered and not walks(stage):
         return _plain_sums(stage, model, teacher, params, teacher_params, batch, masks, dropout_key, scales)
     embed_key, layers_key, heads_key = split_key(dropout_key)
@@ -176,7 +177,8 @@ def _visit(stage: Stage, model: Model, teacher: Model, layers: Params, teacher_l
         if at < 0:
             continue
         hidden, _ = model.encode(stretch(layers, done, i), hidden, bias, dropout_keys=stretch(keys, done, i))
-        hidden, student_taps = model.block(take_layer(layers, i), hidden, bias, None if keys is None else keys[i])
+        hidden, student_taps = model.block(take_layer(layers, i), hidden, bias, None if keys is None else keys[i],
+                                           looped=False)
         if at >= teacher_done:
             theirs, _ = teacher.encode(stretch(teacher_layers, teacher_done, at), theirs, bias)
             theirs, teacher_taps = teacher.block(take_layer(teacher_layers, at), theirs, bias)

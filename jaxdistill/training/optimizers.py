@@ -60,9 +60,11 @@ def update(settings: Optimizer, gradients: Flat, state: OptimizerState, moving: 
         u = m_hat / (jnp.sqrt(v_hat) + settings.eps)
         layered = stacked and is_stacked(name)
         if not is_vector(name):
+            # What nothing teaches has no direction: scaled to the length of w, its decay alone would shrink it by `rate`.
+            idle = jnp.all(u == 0, axis=tuple(range(1, w.ndim)) if layered else None, keepdims=layered)
             u = u + settings.weight_decay * w
             if settings.name == "lamb":
-                u = u * trust_ratio(w, u, layered)
+                u = u * jnp.where(idle, 1.0, trust_ratio(w, u, layered))
         if multipliers is None or not is_stacked(name):
             new[name], mu[name], nu[name] = w - rate * u, m, v
             continue
