@@ -2,7 +2,7 @@
 
     python benchmarks/objectives.py [--topology=v5e:2x2] [--shapes=8x512,32x128] [--only=joint] [--json=FILE]
 
-Compiled ahead of time for chips that need not be there (libtpu: pip install 'jaxdistill[tpu]'): IB-BERT_LARGE teacher,
+Compiled ahead of time for chips that need not be there (libtpu: pip install 'jaxdistill[plan]'): IB-BERT_LARGE teacher,
 MobileBERT student, bfloat16 products, float32 residual stream, rows x tokens on a chip. What is compiled is the gradient of
 one micro-batch (its gradients are outputs, not temporaries). Operations are those of matrix products, counted in the
 traced program with the trip counts of its loops, against what the mathematics needs: teacher forward + 3 x student

@@ -2,13 +2,14 @@
 
 IB-BERT_LARGE is pre-trained, MobileBERT takes over its knowledge layer by layer (24 phases of 10,000 steps, lower
 layers at a tenth of the rate), then distils for 500,000 steps. LAMB, batch 2048, length 512. `:strict` freezes the
-lower layers instead; `:smoke` runs in seconds.
+lower layers instead; `:smoke` runs in seconds. (The teacher: batch 4096.)
 
     jaxdistill train --config=mobilebert --config.data.source=tfds:wikipedia/20230601.en \\
         --config.data.tokenizer=VOCAB_TXT --workdir=gs://BUCKET/mobilebert
 
-Hardware of the authors: 256 TPU v3 cores; 740,000 student steps. Not run here at this size: its steps are traced in the
-tests. The released code reads data prepared with 20 predictions a row; the teacher's schedule is from the paper.
+Hardware of the authors: 256 TPU v3 chips; 740,000 student steps. Not run here at this size: its steps are traced in
+the tests, and compiled for TPU slices by `jaxdistill plan`. The released code reads data prepared with 20 predictions a
+row; the teacher's schedule is from the paper.
 """
 
 from ml_collections import ConfigDict

@@ -75,7 +75,8 @@ def network(name: str, **changes: Any) -> ConfigDict:
 
 
 def stage(kind: str, network: str, **changes: Any) -> ConfigDict:
-    """One stage: `kind` is a function of `methods` (pretrain, progressive, joint, auxiliary, distill, relations).
+    """One stage: `kind` is a function of `methods` (pretrain, progressive, joint, auxiliary, distill, relations,
+    classify).
 
     `network`: "teacher", or any name for a network of the student's architecture; stages of one network follow each
     other. `start` says how a network begins that has no earlier stage: "copy" (teacher's embeddings and heads) or

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -26,11 +28,12 @@ from jaxdistill.methods.base import Stage
 from jaxdistill.models import Model, Params
 from jaxdistill.models.encoder import in_compute_dtype
 from jaxdistill.models.parameters import count, digest
-from jaxdistill.models.sizes import parameter_shapes
+from jaxdistill.models.sizes import parameter_shapes, tap_shapes
 from jaxdistill.resolve import TEACHER, Recipe, check_settings, predictions_a_row, resolve, stage_seed, trace
 from jaxdistill.students.copying import copy_embeddings_and_heads, random_start
 from jaxdistill.training import hosts, loop, sharding, state
 from jaxdistill.training.checkpoints import Checkpoints
+from jaxdistill.training.forward import walks
 from jaxdistill.training.metrics import MetricWriter
 from jaxdistill.training.progress import Progress
 from jaxdistill.training.speed import rates, step_flops
@@ -77,7 +80,22 @@ def resolve_and_trace(config: ConfigDict, folder: Workdir, corpus: Corpus, mesh:
         check_pad(recipe, corpus)
     for stage in wanted:
         trace(recipe, stage, config.data)
+        if (notice := kept_taps(recipe, stage, config.data.sequence_length)) and hosts.first():
+            print(f"jaxdistill: {notice}", file=sys.stderr)
     return recipe, wanted, {name: params for name, (_, params) in loaded.items()}
+
+
+def kept_taps(recipe: Recipe, stage: Stage, length: int) -> str:
+    """A line about a stage whose losses cannot be fused although they should be; "" if there is nothing to say."""
+    losses = [term.definition for term in stage.terms if term.definition.per_layer]
+    if not (stage.fused and losses) or stage.progressive or walks(stage):
+        return ""
+    assert recipe.teacher is not None
+    shapes = [(tap_shapes(model.config, 1, length), stage.taps(whose))
+              for model, whose in ((recipe.model(stage.network), "student"), (recipe.teacher, "teacher"))]
+    numbers = sum(math.prod(taps[tap].shape) * taps[tap].dtype.itemsize for taps, wanted in shapes for tap in wanted)
+    return (f"stage {stage.name!r} keeps every layer's taps, {numbers / 2**20:,.2g} MiB a row: a layer map that goes back, or "
+            "tf1_statistics, cannot be walked in lock-step")
 
 
 def open_workdir(path: epath.PathLike, config: ConfigDict) -> Workdir:

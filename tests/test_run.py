@@ -1,5 +1,6 @@
 """Whole runs on a small text file: what they leave, and that stopping, splitting or repeating one changes nothing."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from jaxdistill import inputs, run
 from jaxdistill.errors import BadInput, Interrupted, TrainingStopped
 from jaxdistill.interop import from_pretrained
 from jaxdistill.models.parameters import digest
+from jaxdistill.resolve import resolve
 from jaxdistill.training import sharding
 from jaxdistill.workdir import Workdir
 from tests.conftest import STUDENT, TEACHER, make_stage, pretraining_batch, tiny_config, write_text
@@ -173,6 +175,20 @@ def test_a_packed_run_resumes_to_the_bit_and_has_fewer_rows_an_epoch(finished, s
     assert untimed(run.train(packed_config(source), tmp_path / "w")) == untimed(results)
     with pytest.raises(BadInput, match="config.data.packing=True, now False"):
         run.train(tiny_config(source), tmp_path / "w")
+
+
+def test_losses_that_cannot_be_fused_say_what_they_cost(source):
+    config = tiny_config(source)
+    config.objectives.fused = True
+    mesh = sharding.make_mesh(1)
+    recipe = resolve(config, vocab_size=120, num_records=9, mesh=mesh)
+    stage = dataclasses.replace(make_stage("joint", num_layers=2, layer_map=(1, 0)), fused=True)
+    # Two layers of 24 tokens: hidden 16 wide and two maps of scores, float32, of both networks.
+    expected = 2 * 2 * 4 * (24 * 16 + 2 * 24 * 24) / 2**20
+    assert f"keeps every layer's taps, {expected:,.2g} MiB a row" in run.kept_taps(recipe, stage, 24)
+    assert run.kept_taps(recipe, make_stage("joint", num_layers=2), 24) == ""
+    assert run.kept_taps(recipe, dataclasses.replace(stage, fused=False), 24) == ""
+    assert all(run.kept_taps(recipe, stage, 24) == "" for stage in recipe.stages)
 
 
 def test_a_packed_run_needs_one_pad(source, tmp_path):

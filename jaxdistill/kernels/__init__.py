@@ -1,1 +1,1 @@
-"""The same mathematics with less memory. Knows nothing of models; every kernel has a plain reference in its test."""
+"""The same mathematics with less memory. Knows nothing of models; each is tested against plain reverse mode."""
