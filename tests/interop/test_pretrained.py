@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import http.server
 import importlib.util
 import json
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +161,61 @@ def test_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "model.safetensors" in asked[0][1] and "flax_model.msgpack" not in asked[0][1]
     assert "flax_model.msgpack" in asked[1][1]
     assert not any(pattern.endswith((".bin", ".h5", ".pkl", "*")) for _, patterns in asked for pattern in patterns)
+
+
+class OneModelHub(http.server.BaseHTTPRequestHandler):
+    """The two questions that huggingface_hub asks: which files has a model, and give me this one."""
+
+    folder: Path
+    asked: list[tuple[str, str, int]]
+
+    def do_GET(self) -> None:
+        path = self.path.split("?")[0]
+        if path.startswith("/api/models/someone/small"):
+            files = sorted(file.name for file in self.folder.iterdir())
+            page = {"id": "someone/small", "sha": "c" * 40, "siblings": [{"rfilename": name} for name in files]}
+            return self.answer(200, json.dumps(page).encode(), "application/json")
+        if path.startswith("/someone/small/resolve/"):
+            content = (self.folder / path.rsplit("/", 1)[1]).read_bytes()
+            return self.answer(200, content, "application/octet-stream")
+        self.answer(404, b"{}", "application/json")
+
+    do_HEAD = do_GET
+
+    def answer(self, status: int, content: bytes, kind: str) -> None:
+        self.asked.append((self.command, self.path, status))
+        self.send_response(status)
+        for name, value in {"Content-Type": kind, "Content-Length": str(len(content)), "X-Repo-Commit": "c" * 40,
+                            "ETag": f'"{hashlib.sha256(content).hexdigest()}"'}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_hub_name_is_fetched_from_a_server(tmp_path: Path) -> None:
+    """Over HTTP, in a process of its own: the address of the Hub is read when huggingface_hub is imported."""
+    params = random_params(CONFIG, 0)
+    interop.save_pretrained(tmp_path / "small", MODEL, params)
+    (tmp_path / "small" / "pytorch_model.bin").write_bytes(b"a pickle that nobody asked for")
+    handler = type("Hub", (OneModelHub,), {"folder": tmp_path / "small", "asked": []})
+    code = ("import jaxdistill; from jaxdistill.models.parameters import digest; "
+            "print(digest(jaxdistill.from_pretrained('someone/small')[1]))")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "home"),
+                       "HF_HUB_DISABLE_XET": "1"}
+        found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        missing = subprocess.run([sys.executable, "-m", "jaxdistill.cli", "evaluate", "--model=someone/else"], env=environment,
+                                 capture_output=True, text=True)
+        server.shutdown()
+    assert found.stdout.strip() == parameters.digest(params), found.stderr
+    fetched = {path.rsplit("/", 1)[1] for command, path, status in handler.asked if command == "GET" and "/resolve/" in path}
+    assert {"config.json", "model.safetensors"} <= fetched and not any(name.endswith((".bin", ".msgpack")) for name in fetched)
+    assert missing.returncode == 2 and missing.stderr.count("\n") == 1 and "someone/else" in missing.stderr
 
 
 def test_hub_failures_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
