@@ -146,7 +146,8 @@ def lock(path: epath.Path) -> Iterator[None]:
 
 def _refuse_other(path: epath.Path, held: dict[str, Any], wanted: dict[str, Any]) -> None:
     # A field that is younger than the workdir was what it is by default.
-    before, now = {**flat(defaults.recipe("").to_dict()), **flat(held)}, flat(wanted)
+    now = flat(wanted)
+    before = {**{name: value for name, value in flat(defaults.recipe("").to_dict()).items() if name in now}, **flat(held)}
     for name in sorted(before.keys() | now.keys()):
         if any(name == free or name.startswith(free + ".") for free in FREE):
             continue

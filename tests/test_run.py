@@ -177,6 +177,24 @@ def test_a_packed_run_resumes_to_the_bit_and_has_fewer_rows_an_epoch(finished, s
         run.train(tiny_config(source), tmp_path / "w")
 
 
+def test_a_workdir_that_is_older_than_a_field_goes_on(finished, source, tmp_path, monkeypatch):
+    """What the field is by default is what it was."""
+    workdir, results = finished
+    shutil.copytree(workdir, tmp_path / "w")
+    monkeypatch.setattr(run.loop, "run_stage", lambda *_, **__: pytest.fail("it trains again"))
+    for file, strip in [(tmp_path / "w" / "config.json", lambda page: (page.pop("objectives"), page["data"].pop("packing"))),
+                        *((path, lambda page: [line.pop("relation_heads") for line in page["lineage"]])
+                          for path in (tmp_path / "w" / "stages").glob("*/stage.json"))]:
+        page = json.loads(file.read_text())
+        strip(page)
+        file.write_text(json.dumps(page))
+    assert untimed(run.train(tiny_config(source), tmp_path / "w")) == untimed(results)
+    config = tiny_config(source)
+    config.data.packing = True
+    with pytest.raises(BadInput, match="config.data.packing=False, now True"):
+        run.train(config, tmp_path / "w")
+
+
 def test_losses_that_cannot_be_fused_say_what_they_cost(source):
     config = tiny_config(source)
     config.objectives.fused = True
