@@ -108,7 +108,7 @@ def _fused_sums(stage: Stage, model: Model, teacher: Model | None, params: Param
 
 def head_sums(stage: Stage, model: Model, teacher: Model | None, params: Params, teacher_params: Params, hidden: jax.Array,
               theirs: Any, masks: Batch, scales: Arrays, dropout_key: jax.Array | None = None) -> Result:
-    """(value, raw sums) of the losses on head outputs, from both last hidden states."""
+    """(value, raw sums) of the losses on head outputs, from both last hidden states; plain too, for the benchmark."""
     _, words, others = _by_kind(stage)
     if not stage.fused:
         words, others = {}, {**words, **others}
