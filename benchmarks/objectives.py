@@ -149,7 +149,7 @@ def relations(stage: Stage, student: Model, teacher: Model, rows: int, length: i
     def gradient(ours: Any, theirs: Any, batch: Any) -> Any:
         def total(ours: Any) -> jax.Array:
             scales = {term.loss: term.weight / count_terms(stage, batch)[term.loss] for term in stage.terms}
-            return forward.layer_value(stage, student, ours, theirs, batch, attention_bias(batch), scales)[0]
+            return forward.layer_value(stage, student, ours, theirs, batch, {}, attention_bias(batch), scales)[0]
         return jax.grad(total)(ours)
 
     widths = [m.config.num_heads * m.config.head_size for m in (student, teacher)]

@@ -75,8 +75,9 @@ def measure(config: ConfigDict, recipe: Recipe, stage: Stage, mesh: jax.sharding
     model = recipe.model(stage.network)
     teacher = recipe.teacher if stage.needs_teacher else None
     teacher_params = in_compute_dtype(teacher.config, start(teacher, 0, mesh)) if teacher else {}
-    like = jax.eval_shape(lambda key: state.create(stage, model.init(key)), jax.random.key(0))
-    now = jax.jit(functools.partial(state.create, stage), out_shardings=sharding.shardings(mesh, like))(start(model, 1, mesh))
+    create = functools.partial(state.create, stage, model=model, teacher=teacher, key=jax.random.key(2))
+    where = sharding.shardings(mesh, state.shapes(stage, model, teacher))
+    now = jax.jit(create, out_shardings=where)(start(model, 1, mesh))
     batch = sharding.put_batch(mesh, random_batch(config, stage.batch_size, model.config.vocab_size))
     step = loop.compile_step(stage, model, teacher, mesh, 0, now, teacher_params)
     begin = time.perf_counter()

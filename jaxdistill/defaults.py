@@ -76,7 +76,7 @@ def network(name: str, **changes: Any) -> ConfigDict:
 
 def stage(kind: str, network: str, **changes: Any) -> ConfigDict:
     """One stage: `kind` is a function of `methods` (pretrain, progressive, joint, auxiliary, distill, relations,
-    classify).
+    intermediate, classify).
 
     `network`: "teacher", or any name for a network of the student's architecture; stages of one network follow each
     other. `start` says how a network begins that has no earlier stage: "copy" (teacher's embeddings and heads) or
@@ -94,6 +94,8 @@ def stage(kind: str, network: str, **changes: Any) -> ConfigDict:
         "freezing": "soft", "active_multiplier": 3.0, "tf1_unmasked": False, "tf1_statistics": False,
         # Relations: weights, how many relation heads, the teacher's layer (from 0).
         "query_relation": 1.0, "key_relation": 1.0, "value_relation": 1.0, "relation_heads": 48, "teacher_layer": -1,
+        # TinyBERT's squared errors: weights, and whether hidden states pass a learned projection to the teacher's width.
+        "hidden_mse": 1.0, "attention_mse": 1.0, "embedding_mse": 1.0, "projection": True,
         # Distillation: share of the true word in the target, weight of next-sentence prediction.
         "alpha": 0.5, "nsp": 1.0,
     }

@@ -189,14 +189,15 @@ def check_fit(stage: Stage, model: Model, teacher: Model | None) -> None:
                            "without it, or take another teacher")
     for term in stage.terms:
         reads = {term.definition.student, term.definition.teacher} - {None}
-        if reads & {"hidden", "hidden_moments"} and ours.hidden_size != theirs.hidden_size:
+        if reads & {"hidden", "hidden_moments", "embeddings"} and not term.projection and ours.hidden_size != theirs.hidden_size:
             raise BadInput(f"stage {stage.name!r}: the loss {term.loss!r} compares hidden states of width "
                            f"{theirs.hidden_size} (teacher) and {ours.hidden_size} (student); make them equal with "
-                           f"config.student.model.hidden_size={theirs.hidden_size}")
+                           f"config.student.model.hidden_size={theirs.hidden_size}"
+                           + (f", or config.stages.{stage.name}.projection=True" if term.loss.endswith("_mse") else ""))
         if "attention_scores" in reads and ours.num_heads != theirs.num_heads:
             raise BadInput(f"stage {stage.name!r}: the loss {term.loss!r} compares {theirs.num_heads} attention heads "
                            f"(teacher) with {ours.num_heads} (student); set config.student.model.num_heads="
-                           f"{theirs.num_heads}, or config.stages.{stage.name}.attention=0")
+                           f"{theirs.num_heads}, or config.stages.{stage.name}.{term.loss}=0")
         if term.definition.per_layer and term.layer_map is None and ours.num_layers != theirs.num_layers:
             raise BadInput(f"stage {stage.name!r} transfers layer by layer, but the teacher has {theirs.num_layers} "
                            f"layers and the student {ours.num_layers}; give config.stages.{stage.name}.layer_map, one "
@@ -240,7 +241,7 @@ def trace(recipe: Recipe, stage: Stage, data: ConfigDict) -> Any:
     """The abstract result of one step of `stage`: what start-up traces so that no mistake waits for its stage."""
     model = recipe.model(stage.network)
     teacher = recipe.teacher if stage.needs_teacher else None
-    like = jax.eval_shape(lambda key: state.create(stage, model.init(key)), jax.random.key(0))
+    like = state.shapes(stage, model, teacher)
     teacher_like = given_parameters(teacher)
     batch = abstract_batch(stage.batch_size, data.sequence_length, predictions_a_row(data),
                            packing.segments_a_row(data.sequence_length) if data.packing else None)

@@ -7,7 +7,6 @@ are read from their folders, the stage in progress from its newest checkpoint.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import math
 import sys
@@ -29,6 +28,7 @@ from jaxdistill.models import Model, Params
 from jaxdistill.models.encoder import in_compute_dtype
 from jaxdistill.models.parameters import count, digest
 from jaxdistill.models.sizes import parameter_shapes, tap_shapes
+from jaxdistill.objectives import projections
 from jaxdistill.resolve import TEACHER, Recipe, check_settings, predictions_a_row, resolve, stage_seed, trace
 from jaxdistill.students.copying import copy_embeddings_and_heads, random_start
 from jaxdistill.training import hosts, loop, sharding, state
@@ -195,14 +195,16 @@ class Run:
             "first_example": self.recipe.first_example[stage.name], "lineage": self._lineage(stage),
             "teacher": {"path": self.teacher_path, "sha256": self.teacher_sha} if stage.needs_teacher else None,
         }
-        like = jax.eval_shape(lambda key: state.create(stage, model.init(key)), jax.random.key(0))
+        like = state.shapes(stage, model, teacher)
         if checkpoints.latest() is not None:
             train_state, held = checkpoints.restore(like, self.mesh)
             self._check_teacher(stage, held)
             self._check_lineage(stage, held)
             page |= {name: held[name] for name in ("seconds", "layers") if name in held}
         else:
-            create = jax.jit(functools.partial(state.create, stage), out_shardings=sharding.shardings(self.mesh, like))
+            key = jax.random.key(stage_seed(config.seed, stage.name))
+            create = jax.jit(lambda params: state.create(stage, params, model, teacher, key),
+                             out_shardings=sharding.shardings(self.mesh, like))
             train_state = create(self._start(stage, model))
         done = int(train_state.step)
         example = page["first_example"] + done * stage.batch_size
@@ -218,7 +220,7 @@ class Run:
                 seed=stage_seed(config.seed, stage.name), checkpoints=checkpoints, page=page,
                 reporting=reporting, limits=limits, evaluate_layer=evaluate_layer)
         page["skipped"] = int(train_state.skipped)
-        return hosts.to_host(train_state.params), page
+        return hosts.to_host(projections.drop(train_state.params)), page
 
     @contextlib.contextmanager
     def _reporting(self, stage: Stage, done: int, flops: dict[str, float]) -> Iterator[loop.Reporting]:

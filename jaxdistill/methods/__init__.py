@@ -2,5 +2,6 @@
 
 from jaxdistill.methods.minilm import relations
 from jaxdistill.methods.mobilebert import auxiliary, classify, distill, joint, pretrain, progressive
+from jaxdistill.methods.tinybert import intermediate
 
-KINDS = {f.__name__: f for f in (pretrain, progressive, joint, auxiliary, distill, relations, classify)}
+KINDS = {f.__name__: f for f in (pretrain, progressive, joint, auxiliary, distill, relations, intermediate, classify)}

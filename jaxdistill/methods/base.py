@@ -20,16 +20,18 @@ DECAYS = ("constant", "linear")
 @dataclasses.dataclass(frozen=True)
 class Term:
     """`weight` x loss. `layer_map[i]` is the teacher layer that student layer i follows, -1 if none (None: i follows i).
-    `relation_heads`: of a loss on relations."""
+    `relation_heads`: of a loss on relations. `projection`: the name of a learned linear map from the student's width to
+    the teacher's; terms that give one name share it."""
 
     loss: str
     weight: float
     layer_map: tuple[int, ...] | None = None
     relation_heads: int = 0
+    projection: str = ""
 
     @property
     def definition(self) -> Loss:
-        loss = loss_named(self.loss)
+        loss = dataclasses.replace(loss_named(self.loss), projection=self.projection)
         if not loss.relation:
             return loss
         return dataclasses.replace(loss, sum=functools.partial(loss.sum, heads=self.relation_heads))
@@ -107,10 +109,18 @@ class Stage:
                            "published; set it to False")
         if self.progressive and any(not term.definition.per_layer for term in self.terms):
             raise BadInput(f"stage {self.name!r} is progressive, so every loss must be of one layer")
+        if self.progressive and self.projections:
+            raise BadInput(f"stage {self.name!r} is progressive, so its losses have no learned projection; give the student "
+                           "the teacher's width")
 
     @property
     def progressive(self) -> bool:
         return self.depth != "full"
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        """The learned projections of its terms, in a fixed order."""
+        return tuple(sorted({term.projection for term in self.terms} - {""}))
 
     @property
     def needs_teacher(self) -> bool:
@@ -118,12 +128,14 @@ class Stage:
 
     def taps(self, whose: str) -> tuple[str, ...]:
         """The taps its terms read of "student" or "teacher", in a fixed order."""
-        names = {getattr(term.definition, whose) for term in self.terms if term.definition.per_layer}
+        names = {getattr(term.definition, whose) for term in self.terms
+                 if term.definition.per_layer or term.definition.of_embeddings}
         return tuple(sorted(names))
 
     def heads(self, whose: str) -> tuple[str, ...]:
         """The heads its terms read of "student" or "teacher"."""
-        names = {getattr(term.definition, whose) for term in self.terms if not term.definition.per_layer}
+        names = {getattr(term.definition, whose) for term in self.terms
+                 if not (term.definition.per_layer or term.definition.of_embeddings)}
         return tuple(sorted(HEAD_OF_OUTPUT[name] for name in names if name is not None))
 
     def teacher_depth(self, num_layers: int) -> int | None:
@@ -131,4 +143,4 @@ class Stage:
         if self.heads("teacher") or "hidden_moments" in self.taps("teacher"):
             return None
         maps = [term.layer_map for term in self.terms if term.definition.per_layer]
-        return max(max(layer_map) + 1 if layer_map else num_layers for layer_map in maps)
+        return max((max(layer_map) + 1 if layer_map else num_layers for layer_map in maps), default=0)

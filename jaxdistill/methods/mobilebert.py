@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxdistill.errors import BadInput
 from jaxdistill.methods.base import Stage, Term
-from jaxdistill.methods.settings import build
+from jaxdistill.methods.settings import build, checked_layer_map
 
 # Blocks move, embeddings and heads stay as copied from the teacher (spec: "non-encoder variables: rate 0").
 BLOCKS = ("layers/",)
@@ -19,10 +19,7 @@ BLOCKS = ("layers/",)
 
 def transfer_terms(name: str, settings: Any, num_layers: int) -> tuple[Term, ...]:
     """Knowledge transfer of one layer: L_FMT in its normalised and statistics parts, and L_AT (eqs. 2-3)."""
-    layer_map = tuple(int(i) for i in settings.layer_map) or None
-    if layer_map is not None and len(layer_map) != num_layers:
-        raise BadInput(f"config.stages.{name}.layer_map={layer_map} names {len(layer_map)} teacher layers for {num_layers} "
-                       "student layers; give one teacher layer for each student layer")
+    layer_map = checked_layer_map(name, settings, num_layers)
     statistics = "_tf1" if settings.tf1_statistics else ""
     weights = {
         "feature_map": settings.feature_map,

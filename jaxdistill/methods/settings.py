@@ -8,7 +8,8 @@ from typing import Any
 from jaxdistill.errors import BadInput, nearest
 from jaxdistill.methods.base import DECAYS, OPTIMIZERS, Optimizer, Schedule, Stage, Term
 
-WEIGHTS = ("feature_map", "mean", "variance", "attention", "nsp", "query_relation", "key_relation", "value_relation")
+WEIGHTS = ("feature_map", "mean", "variance", "attention", "nsp", "query_relation", "key_relation", "value_relation",
+           "hidden_mse", "attention_mse", "embedding_mse")
 
 
 def build(name: str, settings: Any, terms: tuple[Term, ...], **fields: Any) -> Stage:
@@ -24,6 +25,15 @@ def build(name: str, settings: Any, terms: tuple[Term, ...], **fields: Any) -> S
         batch_size=settings.batch_size, accumulation=settings.accumulation, dropout=settings.dropout,
         active_multiplier=settings.active_multiplier, tf1_unmasked=settings.tf1_unmasked, **fields,
     )
+
+
+def checked_layer_map(name: str, settings: Any, num_layers: int) -> tuple[int, ...] | None:
+    """The section's layer map, None for i to i. Raises `BadInput` unless it names one teacher layer a student layer."""
+    layer_map = tuple(int(i) for i in settings.layer_map) or None
+    if layer_map is not None and len(layer_map) != num_layers:
+        raise BadInput(f"config.stages.{name}.layer_map={layer_map} names {len(layer_map)} teacher layers for {num_layers} "
+                       "student layers; give one teacher layer for each student layer")
+    return layer_map
 
 
 def _check(name: str, settings: Any) -> None:

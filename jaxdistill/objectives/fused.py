@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill.kernels.forward_gradient import gradient_in_chunks, gradient_in_forward, projected_loss
-from jaxdistill.models import Arrays, Batch
+from jaxdistill.models import Arrays, Batch, Params
 from jaxdistill.models.block import attention_scores
 from jaxdistill.models.heads import vocabulary_logits
+from jaxdistill.objectives.projections import project
 from jaxdistill.objectives.relations import relation, relation_heads
 from jaxdistill.objectives.terms import Loss
 
@@ -33,37 +34,40 @@ def weighted(sums: Arrays, scales: Scales) -> jax.Array:
     return sum((value * scales[name] for name, value in sums.items()), jnp.float32(0))
 
 
-def layer_sums(losses: Losses, student_taps: Arrays, teacher_taps: Mapping[str, Any], masks: Batch) -> Arrays:
-    """The raw sums of losses of one layer, by name."""
-    return {name: loss.sum(student_taps[loss.student], teacher_taps[loss.teacher or ""], masks)
+def layer_sums(losses: Losses, student_taps: Arrays, teacher_taps: Mapping[str, Any], masks: Batch, maps: Params) -> Arrays:
+    """The raw sums of losses of one layer, by name; `maps` are their learned projections."""
+    return {name: loss.sum(project(maps, loss.projection, student_taps[loss.student]), teacher_taps[loss.teacher or ""], masks)
             for name, loss in losses.items()}
 
 
 def layer_terms(losses: Losses, scales: Scales, student_taps: Arrays, teacher_taps: Mapping[str, Any], masks: Batch,
-                bias: jax.Array, dtype: Any, rows: int) -> tuple[jax.Array, Arrays]:
-    """`layer_sums`, scaled: (value, raw sums). Kept for the backward pass: the gradients with respect to the hidden state
-    and to queries and keys (of attention scores, which are computed from them again; where the block computes them
-    too, the compiler does it once), in `dtype`. `rows`: rows on one device, which the size of chunks follows."""
+                maps: Params, bias: jax.Array, dtype: Any, rows: int) -> tuple[jax.Array, Arrays]:
+    """`layer_sums`, scaled: (value, raw sums). Kept for the backward pass: the gradients with respect to the hidden state,
+    to projections and to queries and keys (of attention scores, which are computed from them again; where the block
+    computes them too, the compiler does it once), in `dtype`. `rows`: rows on one device, which the size of chunks
+    follows."""
     relations = {name: loss for name, loss in losses.items() if loss.relation}
     others = {name: loss for name, loss in losses.items() if not loss.relation}
     parts = [_relation_terms(loss, name, scales[name], student_taps, teacher_taps, masks, dtype, rows)
              for name, loss in relations.items()]
     if others:
-        parts.append(_map_terms(others, scales, student_taps, teacher_taps, masks, bias, dtype))
+        parts.append(_map_terms(others, scales, student_taps, teacher_taps, masks, maps, bias, dtype))
     return sum((value for value, _ in parts), jnp.float32(0)), {name: x for _, sums in parts for name, x in sums.items()}
 
 
 def _map_terms(losses: Losses, scales: Scales, student_taps: Arrays, teacher_taps: Mapping[str, Any], masks: Batch,
-               bias: jax.Array, dtype: Any) -> tuple[jax.Array, Arrays]:
+               maps: Params, bias: jax.Array, dtype: Any) -> tuple[jax.Array, Arrays]:
     wanted = {loss.student for loss in losses.values()}
-    moving = {name: student_taps[name] for tap in sorted(wanted) for name in SOURCES.get(tap, (tap,))}
+    used = {loss.projection for loss in losses.values()} - {""}
+    moving = ({name: student_taps[name] for tap in sorted(wanted) for name in SOURCES.get(tap, (tap,))},
+              {name: maps[name] for name in sorted(used)})
 
-    def function(moving: Arrays, fixed: Any) -> tuple[jax.Array, Arrays]:
+    def function(moving: tuple[Arrays, Params], fixed: Any) -> tuple[jax.Array, Arrays]:
         teacher_taps, masks, bias, scales = fixed
-        taps = dict(moving)
+        taps, maps = dict(moving[0]), moving[1]
         if "attention_scores" in wanted:
-            taps["attention_scores"] = attention_scores(moving["query"], moving["key"], bias)
-        sums = layer_sums(losses, taps, teacher_taps, masks)
+            taps["attention_scores"] = attention_scores(taps["query"], taps["key"], bias)
+        sums = layer_sums(losses, taps, teacher_taps, masks, maps)
         return weighted(sums, scales), sums
 
     read = {loss.teacher: teacher_taps[loss.teacher] for loss in losses.values() if loss.teacher is not None}

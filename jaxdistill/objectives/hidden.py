@@ -1,7 +1,8 @@
-"""Feature-map transfer: the hidden states of one layer, compared token by token (MobileBERT section 3.5, eq. 2).
+"""Hidden states of one layer, compared token by token: TinyBERT's squared error, and MobileBERT's feature-map transfer
+(section 3.5, eq. 2).
 
-The published code splits the mean squared error in a normalised part and two parts on the statistics, which is what
-keeps it stable; the three are here. All are sums over real tokens of means over the width (`terms.py` has the counts).
+MobileBERT's published code splits the mean squared error in a normalised part and two parts on the statistics, which is
+what keeps it stable; the three are here. All are sums over real tokens of means over the width (`terms.py` has the counts).
 Letters: B batch, L sequence length, D inter-block width, N teacher layers.
 """
 
@@ -14,6 +15,12 @@ from jaxdistill.models import Batch
 from jaxdistill.models.encoder import attention_mask
 
 EPS = 1e-12
+
+
+def squared_error(student_BxLxD: jax.Array, teacher_BxLxD: jax.Array, batch: Batch) -> jax.Array:
+    """Mean over D of (teacher - student)^2 (TinyBERT, arXiv:1909.10351, eqs. 8-9; the student's projected to the width D)."""
+    student, teacher = real_only(student_BxLxD, batch), real_only(teacher_BxLxD, batch)
+    return masked_sum(jnp.mean((jax.lax.stop_gradient(teacher) - student) ** 2, axis=-1), batch)
 
 
 def feature_map(student_BxLxD: jax.Array, teacher_BxLxD: jax.Array, batch: Batch) -> jax.Array:

@@ -1,4 +1,5 @@
-"""Attention transfer (MobileBERT section 3.5, eq. 3) and self-attention relations (MiniLMv2, arXiv:2012.15828, eqs. 5-8).
+"""Attention transfer (MobileBERT section 3.5, eq. 3; TinyBERT eq. 7) and self-attention relations (MiniLMv2, arXiv:2012.15828,
+eqs. 5-8).
 
 Letters: B batch, A heads, K head width, L sequence length (queries, then keys), R relation heads.
 """
@@ -29,6 +30,21 @@ def attention_kl(student_BxAxLxL: jax.Array, teacher_BxAxLxL: jax.Array, batch: 
     teacher = jax.nn.log_softmax(jax.lax.stop_gradient(real_queries(teacher_BxAxLxL, batch)))
     student = jax.nn.log_softmax(real_queries(student_BxAxLxL, batch))
     return masked_sum(jnp.mean(jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1), axis=1), batch)
+
+
+def attention_mse(student_BxAxLxL: jax.Array, teacher_BxAxLxL: jax.Array, batch: Batch) -> jax.Array:
+    """Squared difference of the scores before the softmax; mean over heads, sum over pairs of real query and real key (in
+    a packed row, of one text). TinyBERT's released code counts pads in; here they are out."""
+    pairs_Bx1xLxL = real_pairs(batch)
+    # Zeros before any arithmetic, as in `hidden.real_only`: masked keys hold -1e9.
+    student, teacher = (jnp.where(pairs_Bx1xLxL, x.astype(jnp.float32), 0.0)
+                        for x in (student_BxAxLxL, jax.lax.stop_gradient(teacher_BxAxLxL)))
+    return jnp.sum(jnp.mean((teacher - student) ** 2, axis=1))
+
+
+def real_pairs(batch: Batch) -> jax.Array:
+    """bool[B, 1, L, L]: query and key are both real, and of one text."""
+    return (attention_bias(batch) == 0) & (attention_mask(batch)[:, None, :, None] > 0)
 
 
 def relation(student_BxLxAxK: jax.Array, teacher_BxLxAxK: jax.Array, batch: Batch, heads: int = 1) -> jax.Array:

@@ -25,7 +25,8 @@ from jaxdistill.objectives import hidden, logits, relations
 class Loss:
     """`student` and `teacher` name a tap (then the loss is of one layer) or an output; None: no teacher is needed.
 
-    `relation`: the sum takes `heads` too, a term's `relation_heads`.
+    `relation`: the sum takes `heads` too, a term's `relation_heads`. `projection`: a term's; what is read of the student
+    goes through it first.
     """
 
     sum: Callable[..., jax.Array]
@@ -33,10 +34,15 @@ class Loss:
     student: str
     teacher: str | None = None
     relation: bool = False
+    projection: str = ""
 
     @property
     def per_layer(self) -> bool:
         return self.student in BLOCK_TAPS
+
+    @property
+    def of_embeddings(self) -> bool:
+        return self.student == "embeddings"
 
 
 def masked_words(batch: Batch) -> jax.Array:
@@ -47,6 +53,11 @@ def masked_words(batch: Batch) -> jax.Array:
 def real_tokens(batch: Batch) -> jax.Array:
     """How many tokens are not padding."""
     return jnp.sum(attention_mask(batch)).astype(jnp.float32)
+
+
+def token_pairs(batch: Batch) -> jax.Array:
+    """How many pairs of a query and a key there are, both real and of one text."""
+    return jnp.sum(relations.real_pairs(batch)).astype(jnp.float32)
 
 
 def examples(batch: Batch) -> jax.Array:
@@ -65,6 +76,9 @@ LOSSES: dict[str, Loss] = {
     "variance": Loss(hidden.variance, real_tokens, "hidden", "hidden"),
     "mean_tf1": Loss(hidden.mean_tf1, real_tokens, "hidden", "hidden_moments"),
     "variance_tf1": Loss(hidden.variance_tf1, real_tokens, "hidden", "hidden_moments"),
+    "hidden_mse": Loss(hidden.squared_error, real_tokens, "hidden", "hidden"),
+    "embedding_mse": Loss(hidden.squared_error, real_tokens, "embeddings", "embeddings"),
+    "attention_mse": Loss(relations.attention_mse, token_pairs, "attention_scores", "attention_scores"),
     "attention": Loss(relations.attention, real_tokens, "attention_scores", "attention_scores"),
     "query_relation": Loss(relations.relation, real_tokens, "query", "query", relation=True),
     "key_relation": Loss(relations.relation, real_tokens, "key", "key", relation=True),

@@ -118,7 +118,7 @@ def compile_stage(config: ConfigDict, recipe: Recipe, stage: Stage, mesh: jax.sh
     started = time.perf_counter()
     model = recipe.model(stage.network)
     teacher = recipe.teacher if stage.needs_teacher else None
-    now = jax.eval_shape(lambda key: state.create(stage, model.init(key)), jax.random.key(0))
+    now = state.shapes(stage, model, teacher)
     theirs = given_parameters(teacher)
     size = rows * sharding.batch_parts(mesh) * stage.accumulation
     batch = abstract_batch(size, config.data.sequence_length, predictions_a_row(config.data),

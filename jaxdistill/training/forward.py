@@ -19,7 +19,7 @@ from jaxdistill.methods.base import Stage, Term
 from jaxdistill.models import Arrays, Batch, Model, Params
 from jaxdistill.models.encoder import attention_bias, split_key, take_layer
 from jaxdistill.models.parameters import unflatten
-from jaxdistill.objectives import fused
+from jaxdistill.objectives import fused, projections
 from jaxdistill.objectives.terms import HEAD_OF_OUTPUT, Loss, count_everything
 
 Result = tuple[jax.Array, Arrays]
@@ -60,13 +60,16 @@ def _plain_sums(stage: Stage, model: Model, teacher: Model | None, params: Param
         assert teacher is not None
         theirs, teacher_taps = teacher.apply(teacher_params, batch, taps=stage.taps("teacher"), heads=stage.heads("teacher"),
                                              num_layers=stage.teacher_depth(model.config.num_layers))
-    sums = {term.loss: _full_sum(term, ours, student_taps, theirs, teacher_taps, masks) for term in stage.terms}
+    maps = projections.in_dtype(params, model.config.dtype)
+    sums = {term.loss: _full_sum(term, ours, student_taps, theirs, teacher_taps, masks, maps) for term in stage.terms}
     return fused.weighted(sums, scales), sums
 
 
 def _full_sum(term: Term, student_out: Arrays, student_taps: Arrays, teacher_out: Mapping[str, Any],
-              teacher_taps: Mapping[str, Any], masks: Batch) -> jax.Array:
+              teacher_taps: Mapping[str, Any], masks: Batch, maps: Params) -> jax.Array:
     loss = term.definition
+    if loss.of_embeddings:
+        return _embedding_sum(loss, student_taps["embeddings"], teacher_taps["embeddings"], masks, maps)
     if not loss.per_layer:
         target = None if loss.teacher is None else jax.lax.stop_gradient(teacher_out[loss.teacher])
         return loss.sum(student_out[loss.student], target, masks)
@@ -78,23 +81,32 @@ def _full_sum(term: Term, student_out: Arrays, student_taps: Arrays, teacher_out
         followers = [i for i, at in enumerate(term.layer_map) if at >= 0]
         ours_NxB = jnp.take(ours_NxB, jnp.asarray(followers), axis=0)
         theirs = jnp.take(theirs, jnp.asarray([term.layer_map[i] for i in followers]), axis=0)
+    ours_NxB = projections.project(maps, loss.projection, ours_NxB)
     return jnp.sum(jax.vmap(lambda ours, their: loss.sum(ours, their, masks))(ours_NxB, theirs))
+
+
+def _embedding_sum(loss: Loss, ours: jax.Array, theirs: jax.Array, masks: Batch, maps: Params) -> jax.Array:
+    return loss.sum(projections.project(maps, loss.projection, ours), theirs, masks)
 
 
 def _fused_sums(stage: Stage, model: Model, teacher: Model | None, params: Params, teacher_params: Params, batch: Batch,
                 masks: Batch, dropout_key: jax.Array | None, scales: Arrays) -> Result:
-    layered, _, _ = _by_kind(stage)
+    layered = _of_layers(stage)
     if layered and not walks(stage):
         return _plain_sums(stage, model, teacher, params, teacher_params, batch, masks, dropout_key, scales)
+    maps = projections.in_dtype(params, model.config.dtype)
     embed_key, layers_key, heads_key = split_key(dropout_key)
     hidden, bias = model.embed(params, batch, embed_key), attention_bias(batch)
     theirs: Any = teacher.embed(teacher_params, batch) if stage.needs_teacher and teacher is not None else None
-    value, sums, done = jnp.float32(0), Arrays(), 0
+    sums = {term.loss: _embedding_sum(term.definition, hidden, theirs, masks, maps) for term in stage.terms
+            if term.definition.of_embeddings}
+    value, done = fused.weighted(sums, scales), 0
     if layered:
         assert teacher is not None
         walk = _visit if -1 in (_layer_map(stage) or ()) else _walk
-        hidden, theirs, value, sums = walk(stage, model, teacher, params["layers"], teacher_params["layers"], hidden, theirs,
-                                           masks, bias, layers_key, scales)
+        hidden, theirs, more, found = walk(stage, model, teacher, params["layers"], teacher_params["layers"], hidden, theirs,
+                                           masks, maps, bias, layers_key, scales)
+        value, sums = value + more, {**sums, **found}
         done = max(_layer_map(stage) or (model.config.num_layers - 1,)) + 1
     else:
         hidden, _ = model.encode(params["layers"], hidden, bias, dropout_key=layers_key)
@@ -109,7 +121,7 @@ def _fused_sums(stage: Stage, model: Model, teacher: Model | None, params: Param
 def head_sums(stage: Stage, model: Model, teacher: Model | None, params: Params, teacher_params: Params, hidden: jax.Array,
               theirs: Any, masks: Batch, scales: Arrays, dropout_key: jax.Array | None = None) -> Result:
     """(value, raw sums) of the losses on head outputs, from both last hidden states; plain too, for the benchmark."""
-    _, words, others = _by_kind(stage)
+    words, others = _of_heads(stage)
     if not stage.fused:
         words, others = {}, {**words, **others}
     value, sums = jnp.float32(0), Arrays()
@@ -128,7 +140,7 @@ def head_sums(stage: Stage, model: Model, teacher: Model | None, params: Params,
 
 
 def _walk(stage: Stage, model: Model, teacher: Model, layers: Params, teacher_layers: Params, hidden: jax.Array,
-          theirs: jax.Array, masks: Batch, bias: jax.Array, dropout_key: jax.Array | None, scales: Arrays
+          theirs: jax.Array, masks: Batch, maps: Params, bias: jax.Array, dropout_key: jax.Array | None, scales: Arrays
           ) -> tuple[jax.Array, jax.Array, jax.Array, Arrays]:
     """Both stacks in one scan over the student's layers: (last hidden states of student and teacher, value, raw sums)."""
     depth = model.config.num_layers
@@ -149,7 +161,7 @@ def _walk(stage: Stage, model: Model, teacher: Model, layers: Params, teacher_la
             theirs = jax.lax.fori_loop(last + 1, at, run_teacher, theirs)
         entered = theirs if repeats else None
         theirs, teacher_taps = teacher.block(take_layer(teacher_layers, at), theirs, bias)
-        value, sums = layer_value(stage, model, student_taps, teacher_taps, masks, bias, scales)
+        value, sums = layer_value(stage, model, student_taps, teacher_taps, masks, maps, bias, scales)
         return (hidden, theirs, entered), (value, sums)
 
     keys = None if dropout_key is None else jax.random.split(dropout_key, depth)
@@ -160,10 +172,10 @@ def _walk(stage: Stage, model: Model, teacher: Model, layers: Params, teacher_la
 
 
 def _visit(stage: Stage, model: Model, teacher: Model, layers: Params, teacher_layers: Params, hidden: jax.Array,
-           theirs: jax.Array, masks: Batch, bias: jax.Array, dropout_key: jax.Array | None, scales: Arrays
+           theirs: jax.Array, masks: Batch, maps: Params, bias: jax.Array, dropout_key: jax.Array | None, scales: Arrays
            ) -> tuple[jax.Array, jax.Array, jax.Array, Arrays]:
     """As `_walk`, for a map by which only some layers follow one of the teacher's: those one by one, others in scans."""
-    losses, _, _ = _by_kind(stage)
+    losses = _of_layers(stage)
     depth = model.config.num_layers
     keys = None if dropout_key is None else jax.random.split(dropout_key, depth)
     value, sums = jnp.float32(0), {name: jnp.float32(0) for name in losses}
@@ -182,7 +194,7 @@ def _visit(stage: Stage, model: Model, teacher: Model, layers: Params, teacher_l
         if at >= teacher_done:
             theirs, _ = teacher.encode(stretch(teacher_layers, teacher_done, at), theirs, bias)
             theirs, teacher_taps = teacher.block(take_layer(teacher_layers, at), theirs, bias)
-        more, found = layer_value(stage, model, student_taps, teacher_taps, masks, bias, scales)
+        more, found = layer_value(stage, model, student_taps, teacher_taps, masks, maps, bias, scales)
         value, sums = value + more, {name: sums[name] + found[name] for name in losses}
         done, teacher_done = i + 1, at + 1
     hidden, _ = model.encode(stretch(layers, done, depth), hidden, bias, dropout_keys=stretch(keys, done, depth))
@@ -195,32 +207,37 @@ def _sums_at_layer(stage: Stage, model: Model, teacher: Model | None, moving: Ar
     strict = stage.depth == "progressive_strict"
     params = unflatten(frozen if strict else {**frozen, **moving})
     active = unflatten(moving)["layers"] if strict else None
-    losses, _, _ = _by_kind(stage)
+    losses = _of_layers(stage)
     wanted = fused.student_taps_of(losses) if stage.fused else stage.taps("student")
     ours = model.apply_at(params, batch, layer, taps=wanted, active=active, differentiable=not strict)
     layer_map = _layer_map(stage)
     teacher_layer = layer if layer_map is None else jnp.asarray(layer_map)[layer]
     theirs = jax.lax.stop_gradient(teacher.apply_at(teacher_params, batch, teacher_layer, taps=stage.taps("teacher")))
-    return layer_value(stage, model, ours, theirs, masks, attention_bias(batch), scales)
+    return layer_value(stage, model, ours, theirs, masks, {}, attention_bias(batch), scales)
 
 
-def layer_value(stage: Stage, model: Model, student_taps: Arrays, teacher_taps: Arrays, masks: Batch, bias: jax.Array,
-                scales: Arrays) -> Result:
-    """(value, raw sums) of the losses of one layer, from the taps of both."""
-    losses, _, _ = _by_kind(stage)
+def layer_value(stage: Stage, model: Model, student_taps: Arrays, teacher_taps: Arrays, masks: Batch, maps: Params,
+                bias: jax.Array, scales: Arrays) -> Result:
+    """(value, raw sums) of the losses of one layer, from the taps of both; `maps`: learned projections."""
+    losses = _of_layers(stage)
     if not stage.fused:
-        sums = fused.layer_sums(losses, student_taps, jax.lax.stop_gradient(teacher_taps), masks)
+        sums = fused.layer_sums(losses, student_taps, jax.lax.stop_gradient(teacher_taps), masks, maps)
         return fused.weighted(sums, scales), sums
-    return fused.layer_terms(losses, _only(scales, losses), student_taps, teacher_taps, masks, bias, model.config.dtype,
-                             _rows_on_a_device(model, masks))
+    return fused.layer_terms(losses, _only(scales, losses), student_taps, teacher_taps, masks, maps, bias,
+                             model.config.dtype, _rows_on_a_device(model, masks))
 
 
-def _by_kind(stage: Stage) -> tuple[dict[str, Loss], dict[str, Loss], dict[str, Loss]]:
-    """Losses of a layer, losses over the vocabulary, losses of other heads; by name."""
-    losses = {term.loss: term.definition for term in stage.terms}
-    layered = {name: loss for name, loss in losses.items() if loss.per_layer}
+def _of_layers(stage: Stage) -> dict[str, Loss]:
+    """The losses of a layer, by name."""
+    return {term.loss: term.definition for term in stage.terms if term.definition.per_layer}
+
+
+def _of_heads(stage: Stage) -> tuple[dict[str, Loss], dict[str, Loss]]:
+    """Losses over the vocabulary, losses of other heads; by name."""
+    losses = {term.loss: term.definition for term in stage.terms
+              if not (term.definition.per_layer or term.definition.of_embeddings)}
     words = {name: loss for name, loss in losses.items() if loss.student == "mlm_logits"}
-    return layered, words, {name: loss for name, loss in losses.items() if name not in layered and name not in words}
+    return words, {name: loss for name, loss in losses.items() if name not in words}
 
 
 def _layer_map(stage: Stage) -> tuple[int, ...] | None:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxdistill.methods.base import Stage
+from jaxdistill.methods.base import Stage, Term
 from jaxdistill.models import Model
 from jaxdistill.models.sizes import TRAINING_FLOPS_PER_FORWARD_FLOP, encoder_flops, forward_flops
 
@@ -69,7 +69,11 @@ def step_flops(stage: Stage, model: Model, teacher: Model | None, length: int, m
     """
     heads, backward = stage.heads, TRAINING_FLOPS_PER_FORWARD_FLOP - 1
     if not stage.progressive:
-        student = (1 + backward) * _forward(model, heads("student"), length, masked_positions)
+        student = _forward(model, heads("student"), length, masked_positions)
+        if teacher is not None:
+            student += sum(_projected_states(term, model) for term in stage.terms if term.projection) * (
+                2 * length * model.config.hidden_size * teacher.config.hidden_size)
+        student *= 1 + backward
         other = 0.0
         if teacher is not None:
             depth = stage.teacher_depth(model.config.num_layers)
@@ -87,6 +91,13 @@ def step_flops(stage: Stage, model: Model, teacher: Model | None, length: int, m
 
 def _forward(model: Model, heads: tuple[str, ...], length: int, masked_positions: int) -> float:
     return float(sum(forward_flops(model.config, length, masked_positions, heads).values()))
+
+
+def _projected_states(term: Term, model: Model) -> int:
+    """How many states of the student a term's projection widens."""
+    if not term.definition.per_layer:
+        return 1
+    return model.config.num_layers if term.layer_map is None else sum(at >= 0 for at in term.layer_map)
 
 
 def _mean_up_to(model: Model, layers: tuple[int, ...], length: int) -> float:

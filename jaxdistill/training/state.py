@@ -11,9 +11,10 @@ import jax.numpy as jnp
 
 from jaxdistill.errors import BadInput
 from jaxdistill.methods.base import Stage
-from jaxdistill.models import Params
+from jaxdistill.models import Model, Params
 from jaxdistill.models.encoder import take_layer
 from jaxdistill.models.parameters import flatten, is_stacked, unflatten
+from jaxdistill.objectives import projections
 from jaxdistill.training import optimizers
 
 Flat = dict[str, jax.Array]
@@ -31,11 +32,22 @@ class TrainState:
     skipped_in_a_row: jax.Array
 
 
-def create(stage: Stage, params: Params) -> TrainState:
-    """The state at the start of `stage`."""
+def create(stage: Stage, params: Params, model: Model | None = None, teacher: Model | None = None,
+           key: jax.Array | None = None) -> TrainState:
+    """The state at the start of `stage`: a network's parameters and, where losses have learned projections, those from
+    `key`, of the widths of `model` and `teacher`."""
+    if stage.projections:
+        assert model is not None and teacher is not None and key is not None
+        params = {**params, projections.NAME: projections.start(stage.projections, model.config, teacher.config, key)}
     moving, _ = split(stage, params, jnp.int32(0))
     step, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))
     return TrainState(params, optimizers.init(moving), step, skipped, in_a_row)
+
+
+def shapes(stage: Stage, model: Model, teacher: Model | None) -> TrainState:
+    """Shapes and dtypes of the state at the start of `stage` on `model`."""
+    key = jax.random.key(0)
+    return jax.eval_shape(lambda: create(stage, model.init(key), model, teacher, key))
 
 
 def split(stage: Stage, params: Params, layer: jax.Array) -> tuple[Flat, Flat]:
@@ -50,8 +62,9 @@ def split(stage: Stage, params: Params, layer: jax.Array) -> tuple[Flat, Flat]:
 
 
 def moving_names(stage: Stage, params: Params) -> set[str]:
-    """Names that a pattern of `stage.moves` matches."""
-    return {name for name in flatten(params) if any(re.match(pattern, name) for pattern in stage.moves)}
+    """Names that a pattern of `stage.moves` matches, and learned projections."""
+    patterns = (*stage.moves, projections.NAME + "/")
+    return {name for name in flatten(params) if any(re.match(pattern, name) for pattern in patterns)}
 
 
 def merge(stage: Stage, params: Params, moved: Flat, layer: jax.Array) -> Params:

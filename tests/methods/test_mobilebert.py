@@ -148,4 +148,5 @@ def test_a_misspelt_field_or_kind_is_named_with_its_neighbour():
         defaults.stage("joint", "student", feature_maps=1.0)
     with pytest.raises(BadInput, match="did you mean 'progressive'"):
         defaults.stage("progresive", "student")
-    assert set(KINDS) == {"pretrain", "progressive", "joint", "auxiliary", "distill", "relations", "classify"}
+    assert set(KINDS) == {"pretrain", "progressive", "joint", "auxiliary", "distill", "relations", "intermediate",
+                          "classify"}

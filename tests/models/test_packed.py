@@ -53,7 +53,7 @@ def batches(seed):
 
 def losses(model, params, other, other_params, batch, names=PRETRAINING):
     """Every loss by name: sum / count, per layer from layer 1 of both networks."""
-    taps = ("hidden", "query", "key", "value", "attention_scores", "hidden_moments")
+    taps = ("hidden", "query", "key", "value", "attention_scores", "hidden_moments", "embeddings")
     ours, our_taps = model.apply(params, batch, taps=taps)
     theirs, their_taps = other.apply(other_params, batch, taps=taps)
     found = {}
@@ -62,6 +62,8 @@ def losses(model, params, other, other_params, batch, names=PRETRAINING):
         if loss.per_layer:
             target = their_taps[loss.teacher] if loss.teacher == "hidden_moments" else their_taps[loss.teacher][1]
             value = loss.sum(our_taps[loss.student][1], target, batch)
+        elif loss.of_embeddings:
+            value = loss.sum(our_taps["embeddings"], their_taps["embeddings"], batch)
         else:
             value = loss.sum(ours[loss.student], theirs.get(loss.teacher), batch)
         found[name] = value / loss.count(batch)

@@ -32,7 +32,7 @@ def tap(kind, batch, seed):
     """A random tap of this name, with hidden states whose means and variances differ from token to token."""
     rng = np.random.default_rng(seed)
     rows, length = batch["input_ids"].shape
-    if kind == "hidden":
+    if kind in ("hidden", "embeddings"):
         x = rng.normal(size=(rows, length, WIDTH)) * rng.uniform(0.5, 2, (rows, length, 1))
         return (x + rng.normal(size=(rows, length, 1))).astype(np.float32)
     if kind == "hidden_moments":
@@ -106,6 +106,15 @@ def _feature_map(student, teacher, batch):
     )
 
 
+def _squared_error(student, teacher, batch):
+    return sum(np.mean([(t - s) ** 2 for t, s in zip(teacher[i], student[i])]) for i in real(batch))
+
+
+def _attention_mse(student, teacher, batch):
+    return sum((teacher[b, head, q, k] - student[b, head, q, k]) ** 2 / HEADS
+               for b, q in real(batch) for row, k in real(batch) if row == b for head in range(HEADS))
+
+
 def _mean(student, teacher, batch):
     return sum((teacher[i].mean() - student[i].mean()) ** 2 for i in real(batch))
 
@@ -159,6 +168,9 @@ REFERENCES = {
     "variance": _variance,
     "mean_tf1": _mean_tf1,
     "variance_tf1": _variance_tf1,
+    "hidden_mse": _squared_error,
+    "embedding_mse": _squared_error,
+    "attention_mse": _attention_mse,
     "attention": _attention,
     "query_relation": _relation,
     "key_relation": _relation,
@@ -171,7 +183,8 @@ COUNTS = {
     "nsp": lambda batch: sum(batch["example_weights"]),
     "classification": lambda batch: sum(batch["example_weights"]),
     "regression": lambda batch: sum(batch["example_weights"]),
-    **{name: lambda batch: len(real(batch)) for name in PER_LAYER},
+    **{name: lambda batch: len(real(batch)) for name in (*PER_LAYER, "embedding_mse")},
+    "attention_mse": lambda batch: sum(len([k for row, k in real(batch) if row == b]) for b, _ in real(batch)),
 }
 
 

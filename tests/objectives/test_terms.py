@@ -70,7 +70,8 @@ def test_gradient_reaches_the_student_and_never_the_teacher(name):
     assert not theirs.any()
 
 
-@pytest.mark.parametrize("name", ["feature_map", "mean", "variance", "attention_kl", "query_relation"])
+@pytest.mark.parametrize("name", ["feature_map", "mean", "variance", "attention_kl", "query_relation", "hidden_mse",
+                                  "embedding_mse"])
 def test_distance_is_zero_for_equals_and_grows_when_tokens_are_permuted(name):
     student, teacher, batch = example(name)
     same = LOSSES[name].sum(teacher, teacher, batch)

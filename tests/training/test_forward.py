@@ -17,6 +17,7 @@ from jaxdistill.training.step import count_terms
 from tests.conftest import STUDENT, TEACHER, make_stage, pretraining_batch, random_params, shallower
 
 SHORT = shallower(STUDENT, 2)
+NARROW = Model(STUDENT.config.replace(num_layers=2, hidden_size=12))  # not the teacher's width
 CASES = {
     "pretrain": (STUDENT, dict(kind="pretrain")),
     "distill": (STUDENT, dict(kind="distill")),
@@ -41,6 +42,14 @@ CASES = {
     "auxiliary": (STUDENT, dict(kind="auxiliary")),
     "auxiliary with dropout": (STUDENT, dict(kind="auxiliary", dropout=True)),
     "auxiliary, lower layers": (SHORT, dict(kind="auxiliary", layer_map=(0, 1))),
+    "intermediate": (NARROW, dict(kind="intermediate", layer_map=(0, 2))),
+    "intermediate, only one layer, dropout": (NARROW, dict(kind="intermediate", layer_map=(-1, 1), dropout=True)),
+    "intermediate, backwards": (NARROW, dict(kind="intermediate", layer_map=(2, 0))),
+    "intermediate, hidden states alone": (NARROW, dict(kind="intermediate", layer_map=(1, 1), attention_mse=0.0,
+                                                       embedding_mse=0.0)),
+    "intermediate, embeddings alone": (NARROW, dict(kind="intermediate", layer_map=(1, 1), attention_mse=0.0,
+                                                    hidden_mse=0.0)),
+    "intermediate, no projection": (STUDENT, dict(kind="intermediate", projection=False)),
     "soft": (STUDENT, dict(kind="progressive")),
     "strict": (STUDENT, dict(kind="progressive", freezing="strict")),
     "strict, some layers, tf1": (SHORT, dict(kind="progressive", freezing="strict", layer_map=(2, 1), tf1_unmasked=True)),
@@ -53,6 +62,11 @@ def case(name):
     changes = dict(changes)
     stage = make_stage(changes.pop("kind"), num_layers=model.config.num_layers, **changes)
     return dataclasses.replace(stage, fused=False), model
+
+
+def with_projections(stage, model):
+    """The student's parameters, and those of the stage's losses."""
+    return state.create(stage, random_params(model, 2), model, TEACHER, jax.random.key(7)).params
 
 
 def results(stage, model, params, teacher_params, batch, layer=1):
@@ -89,7 +103,7 @@ def check(ours, plain, rtol=1e-5):
 def test_fused_equals_plain(name, teacher_params):
     """Values, raw sums and every gradient to 1e-5 of its largest entry, on padded rows of unlike lengths."""
     stage, model = case(name)
-    params, batch = random_params(model, 2), pretraining_batch(3)
+    params, batch = with_projections(stage, model), pretraining_batch(3)
     layers = range(model.config.num_layers) if stage.progressive else (0,)
     for layer in layers:
         both = [results(dataclasses.replace(stage, fused=on), model, params, teacher_params, batch, layer)

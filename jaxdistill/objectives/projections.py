@@ -1,0 +1,42 @@
+"""The learned projections of a stage's losses: linear maps that take the student's narrow states to the teacher's width.
+
+They lie in the train state's parameters under `projections/`, where optimizer, clipping, decay, mesh and checkpoints treat
+them as any kernel; they always move, and end with their stage: no network and no export has them. Called by state and forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxdistill.models import ModelConfig, Params
+
+NAME = "projections"
+
+
+def start(names: Sequence[str], student: ModelConfig, teacher: ModelConfig, key: jax.Array) -> Params:
+    """{name: {kernel float32[D of the student, D of the teacher], bias float32[D of the teacher]}}: kernels as small and
+    random as the student's own, biases 0."""
+    shape = student.hidden_size, teacher.hidden_size
+    return {name: {"kernel": student.initializer_range * jax.random.normal(k, shape), "bias": jnp.zeros(shape[1])}
+            for name, k in zip(names, jax.random.split(key, len(names)))}
+
+
+def drop(params: Params) -> Params:
+    """A network's own parameters."""
+    return {name: tree for name, tree in params.items() if name != NAME}
+
+
+def in_dtype(params: Params, dtype: str) -> Params:
+    """The projections among `params`, as their products want them; {} if there are none."""
+    return jax.tree.map(lambda x: x.astype(dtype), params.get(NAME, {}))
+
+
+def project(projections: Mapping[str, Params], name: str, x_BxLxD: jax.Array) -> jax.Array:
+    """x W + b in the projection's dtype, float32[..., D of the teacher]; x itself where `name` is ""."""
+    if not name:
+        return x_BxLxD
+    kernel, bias = projections[name]["kernel"], projections[name]["bias"]
+    return jnp.dot(x_BxLxD.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32) + bias

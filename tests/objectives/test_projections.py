@@ -1,0 +1,76 @@
+"""Learned projections: their arithmetic, and their life in a stage from the first step to the export."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdistill.errors import BadInput
+from jaxdistill.methods.base import Stage
+from jaxdistill.models import Model
+from jaxdistill.models.parameters import flatten
+from jaxdistill.objectives import projections
+from jaxdistill.training import sharding, state
+from jaxdistill.training.step import make_step
+from tests.conftest import STUDENT, TEACHER, make_stage, pretraining_batch, random_params
+
+NARROW = Model(STUDENT.config.replace(num_layers=2, hidden_size=12))
+SETTINGS = dict(layer_map=(0, 2), optimizer="adamw", learning_rate=1e-2, decay="constant", steps=20)
+
+
+def started(stage):
+    return state.create(stage, random_params(NARROW, 2), NARROW, TEACHER, jax.random.key(7))
+
+
+def test_a_projection_is_a_matrix_and_a_bias():
+    rng = np.random.default_rng(0)
+    kernel, bias, x = rng.normal(size=(3, 5)), rng.normal(size=5), rng.normal(size=(2, 4, 3))
+    maps = {"hidden": {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}}
+    np.testing.assert_allclose(projections.project(maps, "hidden", jnp.asarray(x)), x @ kernel + bias, rtol=1e-5)
+    assert projections.project(maps, "", x) is x
+
+
+def test_terms_of_one_name_share_one_projection_of_the_two_widths():
+    now = started(make_stage("intermediate", 2, **SETTINGS))
+    shapes = {name: x.shape for name, x in flatten(now.params["projections"]).items()}
+    assert shapes == {"hidden/kernel": (12, TEACHER.config.hidden_size), "hidden/bias": (TEACHER.config.hidden_size,)}
+    other = state.create(make_stage("intermediate", 2, **SETTINGS), random_params(NARROW, 2), NARROW, TEACHER, jax.random.key(8))
+    assert not np.allclose(now.params["projections"]["hidden"]["kernel"], other.params["projections"]["hidden"]["kernel"])
+    assert "projections" not in state.create(make_stage("joint"), random_params(STUDENT)).params
+
+
+def test_it_learns_with_the_student_and_is_dropped_after(teacher_params):
+    """What moves, what the optimizer holds, and that the losses fall further than with a projection that stays."""
+    stage = make_stage("intermediate", 2, **SETTINGS)
+    step, batch = jax.jit(make_step(stage, NARROW, TEACHER)), pretraining_batch(1)
+    now, losses = started(stage), []
+    first = now.params["projections"]["hidden"]
+    assert {"projections/hidden/kernel", "projections/hidden/bias"} <= now.optimizer.mu.keys()
+    for _ in range(10):
+        now, metrics = step(now, teacher_params, batch)
+        losses.append(float(metrics["raw/hidden_mse"]))
+    assert losses[-1] < 0.9 * losses[0]
+    for name in first:
+        assert float(jnp.max(jnp.abs(now.params["projections"]["hidden"][name] - first[name]))) > 1e-3
+    own = projections.drop(now.params)
+    assert flatten(own).keys() == flatten(random_params(NARROW)).keys()
+
+
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 4, 2), (2, 2, 2)])
+def test_any_mesh_gives_the_same_step(mesh, teacher_params):
+    stage = make_stage("intermediate", 2, **SETTINGS)
+    expected, metrics = jax.jit(make_step(stage, NARROW, TEACHER))(started(stage), teacher_params, pretraining_batch(1))
+    where = sharding.make_mesh(*mesh)
+    got, sharded = jax.jit(make_step(stage, NARROW, TEACHER))(
+        sharding.place(where, started(stage)), sharding.place(where, teacher_params),
+        sharding.put_batch(where, pretraining_batch(1)))
+    np.testing.assert_allclose(sharded["loss"], metrics["loss"], rtol=1e-5)
+    for name, value in flatten(got.params["projections"]).items():
+        np.testing.assert_allclose(value, flatten(expected.params["projections"])[name], rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def test_a_progressive_stage_has_none():
+    stage = make_stage("intermediate", 2, **SETTINGS)
+    layered = tuple(term for term in stage.terms if term.definition.per_layer)
+    with pytest.raises(BadInput, match="progressive, so its losses have no learned projection"):
+        Stage("it", "student", 9, layered, stage.optimizer, stage.schedule, 8, depth="progressive_soft")
