@@ -76,7 +76,7 @@ def resolve(config: ConfigDict, *, vocab_size: int, num_records: int, mesh: Mesh
         section = config.stages[name]
         stage = build_stage(name, section, num_records, (teacher if section.network == TEACHER and teacher else student)
                             .config.num_layers)
-        stage = dataclasses.replace(stage, fused=choose_fused(config, mesh))
+        stage = dataclasses.replace(stage, fused=choose_fused(config, mesh, stage, teacher))
         if section.start not in STARTS:
             raise BadInput(f"config.stages.{name}.start={section.start!r} is unknown; valid: {', '.join(STARTS)}")
         starts.setdefault(stage.network, "random" if stage.network == TEACHER else section.start)
@@ -105,11 +105,14 @@ def resolve(config: ConfigDict, *, vocab_size: int, num_records: int, mesh: Mesh
     return recipe
 
 
-def choose_fused(config: ConfigDict, mesh: Mesh) -> bool:
-    """Whether losses take their gradient in the forward pass: as the recipe says, else wherever it is not a CPU that trains."""
+def choose_fused(config: ConfigDict, mesh: Mesh, stage: Stage, teacher: Model | None) -> bool:
+    """Whether losses take their gradient in the forward pass: as the recipe says, else wherever it is not a CPU that trains,
+    and on a CPU where it saves taps of the teacher's layers that no layer of the student follows."""
     if config.objectives.fused is not None:
         return bool(config.objectives.fused)
-    return bool(mesh.devices.flat[0].platform != "cpu")
+    followed = {at for term in stage.terms for at in term.layer_map or ()}
+    return bool(mesh.devices.flat[0].platform != "cpu"
+                or (teacher and followed and len(followed - {-1}) < teacher.config.num_layers and not stage.progressive))
 
 
 def check_settings(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:

@@ -10,7 +10,7 @@ from jaxdistill.errors import BadInput
 from jaxdistill.models import Model
 from jaxdistill.resolve import abstract_batch, choose_fused, resolve, stage_seed, trace
 from jaxdistill.training import sharding
-from tests.conftest import pretraining_batch, tiny_config
+from tests.conftest import TEACHER, make_stage, pretraining_batch, tiny_config
 
 MISTAKES = {
     "order": ({"order": ("teacher", "transfre")}, "'transfre', which is not in config.stages; did you mean 'transfer'"),
@@ -240,16 +240,25 @@ def test_a_dropout_seed_a_stage():
     assert stage_seed(0, "teacher") != stage_seed(0, "distill")
 
 
+@pytest.mark.parametrize("kind, layer_map, expected", [
+    ("joint", (0, 2), True), ("joint", (-1, 1), True), ("joint", (0, 1, 2), False), ("progressive", (0, 2), False)])
+def test_losses_are_fused_on_a_cpu_where_layers_of_the_teacher_have_no_follower(text_source, kind, layer_map, expected):
+    """Plain losses would keep the taps of all layers of the teacher up to the last that is followed."""
+    stage = make_stage(kind, num_layers=len(layer_map), layer_map=layer_map)
+    assert choose_fused(tiny_config(text_source), sharding.make_mesh(1), stage, TEACHER) is expected
+
+
 def test_losses_are_fused_where_memory_is_dear(text_source):
     """By themselves on anything but a CPU; on request anywhere, or nowhere; and a mistyped wish is refused."""
     cpu = sharding.make_mesh(1)
     tpu = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform="tpu")]))
     config = tiny_config(text_source)
-    assert not choose_fused(config, cpu) and choose_fused(config, tpu)
+    stage = make_stage("joint")
+    assert not choose_fused(config, cpu, stage, TEACHER) and choose_fused(config, tpu, stage, TEACHER)
     assert not resolve(config, vocab_size=120, num_records=9, mesh=cpu).stages[0].fused
     config.objectives.fused = True
     assert all(stage.fused for stage in resolve(config, vocab_size=120, num_records=9, mesh=cpu).stages)
     config.objectives.fused = False
-    assert not choose_fused(config, tpu)
+    assert not choose_fused(config, tpu, stage, TEACHER)
     with pytest.raises(TypeError):
         config.objectives.fused = "no"

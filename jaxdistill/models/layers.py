@@ -14,8 +14,15 @@ import jax.numpy as jnp
 
 from jaxdistill.models.config import ModelConfig
 
+
+def gelu(x: jax.Array) -> jax.Array:
+    """x Phi(x), exact (Hendrycks & Gimpel 2016). By erf, as PyTorch has it: jax.nn.gelu takes erfc, which is exact far
+    below 0, where the value is 0 but for 1e-6, and takes two to three times as long on a CPU."""
+    return 0.5 * x * (1 + jax.lax.erf(x * 2**-0.5))
+
+
 ACTIVATION_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu": gelu,
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
 }

@@ -53,8 +53,8 @@ def make_step(stage: Stage, model: Model, teacher: Model | None, seed: int = 0
         moved, optimizer, norm = optimizers.update(
             stage.optimizer, gradients, state.optimizer, moving, rate, multipliers, stacked=not strict)
 
+        # Known before the update, so that choosing between new and old costs no pass of its own over parameters and moments.
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        finite &= jnp.all(jnp.stack([jnp.all(jnp.isfinite(value)) for value in moved.values()]))
         moved, optimizer = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old), (moved, optimizer), (moving, state.optimizer))
         failed = jnp.where(finite, 0, 1).astype(jnp.int32)

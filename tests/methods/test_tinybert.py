@@ -16,7 +16,8 @@ def test_embeddings_hidden_states_and_scores_by_a_layer_map():
 
 def test_without_a_projection_or_a_loss():
     stage = make_stage("intermediate", projection=False, embedding_mse=0.0, attention_mse=0.5)
-    assert [(term.loss, term.weight, term.projection) for term in stage.terms] == [("hidden_mse", 1.0, ""), ("attention_mse", 0.5, "")]
+    assert [(term.loss, term.weight, term.projection) for term in stage.terms] == [
+        ("hidden_mse", 1.0, ""), ("attention_mse", 0.5, "")]
     assert stage.projections == ()
 
 
