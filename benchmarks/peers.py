@@ -201,7 +201,7 @@ def plain_torch(arguments: argparse.Namespace, teacher: torch.nn.Module, student
         total.backward()
         optimizer.step()
         optimizer.zero_grad()
-        return {"loss": float(total), **{name: float(value) for name, value in found.items()}}
+        return {"loss": float(total.detach()), **{name: float(value.detach()) for name, value in found.items()}}
 
     return step
 
