@@ -73,10 +73,10 @@ def main() -> None:
             json.dump({"topology": options.topology, "jax": jax.__version__, "lines": lines}, file, indent=1)
 
 
-def measure(name: str, rows: int, length: int, fused: bool, mesh: Mesh) -> dict[str, Any]:
+def measure(name: str, rows: int, length: int, fused: bool, mesh: Mesh, residual: str = "float32") -> dict[str, Any]:
     """One line of the table."""
     batch_sharding = sharding.over_batch(mesh)
-    student, teacher = (Model(preset(which).replace(dtype="bfloat16"), batch_sharding, remat)
+    student, teacher = (Model(preset(which).replace(dtype="bfloat16", residual_dtype=residual), batch_sharding, remat)
                         for which, remat in (("mobilebert", "full"), ("ib_bert_large", "dots")))
     settings = dict(OBJECTIVES[name])
     section = defaults.stage(settings.pop("kind"), "student", steps=240, batch_size=rows * mesh.size, **settings)

@@ -96,13 +96,13 @@ class Model:
         if "hidden_moments" in taps:
             moments = jnp.concatenate([hidden_moments(hidden_0)[None], collected["hidden_moments"]])
             collected["hidden_moments"] = moments
-        outputs = {"last_hidden_state": hidden}
+        outputs = {"last_hidden_state": hidden.astype(jnp.float32)}
         if num_layers is None:
             outputs |= self.run_heads(params, hidden, batch, self.config.heads if heads is None else heads, heads_key)
         return outputs, {tap: collected[tap] for tap in taps}
 
     def embed(self, params: Params, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
-        """Hidden state 0, float32[B, L, D]."""
+        """Hidden state 0, [B, L, D] in the residual dtype."""
         ids_BxL = jnp.asarray(batch["input_ids"])
         if ids_BxL.ndim != 2 or not jnp.issubdtype(ids_BxL.dtype, jnp.integer):
             raise BadInput(f"input_ids is {ids_BxL.dtype}{list(ids_BxL.shape)}; expected whole numbers of shape [batch, length]")
@@ -191,7 +191,7 @@ class Model:
         if self.config.pooler == "tanh":
             outputs["pooler_output"] = _apply(modules["pooler"], params["pooler"], None, first_BxD, dropout=False)
         elif self.config.pooler == "first_token":
-            outputs["pooler_output"] = first_BxD
+            outputs["pooler_output"] = first_BxD.astype(jnp.float32)
         for name in names:
             if name not in self.config.heads:
                 raise BadInput(f"head {name!r} is not in this model; {nearest(name, self.config.heads)}")
@@ -243,7 +243,7 @@ def segment_ids(batch: Batch) -> jax.Array | None:
 
 
 def first_tokens(hidden_BxLxD: jax.Array, batch: Batch) -> jax.Array:
-    """What the pooler reads, float32[B, D]; of a packed batch float32[B, S, D], the first token of every segment (the
+    """What the pooler reads, [B, D]; of a packed batch [B, S, D], the first token of every segment (the
     row's first where there is none: `example_weights` are 0 there)."""
     if segment_ids(batch) is None:
         return hidden_BxLxD[:, 0]
@@ -264,7 +264,8 @@ def attention_bias(batch: Batch) -> jax.Array:
 
 def hidden_moments(hidden_BxLxD: jax.Array) -> jax.Array:
     """float32[B, L, 2]: mean and biased variance over the width."""
-    return jnp.stack([jnp.mean(hidden_BxLxD, -1), jnp.var(hidden_BxLxD, -1)], axis=-1)
+    x_BxLxD = hidden_BxLxD.astype(jnp.float32)
+    return jnp.stack([jnp.mean(x_BxLxD, -1), jnp.var(x_BxLxD, -1)], axis=-1)
 
 
 def take_layer(layers: Params, layer: jax.Array | int) -> Params:
