@@ -33,7 +33,8 @@ from jaxdistill import defaults
 from jaxdistill.methods import KINDS
 from jaxdistill.methods.base import Stage
 from jaxdistill.models import Model, preset
-from jaxdistill.models.encoder import attention_bias, in_compute_dtype
+from jaxdistill.models.encoder import in_compute_dtype
+from jaxdistill.objectives import fused
 from jaxdistill.resolve import abstract_batch
 from jaxdistill.training import forward, sharding, state
 from jaxdistill.training.step import count_terms
@@ -143,13 +144,18 @@ def words(stage: Stage, student: Model, teacher: Model, rows: int, length: int) 
 def relations(stage: Stage, student: Model, teacher: Model, rows: int, length: int) -> Program:
     """The relations of one layer alone: gradients of the student's queries, keys and values."""
     batch = abstract_batch(rows, length, 1)
+    a_device = forward.rows_on_a_device(student, batch)
+    losses = {term.loss: term.definition for term in stage.terms}
     taps = [{name: jax.ShapeDtypeStruct((rows, length, m.config.num_heads, m.config.head_size), jnp.bfloat16)
              for name in stage.taps("student")} for m in (student, teacher)]
 
     def gradient(ours: Any, theirs: Any, batch: Any) -> Any:
         def total(ours: Any) -> jax.Array:
             scales = {term.loss: term.weight / count_terms(stage, batch)[term.loss] for term in stage.terms}
-            return forward.layer_value(stage, student, ours, theirs, batch, attention_bias(batch), scales)[0]
+            if not stage.fused:
+                return fused.weighted(fused.layer_sums(losses, ours, theirs, batch), scales)
+            return sum(fused.relation_terms(loss, name, scales[name], ours, theirs, batch, jnp.bfloat16, a_device)[0]
+                       for name, loss in losses.items())
         return jax.grad(total)(ours)
 
     widths = [m.config.num_heads * m.config.head_size for m in (student, teacher)]

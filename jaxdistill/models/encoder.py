@@ -164,23 +164,29 @@ class Model:
         """
         hidden_0 = self.embed(params, batch)  # first: it checks the batch
         bias = attention_bias(batch)
-
-        def run(index: jax.Array, hidden: jax.Array) -> jax.Array:
-            return self.block(take_layer(params["layers"], index), hidden, bias)[0]
-
-        if differentiable:
-            def body(hidden: jax.Array, xs: tuple[jax.Array, Params]) -> tuple[jax.Array, None]:
-                step: Callable[[jax.Array], jax.Array] = lambda h: self.block(xs[1], h, bias)[0]  # noqa: E731
-                return jax.lax.cond(xs[0] < layer, step, lambda h: h, hidden), None
-
-            hidden, _ = jax.lax.scan(body, hidden_0, (jnp.arange(self.config.num_layers), params["layers"]))
-        else:
-            hidden = jax.lax.stop_gradient(jax.lax.fori_loop(0, layer, run, hidden_0))
-        _, collected = self.block(take_layer(params["layers"], layer) if active is None else active, hidden, bias)
+        hidden = self.run_below(params, hidden_0, bias, layer, differentiable)
+        # No loop keeps the compiler from merging what is computed again with what was computed: "full" has to be asked for.
+        _, collected = self.block(take_layer(params["layers"], layer) if active is None else active, hidden, bias,
+                                  looped=self.remat != "full")
         if "hidden_moments" in taps:  # every layer's, so the whole depth runs; only the moments are kept
             _, stacked = self.encode(params["layers"], hidden_0, bias, taps=("hidden_moments",))
             collected["hidden_moments"] = jnp.concatenate([hidden_moments(hidden_0)[None], stacked["hidden_moments"]])
         return {tap: collected[tap] for tap in taps}
+
+    def run_below(self, params: Params, hidden_BxLxD: jax.Array, bias_Bx1xLxL: jax.Array, layer: jax.Array,
+                  differentiable: bool = False) -> jax.Array:
+        """What enters block `layer`, a traced index, as in `apply_at`: [B, L, D]."""
+        def run(index: jax.Array, hidden: jax.Array) -> jax.Array:
+            return self.block(take_layer(params["layers"], index), hidden, bias_Bx1xLxL)[0]
+
+        if not differentiable:
+            return jax.lax.stop_gradient(jax.lax.fori_loop(0, layer, run, hidden_BxLxD))
+
+        def body(hidden: jax.Array, xs: tuple[jax.Array, Params]) -> tuple[jax.Array, None]:
+            step: Callable[[jax.Array], jax.Array] = lambda h: self.block(xs[1], h, bias_Bx1xLxL)[0]  # noqa: E731
+            return jax.lax.cond(xs[0] < layer, step, lambda h: h, hidden), None
+
+        return jax.lax.scan(body, hidden_BxLxD, (jnp.arange(self.config.num_layers), params["layers"]))[0]
 
     def run_heads(self, params: Params, hidden_BxLxD: jax.Array, batch: Batch, names: Sequence[str],
                   dropout_key: jax.Array | None = None) -> Arrays:

@@ -45,9 +45,8 @@ def walks(stage: Stage) -> bool:
     """Whether both stacks can be walked in lock-step: one layer map for all losses, which never goes back, and no
     loss that reads layers of the teacher that come later."""
     maps = {term.layer_map for term in stage.terms if term.definition.per_layer}
-    moments = any(term.definition.teacher == "hidden_moments" for term in stage.terms)
     followed = [at for layer_map in maps for at in layer_map or () if at >= 0]
-    return len(maps) == 1 and not moments and followed == sorted(followed)
+    return len(maps) == 1 and not _reads_moments(stage) and followed == sorted(followed)
 
 
 def _plain_sums(stage: Stage, model: Model, teacher: Model | None, params: Params, teacher_params: Params, batch: Batch,
@@ -116,7 +115,7 @@ def head_sums(stage: Stage, model: Model, teacher: Model | None, params: Params,
     if words:
         pair = teacher.mlm_features(teacher_params, theirs, masks) if teacher and "mlm" in stage.heads("teacher") else None
         value, sums = fused.word_terms(words, _only(scales, words), model.mlm_features(params, hidden, masks), pair, masks,
-                                       _rows_on_a_device(model, masks))
+                                       rows_on_a_device(model, masks))
     if others:
         outputs = model.run_heads(params, hidden, masks, _heads(others, "student"), dropout_key)
         read = _heads(others, "teacher")
@@ -148,8 +147,8 @@ def _walk(stage: Stage, model: Model, teacher: Model, layers: Params, teacher_la
         if skips:
             theirs = jax.lax.fori_loop(last + 1, at, run_teacher, theirs)
         entered = theirs if repeats else None
-        theirs, teacher_taps = teacher.block(take_layer(teacher_layers, at), theirs, bias)
-        value, sums = layer_value(stage, model, student_taps, teacher_taps, masks, bias, scales)
+        value, sums, theirs = layer_value(stage, model, teacher, student_taps, take_layer(teacher_layers, at), theirs, masks, bias,
+                                          scales)
         return (hidden, theirs, entered), (value, sums)
 
     keys = None if dropout_key is None else jax.random.split(dropout_key, depth)
@@ -168,7 +167,7 @@ def _visit(stage: Stage, model: Model, teacher: Model, layers: Params, teacher_l
     keys = None if dropout_key is None else jax.random.split(dropout_key, depth)
     value, sums = jnp.float32(0), {name: jnp.float32(0) for name in losses}
     done = teacher_done = 0
-    teacher_taps: Arrays = {}
+    entered = theirs
 
     def stretch(tree: Any, begin: int, end: int) -> Any:
         return jax.tree.map(lambda x: x[begin:end], tree)
@@ -180,9 +179,9 @@ def _visit(stage: Stage, model: Model, teacher: Model, layers: Params, teacher_l
         hidden, student_taps = model.block(take_layer(layers, i), hidden, bias, None if keys is None else keys[i],
                                            looped=False)
         if at >= teacher_done:
-            theirs, _ = teacher.encode(stretch(teacher_layers, teacher_done, at), theirs, bias)
-            theirs, teacher_taps = teacher.block(take_layer(teacher_layers, at), theirs, bias)
-        more, found = layer_value(stage, model, student_taps, teacher_taps, masks, bias, scales)
+            entered, _ = teacher.encode(stretch(teacher_layers, teacher_done, at), theirs, bias)
+        more, found, theirs = layer_value(stage, model, teacher, student_taps, take_layer(teacher_layers, at), entered, masks,
+                                          bias, scales)
         value, sums = value + more, {name: sums[name] + found[name] for name in losses}
         done, teacher_done = i + 1, at + 1
     hidden, _ = model.encode(stretch(layers, done, depth), hidden, bias, dropout_keys=stretch(keys, done, depth))
@@ -196,23 +195,31 @@ def _sums_at_layer(stage: Stage, model: Model, teacher: Model | None, moving: Ar
     params = unflatten(frozen if strict else {**frozen, **moving})
     active = unflatten(moving)["layers"] if strict else None
     losses, _, _ = _by_kind(stage)
-    wanted = fused.student_taps_of(losses) if stage.fused else stage.taps("student")
+    in_parts = stage.fused and not _reads_moments(stage)
+    wanted = fused.student_taps_of(losses) if in_parts else stage.taps("student")
     ours = model.apply_at(params, batch, layer, taps=wanted, active=active, differentiable=not strict)
     layer_map = _layer_map(stage)
-    teacher_layer = layer if layer_map is None else jnp.asarray(layer_map)[layer]
-    theirs = jax.lax.stop_gradient(teacher.apply_at(teacher_params, batch, teacher_layer, taps=stage.taps("teacher")))
-    return layer_value(stage, model, ours, theirs, masks, attention_bias(batch), scales)
-
-
-def layer_value(stage: Stage, model: Model, student_taps: Arrays, teacher_taps: Arrays, masks: Batch, bias: jax.Array,
-                scales: Arrays) -> Result:
-    """(value, raw sums) of the losses of one layer, from the taps of both."""
-    losses, _, _ = _by_kind(stage)
-    if not stage.fused:
-        sums = fused.layer_sums(losses, student_taps, jax.lax.stop_gradient(teacher_taps), masks)
+    at = layer if layer_map is None else jnp.asarray(layer_map)[layer]
+    if not in_parts:
+        theirs = jax.lax.stop_gradient(teacher.apply_at(teacher_params, batch, at, taps=stage.taps("teacher")))
+        sums = fused.layer_sums(losses, ours, theirs, masks)
         return fused.weighted(sums, scales), sums
-    return fused.layer_terms(losses, _only(scales, losses), student_taps, teacher_taps, masks, bias, model.config.dtype,
-                             _rows_on_a_device(model, masks))
+    bias = attention_bias(batch)
+    entered = teacher.run_below(teacher_params, teacher.embed(teacher_params, batch), bias, at)
+    return layer_value(stage, model, teacher, ours, take_layer(teacher_params["layers"], at), entered, masks, bias, scales)[:2]
+
+
+def layer_value(stage: Stage, model: Model, teacher: Model, student_taps: Arrays, teacher_layer: Params, theirs: jax.Array,
+                masks: Batch, bias: jax.Array, scales: Arrays) -> tuple[jax.Array, Arrays, jax.Array]:
+    """One layer of the teacher, from what enters it, and the losses there: (value, raw sums, what leaves it)."""
+    losses, _, _ = _by_kind(stage)
+    return fused.layer_terms(losses, _only(scales, losses), student_taps, teacher, teacher_layer, theirs, masks, bias,
+                             model.config.dtype, rows_on_a_device(model, masks))
+
+
+def _reads_moments(stage: Stage) -> bool:
+    """Whether a loss reads every layer of the teacher at once."""
+    return any(term.definition.teacher == "hidden_moments" for term in stage.terms)
 
 
 def _by_kind(stage: Stage) -> tuple[dict[str, Loss], dict[str, Loss], dict[str, Loss]]:
@@ -236,6 +243,7 @@ def _only(scales: Arrays, losses: Mapping[str, Loss]) -> Arrays:
     return {name: scales[name] for name in losses}
 
 
-def _rows_on_a_device(model: Model, batch: Batch) -> int:
+def rows_on_a_device(model: Model, batch: Batch) -> int:
+    """How many rows of a batch one device holds."""
     rows, where = batch["input_ids"].shape[0], model.batch_sharding
     return rows if where is None else where.shard_shape((rows,))[0]

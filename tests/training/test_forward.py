@@ -98,6 +98,19 @@ def test_fused_equals_plain(name, teacher_params):
         assert any(float(jnp.max(jnp.abs(g))) > 0 for g in both[1][2].values())
 
 
+@pytest.mark.parametrize("name", ["auxiliary", "strict", "joint, one layer twice, one not at all", "relations"])
+def test_the_number_of_rows_at_once_changes_nothing(name, teacher_params, monkeypatch):
+    """Rows of a layer in chunks, on one device and on several: whose rows they are, and in which order they come back."""
+    stage, model = case(name)
+    params, batch = random_params(model, 2), pretraining_batch(3)
+    plain = results(stage, model, params, teacher_params, batch)
+    monkeypatch.setattr(fused, "CHUNK_NUMBERS", 2 * TEACHER.config.num_heads * batch["input_ids"].shape[1] ** 2)
+    check(results(dataclasses.replace(stage, fused=True), model, params, teacher_params, batch), plain)
+    where = sharding.over_batch(sharding.make_mesh(2, 1, 1, devices=jax.devices()[:2]))
+    check(results(dataclasses.replace(stage, fused=True), dataclasses.replace(model, batch_sharding=where), params, teacher_params,
+                  jax.device_put(batch, where)), plain)
+
+
 @pytest.mark.parametrize("heads", [1, 2, 4])
 def test_the_number_of_relation_heads_at_once_changes_nothing(heads, teacher_params, monkeypatch):
     stage, model = case("relations")
@@ -186,8 +199,8 @@ def test_a_teacher_in_its_compute_dtype_gives_the_same_outputs_to_the_bit():
         assert in_compute_dtype(model.config, params) is params
 
 
-def test_rows_on_a_device_follow_the_mesh():
+def testrows_on_a_device_follow_the_mesh():
     batch = pretraining_batch(rows=16)
     mesh = sharding.make_mesh(2, 2, 2)
-    assert forward._rows_on_a_device(STUDENT, batch) == 16
-    assert forward._rows_on_a_device(dataclasses.replace(STUDENT, batch_sharding=sharding.over_batch(mesh)), batch) == 4
+    assert forward.rows_on_a_device(STUDENT, batch) == 16
+    assert forward.rows_on_a_device(dataclasses.replace(STUDENT, batch_sharding=sharding.over_batch(mesh)), batch) == 4
