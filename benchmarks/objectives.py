@@ -1,12 +1,13 @@
 """What each objective's gradient needs at full size, plain and fused: temporaries on a TPU chip, and operations.
 
-    python benchmarks/objectives.py [--topology=v5e:2x2] [--shapes=8x512,32x128] [--only=joint] [--json=FILE]
+    python benchmarks/objectives.py [--topology=v5e:2x2] [--shapes=8x512,32x128] [--only=joint] [--residual=bfloat16]
+                                    [--json=FILE]
 
 Compiled ahead of time for chips that need not be there (libtpu: pip install 'jaxdistill[plan]'): IB-BERT_LARGE teacher,
-MobileBERT student, bfloat16 products, float32 residual stream, rows x tokens on a chip. What is compiled is the gradient of
-one micro-batch (its gradients are outputs, not temporaries). Operations are those of matrix products, counted in the
-traced program with the trip counts of its loops, against what the mathematics needs: teacher forward + 3 x student
-forward (strict: both up to the active layer, the middle one here, and 3 x that layer).
+MobileBERT student, bfloat16 products, residual streams in float32 or as `--residual` says, rows x tokens on a chip. What is
+compiled is the gradient of one micro-batch (its gradients are outputs, not temporaries). Operations are those of matrix
+products, counted in the traced program with the trip counts of its loops, against what the mathematics needs: teacher
+forward + 3 x student forward (strict: both up to the active layer, the middle one here, and 3 x that layer).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from jaxdistill.methods import KINDS
 from jaxdistill.methods.base import Stage
 from jaxdistill.models import Model, preset
 from jaxdistill.models.encoder import in_compute_dtype
-from jaxdistill.objectives import fused
+from jaxdistill.objectives.fused import layer_sums, relation_terms, weighted
 from jaxdistill.resolve import abstract_batch
 from jaxdistill.training import forward, sharding, state
 from jaxdistill.training.step import count_terms
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--topology", default="v5e:2x2")
     parser.add_argument("--shapes", default="8x512,32x128", help="rows x tokens on a chip")
     parser.add_argument("--only", default=",".join(OBJECTIVES))
+    parser.add_argument("--residual", default="float32", help="dtype of both residual streams")
     parser.add_argument("--json", default="")
     options = parser.parse_args()
     jax.devices()  # the CPU first: libtpu would look for a TPU of its own
@@ -65,13 +67,14 @@ def main() -> None:
         rows, length = map(int, shape.split("x"))
         for name in options.only.split(","):
             for fused in (False, True):
-                lines.append(measure(name, rows, length, fused, mesh))
+                lines.append(measure(name, rows, length, fused, mesh, options.residual))
                 line = lines[-1]
                 print(f"{name:>10} {shape:>13} {'fused' if fused else 'plain':>7} {line['temporaries_MiB']:8.1f} MiB "
                       f"{line['operations']:9.2f} x {line['compile_seconds']:9.0f} s", flush=True)
     if options.json:
         with open(options.json, "w") as file:
-            json.dump({"topology": options.topology, "jax": jax.__version__, "lines": lines}, file, indent=1)
+            json.dump({"topology": options.topology, "jax": jax.__version__, "residual_dtype": options.residual, "lines": lines},
+                      file, indent=1)
 
 
 def measure(name: str, rows: int, length: int, fused: bool, mesh: Mesh, residual: str = "float32") -> dict[str, Any]:
@@ -153,8 +156,8 @@ def relations(stage: Stage, student: Model, teacher: Model, rows: int, length: i
         def total(ours: Any) -> jax.Array:
             scales = {term.loss: term.weight / count_terms(stage, batch)[term.loss] for term in stage.terms}
             if not stage.fused:
-                return fused.weighted(fused.layer_sums(losses, ours, theirs, batch), scales)
-            return sum(fused.relation_terms(loss, name, scales[name], ours, theirs, batch, jnp.bfloat16, a_device)[0]
+                return weighted(layer_sums(losses, ours, theirs, batch), scales)
+            return sum(relation_terms(loss, name, scales[name], ours, theirs, batch, jnp.bfloat16, a_device)[0]
                        for name, loss in losses.items())
         return jax.grad(total)(ours)
 

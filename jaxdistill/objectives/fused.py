@@ -1,5 +1,5 @@
-"""The same losses, weighted and with their gradient taken in the forward pass: no attention map outlives its layer, and
-logits over the vocabulary exist for some masked words at a time. Called by training.forward.
+"""The same losses, weighted and with their gradient taken in the forward pass: attention maps exist for some rows of one
+layer at a time, logits over the vocabulary for some masked words. Called by training.forward.
 
 `scales` maps a loss name to weight / count; a fused function returns the scaled sum, which alone can be differentiated,
 and the raw sums to report. The plain versions beside them say what is computed.
@@ -24,8 +24,11 @@ Losses = Mapping[str, Loss]
 Scales = Mapping[str, jax.Array]
 # Student taps that the fused losses are differentiated through, and what is made of them.
 SOURCES = {"attention_scores": ("query", "key")}
-# Attention maps, relations or logits that exist at once, of student and of teacher, float32: 16 MiB.
+# Numbers in the largest tensor that exists at once, attention maps, relations or logits: 16 MiB in float32.
 CHUNK_NUMBERS = 2**22
+# Into how many parts a device's rows are split at most: a quarter of one layer's work is little beside what is kept of all
+# layers, and parts that are too small keep no device busy.
+MOST_PARTS = 4
 
 
 def weighted(sums: Arrays, scales: Scales) -> jax.Array:
@@ -65,31 +68,32 @@ def layer_terms(losses: Losses, scales: Scales, student_taps: Arrays, teacher: M
         return weighted(sums, scales), (sums, (theirs, {name: teacher_taps[name] for name in followed}))
 
     moving = {name: student_taps[name] for tap in sorted(wanted) for name in SOURCES.get(tap, (tap,))}
-    length = masks["input_ids"].shape[1]
-    chunk = _largest_divisor(rows, CHUNK_NUMBERS // (teacher.config.num_heads * length**2))
+    length, widths = masks["input_ids"].shape[1], teacher.config
+    of_a_row = length * max(widths.num_heads * length, widths.intermediate_size)  # the largest tensor of a block
+    parts = _largest_divisor(rows, min(MOST_PARTS, -(-rows * of_a_row // CHUNK_NUMBERS)))
     value, (sums, found) = gradient_in_chunks(function, dtype)(
-        _split_rows(moving, rows, chunk), _split_rows((theirs, dict(masks), bias), rows, chunk),
+        _split_rows(moving, rows, parts), _split_rows((theirs, dict(masks), bias), rows, parts),
         (teacher_layer, {name: scales[name] for name in others}))
-    theirs, teacher_taps = jax.lax.stop_gradient(_join_rows(found, rows, chunk))  # no cotangent of zeros through the loop
+    theirs, teacher_taps = jax.lax.stop_gradient(_join_rows(found, rows, parts))  # no cotangent of zeros through the loop
     for name, loss in relations.items():
         more, found = relation_terms(loss, name, scales[name], student_taps, teacher_taps, masks, dtype, rows)
         value, sums = value + more, {**sums, **found}
     return value, sums, theirs
 
 
-def _split_rows(tree: Any, rows: int, chunk: int) -> Any:
-    """[B, ...] -> [C, B / C, ...]: `chunk` of the `rows` of every device in each part, so that none is sent to another."""
+def _split_rows(tree: Any, rows: int, parts: int) -> Any:
+    """[B, ...] -> [C, B / C, ...], C parts: each has its share of the `rows` of every device, so that none is sent to another."""
     def split(x: jax.Array) -> jax.Array:
-        apart = x.reshape(-1, rows // chunk, chunk, *x.shape[1:])
-        return jnp.swapaxes(apart, 0, 1).reshape(rows // chunk, -1, *x.shape[1:])
+        apart = x.reshape(-1, parts, rows // parts, *x.shape[1:])
+        return jnp.swapaxes(apart, 0, 1).reshape(parts, -1, *x.shape[1:])
 
     return jax.tree.map(split, tree)
 
 
-def _join_rows(tree: Any, rows: int, chunk: int) -> Any:
+def _join_rows(tree: Any, rows: int, parts: int) -> Any:
     """The reverse of `_split_rows`."""
     def join(x: jax.Array) -> jax.Array:
-        apart = x.reshape(x.shape[0], -1, chunk, *x.shape[2:])
+        apart = x.reshape(parts, -1, rows // parts, *x.shape[2:])
         return jnp.swapaxes(apart, 0, 1).reshape(-1, *x.shape[2:])
 
     return jax.tree.map(join, tree)
