@@ -157,8 +157,8 @@ def relations(stage: Stage, student: Model, teacher: Model, rows: int, length: i
             scales = {term.loss: term.weight / count_terms(stage, batch)[term.loss] for term in stage.terms}
             if not stage.fused:
                 return weighted(layer_sums(losses, ours, theirs, batch), scales)
-            return sum(relation_terms(loss, name, scales[name], ours, theirs, batch, jnp.bfloat16, a_device)[0]
-                       for name, loss in losses.items())
+            return sum((relation_terms(loss, name, scales[name], ours, theirs, batch, jnp.bfloat16, a_device)[0]
+                        for name, loss in losses.items()), jnp.float32(0))
         return jax.grad(total)(ours)
 
     widths = [m.config.num_heads * m.config.head_size for m in (student, teacher)]

@@ -31,7 +31,7 @@ def gradient_in_chunks(function: Function, dtype: Any) -> Function:
     @jax.custom_vjp
     def run(moving: Any, slices: Any, shared: Any) -> tuple[jax.Array, tuple[Any, Any]]:
         def step(xs: Any) -> Any:
-            value, (numbers, tensors) = function(*xs, shared)
+            value, (numbers, tensors) = function(xs[0], xs[1], shared)
             return (value, numbers), tensors
 
         (value, numbers), tensors = _sum_over(step, (moving, slices))
