@@ -98,15 +98,15 @@ def test_fused_equals_plain(name, teacher_params):
         assert any(float(jnp.max(jnp.abs(g))) > 0 for g in both[1][2].values())
 
 
-@pytest.mark.parametrize("name", ["auxiliary", "strict", "joint, one layer twice, one not at all", "relations"])
+@pytest.mark.parametrize("name", ["auxiliary", "strict", "relations"])
 def test_the_number_of_rows_at_once_changes_nothing(name, teacher_params, monkeypatch):
     """Rows of a layer in chunks, on one device and on several: whose rows they are, and in which order they come back."""
     stage, model = case(name)
     params, batch = random_params(model, 2), pretraining_batch(3)
     plain = results(stage, model, params, teacher_params, batch)
-    monkeypatch.setattr(fused, "CHUNK_NUMBERS", 2 * TEACHER.config.num_heads * batch["input_ids"].shape[1] ** 2)
+    monkeypatch.setattr(fused, "CHUNK_NUMBERS", TEACHER.config.num_heads * batch["input_ids"].shape[1] ** 2)
     check(results(dataclasses.replace(stage, fused=True), model, params, teacher_params, batch), plain)
-    where = sharding.over_batch(sharding.make_mesh(2, 1, 1, devices=jax.devices()[:2]))
+    where = sharding.over_batch(sharding.make_mesh(2, 2, 2))
     check(results(dataclasses.replace(stage, fused=True), dataclasses.replace(model, batch_sharding=where), params, teacher_params,
                   jax.device_put(batch, where)), plain)
 
