@@ -1,12 +1,13 @@
 """What each objective's gradient needs at full size, plain and fused: temporaries on a TPU chip, and operations.
 
-    python benchmarks/objectives.py [--topology=v5e:2x2] [--shapes=8x512,32x128] [--only=joint] [--json=FILE]
+    python benchmarks/objectives.py [--topology=v5e:2x2] [--shapes=8x512,32x128] [--only=joint] [--residual=bfloat16]
+                                    [--json=FILE]
 
 Compiled ahead of time for chips that need not be there (libtpu: pip install 'jaxdistill[plan]'): IB-BERT_LARGE teacher,
-MobileBERT student, bfloat16 products, float32 residual stream, rows x tokens on a chip. What is compiled is the gradient of
-one micro-batch (its gradients are outputs, not temporaries). Operations are those of matrix products, counted in the
-traced program with the trip counts of its loops, against what the mathematics needs: teacher forward + 3 x student
-forward (strict: both up to the active layer, the middle one here, and 3 x that layer).
+MobileBERT student, bfloat16 products, residual streams in float32 or as `--residual` says, rows x tokens on a chip. What is
+compiled is the gradient of one micro-batch (its gradients are outputs, not temporaries). Operations are those of matrix
+products, counted in the traced program with the trip counts of its loops, against what the mathematics needs: teacher
+forward + 3 x student forward (strict: both up to the active layer, the middle one here, and 3 x that layer).
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from jaxdistill import defaults
 from jaxdistill.methods import KINDS
 from jaxdistill.methods.base import Stage
 from jaxdistill.models import Model, preset
-from jaxdistill.models.encoder import attention_bias, in_compute_dtype
+from jaxdistill.models.encoder import in_compute_dtype
+from jaxdistill.objectives.fused import layer_sums, relation_terms, weighted
 from jaxdistill.resolve import abstract_batch
 from jaxdistill.training import forward, sharding, state
 from jaxdistill.training.step import count_terms
@@ -53,6 +55,7 @@ def main() -> None:
     parser.add_argument("--topology", default="v5e:2x2")
     parser.add_argument("--shapes", default="8x512,32x128", help="rows x tokens on a chip")
     parser.add_argument("--only", default=",".join(OBJECTIVES))
+    parser.add_argument("--residual", default="float32", help="dtype of both residual streams")
     parser.add_argument("--json", default="")
     options = parser.parse_args()
     jax.devices()  # the CPU first: libtpu would look for a TPU of its own
@@ -64,19 +67,20 @@ def main() -> None:
         rows, length = map(int, shape.split("x"))
         for name in options.only.split(","):
             for fused in (False, True):
-                lines.append(measure(name, rows, length, fused, mesh))
+                lines.append(measure(name, rows, length, fused, mesh, options.residual))
                 line = lines[-1]
                 print(f"{name:>10} {shape:>13} {'fused' if fused else 'plain':>7} {line['temporaries_MiB']:8.1f} MiB "
                       f"{line['operations']:9.2f} x {line['compile_seconds']:9.0f} s", flush=True)
     if options.json:
         with open(options.json, "w") as file:
-            json.dump({"topology": options.topology, "jax": jax.__version__, "lines": lines}, file, indent=1)
+            json.dump({"topology": options.topology, "jax": jax.__version__, "residual_dtype": options.residual, "lines": lines},
+                      file, indent=1)
 
 
-def measure(name: str, rows: int, length: int, fused: bool, mesh: Mesh) -> dict[str, Any]:
+def measure(name: str, rows: int, length: int, fused: bool, mesh: Mesh, residual: str = "float32") -> dict[str, Any]:
     """One line of the table."""
     batch_sharding = sharding.over_batch(mesh)
-    student, teacher = (Model(preset(which).replace(dtype="bfloat16"), batch_sharding, remat)
+    student, teacher = (Model(preset(which).replace(dtype="bfloat16", residual_dtype=residual), batch_sharding, remat)
                         for which, remat in (("mobilebert", "full"), ("ib_bert_large", "dots")))
     settings = dict(OBJECTIVES[name])
     section = defaults.stage(settings.pop("kind"), "student", steps=240, batch_size=rows * mesh.size, **settings)
@@ -143,13 +147,18 @@ def words(stage: Stage, student: Model, teacher: Model, rows: int, length: int) 
 def relations(stage: Stage, student: Model, teacher: Model, rows: int, length: int) -> Program:
     """The relations of one layer alone: gradients of the student's queries, keys and values."""
     batch = abstract_batch(rows, length, 1)
+    a_device = forward.rows_on_a_device(student, batch)
+    losses = {term.loss: term.definition for term in stage.terms}
     taps = [{name: jax.ShapeDtypeStruct((rows, length, m.config.num_heads, m.config.head_size), jnp.bfloat16)
              for name in stage.taps("student")} for m in (student, teacher)]
 
     def gradient(ours: Any, theirs: Any, batch: Any) -> Any:
         def total(ours: Any) -> jax.Array:
             scales = {term.loss: term.weight / count_terms(stage, batch)[term.loss] for term in stage.terms}
-            return forward.layer_value(stage, student, ours, theirs, batch, {}, attention_bias(batch), scales)[0]
+            if not stage.fused:
+                return weighted(layer_sums(losses, ours, theirs, batch), scales)
+            return sum((relation_terms(loss, name, scales[name], ours, theirs, batch, jnp.bfloat16, a_device)[0]
+                        for name, loss in losses.items()), jnp.float32(0))
         return jax.grad(total)(ours)
 
     widths = [m.config.num_heads * m.config.head_size for m in (student, teacher)]

@@ -51,7 +51,7 @@ def from_pretrained(name_or_dir: str | os.PathLike[str], heads: Sequence[str] | 
     Args:
         name_or_dir: a folder, or the name of a model on the Hub ("google/mobilebert-uncased"), which is then fetched.
         heads: which heads to load; default all that the folder holds; () for the encoder alone.
-        dtype: of matrix products; parameters are float32 in any case.
+        dtype: of matrix products; parameters and the residual stream are float32 in any case.
 
     Returns:
         The model and its parameters. Half-precision weights are widened to float32.
@@ -69,7 +69,7 @@ def from_pretrained(name_or_dir: str | os.PathLike[str], heads: Sequence[str] | 
         config = own_format.read_config(values, where)
         params = own_format.read_params(directory, config)
         config, params = _pick_heads(config, params, heads, str(directory))
-        return Model(config.replace(dtype=dtype)), params
+        return Model(config.replace(dtype=dtype, residual_dtype="float32")), params
     config = configs.from_huggingface(values, where)
     raw = hf_torch.read_state(directory)
     if raw is None:
@@ -79,7 +79,7 @@ def from_pretrained(name_or_dir: str | os.PathLike[str], heads: Sequence[str] | 
     state = contents.modernise(raw, values, str(directory), tied=heads is None or "mlm" in heads)
     config = contents.describe(config, state, values, directory, heads)
     params = convert.from_state(config, state, str(directory), strict_heads=heads is None)
-    return Model(config.replace(dtype=dtype)), params
+    return Model(config.replace(dtype=dtype, residual_dtype="float32")), params
 
 
 def read_config(name_or_dir: str | os.PathLike[str]) -> ModelConfig:

@@ -34,7 +34,7 @@ def verify_export(directory: str | os.PathLike[str], model: Model, params: Param
     """
     folder = epath.Path(directory)
     batch = random_batch(model.config, seed)
-    expected = _outputs(Model(model.config.replace(dtype="float32")), params, batch)
+    expected = _outputs(Model(model.config.replace(dtype="float32", residual_dtype="float32")), params, batch)
     loaded = _outputs(*from_pretrained(folder), batch)
     missing = sorted(set(expected) - set(loaded) - ({"pooler_output"} if model.config.pooler == "none" else set()))
     if missing:

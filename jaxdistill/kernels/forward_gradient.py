@@ -15,47 +15,42 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# (moving, fixed) -> (value float32[], numbers to report)
-Function = Callable[[Any, Any], tuple[jax.Array, Any]]
+# (moving, slices, shared) -> (value float32[], (numbers to report, tensors to go on with))
+Function = Callable[[Any, Any, Any], tuple[jax.Array, tuple[Any, Any]]]
 
 
-def gradient_in_forward(function: Function, dtype: Any) -> Function:
-    """`function` itself, whose gradient with respect to `moving` is computed with the value and kept in `dtype`.
+def gradient_in_chunks(function: Function, dtype: Any) -> Function:
+    """The sum of `function(moving, slices, shared)` over chunks, one after the other, so that only one chunk's intermediate
+    tensors exist at a time; its gradient with respect to `moving` is computed with the value and kept in `dtype`.
 
-    Only `value` can be differentiated, once, and only with respect to `moving`; what reaches the function through
-    `fixed` (the teacher, masks, scales) gets no gradient.
+    Arrays of `moving` and `slices` have a leading axis of chunks. Value and numbers are summed, tensors stacked. Only the
+    value can be differentiated, once, and only with respect to `moving`: what reaches the function through `slices` and
+    `shared` (the teacher, masks, scales) gets no gradient.
     """
 
     @jax.custom_vjp
-    def run(moving: Any, fixed: Any) -> tuple[jax.Array, Any]:
-        return function(moving, fixed)
-
-    def forward(moving: Any, fixed: Any) -> tuple[tuple[jax.Array, Any], Any]:
-        result, gradient = jax.value_and_grad(function, has_aux=True)(moving, fixed)
-        return result, (_cast(gradient, dtype), _dtypes(moving))
-
-    run.defvjp(forward, _backward)
-    return run
-
-
-def gradient_in_chunks(function: Callable[..., tuple[jax.Array, Any]], dtype: Any) -> Callable[..., tuple[jax.Array, Any]]:
-    """The sum of `function(moving, slices, shared)` over chunks, one after the other, so that only one chunk's intermediate
-    tensors exist at a time. Arrays of `moving` and `slices` have a leading axis of chunks. Differentiated as
-    `gradient_in_forward`."""
-
-    @jax.custom_vjp
-    def run(moving: Any, slices: Any, shared: Any) -> tuple[jax.Array, Any]:
-        return _sum_over(lambda xs: (function(*xs, shared), None), (moving, slices))[0]
-
-    def forward(moving: Any, slices: Any, shared: Any) -> tuple[tuple[jax.Array, Any], Any]:
+    def run(moving: Any, slices: Any, shared: Any) -> tuple[jax.Array, tuple[Any, Any]]:
         def step(xs: Any) -> Any:
-            result, gradient = jax.value_and_grad(function, has_aux=True)(*xs, shared)
-            return result, _cast(gradient, dtype)
+            value, (numbers, tensors) = function(xs[0], xs[1], shared)
+            return (value, numbers), tensors
 
-        result, gradient = _sum_over(step, (moving, slices))
-        return result, (gradient, _dtypes(moving))
+        (value, numbers), tensors = _sum_over(step, (moving, slices))
+        return value, (numbers, tensors)
 
-    run.defvjp(forward, lambda kept, cotangent: (*_backward(kept, cotangent), None))
+    def forward(moving: Any, slices: Any, shared: Any) -> Any:
+        def step(xs: Any) -> Any:
+            (value, (numbers, tensors)), gradient = jax.value_and_grad(function, has_aux=True)(*xs, shared)
+            return (value, numbers), (tensors, jax.tree.map(lambda g: g.astype(dtype), gradient))
+
+        (value, numbers), (tensors, gradient) = _sum_over(step, (moving, slices))
+        return (value, (numbers, tensors)), (gradient, _dtypes(moving))
+
+    def backward(kept: Any, cotangent: Any) -> tuple[Any, None, None]:
+        gradient, dtypes = kept
+        scaled = jax.tree.map(lambda g, like: (g.astype(jnp.float32) * cotangent[0]).astype(like.dtype), gradient, dtypes)
+        return scaled, None, None
+
+    run.defvjp(forward, backward)
     return run
 
 
@@ -108,15 +103,6 @@ def _sum_over(step: Callable[[Any], tuple[Any, Any]], xs: Any) -> tuple[Any, Any
 
     like = jax.eval_shape(lambda part: step(part)[0], jax.tree.map(lambda x: x[0], xs))
     return jax.lax.scan(body, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), xs)
-
-
-def _backward(kept: Any, cotangent: Any) -> tuple[Any, None]:
-    gradient, dtypes = kept
-    return jax.tree.map(lambda g, like: (g.astype(jnp.float32) * cotangent[0]).astype(like.dtype), gradient, dtypes), None
-
-
-def _cast(tree: Any, dtype: Any) -> Any:
-    return jax.tree.map(lambda x: x.astype(dtype), tree)
 
 
 def _dtypes(tree: Any) -> Any:

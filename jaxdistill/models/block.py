@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill.models.config import ModelConfig
-from jaxdistill.models.layers import ACTIVATION_FUNCTIONS, dense, norm
+from jaxdistill.models.layers import ACTIVATION_FUNCTIONS, dense, norm, to_residual
 
 BLOCK_TAPS = ("hidden", "query", "key", "value", "attention_scores")
 
@@ -24,7 +24,7 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, hidden_BxLxD: jax.Array) -> jax.Array:
         c = self.config
-        return norm(c, "norm")(dense(c, c.inner_size, "dense")(hidden_BxLxD))
+        return to_residual(c, norm(c, "norm")(dense(c, c.inner_size, "dense")(hidden_BxLxD)))
 
 
 class Attention(nn.Module):
@@ -35,7 +35,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, query_input: jax.Array, key_input: jax.Array, value_input: jax.Array, residual_BxLxH: jax.Array,
                  bias_Bx1xLxL: jax.Array, deterministic: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Returns the normed sum float32[B, L, H] and the taps query, key, value, attention_scores."""
+        """Returns the normed sum, residual dtype[B, L, H], and the taps query, key, value, attention_scores."""
         c = self.config
         heads = (c.num_heads, c.head_size)
         q_BxLxAxK = dense(c, heads, "query")(query_input)
@@ -48,7 +48,7 @@ class Attention(nn.Module):
         out_BxLxH = dense(c, c.inner_size, "out", axis=(-2, -1))(context_BxLxAxK)
         if c.bottleneck_size is None:
             out_BxLxH = nn.Dropout(c.hidden_dropout)(out_BxLxH, deterministic=deterministic)
-        out_BxLxH = norm(c, "norm")(out_BxLxH + residual_BxLxH)
+        out_BxLxH = to_residual(c, norm(c, "norm")(out_BxLxH.astype(jnp.float32) + residual_BxLxH))
         return out_BxLxH, {"query": q_BxLxAxK, "key": k_BxLxAxK, "value": v_BxLxAxK, "attention_scores": scores_BxAxLxL}
 
 
@@ -79,8 +79,8 @@ class FeedForward(nn.Module):
         down_TxH = dense(c, c.inner_size, "down")(up_TxF)
         if self.last and c.bottleneck_size is None:
             down_TxH = nn.Dropout(c.hidden_dropout)(down_TxH, deterministic=deterministic)
-        out_TxH = norm(c, "norm", c.ffn_norm_eps if self.last else None)(down_TxH + x_TxH)
-        return out_TxH.reshape(x_BxLxH.shape)
+        out_TxH = norm(c, "norm", c.ffn_norm_eps if self.last else None)(down_TxH.astype(jnp.float32) + x_TxH)
+        return to_residual(c, out_TxH).reshape(x_BxLxH.shape)
 
 
 class Block(nn.Module):
@@ -91,7 +91,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, hidden_BxLxD: jax.Array, bias_Bx1xLxL: jax.Array,
                  deterministic: bool = True) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """float32[B, L, D] and an additive bias float32[B, 1, 1 or L, L] -> float32[B, L, D], taps by name."""
+        """[B, L, D] and an additive bias float32[B, 1, 1 or L, L] -> [B, L, D] in the residual dtype, taps by name."""
         c = self.config
         block_input = hidden_BxLxD
         if c.bottleneck_size is not None:
@@ -109,5 +109,6 @@ class Block(nn.Module):
         if c.bottleneck_size is not None:
             out_BxLxD = dense(c, c.hidden_size, "bottleneck_out")(x_BxLxH)
             out_BxLxD = nn.Dropout(c.hidden_dropout)(out_BxLxD, deterministic=deterministic)
-            x_BxLxH = norm(c, "bottleneck_out_norm")(out_BxLxD + block_input)
+            x_BxLxH = norm(c, "bottleneck_out_norm")(out_BxLxD.astype(jnp.float32) + block_input)
+            x_BxLxH = to_residual(c, x_BxLxH)
         return x_BxLxH, {"hidden": x_BxLxH, **taps}

@@ -31,7 +31,8 @@ class ModelConfig:
     or "bottleneck" (all three from the bottleneck: MobileBERT_TINY).
     `norm_eps` is the epsilon of every LayerNorm but two: `embedding_norm_eps` and `ffn_norm_eps` (the norm of the
     last feed-forward network of a block) differ in Hugging Face's MobileBERT, which leaves them at 1e-5; None means
-    `norm_eps`. `dtype` is that of matrix products; parameters, residual stream, norms and softmax stay float32.
+    `norm_eps`. `dtype` is that of matrix products and `residual_dtype` that in which hidden states are kept between layers
+    and sub-layers; parameters, the sums on the residual stream, norms and softmax are float32 in any case.
     """
 
     vocab_size: int = 30522
@@ -63,11 +64,13 @@ class ModelConfig:
     normalize_embedding: bool = True
     classifier_dropout: float = 0.1
     dtype: str = "float32"
+    residual_dtype: str = "float32"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "heads", tuple(self.heads))
         for field, valid in (("norm", NORMS), ("activation", ACTIVATIONS), ("attention_input", ATTENTION_INPUTS),
-                             ("pooler", POOLERS), ("dtype", DTYPES), ("embedding_pooling", ("mean", "first_token"))):
+                             ("pooler", POOLERS), ("dtype", DTYPES), ("residual_dtype", DTYPES),
+                             ("embedding_pooling", ("mean", "first_token"))):
             if getattr(self, field) not in valid:
                 raise BadInput(f"model {field}={getattr(self, field)!r} is unknown; {nearest(getattr(self, field), valid)}")
         for head in self.heads:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill.models.config import ModelConfig
-from jaxdistill.models.layers import dense, kernel_init, norm
+from jaxdistill.models.layers import dense, kernel_init, norm, to_residual
 
 
 class Embeddings(nn.Module):
@@ -25,7 +25,7 @@ class Embeddings(nn.Module):
     @nn.compact
     def __call__(self, ids_BxL: jax.Array, types_BxL: jax.Array, positions_BxL: jax.Array,
                  segments_BxL: jax.Array | None = None, deterministic: bool = True) -> jax.Array:
-        """int32[B, L] three times (four if rows are packed) -> float32[B, L, D]."""
+        """int32[B, L] three times (four if rows are packed) -> [B, L, D] in the residual dtype."""
         c = self.config
         init = kernel_init(c)
         words_VxE = self.param("word", init, (c.vocab_size, c.word_size))
@@ -45,5 +45,5 @@ class Embeddings(nn.Module):
             x = dense(c, c.hidden_size, "projection")(x)
         hidden_BxLxD = (x.astype(jnp.float32) + jnp.take(position_table, positions_BxL, axis=0)
                         + jnp.take(type_table, types_BxL, axis=0))
-        hidden_BxLxD = norm(c, "norm", c.embedding_norm_eps)(hidden_BxLxD)
+        hidden_BxLxD = to_residual(c, norm(c, "norm", c.embedding_norm_eps)(hidden_BxLxD))
         return nn.Dropout(c.hidden_dropout)(hidden_BxLxD, deterministic=deterministic)

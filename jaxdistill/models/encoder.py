@@ -96,13 +96,13 @@ class Model:
         if "hidden_moments" in taps:
             moments = jnp.concatenate([hidden_moments(hidden_0)[None], collected["hidden_moments"]])
             collected["hidden_moments"] = moments
-        outputs = {"last_hidden_state": hidden}
+        outputs = {"last_hidden_state": hidden.astype(jnp.float32)}
         if num_layers is None:
             outputs |= self.run_heads(params, hidden, batch, self.config.heads if heads is None else heads, heads_key)
         return outputs, {tap: collected[tap] for tap in taps}
 
     def embed(self, params: Params, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
-        """Hidden state 0, float32[B, L, D]."""
+        """Hidden state 0, [B, L, D] in the residual dtype."""
         ids_BxL = jnp.asarray(batch["input_ids"])
         if ids_BxL.ndim != 2 or not jnp.issubdtype(ids_BxL.dtype, jnp.integer):
             raise BadInput(f"input_ids is {ids_BxL.dtype}{list(ids_BxL.shape)}; expected whole numbers of shape [batch, length]")
@@ -164,23 +164,29 @@ class Model:
         """
         hidden_0 = self.embed(params, batch)  # first: it checks the batch
         bias = attention_bias(batch)
-
-        def run(index: jax.Array, hidden: jax.Array) -> jax.Array:
-            return self.block(take_layer(params["layers"], index), hidden, bias)[0]
-
-        if differentiable:
-            def body(hidden: jax.Array, xs: tuple[jax.Array, Params]) -> tuple[jax.Array, None]:
-                step: Callable[[jax.Array], jax.Array] = lambda h: self.block(xs[1], h, bias)[0]  # noqa: E731
-                return jax.lax.cond(xs[0] < layer, step, lambda h: h, hidden), None
-
-            hidden, _ = jax.lax.scan(body, hidden_0, (jnp.arange(self.config.num_layers), params["layers"]))
-        else:
-            hidden = jax.lax.stop_gradient(jax.lax.fori_loop(0, layer, run, hidden_0))
-        _, collected = self.block(take_layer(params["layers"], layer) if active is None else active, hidden, bias)
+        hidden = self.run_below(params, hidden_0, bias, layer, differentiable)
+        # No loop keeps the compiler from merging what is computed again with what was computed: "full" has to be asked for.
+        _, collected = self.block(take_layer(params["layers"], layer) if active is None else active, hidden, bias,
+                                  looped=self.remat != "full")
         if "hidden_moments" in taps:  # every layer's, so the whole depth runs; only the moments are kept
             _, stacked = self.encode(params["layers"], hidden_0, bias, taps=("hidden_moments",))
             collected["hidden_moments"] = jnp.concatenate([hidden_moments(hidden_0)[None], stacked["hidden_moments"]])
         return {tap: collected[tap] for tap in taps}
+
+    def run_below(self, params: Params, hidden_BxLxD: jax.Array, bias_Bx1xLxL: jax.Array, layer: jax.Array,
+                  differentiable: bool = False) -> jax.Array:
+        """What enters block `layer`, a traced index, as in `apply_at`: [B, L, D]."""
+        def run(index: jax.Array, hidden: jax.Array) -> jax.Array:
+            return self.block(take_layer(params["layers"], index), hidden, bias_Bx1xLxL)[0]
+
+        if not differentiable:
+            return jax.lax.stop_gradient(jax.lax.fori_loop(0, layer, run, hidden_BxLxD))
+
+        def body(hidden: jax.Array, xs: tuple[jax.Array, Params]) -> tuple[jax.Array, None]:
+            step: Callable[[jax.Array], jax.Array] = lambda h: self.block(xs[1], h, bias_Bx1xLxL)[0]  # noqa: E731
+            return jax.lax.cond(xs[0] < layer, step, lambda h: h, hidden), None
+
+        return jax.lax.scan(body, hidden_BxLxD, (jnp.arange(self.config.num_layers), params["layers"]))[0]
 
     def run_heads(self, params: Params, hidden_BxLxD: jax.Array, batch: Batch, names: Sequence[str],
                   dropout_key: jax.Array | None = None) -> Arrays:
@@ -191,7 +197,7 @@ class Model:
         if self.config.pooler == "tanh":
             outputs["pooler_output"] = _apply(modules["pooler"], params["pooler"], None, first_BxD, dropout=False)
         elif self.config.pooler == "first_token":
-            outputs["pooler_output"] = first_BxD
+            outputs["pooler_output"] = first_BxD.astype(jnp.float32)
         for name in names:
             if name not in self.config.heads:
                 raise BadInput(f"head {name!r} is not in this model; {nearest(name, self.config.heads)}")
@@ -243,7 +249,7 @@ def segment_ids(batch: Batch) -> jax.Array | None:
 
 
 def first_tokens(hidden_BxLxD: jax.Array, batch: Batch) -> jax.Array:
-    """What the pooler reads, float32[B, D]; of a packed batch float32[B, S, D], the first token of every segment (the
+    """What the pooler reads, [B, D]; of a packed batch [B, S, D], the first token of every segment (the
     row's first where there is none: `example_weights` are 0 there)."""
     if segment_ids(batch) is None:
         return hidden_BxLxD[:, 0]
@@ -264,7 +270,8 @@ def attention_bias(batch: Batch) -> jax.Array:
 
 def hidden_moments(hidden_BxLxD: jax.Array) -> jax.Array:
     """float32[B, L, 2]: mean and biased variance over the width."""
-    return jnp.stack([jnp.mean(hidden_BxLxD, -1), jnp.var(hidden_BxLxD, -1)], axis=-1)
+    x_BxLxD = hidden_BxLxD.astype(jnp.float32)
+    return jnp.stack([jnp.mean(x_BxLxD, -1), jnp.var(x_BxLxD, -1)], axis=-1)
 
 
 def take_layer(layers: Params, layer: jax.Array | int) -> Params:

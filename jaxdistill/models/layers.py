@@ -48,6 +48,11 @@ def norm(config: ModelConfig, name: str, eps: float | None = None, kind: str | N
                         name=name)
 
 
+def to_residual(config: ModelConfig, x: jax.Array) -> jax.Array:
+    """What a norm gives, in the dtype in which the residual stream is kept."""
+    return x.astype(jnp.dtype(config.residual_dtype))
+
+
 def dense(config: ModelConfig, features: int | Sequence[int], name: str, axis: int | Sequence[int] = -1) -> nn.Module:
     """A projection with bias: products in `config.dtype`, parameters float32, BERT's truncated-normal kernel."""
     return nn.DenseGeneral(features, axis=axis, dtype=jnp.dtype(config.dtype), kernel_init=kernel_init(config), name=name)

@@ -1,5 +1,5 @@
-"""The same losses, weighted and with their gradient taken in the forward pass: no attention map outlives its layer, and
-logits over the vocabulary exist for some masked words at a time. Called by training.forward.
+"""The same losses, weighted and with their gradient taken in the forward pass: attention maps exist for some rows of one
+layer at a time, logits over the vocabulary for some masked words. Called by training.forward.
 
 `scales` maps a loss name to weight / count; a fused function returns the scaled sum, which alone can be differentiated,
 and the raw sums to report. The plain versions beside them say what is computed.
@@ -13,11 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdistill.kernels.forward_gradient import gradient_in_chunks, gradient_in_forward, projected_loss
-from jaxdistill.models import Arrays, Batch, Params
+from jaxdistill.kernels.forward_gradient import gradient_in_chunks, projected_loss
+from jaxdistill.models import Arrays, Batch, Model, Params
 from jaxdistill.models.block import attention_scores
 from jaxdistill.models.heads import vocabulary_logits
-from jaxdistill.objectives.projections import project
 from jaxdistill.objectives.relations import relation, relation_heads
 from jaxdistill.objectives.terms import Loss
 
@@ -25,8 +24,11 @@ Losses = Mapping[str, Loss]
 Scales = Mapping[str, jax.Array]
 # Student taps that the fused losses are differentiated through, and what is made of them.
 SOURCES = {"attention_scores": ("query", "key")}
-# Logits of student and teacher that exist at once, each float32[rows, positions, V]: 16 MiB.
+# Numbers in the largest tensor that exists at once, attention maps, relations or logits: 16 MiB in float32.
 CHUNK_NUMBERS = 2**22
+# Into how many parts a device's rows are split at most: a quarter of one layer's work is little beside what is kept of all
+# layers, and parts that are too small keep no device busy.
+MOST_PARTS = 4
 
 
 def weighted(sums: Arrays, scales: Scales) -> jax.Array:
@@ -34,65 +36,94 @@ def weighted(sums: Arrays, scales: Scales) -> jax.Array:
     return sum((value * scales[name] for name, value in sums.items()), jnp.float32(0))
 
 
-def layer_sums(losses: Losses, student_taps: Arrays, teacher_taps: Mapping[str, Any], masks: Batch, maps: Params) -> Arrays:
-    """The raw sums of losses of one layer, by name; `maps` are their learned projections."""
-    return {name: loss.sum(project(maps, loss.projection, student_taps[loss.student]), teacher_taps[loss.teacher or ""], masks)
+def layer_sums(losses: Losses, student_taps: Arrays, teacher_taps: Mapping[str, Any], masks: Batch) -> Arrays:
+    """The raw sums of losses of one layer, by name."""
+    return {name: loss.sum(student_taps[loss.reads], teacher_taps[loss.teacher or ""], masks)
             for name, loss in losses.items()}
 
 
-def layer_terms(losses: Losses, scales: Scales, student_taps: Arrays, teacher_taps: Mapping[str, Any], masks: Batch,
-                maps: Params, bias: jax.Array, dtype: Any, rows: int) -> tuple[jax.Array, Arrays]:
-    """`layer_sums`, scaled: (value, raw sums). Kept for the backward pass: the gradients with respect to the hidden state,
-    to projections and to queries and keys (of attention scores, which are computed from them again; where the block
-    computes them too, the compiler does it once), in `dtype`. `rows`: rows on one device, which the size of chunks
-    follows."""
+def layer_terms(losses: Losses, scales: Scales, student_taps: Arrays, teacher: Model, teacher_layer: Params,
+                theirs: jax.Array, masks: Batch, bias: jax.Array, dtype: Any, rows: int) -> tuple[jax.Array, Arrays, jax.Array]:
+    """The teacher's block on `theirs`, and `layer_sums` scaled: (value, raw sums, the teacher's next hidden state).
+
+    Some rows after the other, so that only their attention maps exist, of either model. Kept for the backward pass: the
+    gradients with respect to the hidden state and to queries and keys (of attention scores, which are computed from
+    them again), in `dtype`. `rows`: rows on one device, which the size of chunks follows.
+    """
     relations = {name: loss for name, loss in losses.items() if loss.relation}
     others = {name: loss for name, loss in losses.items() if not loss.relation}
-    parts = [_relation_terms(loss, name, scales[name], student_taps, teacher_taps, masks, dtype, rows)
-             for name, loss in relations.items()]
-    if others:
-        parts.append(_map_terms(others, scales, student_taps, teacher_taps, masks, maps, bias, dtype))
-    return sum((value for value, _ in parts), jnp.float32(0)), {name: x for _, sums in parts for name, x in sums.items()}
+    wanted = {loss.reads for loss in others.values()}
+    followed = tuple(sorted({loss.teacher or "" for loss in relations.values()}))
 
-
-def _map_terms(losses: Losses, scales: Scales, student_taps: Arrays, teacher_taps: Mapping[str, Any], masks: Batch,
-               maps: Params, bias: jax.Array, dtype: Any) -> tuple[jax.Array, Arrays]:
-    wanted = {loss.student for loss in losses.values()}
-    used = {loss.projection for loss in losses.values()} - {""}
-    moving = ({name: student_taps[name] for tap in sorted(wanted) for name in SOURCES.get(tap, (tap,))},
-              {name: maps[name] for name in sorted(used)})
-
-    def function(moving: tuple[Arrays, Params], fixed: Any) -> tuple[jax.Array, Arrays]:
-        teacher_taps, masks, bias, scales = fixed
-        taps, maps = dict(moving[0]), moving[1]
+    def function(moving: Arrays, slices: Any, shared: Any) -> tuple[jax.Array, tuple[Arrays, Any]]:
+        # Masks are alike in every layer: without the barrier, what is made of them ([b, A, L, L]) would be made once, for all
+        # chunks, ahead of the loop over layers.
+        theirs, masks, bias = jax.lax.optimization_barrier(slices)
+        layer, scales = shared
+        theirs, teacher_taps = teacher.block(layer, theirs, bias)
+        taps = dict(moving)
         if "attention_scores" in wanted:
-            taps["attention_scores"] = attention_scores(taps["query"], taps["key"], bias)
-        sums = layer_sums(losses, taps, teacher_taps, masks, maps)
-        return weighted(sums, scales), sums
+            taps["attention_scores"] = attention_scores(moving["query"], moving["key"], bias)
+        sums = layer_sums(others, taps, teacher_taps, masks)
+        return weighted(sums, scales), (sums, (theirs, {name: teacher_taps[name] for name in followed}))
 
-    read = {loss.teacher: teacher_taps[loss.teacher] for loss in losses.values() if loss.teacher is not None}
-    return gradient_in_forward(function, dtype)(moving, (read, dict(masks), bias, {name: scales[name] for name in losses}))
+    moving = {name: student_taps[name] for tap in sorted(wanted) for name in SOURCES.get(tap, (tap,))}
+    length, widths = masks["input_ids"].shape[1], teacher.config
+    of_a_row = length * max(widths.num_heads * length, widths.intermediate_size)  # the largest tensor of a block
+    parts = _largest_divisor(rows, min(MOST_PARTS, -(-rows * of_a_row // CHUNK_NUMBERS)))
+    value, (sums, found) = gradient_in_chunks(function, dtype)(
+        _split_rows(moving, rows, parts), _split_rows((theirs, dict(masks), bias), rows, parts),
+        (teacher_layer, {name: scales[name] for name in others}))
+    theirs, teacher_taps = jax.lax.stop_gradient(_join_rows(found, rows, parts))  # no cotangent of zeros through the loop
+    for name, loss in relations.items():
+        more, found = relation_terms(loss, name, scales[name], student_taps, teacher_taps, masks, dtype, rows)
+        value, sums = value + more, {**sums, **found}
+    return value, sums, theirs
 
 
-def _relation_terms(loss: Loss, name: str, scale: jax.Array, student_taps: Arrays, teacher_taps: Mapping[str, Any],
-                    masks: Batch, dtype: Any, rows: int) -> tuple[jax.Array, Arrays]:
-    """Some relation heads after the other: no [B, R, L, L] of all heads, of either model."""
+def _split_rows(tree: Any, rows: int, parts: int) -> Any:
+    """[B, ...] -> [C, B / C, ...], C parts: each has its share of the `rows` of every device, so that none is sent to another."""
+    def split(x: jax.Array) -> jax.Array:
+        apart = x.reshape(-1, parts, rows // parts, *x.shape[1:])
+        return jnp.swapaxes(apart, 0, 1).reshape(parts, -1, *x.shape[1:])
+
+    return jax.tree.map(split, tree)
+
+
+def _join_rows(tree: Any, rows: int, parts: int) -> Any:
+    """The reverse of `_split_rows`."""
+    def join(x: jax.Array) -> jax.Array:
+        apart = x.reshape(parts, -1, rows // parts, *x.shape[2:])
+        return jnp.swapaxes(apart, 0, 1).reshape(-1, *x.shape[2:])
+
+    return jax.tree.map(join, tree)
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of `number` that is at most `limit`; 1 if none is."""
+    return next(n for n in range(number, 0, -1) if number % n == 0 and (n == 1 or n <= limit))
+
+
+def relation_terms(loss: Loss, name: str, scale: jax.Array, student_taps: Arrays, teacher_taps: Mapping[str, Any],
+                   masks: Batch, dtype: Any, rows: int) -> tuple[jax.Array, Arrays]:
+    """The relation `name`, scaled: (value, raw sum). Some relation heads after the other: no [B, R, L, L] of all of them, of
+    either model."""
     heads = loss.sum.keywords["heads"]  # type: ignore[attr-defined]
-    length = masks["input_ids"].shape[1]
-    chunk = next(n for n in range(heads, 0, -1) if heads % n == 0 and (n == 1 or n * rows * length**2 <= CHUNK_NUMBERS))
+    chunk = _largest_divisor(heads, CHUNK_NUMBERS // (rows * masks["input_ids"].shape[1] ** 2))
 
     def split(x_BxLxAxK: jax.Array) -> jax.Array:
         """[B, L, A, K] -> [C, B, L, r, k]: r of the relation heads in each chunk."""
         x = relation_heads(x_BxLxAxK, masks, heads)
         return jnp.moveaxis(x.reshape(*x.shape[:2], heads // chunk, chunk, -1), 2, 0)
 
-    def function(ours: jax.Array, theirs: jax.Array, fixed: Any) -> tuple[jax.Array, Arrays]:
-        masks, scale = fixed
+    def function(ours: jax.Array, theirs: jax.Array, shared: Any) -> tuple[jax.Array, tuple[Arrays, None]]:
+        masks, scale = shared
         value = relation(ours, theirs, masks, chunk) * (chunk / heads)  # a mean over heads, chunk by chunk
-        return value * scale, {name: value}
+        return value * scale, ({name: value}, None)
 
-    return gradient_in_chunks(function, dtype)(
+    value, (sums, _) = gradient_in_chunks(function, dtype)(
         split(student_taps[loss.student]), split(teacher_taps[loss.teacher or ""]), (dict(masks), scale))
+    return value, sums
 
 
 def student_taps_of(losses: Losses) -> tuple[str, ...]:

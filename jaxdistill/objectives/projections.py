@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxdistill.models import ModelConfig, Params
+from jaxdistill.models import Arrays, ModelConfig, Params
+from jaxdistill.objectives.terms import Loss
 
 NAME = "projections"
 
@@ -40,3 +41,9 @@ def project(projections: Mapping[str, Params], name: str, x_BxLxD: jax.Array) ->
         return x_BxLxD
     kernel, bias = projections[name]["kernel"], projections[name]["bias"]
     return jnp.dot(x_BxLxD.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32) + bias
+
+
+def projected(projections: Mapping[str, Params], losses: Mapping[str, Loss], taps: Arrays) -> Arrays:
+    """The student's `taps` and, under the name that a loss reads it by, each of them that goes through a projection."""
+    return {**taps, **{loss.reads: project(projections, loss.projection, taps[loss.student]) for loss in losses.values()
+                       if loss.projection and loss.student in taps}}

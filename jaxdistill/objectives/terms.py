@@ -41,6 +41,11 @@ class Loss:
         return self.student in BLOCK_TAPS
 
     @property
+    def reads(self) -> str:
+        """The student's tap or output by name, as it is after the projection."""
+        return f"{self.projection}({self.student})" if self.projection else self.student
+
+    @property
     def of_embeddings(self) -> bool:
         return self.student == "embeddings"
 

@@ -45,9 +45,8 @@ def walks(stage: Stage) -> bool:
     """Whether both stacks can be walked in lock-step: one layer map for all losses, which never goes back, and no
     loss that reads layers of the teacher that come later."""
     maps = {term.layer_map for term in stage.terms if term.definition.per_layer}
-    moments = any(term.definition.teacher == "hidden_moments" for term in stage.terms)
     followed = [at for layer_map in maps for at in layer_map or () if at >= 0]
-    return len(maps) == 1 and not moments and followed == sorted(followed)
+    return len(maps) == 1 and not _reads_moments(stage) and followed == sorted(followed)
 
 
 def _plain_sums(stage: Stage, model: Model, teacher: Model | None, params: Params, teacher_params: Params, batch: Batch,
@@ -60,20 +59,20 @@ def _plain_sums(stage: Stage, model: Model, teacher: Model | None, params: Param
         assert teacher is not None
         theirs, teacher_taps = teacher.apply(teacher_params, batch, taps=stage.taps("teacher"), heads=stage.heads("teacher"),
                                              num_layers=stage.teacher_depth(model.config.num_layers))
-    maps = projections.in_dtype(params, model.config.dtype)
-    sums = {term.loss: _full_sum(term, ours, student_taps, theirs, teacher_taps, masks, maps) for term in stage.terms}
+    student_taps = projections.projected(_maps(params, model), _losses(stage), student_taps)
+    sums = {term.loss: _full_sum(term, ours, student_taps, theirs, teacher_taps, masks) for term in stage.terms}
     return fused.weighted(sums, scales), sums
 
 
 def _full_sum(term: Term, student_out: Arrays, student_taps: Arrays, teacher_out: Mapping[str, Any],
-              teacher_taps: Mapping[str, Any], masks: Batch, maps: Params) -> jax.Array:
+              teacher_taps: Mapping[str, Any], masks: Batch) -> jax.Array:
     loss = term.definition
     if loss.of_embeddings:
-        return _embedding_sum(loss, student_taps["embeddings"], teacher_taps["embeddings"], masks, maps)
+        return loss.sum(student_taps[loss.reads], jax.lax.stop_gradient(teacher_taps["embeddings"]), masks)
     if not loss.per_layer:
         target = None if loss.teacher is None else jax.lax.stop_gradient(teacher_out[loss.teacher])
         return loss.sum(student_out[loss.student], target, masks)
-    ours_NxB = student_taps[loss.student]
+    ours_NxB = student_taps[loss.reads]
     theirs = jax.lax.stop_gradient(teacher_taps[loss.teacher or ""])
     if loss.teacher == "hidden_moments":
         return jnp.sum(jax.vmap(lambda ours: loss.sum(ours, theirs, masks))(ours_NxB))
@@ -81,12 +80,7 @@ def _full_sum(term: Term, student_out: Arrays, student_taps: Arrays, teacher_out
         followers = [i for i, at in enumerate(term.layer_map) if at >= 0]
         ours_NxB = jnp.take(ours_NxB, jnp.asarray(followers), axis=0)
         theirs = jnp.take(theirs, jnp.asarray([term.layer_map[i] for i in followers]), axis=0)
-    ours_NxB = projections.project(maps, loss.projection, ours_NxB)
     return jnp.sum(jax.vmap(lambda ours, their: loss.sum(ours, their, masks))(ours_NxB, theirs))
-
-
-def _embedding_sum(loss: Loss, ours: jax.Array, theirs: jax.Array, masks: Batch, maps: Params) -> jax.Array:
-    return loss.sum(projections.project(maps, loss.projection, ours), theirs, masks)
 
 
 def _fused_sums(stage: Stage, model: Model, teacher: Model | None, params: Params, teacher_params: Params, batch: Batch,
@@ -94,12 +88,12 @@ def _fused_sums(stage: Stage, model: Model, teacher: Model | None, params: Param
     layered = _of_layers(stage)
     if layered and not walks(stage):
         return _plain_sums(stage, model, teacher, params, teacher_params, batch, masks, dropout_key, scales)
-    maps = projections.in_dtype(params, model.config.dtype)
+    maps = _maps(params, model)
     embed_key, layers_key, heads_key = split_key(dropout_key)
     hidden, bias = model.embed(params, batch, embed_key), attention_bias(batch)
     theirs: Any = teacher.embed(teacher_params, batch) if stage.needs_teacher and teacher is not None else None
-    sums = {term.loss: _embedding_sum(term.definition, hidden, theirs, masks, maps) for term in stage.terms
-            if term.definition.of_embeddings}
+    embedded = projections.projected(maps, _losses(stage), {"embeddings": hidden})
+    sums = {name: loss.sum(embedded[loss.reads], theirs, masks) for name, loss in _losses(stage).items() if loss.of_embeddings}
     value, done = fused.weighted(sums, scales), 0
     if layered:
         assert teacher is not None
@@ -128,7 +122,7 @@ def head_sums(stage: Stage, model: Model, teacher: Model | None, params: Params,
     if words:
         pair = teacher.mlm_features(teacher_params, theirs, masks) if teacher and "mlm" in stage.heads("teacher") else None
         value, sums = fused.word_terms(words, _only(scales, words), model.mlm_features(params, hidden, masks), pair, masks,
-                                       _rows_on_a_device(model, masks))
+                                       rows_on_a_device(model, masks))
     if others:
         outputs = model.run_heads(params, hidden, masks, _heads(others, "student"), dropout_key)
         read = _heads(others, "teacher")
@@ -155,13 +149,14 @@ def _walk(stage: Stage, model: Model, teacher: Model, layers: Params, teacher_la
         hidden, theirs, entered = carry
         layer_params, key, at, last = xs
         hidden, student_taps = model.block(layer_params, hidden, bias, key)
+        student_taps = projections.projected(maps, _of_layers(stage), student_taps)
         if repeats:  # two student layers follow one teacher layer: it is run again from its input
             theirs = jnp.where(at == last, entered, theirs)
         if skips:
             theirs = jax.lax.fori_loop(last + 1, at, run_teacher, theirs)
         entered = theirs if repeats else None
-        theirs, teacher_taps = teacher.block(take_layer(teacher_layers, at), theirs, bias)
-        value, sums = layer_value(stage, model, student_taps, teacher_taps, masks, maps, bias, scales)
+        value, sums, theirs = layer_value(stage, model, teacher, student_taps, take_layer(teacher_layers, at), theirs, masks, bias,
+                                          scales)
         return (hidden, theirs, entered), (value, sums)
 
     keys = None if dropout_key is None else jax.random.split(dropout_key, depth)
@@ -180,7 +175,7 @@ def _visit(stage: Stage, model: Model, teacher: Model, layers: Params, teacher_l
     keys = None if dropout_key is None else jax.random.split(dropout_key, depth)
     value, sums = jnp.float32(0), {name: jnp.float32(0) for name in losses}
     done = teacher_done = 0
-    teacher_taps: Arrays = {}
+    entered = theirs
 
     def stretch(tree: Any, begin: int, end: int) -> Any:
         return jax.tree.map(lambda x: x[begin:end], tree)
@@ -191,10 +186,11 @@ def _visit(stage: Stage, model: Model, teacher: Model, layers: Params, teacher_l
         hidden, _ = model.encode(stretch(layers, done, i), hidden, bias, dropout_keys=stretch(keys, done, i))
         hidden, student_taps = model.block(take_layer(layers, i), hidden, bias, None if keys is None else keys[i],
                                            looped=False)
+        student_taps = projections.projected(maps, losses, student_taps)
         if at >= teacher_done:
-            theirs, _ = teacher.encode(stretch(teacher_layers, teacher_done, at), theirs, bias)
-            theirs, teacher_taps = teacher.block(take_layer(teacher_layers, at), theirs, bias)
-        more, found = layer_value(stage, model, student_taps, teacher_taps, masks, maps, bias, scales)
+            entered, _ = teacher.encode(stretch(teacher_layers, teacher_done, at), theirs, bias)
+        more, found, theirs = layer_value(stage, model, teacher, student_taps, take_layer(teacher_layers, at), entered, masks,
+                                          bias, scales)
         value, sums = value + more, {name: sums[name] + found[name] for name in losses}
         done, teacher_done = i + 1, at + 1
     hidden, _ = model.encode(stretch(layers, done, depth), hidden, bias, dropout_keys=stretch(keys, done, depth))
@@ -208,36 +204,52 @@ def _sums_at_layer(stage: Stage, model: Model, teacher: Model | None, moving: Ar
     params = unflatten(frozen if strict else {**frozen, **moving})
     active = unflatten(moving)["layers"] if strict else None
     losses = _of_layers(stage)
-    wanted = fused.student_taps_of(losses) if stage.fused else stage.taps("student")
+    in_parts = stage.fused and not _reads_moments(stage)
+    wanted = fused.student_taps_of(losses) if in_parts else stage.taps("student")
     ours = model.apply_at(params, batch, layer, taps=wanted, active=active, differentiable=not strict)
     layer_map = _layer_map(stage)
-    teacher_layer = layer if layer_map is None else jnp.asarray(layer_map)[layer]
-    theirs = jax.lax.stop_gradient(teacher.apply_at(teacher_params, batch, teacher_layer, taps=stage.taps("teacher")))
-    return layer_value(stage, model, ours, theirs, masks, {}, attention_bias(batch), scales)
-
-
-def layer_value(stage: Stage, model: Model, student_taps: Arrays, teacher_taps: Arrays, masks: Batch, maps: Params,
-                bias: jax.Array, scales: Arrays) -> Result:
-    """(value, raw sums) of the losses of one layer, from the taps of both; `maps`: learned projections."""
-    losses = _of_layers(stage)
-    if not stage.fused:
-        sums = fused.layer_sums(losses, student_taps, jax.lax.stop_gradient(teacher_taps), masks, maps)
+    at = layer if layer_map is None else jnp.asarray(layer_map)[layer]
+    if not in_parts:
+        theirs = jax.lax.stop_gradient(teacher.apply_at(teacher_params, batch, at, taps=stage.taps("teacher")))
+        sums = fused.layer_sums(losses, ours, theirs, masks)
         return fused.weighted(sums, scales), sums
-    return fused.layer_terms(losses, _only(scales, losses), student_taps, teacher_taps, masks, maps, bias,
-                             model.config.dtype, _rows_on_a_device(model, masks))
+    bias = attention_bias(batch)
+    entered = teacher.run_below(teacher_params, teacher.embed(teacher_params, batch), bias, at)
+    return layer_value(stage, model, teacher, ours, take_layer(teacher_params["layers"], at), entered, masks, bias, scales)[:2]
+
+
+def layer_value(stage: Stage, model: Model, teacher: Model, student_taps: Arrays, teacher_layer: Params, theirs: jax.Array,
+                masks: Batch, bias: jax.Array, scales: Arrays) -> tuple[jax.Array, Arrays, jax.Array]:
+    """One layer of the teacher, from what enters it, and the losses there: (value, raw sums, what leaves it)."""
+    losses = _of_layers(stage)
+    return fused.layer_terms(losses, _only(scales, losses), student_taps, teacher, teacher_layer, theirs, masks, bias,
+                             model.config.dtype, rows_on_a_device(model, masks))
+
+
+def _reads_moments(stage: Stage) -> bool:
+    """Whether a loss reads every layer of the teacher at once."""
+    return any(term.definition.teacher == "hidden_moments" for term in stage.terms)
+
+
+def _losses(stage: Stage) -> dict[str, Loss]:
+    return {term.loss: term.definition for term in stage.terms}
 
 
 def _of_layers(stage: Stage) -> dict[str, Loss]:
     """The losses of a layer, by name."""
-    return {term.loss: term.definition for term in stage.terms if term.definition.per_layer}
+    return {name: loss for name, loss in _losses(stage).items() if loss.per_layer}
 
 
 def _of_heads(stage: Stage) -> tuple[dict[str, Loss], dict[str, Loss]]:
     """Losses over the vocabulary, losses of other heads; by name."""
-    losses = {term.loss: term.definition for term in stage.terms
-              if not (term.definition.per_layer or term.definition.of_embeddings)}
+    losses = {name: loss for name, loss in _losses(stage).items() if not (loss.per_layer or loss.of_embeddings)}
     words = {name: loss for name, loss in losses.items() if loss.student == "mlm_logits"}
     return words, {name: loss for name, loss in losses.items() if name not in words}
+
+
+def _maps(params: Params, model: Model) -> Params:
+    """The stage's learned projections, by name."""
+    return projections.in_dtype(params, model.config.dtype)
 
 
 def _layer_map(stage: Stage) -> tuple[int, ...] | None:
@@ -253,6 +265,7 @@ def _only(scales: Arrays, losses: Mapping[str, Loss]) -> Arrays:
     return {name: scales[name] for name in losses}
 
 
-def _rows_on_a_device(model: Model, batch: Batch) -> int:
+def rows_on_a_device(model: Model, batch: Batch) -> int:
+    """How many rows of a batch one device holds."""
     rows, where = batch["input_ids"].shape[0], model.batch_sharding
     return rows if where is None else where.shard_shape((rows,))[0]

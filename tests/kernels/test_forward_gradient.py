@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdistill.kernels.forward_gradient import gradient_in_chunks, gradient_in_forward, projected_loss
+from jaxdistill.kernels.forward_gradient import gradient_in_chunks, projected_loss
 
 RNG = np.random.default_rng(0)
 MOVING = {"x": RNG.normal(size=(3, 4, 5)).astype(np.float32), "y": RNG.normal(size=(3, 4, 5)).astype(np.float32)}
@@ -24,33 +24,36 @@ def plain(moving):
     return value * 2.0, sums
 
 
-def check(run, tolerance=1e-5):
+def function_of_chunk(moving, theirs, scale):
+    """As `gradient_in_chunks` takes it: the sums are numbers to report, what comes last is a tensor of each chunk."""
+    value, sums = function(moving, theirs, scale)
+    return value, (sums, {"doubled": 2 * theirs})
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 1e-2)])
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_in_chunks(chunks, dtype, tolerance):
+    """Chunks along the leading axis, what is shared by all apart."""
+    def run(moving):
+        split = jax.tree.map(lambda x: x.reshape(chunks, 3 // chunks, *x.shape[1:]), (moving, THEIRS))
+        value, (sums, tensors) = gradient_in_chunks(function_of_chunk, dtype)(*split, SCALE)
+        return value, {**sums, "tensors": jnp.sum(jnp.sin(tensors["doubled"]))}
+
     (value, sums), gradient = jax.jit(jax.value_and_grad(lambda m: (lambda r: (r[0] * 2.0, r[1]))(run(m)), has_aux=True))(MOVING)
     (expected, plain_sums), expected_gradient = jax.value_and_grad(plain, has_aux=True)(MOVING)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
-    for name in plain_sums:
-        np.testing.assert_allclose(sums[name], plain_sums[name], rtol=1e-5)
+    for name, plain_sum in (*plain_sums.items(), ("tensors", np.sum(np.sin(2 * THEIRS)))):
+        np.testing.assert_allclose(sums[name], plain_sum, rtol=1e-5)
     for name in MOVING:
         assert gradient[name].dtype == MOVING[name].dtype
         np.testing.assert_allclose(gradient[name], expected_gradient[name], atol=tolerance * np.abs(expected_gradient[name]).max())
 
 
-@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 1e-2)])
-def test_in_forward(dtype, tolerance):
-    run = gradient_in_forward(lambda m, fixed: function(m, *fixed), dtype)
-    check(lambda m: run(m, (THEIRS, SCALE)), tolerance)
-
-
-@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 1e-2)])
-def test_in_chunks(dtype, tolerance):
-    """Chunks along the leading axis, what is shared by all apart."""
-    check(lambda m: gradient_in_chunks(function, dtype)(m, THEIRS, SCALE), tolerance)
-
-
-def test_one_chunk():
-    moving = {name: x[None] for name, x in MOVING.items()}
-    value, _ = gradient_in_chunks(function, "float32")(moving, THEIRS[None], SCALE)
-    np.testing.assert_allclose(value, function(MOVING, THEIRS, SCALE)[0], rtol=1e-6)
+def test_chunks_alone_give_the_same_value():
+    """Where nothing is differentiated, as in evaluation."""
+    value, (sums, tensors) = gradient_in_chunks(function_of_chunk, "float32")(MOVING, THEIRS, SCALE)
+    np.testing.assert_allclose(value, function(MOVING, THEIRS, SCALE)[0], rtol=1e-5)
+    np.testing.assert_array_equal(tensors["doubled"], 2 * THEIRS)
 
 
 def test_a_projected_loss_reaches_weights_and_inputs():

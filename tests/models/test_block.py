@@ -1,5 +1,6 @@
 """One block against a slow float64 reference in NumPy, for every way a block can be built; NoNorm; bfloat16."""
 
+import functools
 import math
 
 import jax
@@ -112,6 +113,31 @@ def test_bfloat16_keeps_large_residuals_exact():
     layer["bottleneck_out_norm"]["scale"] = jnp.ones(config.hidden_size)
     hidden = jnp.full((B, L, config.hidden_size), 16_777_215.0, jnp.float32)
     assert bool((jax.jit(Model(config).block)(layer, hidden, jnp.zeros((B, 1, 1, L)))[0] == hidden).all())
+
+
+@pytest.mark.parametrize("kind, dense, normed", [
+    ("bert", ("attention", "out"), ("attention", "norm")), ("bert", ("ffn_0", "down"), ("ffn_0", "norm")),
+    ("without opt", ("bottleneck_out",), ("bottleneck_out_norm",))])
+def test_a_residual_stream_in_bfloat16_is_summed_and_normed_in_float32(kind, dense, normed):
+    """A sub-layer adds numbers below 1 to a stream of 64s, whose neighbours in bfloat16 are 0.5 apart."""
+    config = KINDS[kind].replace(dtype="bfloat16", residual_dtype="bfloat16")
+    layer = jax.tree.map(jnp.zeros_like, take_layer(random_params(config)["layers"], 0))
+
+    def part(*names):
+        return functools.reduce(lambda tree, name: tree[name], names, layer)
+
+    for norm in (("attention", "norm"), ("ffn_0", "norm")):  # 64 whatever comes in, unless it is the one to be seen
+        part(*norm)["bias"] += 64.0
+    part(*normed).update(scale=jnp.ones(config.hidden_size), bias=jnp.zeros(config.hidden_size))
+    added = jnp.linspace(-0.9, 0.8, config.hidden_size)
+    part(*dense)["bias"] = added.reshape(part(*dense)["bias"].shape)
+    if dense[0] == "attention":  # seen through the norm behind it, which norms once more
+        part("ffn_0", "norm").update(scale=jnp.ones(config.hidden_size), bias=jnp.zeros(config.hidden_size))
+    stream = jnp.full((B, L, config.hidden_size), 64.0, jnp.bfloat16)
+    with jax.disable_jit():  # a compiler may keep more digits between two operations than were asked for
+        ours, taps = Model(config).block(layer, stream, jnp.asarray(BIAS, jnp.float32))
+    assert ours.dtype == taps["hidden"].dtype == jnp.bfloat16 and taps["attention_scores"].dtype == jnp.float32
+    np.testing.assert_allclose(ours[0, 0].astype(jnp.float32), (added - added.mean()) / added.std(), atol=0.02)
 
 
 def test_no_norm_is_an_affine_map_without_statistics():

@@ -247,14 +247,15 @@ def test_dropout_differs_between_layers():
     assert 0.25 < np.mean(first == second) < 0.75
 
 
-def test_bfloat16_is_close_and_returns_float32():
+@pytest.mark.parametrize("residual_dtype", ["float32", "bfloat16"])
+def test_bfloat16_is_close_and_returns_float32(residual_dtype):
     model, params = setup("student")
-    low = Model(model.config.replace(dtype="bfloat16"))
+    low = Model(model.config.replace(dtype="bfloat16", residual_dtype=residual_dtype))
     exact, (ours, taps) = (jax.jit(lambda p, m=m: m.apply(p, BATCH, taps=("hidden",)))(params) for m in (model, low))
     for name, value in ours.items():
         assert value.dtype == jnp.float32
         assert 0 < np.abs(value - exact[0][name]).max() < 0.1 * np.std(exact[0][name]), name
-    assert taps["hidden"].dtype == jnp.float32
+    assert taps["hidden"].dtype == residual_dtype
 
 
 def test_depth_is_one_loop():

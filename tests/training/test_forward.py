@@ -69,13 +69,13 @@ def with_projections(stage, model):
     return state.create(stage, random_params(model, 2), model, TEACHER, jax.random.key(7)).params
 
 
-def results(stage, model, params, teacher_params, batch, layer=1):
+def results(stage, model, params, teacher_params, batch, layer=1, teacher=TEACHER):
     """(value, raw sums, gradient by name) of one micro-batch."""
     counts = count_terms(stage, batch)
     scales = {term.loss: term.weight / counts[term.loss] for term in stage.terms}
     moving, frozen = state.split(stage, params, jnp.int32(layer))
     key = jax.random.key(5) if stage.dropout else None
-    teacher = TEACHER if stage.needs_teacher else None
+    teacher = teacher if stage.needs_teacher else None
 
     @jax.jit
     def run(moving, teacher_params, batch):
@@ -112,6 +112,19 @@ def test_fused_equals_plain(name, teacher_params):
         assert any(float(jnp.max(jnp.abs(g))) > 0 for g in both[1][2].values())
 
 
+@pytest.mark.parametrize("name", ["auxiliary", "strict", "relations"])
+def test_the_number_of_rows_at_once_changes_nothing(name, teacher_params, monkeypatch):
+    """Rows of a layer in chunks, on one device and on several: whose rows they are, and in which order they come back."""
+    stage, model = case(name)
+    params, batch = random_params(model, 2), pretraining_batch(3)
+    plain = results(stage, model, params, teacher_params, batch)
+    monkeypatch.setattr(fused, "CHUNK_NUMBERS", TEACHER.config.num_heads * batch["input_ids"].shape[1] ** 2)
+    check(results(dataclasses.replace(stage, fused=True), model, params, teacher_params, batch), plain)
+    where = sharding.over_batch(sharding.make_mesh(2, 2, 2))
+    check(results(dataclasses.replace(stage, fused=True), dataclasses.replace(model, batch_sharding=where), params, teacher_params,
+                  jax.device_put(batch, where)), plain)
+
+
 @pytest.mark.parametrize("heads", [1, 2, 4])
 def test_the_number_of_relation_heads_at_once_changes_nothing(heads, teacher_params, monkeypatch):
     stage, model = case("relations")
@@ -128,6 +141,20 @@ def test_the_size_of_a_chunk_of_words_changes_nothing(chunk, teacher_params, mon
     plain = results(stage, model, params, teacher_params, batch)
     monkeypatch.setattr(fused, "CHUNK_NUMBERS", chunk * len(batch["input_ids"]) * model.config.vocab_size)
     check(results(dataclasses.replace(stage, fused=True), model, params, teacher_params, batch), plain)
+
+
+@pytest.mark.parametrize("name", ["auxiliary", "strict", "soft"])
+def test_fused_equals_plain_with_residual_streams_in_bfloat16(name, teacher_params):
+    """To what eight bits allow: hidden states and their gradients are rounded to them, in another order."""
+    stage, model = case(name)
+    student, teacher = (Model(m.config.replace(residual_dtype="bfloat16")) for m in (model, TEACHER))
+    params, batch = random_params(model, 2), pretraining_batch(3)
+    ours, plain = (results(dataclasses.replace(stage, fused=on), student, params, teacher_params, batch, teacher=teacher)
+                   for on in (True, False))
+    exact = results(stage, model, params, teacher_params, batch)
+    check(ours, plain, rtol=0.02)
+    check(ours, exact, rtol=0.1)
+    assert {str(g.dtype) for g in ours[2].values()} == {"float32"}
 
 
 def test_the_scale_of_a_loss_reaches_its_gradient(teacher_params):
@@ -200,8 +227,8 @@ def test_a_teacher_in_its_compute_dtype_gives_the_same_outputs_to_the_bit():
         assert in_compute_dtype(model.config, params) is params
 
 
-def test_rows_on_a_device_follow_the_mesh():
+def testrows_on_a_device_follow_the_mesh():
     batch = pretraining_batch(rows=16)
     mesh = sharding.make_mesh(2, 2, 2)
-    assert forward._rows_on_a_device(STUDENT, batch) == 16
-    assert forward._rows_on_a_device(dataclasses.replace(STUDENT, batch_sharding=sharding.over_batch(mesh)), batch) == 4
+    assert forward.rows_on_a_device(STUDENT, batch) == 16
+    assert forward.rows_on_a_device(dataclasses.replace(STUDENT, batch_sharding=sharding.over_batch(mesh)), batch) == 4

@@ -10,6 +10,7 @@ import pytest
 
 from jaxdistill.data import packing
 from jaxdistill.methods.base import Optimizer
+from jaxdistill.models import Model
 from jaxdistill.models.parameters import digest, flatten, unflatten
 from jaxdistill.objectives.terms import LOSSES, count_everything
 from jaxdistill.training import schedules, state
@@ -263,6 +264,19 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(kind, value, teache
     after, metrics = step(stage_step, teacher_params, good)
     assert (int(after.skipped), int(after.skipped_in_a_row)) == (2, 0) and np.isfinite(metrics["loss"])
     assert bits(after.params) != bits(held.params) and step._cache_size() == 1
+
+
+def test_residual_streams_in_bfloat16_train_as_in_float32(teacher_params):
+    stage, model = setting("joint", learning_rate=0.002, decay="constant", steps=12)
+    batch, losses = pretraining_batch(3), {}
+    for residual in ("float32", "bfloat16"):
+        student, teacher = (Model(m.config.replace(dtype="bfloat16", residual_dtype=residual)) for m in (model, TEACHER))
+        now, step = start(stage, student), compiled(stage, student, teacher)
+        for _ in range(6):
+            now, metrics = step(now, teacher_params, batch)
+            losses.setdefault(residual, []).append(float(metrics["loss"]))
+    assert losses["bfloat16"][-1] < 0.9 * losses["bfloat16"][0]
+    np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.05)
 
 
 def test_dropout_is_a_function_of_seed_and_step():
