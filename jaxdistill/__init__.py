@@ -18,6 +18,8 @@ _WHERE = {
     "finetune": "jaxdistill.finetuning",
     "seeds": "jaxdistill.commands",
     "export": "jaxdistill.commands",
+    "convert": "jaxdistill.conversion",
+    "convert_tf1": "jaxdistill.conversion",
     "plan": "jaxdistill.planning.plan",
     "describe": "jaxdistill.description",
     "from_pretrained": "jaxdistill.interop",
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from jaxdistill.commands import prepare as prepare
     from jaxdistill.commands import seeds as seeds
     from jaxdistill.configuration import load_config as load_config
+    from jaxdistill.conversion import convert as convert
+    from jaxdistill.conversion import convert_tf1 as convert_tf1
     from jaxdistill.description import describe as describe
     from jaxdistill.finetuning import finetune as finetune
     from jaxdistill.interop import from_pretrained as from_pretrained

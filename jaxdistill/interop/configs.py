@@ -147,7 +147,8 @@ def to_huggingface(config: ModelConfig, labels: Sequence[str] | None = None) -> 
     return dict(sorted((values | _label_keys(config, labels)).items()))
 
 
-def _label_keys(config: ModelConfig, labels: Sequence[str] | None) -> dict[str, Any]:
+def check_labels(config: ModelConfig, labels: Sequence[str] | None) -> list[str]:
+    """The names of the classes, LABEL_0 and so on by default. Raises `BadInput` if they do not fit the model's heads."""
     classifies = {"sequence_classification", "token_classification"} & set(config.heads)
     if labels is not None and not classifies:
         raise BadInput(f"labels={list(labels)} were given for a model with heads={list(config.heads)}; "
@@ -159,6 +160,25 @@ def _label_keys(config: ModelConfig, labels: Sequence[str] | None) -> dict[str, 
     if len(names) != count:
         raise BadInput(f"labels has {len(names)} names ({', '.join(names[:4])}…) but the model has {count} outputs; "
                        "give one name for each, in order")
+    return names
+
+
+def labels(values: dict[str, Any], config: ModelConfig) -> list[str] | None:
+    """The names of the classes in a config.json, in order: Hugging Face's `id2label`, or `labels` in our own format.
+
+    None where the model classifies nothing, and where the file has no name for each class.
+    """
+    if not {"sequence_classification", "token_classification"} & set(config.heads):
+        return None
+    given = values.get("id2label", {str(i): name for i, name in enumerate(values.get("labels") or ())})
+    count = 1 if config.regression and "sequence_classification" in config.heads else config.num_labels
+    found = [name for i in range(count) if isinstance(name := given.get(str(i)), str)] if isinstance(given, dict) else []
+    return found if len(found) == count else None
+
+
+def _label_keys(config: ModelConfig, labels: Sequence[str] | None) -> dict[str, Any]:
+    classifies = {"sequence_classification", "token_classification"} & set(config.heads)
+    names = check_labels(config, labels)
     keys: dict[str, Any] = {"id2label": {str(i): name for i, name in enumerate(names)},
                             "label2id": {name: i for i, name in enumerate(names)}}
     return {**keys, "problem_type": "regression"} if config.regression and classifies else keys
