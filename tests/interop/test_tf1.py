@@ -140,6 +140,12 @@ def test_the_published_configs(tmp_path: Path, name: str) -> None:
     assert tf1.read_config(write_config(tmp_path, PUBLISHED[name])) == expected
 
 
+def test_what_a_config_leaves_out(tmp_path: Path) -> None:
+    """Google's class has defaults of its own: 16 token types where Hugging Face's has 2, no MobileBERT feature on."""
+    given = tf1.read_config(write_config(tmp_path, {"vocab_size": 99}))
+    assert given == PRESETS["bert_base"].replace(vocab_size=99, type_vocab_size=16, activation="gelu_tanh", heads=())
+
+
 @pytest.mark.parametrize("change, words", [
     (lambda v: v.pop("bert/encoder/layer_1/attention/self/key/bias"), "lacks 1 tensor: bert/encoder/layer_1/attention/self/key"),
     (lambda v: v.pop("cls/predictions/extra_output_weights"), "lacks 1 tensor: cls/predictions/extra_output_weights"),
