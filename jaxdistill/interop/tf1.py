@@ -163,7 +163,7 @@ def find(checkpoint: str | os.PathLike[str]) -> epath.Path:
 @contextlib.contextmanager
 def open_variables(prefix: epath.Path) -> Iterator[Variables]:
     """The variables of a checkpoint by name; each is read when it is looked up. A remote one is copied here first."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # its start-up talk is not ours
+    os.environ.update({"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0", **os.environ})  # its start-up talk is not ours
     try:
         import tensorflow as tf
     except ImportError as error:
