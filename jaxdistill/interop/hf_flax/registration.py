@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import gc
+import importlib
 from typing import Any
 
 from jaxdistill.interop.hf_flax import CLASSES, load
@@ -16,14 +18,19 @@ def register_with_transformers() -> None:
     for the Flax class of the same name there. Raises `BadInput` where transformers has no Flax classes (5 and later).
     """
     models = load("models")
-    import transformers
-    from transformers import modeling_flax_pytorch_utils
+    from transformers import AutoConfig, modeling_flax_pytorch_utils
     from transformers.models.auto import modeling_flax_auto
+    from transformers.utils.import_utils import _LazyModule
 
-    transformers.AutoConfig.register(models.IBBertConfig.model_type, models.IBBertConfig, exist_ok=True)
+    AutoConfig.register(models.IBBertConfig.model_type, models.IBBertConfig, exist_ok=True)
+    # This module makes the package anew, under the same name, when it is first imported: whoever imported transformers
+    # before holds another one. So it comes first, and then the classes are put on all there are.
+    importlib.import_module("transformers.processing_utils")
+    packages = [thing for thing in gc.get_objects() if type(thing) is _LazyModule and thing.__name__ == "transformers"]
     for name in CLASSES:
         value = getattr(models, name)
-        setattr(transformers, name, value)
+        for package in packages:
+            setattr(package, name, value)
         if name.startswith("Flax") and not name.endswith("PreTrainedModel"):
             auto = getattr(modeling_flax_auto, "FlaxAuto" + ("Model" if value.kind == "Model" else f"Model{value.kind}"))
             auto.register(value.config_class, value, exist_ok=True)
