@@ -24,6 +24,7 @@ _WHERE = {
     "describe": "jaxdistill.description",
     "from_pretrained": "jaxdistill.interop",
     "save_pretrained": "jaxdistill.interop",
+    "register_with_transformers": "jaxdistill.interop.hf_flax",
     "Model": "jaxdistill.models",
     "ModelConfig": "jaxdistill.models",
     "preset": "jaxdistill.models",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from jaxdistill.finetuning import finetune as finetune
     from jaxdistill.interop import from_pretrained as from_pretrained
     from jaxdistill.interop import save_pretrained as save_pretrained
+    from jaxdistill.interop.hf_flax import register_with_transformers as register_with_transformers
     from jaxdistill.models import Model as Model
     from jaxdistill.models import ModelConfig as ModelConfig
     from jaxdistill.models import preset as preset

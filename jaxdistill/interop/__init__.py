@@ -1,6 +1,6 @@
 """Other people's formats: the only room that knows foreign names. Hugging Face in and out, our own folder, model cards.
 
-Light to import: no PyTorch, TensorFlow or transformers, here or in any of the modules.
+Light to import: no PyTorch, TensorFlow or transformers, here or in any of the modules but the classes of `hf_flax`.
 """
 
 from jaxdistill.interop.configs import labels, why_not_huggingface

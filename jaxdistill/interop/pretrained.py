@@ -94,7 +94,7 @@ def read_config(name_or_dir: str | os.PathLike[str]) -> ModelConfig:
     if values.get("model_type") == own_format.MODEL_TYPE:
         return own_format.read_config(values, where)
     config = configs.from_huggingface(values, where)
-    names = [re.sub("^(Mobile)?Bert", "", str(name)) for name in values.get("architectures") or ()]
+    names = [re.sub("^(Mobile|IB)?Bert", "", str(name)) for name in values.get("architectures") or ()]
     heads = next((configs.ARCHITECTURES[name] for name in names if name in configs.ARCHITECTURES), ())
     pooling = contents.sentence_pooling(directory)
     return config.replace(heads=heads + (("embedding",) if pooling is not None else ()), **(pooling or {}))
