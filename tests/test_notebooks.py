@@ -83,7 +83,7 @@ def test_runs_top_to_bottom(name, folder, monkeypatch):
         monkeypatch.setenv(proxy, "http://127.0.0.1:9")
     book = read(name)
     book.cells = [cell for cell in book.cells if "install" not in cell.metadata.get("tags", ())]
-    NotebookClient(book, timeout=600, resources={"metadata": {"path": os.fspath(folder)}}).execute()
+    NotebookClient(book, timeout=600, startup_timeout=300, resources={"metadata": {"path": os.fspath(folder)}}).execute()
     code = [cell for cell in book.cells if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in code)
     plots = [cell for cell in code if "Image(" in cell.source]
