@@ -2,7 +2,8 @@
 
 IB-BERT_LARGE is pre-trained, MobileBERT takes over its knowledge layer by layer (24 phases of 10,000 steps, lower
 layers at a tenth of the rate), then distils for 500,000 steps. LAMB, batch 2048, length 512. `:strict` freezes the
-lower layers instead; `:smoke` runs in seconds. (The teacher: batch 4096.)
+lower layers instead; `:chip` is the same networks and stages with the batch and the steps of an hour or two on one TPU
+chip, on the default corpus; `:smoke` runs in seconds. (The teacher: batch 4096.)
 
     jaxdistill train --config=mobilebert --config.data.source=tfds:wikipedia/20230601.en \\
         --config.data.tokenizer=VOCAB_TXT --workdir=gs://BUCKET/mobilebert
@@ -18,8 +19,8 @@ from jaxdistill import defaults
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """`variant`: "", "strict" or "smoke"."""
-    defaults.check_variant(variant, "strict", "smoke")
+    """`variant`: "", "strict", "chip" or "smoke"."""
+    defaults.check_variant(variant, "strict", "chip", "smoke")
     config = defaults.recipe("mobilebert")
     config.teacher = defaults.network("ib_bert_large", vocab_size=30522, dtype="bfloat16")
     config.student = defaults.network("mobilebert", vocab_size=30522, dtype="bfloat16")
@@ -35,6 +36,16 @@ def get_config(variant: str = "") -> ConfigDict:
     config.evaluation.batch_size = 512  # divides over as many devices as the authors had
     config.checkpoint.every_steps = 5000
     config.log_every = 100
+    if variant == "chip":
+        config.data.source = "default"
+        for name, steps in (("teacher", 6000), ("transfer", 4800), ("distill", 6000)):
+            section = config.stages[name]
+            # LAMB's rate goes with the square root of the batch.
+            section.update({"learning_rate": section.learning_rate * (16 / section.batch_size) ** 0.5, "batch_size": 16,
+                            "steps": steps, "warmup_steps": section.warmup_steps and 300})
+        config.evaluation.update({"batch_size": 16, "max_examples": 512})
+        config.checkpoint.every_steps = 500
+        config.log_every = 20
     if variant == "smoke":
         config = defaults.smoke(config)
         config.data.source = "default"

@@ -18,10 +18,13 @@ _WHERE = {
     "finetune": "jaxdistill.finetuning",
     "seeds": "jaxdistill.commands",
     "export": "jaxdistill.commands",
+    "convert": "jaxdistill.conversion",
+    "convert_tf1": "jaxdistill.conversion",
     "plan": "jaxdistill.planning.plan",
     "describe": "jaxdistill.description",
     "from_pretrained": "jaxdistill.interop",
     "save_pretrained": "jaxdistill.interop",
+    "register_with_transformers": "jaxdistill.interop.hf_flax",
     "Model": "jaxdistill.models",
     "ModelConfig": "jaxdistill.models",
     "preset": "jaxdistill.models",
@@ -33,10 +36,13 @@ if TYPE_CHECKING:
     from jaxdistill.commands import prepare as prepare
     from jaxdistill.commands import seeds as seeds
     from jaxdistill.configuration import load_config as load_config
+    from jaxdistill.conversion import convert as convert
+    from jaxdistill.conversion import convert_tf1 as convert_tf1
     from jaxdistill.description import describe as describe
     from jaxdistill.finetuning import finetune as finetune
     from jaxdistill.interop import from_pretrained as from_pretrained
     from jaxdistill.interop import save_pretrained as save_pretrained
+    from jaxdistill.interop.hf_flax import register_with_transformers as register_with_transformers
     from jaxdistill.models import Model as Model
     from jaxdistill.models import ModelConfig as ModelConfig
     from jaxdistill.models import preset as preset

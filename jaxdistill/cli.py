@@ -25,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.command is None:
             parser.print_help()
             return 2
-        options.overrides = split_overrides(options.command, rest, bool(vars(options).get("config")))
+        recipe = bool(vars(options).get("config")) and options.command != "convert"
+        options.overrides = split_overrides(options.command, rest, recipe)
         with contextlib.suppress(ValueError):  # only the main thread may; between stages no step loop listens
             signal.signal(signal.SIGTERM, _preempted)
         try:
@@ -69,13 +70,13 @@ def _preempted(number: int, frame: object) -> None:
     raise Preempted("preempted; what was finished or saved is kept, run the same command to resume")
 
 
-def split_overrides(command: str, rest: Sequence[str], has_config: bool) -> list[str]:
+def split_overrides(command: str, rest: Sequence[str], has_recipe: bool) -> list[str]:
     """`--config.a.b=1` -> `a.b=1`; anything else left over is an error with the nearest option."""
     overrides = []
     for argument in rest:
-        if not argument.startswith("--config.") or "=" not in argument or not has_config:
+        if not argument.startswith("--config.") or "=" not in argument or not has_recipe:
             options = [f"--{name}" for name in COMMANDS[command].options] if command in COMMANDS else []
-            advice = "write --config.FIELD=VALUE" if argument.startswith("--config.") and has_config else nearest(
+            advice = "write --config.FIELD=VALUE" if argument.startswith("--config.") and has_recipe else nearest(
                 argument.split("=")[0], options)
             raise BadInput(f"argument {argument!r} of 'jaxdistill {command}' is unknown; {advice}")
         overrides.append(argument.removeprefix("--config."))
@@ -172,6 +173,20 @@ def _export(options: argparse.Namespace) -> str:
     return commands.export(options.workdir, options.out, options.network)
 
 
+def _convert(options: argparse.Namespace) -> str:
+    from jaxdistill import conversion
+
+    given = {name: value for name in ("model", "network", "checkpoint", "config", "vocab") if (value := getattr(options, name))}
+    kind = getattr(options, "from")
+    needed, optional = (("checkpoint", "config"), ("vocab",)) if kind == "tf1" else (("model",), ("network",))
+    for name in needed:
+        if name not in given:
+            raise BadInput(f"convert{' --from=tf1' if kind == 'tf1' else ''} needs --{name}=…; see 'jaxdistill convert --help'")
+    for name in given.keys() - {*needed, *optional}:
+        raise BadInput(f"--{name} does not go with --from={kind}; see 'jaxdistill convert --help'")
+    return (conversion.convert_tf1 if kind == "tf1" else conversion.convert)(out=options.out, to=options.to, **given)
+
+
 def _evaluate(options: argparse.Namespace) -> str:
     from jaxdistill import commands
 
@@ -219,6 +234,16 @@ COMMANDS = {
         "write a finished run's student as a Hugging Face folder", _export, workdir=_WORKDIR,
         out=dict(required=True, metavar="DIR"),
         network=dict(default="student", metavar="NAME", help="another network of the run, e.g. teacher")),
+    "convert": Command(
+        "write any model we can read in any format we can write, and prove them equal", _convert,
+        model=dict(default=None, metavar="DIR", help="a Hugging Face folder or Hub name, one of ours, or a run's workdir"),
+        out=dict(required=True, metavar="DIR", help="a new folder"),
+        to=dict(default=None, metavar="FORMAT", help="huggingface (default where possible), safetensors, msgpack or jaxdistill"),
+        network=dict(default=None, metavar="NAME", help="of a workdir: another network than the student, e.g. teacher"),
+        **{"from": dict(default="folder", choices=("folder", "tf1"), help="folder, or tf1: a checkpoint of Google's")},
+        checkpoint=dict(default=None, metavar="PREFIX", help="tf1: DIR/bert_model.ckpt, DIR/mobilebert_variables.ckpt"),
+        config=dict(default=None, metavar="FILE", help="tf1: the bert_config.json that came with it"),
+        vocab=dict(default=None, metavar="FILE", help="tf1: default is vocab.txt beside it")),
     "evaluate": Command(
         "held-out masked-LM and NSP numbers of any model folder", _evaluate,
         model=dict(required=True, metavar="DIR", help="a Hugging Face folder or one of ours"),

@@ -10,14 +10,14 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxdistill import description, inputs, interop, report, run
+from jaxdistill import conversion, description, inputs, interop, report, run
 from jaxdistill.data.loader import heldout_batches
 from jaxdistill.data.prepare import prepare as prepare_text
 from jaxdistill.data.tokenizers import load_tokenizer
 from jaxdistill.errors import BadInput
 from jaxdistill.evaluation import heldout
 from jaxdistill.models import preset
-from jaxdistill.resolve import active_order, model_config, resolve
+from jaxdistill.resolve import model_config, resolve
 from jaxdistill.training import sharding
 from jaxdistill.workdir import Workdir
 
@@ -46,20 +46,10 @@ def describe_text(preset_name: str, config: ConfigDict | None, as_json: bool = F
 def export(workdir: epath.PathLike, out: epath.PathLike, network: str = "student") -> str:
     """Writes `network` of a run as a complete folder with a model card, verified; returns a line that says what it is."""
     path = epath.Path(workdir).expanduser()
-    if not (path / "config.json").exists():
-        raise BadInput(f"{str(path)!r} is not the workdir of a run (it has no config.json); give one that train wrote")
-    folder = Workdir(path)
-    config = ConfigDict(json.loads((path / "config.json").read_text()))
-    done = {config.stages[name].network: name for name in active_order(config) if folder.finished(name)}
-    if network not in done:
-        raise BadInput(f"network {network!r} has no finished stage in {str(path)!r}; finished: {', '.join(done) or '(none)'}")
-    model, params = interop.from_pretrained(folder.stage(done[network]))
-    results_file = path / report.RESULTS_FILE
-    results = json.loads(results_file.read_text()) if results_file.exists() else {}
-    tokenizer = inputs.find_tokenizer(config, inputs.data_folder(config, path))
-    written = run.export_model(out, model, params, tokenizer, results, overwrite=False)
-    why = f": {written['reason']}" if written["reason"] else ", outputs equal when loaded back"
-    return f"{network} of {path} -> {written['path']} ({written['format']} format{why})"
+    if not conversion.is_run(path):
+        raise BadInput(f"{str(path)!r} is not the workdir of a run (it has no config.json of one); give one that train wrote, or "
+                       "convert a model folder with 'jaxdistill convert'")
+    return conversion.convert(path, out, network=network)
 
 
 def evaluate(model_dir: str, source: str = "default:heldout", *, teacher: str = "", split: str = "all",

@@ -356,9 +356,13 @@ class Run:
 def export_model(directory: epath.PathLike, model: Model, params: Params, tokenizer: Any, results: dict[str, Any],
                  overwrite: bool = False) -> dict[str, Any]:
     """Saves a model with its card into `directory`, loads it back and proves that outputs are equal."""
-    shown = {**results, "corpus": report.corpus_line(results["corpus"])} if "corpus" in results else results
-    card = interop.model_card(shown, config=model.config, license=None,  # the run's owner chooses one
-                              reason=interop.why_not_huggingface(model.config))
-    exported = interop.save_pretrained(directory, model, params, tokenizer, card=card, overwrite=overwrite)
+    exported = interop.save_pretrained(directory, model, params, tokenizer, card=run_card(model, results), overwrite=overwrite)
     verified = interop.verify_export(directory, model, params)
     return {"path": str(directory), "format": exported.format, "reason": exported.reason, **verified}
+
+
+def run_card(model: Model, results: dict[str, Any], *, name: str | None = None, reason: str | None = None) -> str:
+    """The README.md of a model folder from a run's numbers; `reason`: why it is in our own format, if one has been given."""
+    shown = {**results, "corpus": report.corpus_line(results["corpus"])} if "corpus" in results else results
+    return interop.model_card(shown, config=model.config, license=None,  # its owner chooses one
+                              name=name, reason=reason or interop.why_not_huggingface(model.config))

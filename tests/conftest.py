@@ -166,6 +166,18 @@ def text_source(tmp_path):
 
 
 @pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A finished tiny run with its export, to be read only: (config, workdir, results)."""
+    from jaxdistill import run
+
+    folder = tmp_path_factory.mktemp("run")
+    config = tiny_config(write_text(folder / "text.txt"))
+    config.export = True
+    config.order = ("teacher", "transfer", "distill")
+    return config, folder / "workdir", run.train(config, folder / "workdir")
+
+
+@pytest.fixture(scope="session")
 def teacher_params():
     return random_params(TEACHER, 1)
 

@@ -8,20 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdistill import commands, defaults, finetuning, interop, run
+from jaxdistill import commands, defaults, finetuning, interop
 from jaxdistill.errors import BadInput
 from jaxdistill.models import Model
 from tests.conftest import tiny_config, write_text
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A finished tiny run with its export: (config, workdir, results)."""
-    folder = tmp_path_factory.mktemp("run")
-    config = tiny_config(write_text(folder / "text.txt"))
-    config.export = True
-    config.order = ("teacher", "transfer", "distill")
-    return config, folder / "workdir", run.train(config, folder / "workdir")
 
 
 def test_prepare_writes_what_train_then_finds(tmp_path):

@@ -81,3 +81,15 @@ def test_the_published_recipe_traces_at_full_size(variant):
 def test_an_unknown_variant_is_not_the_full_recipe(name):
     with pytest.raises(BadInput, match="did you mean 'smoke'"):
         load_config(f"{name}:smke")
+
+
+def test_the_published_recipe_for_one_chip():
+    """`:chip` changes how long and how many rows, and neither the networks nor what the stages do."""
+    published, chip = load_config("mobilebert"), load_config("mobilebert:chip")
+    assert (chip.teacher, chip.student, chip.order) == (published.teacher, published.student, published.order)
+    for name in chip.order:
+        changed = {field for field in chip.stages[name] if chip.stages[name][field] != published.stages[name][field]}
+        assert changed == {"steps", "batch_size", "learning_rate"} | ({"warmup_steps"} if name != "transfer" else set())
+        assert chip.stages[name].learning_rate**2 / chip.stages[name].batch_size == pytest.approx(
+            published.stages[name].learning_rate**2 / published.stages[name].batch_size)
+    assert chip.stages.transfer.steps % chip.student.model.num_layers == 0

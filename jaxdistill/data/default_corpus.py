@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterable, Iterator
 from etils import epath
 
 from jaxdistill.data import files, prose
+from jaxdistill.errors import BadInput
 
 _FORMAT_VERSION = 1  # part of the cache's key: raise it whenever the rules change
 _HELDOUT_PERCENT = 5
@@ -145,11 +146,20 @@ def modules(versions: dict[str, str]) -> Iterator[tuple[str, epath.Path]]:
     root = epath.Path(sysconfig.get_path("stdlib"))
     found = (os.fspath(path.relative_to(root)) for path in files.walk(root, _LEFT_OUT_FOLDERS))
     yield from ((name, root / name) for name in sorted(found) if name.endswith(".py"))
-    for distribution in (importlib.metadata.distribution(name) for name in versions if name != "python"):
-        names = sorted(str(file) for file in distribution.files or [])
-        for name in names:
-            if _is_documentation(name):
-                yield name, epath.Path(distribution.locate_file(name))
+    for distribution in versions:
+        if distribution != "python":
+            yield from distribution_files(distribution)
+
+
+def distribution_files(distribution: str) -> Iterator[tuple[str, epath.Path]]:
+    """The files of one installed package that may hold documentation. Raises `BadInput` if it is not installed."""
+    try:
+        found = importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise BadInput(f"the package {distribution!r} is not installed; pip install {distribution}, or name another") from error
+    for name in sorted(str(file) for file in found.files or []):
+        if _is_documentation(name):
+            yield name, epath.Path(found.locate_file(name))
 
 
 def _is_documentation(name: str) -> bool:

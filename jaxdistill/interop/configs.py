@@ -1,4 +1,4 @@
-"""ModelConfig <-> Hugging Face's config.json, for BERT and MobileBERT; what of ours those classes cannot express.
+"""ModelConfig <-> Hugging Face's config.json, for BERT, MobileBERT and our `ib_bert`; what their classes cannot express.
 
 Every key is written, because the defaults of the classes differ from the published models: MobileBertConfig() has
 `classifier_activation=True` where google/mobilebert-uncased has false, and `key_query_shared_bottleneck=True` where
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxdistill.errors import BadInput, nearest
-from jaxdistill.models import ModelConfig
+from jaxdistill.models import ModelConfig, preset
 
 # Theirs "gelu" is the exact one.
 ACTIVATIONS_IN = {"gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
@@ -25,6 +25,8 @@ FIXED_EPS = 1e-5
 KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,),
                                       "None": (type(None),)}
 CLASS_NAMES = {"bert": "Bert", "mobilebert": "MobileBert"}
+# The inverted-bottleneck teacher: a model_type of our own, whose only classes are the Flax ones of `hf_flax`.
+IB_BERT = "ib_bert"
 # Which of our heads a class of transformers holds, by what follows "Bert" or "MobileBert" in its name.
 ARCHITECTURES = {
     "Model": (),
@@ -50,6 +52,16 @@ SHARED_KEYS: dict[str, tuple[str, Any, Any]] = {
     "initializer_range": ("initializer_range", 0.02, 0.02),
     "layer_norm_eps": ("norm_eps", 1e-12, 1e-12),
     "pad_token_id": ("pad_token_id", 0, 0),
+}
+# Beside these, a config.json of `ib_bert` has hidden_act, classifier_dropout, classifier_activation and, by our fields:
+IB_BERT_KEYS: dict[str, str] = {
+    "embedding_size": "embedding_size",
+    "trigram_input": "trigram_input",
+    "intra_bottleneck_size": "bottleneck_size",
+    "num_feedforward_networks": "num_ffn",
+    "normalization_type": "norm",
+    "embedding_norm_eps": "embedding_norm_eps",
+    "ffn_norm_eps": "ffn_norm_eps",
 }
 
 
@@ -96,7 +108,8 @@ def _why_not_mobilebert(config: ModelConfig) -> str | None:
     if config.attention_input == "hidden" and config.bottleneck_size not in (None, config.hidden_size):
         return (f"attention_input='hidden' with bottleneck_size={config.bottleneck_size} is the inverted-bottleneck "
                 f"teacher, whose queries and keys are projected from the {config.hidden_size}-wide block input, while "
-                f"MobileBertSelfAttention can only project {config.bottleneck_size}-wide ones")
+                f"MobileBertSelfAttention can only project {config.bottleneck_size}-wide ones (in Flax the classes "
+                "FlaxIBBert… of jaxdistill.interop.hf_flax hold it)")
     if config.norm == "layer_norm":
         for field in ("embedding_norm_eps", "ffn_norm_eps"):
             given = getattr(config, field)
@@ -147,7 +160,20 @@ def to_huggingface(config: ModelConfig, labels: Sequence[str] | None = None) -> 
     return dict(sorted((values | _label_keys(config, labels)).items()))
 
 
-def _label_keys(config: ModelConfig, labels: Sequence[str] | None) -> dict[str, Any]:
+def to_ib_bert(config: ModelConfig) -> dict[str, Any]:
+    """The keys of an IBBertConfig, without labels. Raises `BadInput` for a network that is no inverted-bottleneck BERT."""
+    if config.bottleneck_size is None or config.attention_input != "hidden":
+        raise BadInput(f"this model has bottleneck_size={config.bottleneck_size} and attention_input="
+                       f"{config.attention_input!r}; an IB-BERT has a bottleneck and attention_input='hidden'. "
+                       "Load it with jaxdistill.from_pretrained")
+    values = {key: getattr(config, ours) for key, (ours, *_) in SHARED_KEYS.items()}
+    values |= {key: getattr(config, ours) for key, ours in IB_BERT_KEYS.items()}
+    return values | {"embedding_size": config.word_size, "hidden_act": ACTIVATIONS_OUT[config.activation],
+                     "classifier_dropout": config.classifier_dropout, "classifier_activation": config.pooler == "tanh"}
+
+
+def check_labels(config: ModelConfig, labels: Sequence[str] | None) -> list[str]:
+    """The names of the classes, LABEL_0 and so on by default. Raises `BadInput` if they do not fit the model's heads."""
     classifies = {"sequence_classification", "token_classification"} & set(config.heads)
     if labels is not None and not classifies:
         raise BadInput(f"labels={list(labels)} were given for a model with heads={list(config.heads)}; "
@@ -159,6 +185,25 @@ def _label_keys(config: ModelConfig, labels: Sequence[str] | None) -> dict[str, 
     if len(names) != count:
         raise BadInput(f"labels has {len(names)} names ({', '.join(names[:4])}…) but the model has {count} outputs; "
                        "give one name for each, in order")
+    return names
+
+
+def labels(values: dict[str, Any], config: ModelConfig) -> list[str] | None:
+    """The names of the classes in a config.json, in order: Hugging Face's `id2label`, or `labels` in our own format.
+
+    None where the model classifies nothing, and where the file has no name for each class.
+    """
+    if not {"sequence_classification", "token_classification"} & set(config.heads):
+        return None
+    given = values.get("id2label", {str(i): name for i, name in enumerate(values.get("labels") or ())})
+    count = 1 if config.regression and "sequence_classification" in config.heads else config.num_labels
+    found = [name for i in range(count) if isinstance(name := given.get(str(i)), str)] if isinstance(given, dict) else []
+    return found if len(found) == count else None
+
+
+def _label_keys(config: ModelConfig, labels: Sequence[str] | None) -> dict[str, Any]:
+    classifies = {"sequence_classification", "token_classification"} & set(config.heads)
+    names = check_labels(config, labels)
     keys: dict[str, Any] = {"id2label": {str(i): name for i, name in enumerate(names)},
                             "label2id": {name: i for i, name in enumerate(names)}}
     return {**keys, "problem_type": "regression"} if config.regression and classifies else keys
@@ -170,10 +215,12 @@ def from_huggingface(values: dict[str, Any], where: str) -> ModelConfig:
     `pooler` is what the config announces. Raises `BadInput` for other kinds of model and for what we do not have.
     """
     family = values.get("model_type")
-    if family not in CLASS_NAMES:
-        raise BadInput(f"{where} has model_type={family!r}; expected 'bert' or 'mobilebert'. Give another model")
+    if family not in (*CLASS_NAMES, IB_BERT):
+        raise BadInput(f"{where} has model_type={family!r}; expected 'bert', 'mobilebert' or 'ib_bert'. Give another model")
     mobile = family == "mobilebert"
     default = {key: defaults[mobile] for key, (_, *defaults) in SHARED_KEYS.items()}
+    if family == IB_BERT:
+        values = {**to_ib_bert(preset("ib_bert_large")), **values}
     fields: dict[str, Any] = {ours: values.get(key, default[key]) for key, (ours, *_) in SHARED_KEYS.items()}
     fields["pad_token_id"] = fields["pad_token_id"] or 0
     fields["activation"] = _activation(values.get("hidden_act", "relu" if mobile else "gelu"), where)
@@ -184,6 +231,9 @@ def from_huggingface(values: dict[str, Any], where: str) -> ModelConfig:
         if values.get(key, usual) != usual:
             raise BadInput(f"{where} has {key}={values[key]!r}; only {key}={usual!r} is supported. Give another model")
     fields |= _mobilebert_fields(values, fields, where) if mobile else {}
+    if family == IB_BERT:
+        fields |= {ours: values[key] for key, ours in IB_BERT_KEYS.items()}
+        fields["pooler"] = "tanh" if values["classifier_activation"] else "first_token"
     check_kinds(fields, where)
     return ModelConfig(**fields, heads=())
 

@@ -19,7 +19,7 @@ from jaxdistill.interop import names
 from jaxdistill.models import Model, ModelConfig, Params, parameters
 
 State = dict[str, np.ndarray]
-PREFIXES = ("bert.", "mobilebert.")
+PREFIXES = ("bert.", "mobilebert.", "ib_bert.")
 
 
 def to_state(config: ModelConfig, params: Params, family: str) -> State:

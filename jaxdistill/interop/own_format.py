@@ -1,12 +1,14 @@
 """Our own folder, for models that Hugging Face cannot express: config.json, model.safetensors. Called by `pretrained`.
 
-config.json is {"model_type": "jaxdistill", "format_version": 1, "config": the fields of ModelConfig}; the tensors carry
-our names ("layers/attention/query/kernel"), layers stacked, and come back equal to the bit.
+config.json is {"model_type": "jaxdistill", "format_version": 1, "config": the fields of ModelConfig} and, if the classes of
+a classification head have names, "labels": those in order; the tensors carry our names
+("layers/attention/query/kernel"), layers stacked, and come back equal to the bit.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -21,11 +23,13 @@ MODEL_TYPE = "jaxdistill"
 FORMAT_VERSION = 1
 
 
-def write(directory: epath.Path, config: ModelConfig, params: Params) -> None:
-    """Both files into an existing folder. Raises `BadInput` if `params` are not those of `config`."""
+def write(directory: epath.Path, config: ModelConfig, params: Params, labels: Sequence[str] | None = None) -> None:
+    """Both files into an existing folder. Raises `BadInput` if `params` or `labels` are not those of `config`."""
     flat = {name: np.asarray(array) for name, array in parameters.flatten(params).items()}
     convert.check_tree(config, flat)
-    values = {"model_type": MODEL_TYPE, "format_version": FORMAT_VERSION, "config": config.to_dict()}
+    values: dict[str, Any] = {"model_type": MODEL_TYPE, "format_version": FORMAT_VERSION, "config": config.to_dict()}
+    if labels is not None:
+        values["labels"] = configs.check_labels(config, labels)
     (directory / "config.json").write_text(json.dumps(values, indent=2) + "\n")
     hf_torch.write_file(directory / hf_torch.WEIGHTS, flat,
                         {"format": MODEL_TYPE, "format_version": str(FORMAT_VERSION)})

@@ -19,7 +19,7 @@ from typing import Any
 from etils import epath
 
 from jaxdistill import remote
-from jaxdistill.errors import BadInput
+from jaxdistill.errors import BadInput, nearest
 from jaxdistill.interop import configs, contents, convert, hf_flax, hf_torch, own_format
 from jaxdistill.interop.model_card import model_card
 from jaxdistill.models import Model, ModelConfig, Params
@@ -29,6 +29,8 @@ TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "spec
 SENTENCE_FILES = ("modules.json", "1_Pooling", "2_Normalize", "sentence_bert_config.json",
                   "config_sentence_transformers.json")
 CARD = "README.md"
+# What `save_pretrained` can write: Hugging Face's folder with both kinds of weights or with one, or our own folder.
+FORMATS = ("huggingface", "safetensors", "msgpack", own_format.MODEL_TYPE)
 SAFETENSORS = (hf_torch.WEIGHTS, hf_torch.INDEX, "model-*.safetensors")
 # What a model folder may hold; `overwrite` replaces folders of these alone.
 MODEL_FILES = ("config.json", CARD, hf_torch.INDEX, hf_flax.WEIGHTS, *TOKENIZER_FILES, *SENTENCE_FILES)
@@ -92,14 +94,15 @@ def read_config(name_or_dir: str | os.PathLike[str]) -> ModelConfig:
     if values.get("model_type") == own_format.MODEL_TYPE:
         return own_format.read_config(values, where)
     config = configs.from_huggingface(values, where)
-    names = [re.sub("^(Mobile)?Bert", "", str(name)) for name in values.get("architectures") or ()]
+    names = [re.sub("^(Mobile|IB)?Bert", "", str(name)) for name in values.get("architectures") or ()]
     heads = next((configs.ARCHITECTURES[name] for name in names if name in configs.ARCHITECTURES), ())
     pooling = contents.sentence_pooling(directory)
     return config.replace(heads=heads + (("embedding",) if pooling is not None else ()), **(pooling or {}))
 
 
 def save_pretrained(directory: str | os.PathLike[str], model: Model, params: Params, tokenizer: Any = None, *,
-                    card: str | None = None, labels: Sequence[str] | None = None, overwrite: bool = False) -> Exported:
+                    card: str | None = None, labels: Sequence[str] | None = None, overwrite: bool = False,
+                    to: str | None = None) -> Exported:
     """Writes a complete folder that transformers loads, or, if it has no class for the model, one of our own format.
 
     The folder is written beside its final place and moved there whole: it is never half there.
@@ -111,22 +114,38 @@ def save_pretrained(directory: str | os.PathLike[str], model: Model, params: Par
         tokenizer: a transformers tokenizer, or a folder whose tokenizer files are copied; None: none.
         card: the text of README.md; default a minimal one.
         labels: names of the classes of a classification head, in order.
+        to: one of `FORMATS`, if it must be that: "safetensors" and "msgpack" are Hugging Face's folder with the
+            weights of PyTorch or of Flax alone.
 
     Raises:
-        BadInput: the folder is not free, `params` are not the model's, or tokenizer or labels do not fit the model.
+        BadInput: the folder is not free, `params` are not the model's, tokenizer or labels do not fit the model, or the
+            format asked for cannot hold it.
     """
-    reason = configs.why_not_huggingface(model.config)
+    reason = why_own_format(model.config, to)
     _check_tokenizer(tokenizer, model.config.vocab_size)
     with _new_folder(directory, overwrite) as (partial, target):
         if reason is None:
-            _write_huggingface(partial, model.config, params, labels)
+            _write_huggingface(partial, model.config, params, labels, to or "huggingface")
         else:
-            own_format.write(partial, model.config, params)
+            own_format.write(partial, model.config, params, labels)
         if tokenizer is not None:
             _write_tokenizer(partial, tokenizer)
         text = model_card({}, config=model.config, reason=reason) if card is None else card
         (partial / CARD).write_text(text)
     return Exported(target, "huggingface" if reason is None else own_format.MODEL_TYPE, reason)
+
+
+def why_own_format(config: ModelConfig, to: str | None = None) -> str | None:
+    """Why the model would be written in our own format, or None if in Hugging Face's; `to` is one of `FORMATS` or None.
+
+    Raises `BadInput` for another format and for one of Hugging Face's that cannot hold the model.
+    """
+    if to is not None and to not in FORMATS:
+        raise BadInput(f"format {to!r} is unknown; {nearest(to, FORMATS)}")
+    reason = configs.why_not_huggingface(config)
+    if reason is not None and to not in (None, own_format.MODEL_TYPE):
+        raise BadInput(f"this model has no Hugging Face form: {reason}; ask for the format {own_format.MODEL_TYPE!r}, or for none")
+    return reason or ("that format was asked for" if to == own_format.MODEL_TYPE else None)
 
 
 def locate(name_or_dir: str | os.PathLike[str]) -> epath.Path:
@@ -160,15 +179,17 @@ def _fetch(name: str) -> epath.Path:
     return directory
 
 
-def _write_huggingface(directory: epath.Path, config: ModelConfig, params: Params,
-                       labels: Sequence[str] | None) -> None:
+def _write_huggingface(directory: epath.Path, config: ModelConfig, params: Params, labels: Sequence[str] | None,
+                       to: str) -> None:
     family, _ = configs.family_of(config)
     state = convert.to_state(config, params, family)
     if configs.held_heads(config):
         state = convert.add_prefix(state, family)
     _write_json(directory / "config.json", configs.to_huggingface(config, labels))
-    hf_torch.write_state(directory, state)
-    hf_flax.write_state(directory, state)
+    if to != "msgpack":
+        hf_torch.write_state(directory, state)
+    if to != "safetensors":
+        hf_flax.write_state(directory, state)
     if "embedding" in config.heads:
         for name, values in contents.sentence_files(config).items():
             _write_json(directory / name, values)

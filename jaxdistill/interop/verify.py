@@ -1,4 +1,7 @@
-"""Is an exported folder really the model it was made from? Loads it back and compares outputs. Called by run."""
+"""Is an exported folder really the model it was made from? Loads it back and compares outputs and tensors.
+
+Called by run and conversion.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from jaxdistill import remote
 from jaxdistill.errors import BadInput
 from jaxdistill.interop import hf_torch, own_format
 from jaxdistill.interop.pretrained import from_pretrained
-from jaxdistill.models import Model, ModelConfig, Params
+from jaxdistill.models import Model, ModelConfig, Params, parameters
 
 TOLERANCE = 1e-5
 TORCH_TOLERANCE = 1e-4
@@ -26,22 +29,25 @@ TORCH_LOGITS = {"ForMaskedLM": "mlm_logits", "ForNextSentencePrediction": "nsp_l
 
 def verify_export(directory: str | os.PathLike[str], model: Model, params: Params, *, with_torch: bool = False,
                   seed: int = 0) -> dict[str, Any]:
-    """Compares the model with what its exported folder loads as, on a random padded batch, in float32.
+    """Compares the model with what its exported folder loads as: outputs on a random padded batch, in float32, and
+    every tensor, which must be equal to the bit.
 
     Returns {"format", "max_relative_difference", "outputs": {name: difference}}, and with `with_torch` also
     "torch_max_relative_difference" (None where PyTorch is not installed or the format is our own). A relative
-    difference is max |a - b| / max |b|. Raises `BadInput` if any exceeds 1e-5, or 1e-4 in PyTorch.
+    difference is max |a - b| / max |b|. Raises `BadInput` if any exceeds 1e-5, or 1e-4 in PyTorch, or a tensor differs.
     """
     folder = epath.Path(directory)
     batch = random_batch(model.config, seed)
     expected = _outputs(Model(model.config.replace(dtype="float32", residual_dtype="float32")), params, batch)
-    loaded = _outputs(*from_pretrained(folder), batch)
+    model_read, params_read = from_pretrained(folder)
+    loaded = _outputs(model_read, params_read, batch)
     missing = sorted(set(expected) - set(loaded) - ({"pooler_output"} if model.config.pooler == "none" else set()))
     if missing:
         raise BadInput(f"{folder} lost the outputs {', '.join(missing)} of the model it was made from; "
                        "export it again")
     differences = {name: relative_difference(loaded[name], value) for name, value in expected.items()}
     _check(folder, differences, TOLERANCE, "jaxdistill")
+    _check_tensors(folder, parameters.flatten(params_read), parameters.flatten(params))
     values = hf_torch.read_json(folder / "config.json")
     own = values.get("model_type") == own_format.MODEL_TYPE
     report: dict[str, Any] = {"format": own_format.MODEL_TYPE if own else "huggingface", "outputs": differences,
@@ -109,6 +115,15 @@ def _outputs(model: Model, params: Params, batch: dict[str, np.ndarray]) -> dict
 @functools.partial(jax.jit, static_argnums=0)  # one compilation for both when the configs are equal
 def _apply(model: Model, params: Params, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     return model.apply(params, batch)[0]
+
+
+def _check_tensors(directory: epath.Path, loaded: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Raises `BadInput` unless both hold the same tensors: outputs on one batch do not show every number."""
+    other = sorted(set(loaded) ^ set(expected)) or [name for name, value in expected.items()
+                                                    if not np.array_equal(np.asarray(loaded[name]), np.asarray(value))]
+    if other:
+        raise BadInput(f"{directory}: {len(other)} tensors are not those of the model it was made from, such as {other[0]}; "
+                       "export it again")
 
 
 def _check(directory: epath.Path, differences: dict[str, float], tolerance: float, where: str) -> None:

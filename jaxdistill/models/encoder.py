@@ -40,10 +40,10 @@ class Model:
     """A network described by its config; hashable, so it can be a static argument of `jit`.
 
     `batch` maps `input_ids` int[B, L] and, optionally, `attention_mask` int[B, L] (default all ones),
-    `token_type_ids` int[B, L] (default zeros) and `mlm_positions` int[B, P] (evaluate the MLM head there only). A packed
-    batch, of rows that hold several texts, also has `segment_ids` int[B, L] (1.. in each row, 0 for pads), `position_ids`
-    int[B, L] (from 0 in each segment) and `cls_positions` int[B, S] (where segments begin, then zeros): every segment
-    then comes out as if it stood alone in a row, followed by pads.
+    `token_type_ids` int[B, L] (default zeros), `position_ids` int[B, L] (default 0 to L - 1) and `mlm_positions` int[B, P]
+    (evaluate the MLM head there only). A packed batch, of rows that hold several texts, also has `segment_ids` int[B, L]
+    (1.. in each row, 0 for pads) and `cls_positions` int[B, S] (where segments begin, then zeros), and `position_ids` start
+    from 0 in each segment: every segment then comes out as if it stood alone in a row, followed by pads.
     """
 
     config: ModelConfig
@@ -112,8 +112,9 @@ class Model:
         types = batch.get("token_type_ids")
         types_BxL = jnp.zeros_like(ids_BxL) if types is None else jnp.asarray(types)
         segments_BxL = segment_ids(batch)
-        positions_BxL = (jnp.broadcast_to(jnp.arange(ids_BxL.shape[1]), ids_BxL.shape) if segments_BxL is None
-                         else jnp.asarray(batch["position_ids"]))
+        positions = batch.get("position_ids")
+        positions_BxL = (jnp.broadcast_to(jnp.arange(ids_BxL.shape[1]), ids_BxL.shape) if positions is None
+                         else jnp.asarray(positions))
         tables = params["embeddings"]
         if self.batch_sharding is not None:  # looked up whole: rows of a split table would have to be sorted out again
             tables = jax.lax.with_sharding_constraint(tables, NamedSharding(self.batch_sharding.mesh, PartitionSpec()))

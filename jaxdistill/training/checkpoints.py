@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
+from jaxdistill import remote
 from jaxdistill.errors import BadInput, TrainingStopped
 from jaxdistill.training import hosts, sharding
 from jaxdistill.training.state import TrainState
@@ -30,6 +31,8 @@ class Checkpoints:
 
     def __init__(self, directory: epath.PathLike, keep: int = 2) -> None:
         self._directory = epath.Path(directory)
+        if not remote.is_remote(self._directory):
+            self._directory = self._directory.absolute()  # orbax takes no others
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
         with disk_errors(self._directory):
             self._manager = ocp.CheckpointManager(self._directory, options=options)

@@ -48,6 +48,15 @@ def test_restored_is_saved_to_the_bit_on_any_number_of_devices(tmp_path, saved, 
     assert all(leaf.sharding.device_set == set(mesh.devices.flat) for leaf in jax.tree.leaves(held))
 
 
+def test_a_relative_folder(tmp_path, monkeypatch):
+    """`--workdir=runs/x` is below the folder that the command was given in."""
+    monkeypatch.chdir(tmp_path)
+    checkpoints = Checkpoints("runs/x")
+    checkpoints.save(example(2), {}, wait=True)
+    checkpoints.close()
+    assert Checkpoints(tmp_path / "runs" / "x").latest() == 2
+
+
 def test_the_newest_ones_are_kept_and_the_newest_is_read(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     assert checkpoints.latest() is None

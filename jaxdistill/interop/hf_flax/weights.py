@@ -1,4 +1,4 @@
-"""flax_model.msgpack: the per-layer tree that transformers' Flax classes hold. Called by `pretrained`.
+"""flax_model.msgpack: the per-layer tree that transformers' Flax classes hold. Called by `pretrained` and `tree`.
 
 It is the PyTorch state with Flax's leaf names, the tree that `transformers.modeling_flax_pytorch_utils` makes of it:
 tables are called `embedding`, norm scales `scale`, and projections `kernel`, transposed. transformers has no Flax
@@ -24,11 +24,17 @@ def tree_from_state(state: State) -> dict[str, Any]:
     """PyTorch names and layouts -> the nested Flax tree."""
     flat = {}
     for name, array in state.items():
-        *path, leaf = name.split(".")
-        if leaf == "weight":
-            leaf = "embedding" if path[-1].endswith("_embeddings") else "scale" if path[-1] == "LayerNorm" else "kernel"
-        flat[*path, leaf] = np.ascontiguousarray(array.T) if leaf == "kernel" else array
+        path = flax_path(name)
+        flat[path] = np.ascontiguousarray(array.T) if path[-1] == "kernel" else array
     return flax.traverse_util.unflatten_dict(flat)
+
+
+def flax_path(name: str) -> tuple[str, ...]:
+    """Where the tensor `name` of PyTorch lies in the Flax tree; what ends in "kernel" lies there transposed."""
+    *path, leaf = name.split(".")
+    if leaf == "weight":
+        leaf = "embedding" if path[-1].endswith("_embeddings") else "scale" if path[-1] == "LayerNorm" else "kernel"
+    return (*path, leaf)
 
 
 def state_from_tree(tree: dict[str, Any]) -> State:

@@ -1,0 +1,145 @@
+"""`convert`: a model from any format we read into any we write, proved equal. Called by the command line and by users.
+
+    Hugging Face folder or Hub name (safetensors, msgpack), our own folder, a run's workdir, Google's TF1 checkpoint
+        -> Hugging Face folder (both kinds of weights, or one), our own folder
+
+The source says itself what it is, but for TF1. What is written is loaded back: every tensor must be equal to the bit
+and outputs too, or nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from jaxdistill import inputs, interop, report, run
+from jaxdistill.data.tokenizers import load_tokenizer
+from jaxdistill.errors import BadInput
+from jaxdistill.interop import tf1
+from jaxdistill.interop.hf_torch import read_json
+from jaxdistill.models import Model, Params
+from jaxdistill.models.parameters import count
+from jaxdistill.resolve import active_order
+from jaxdistill.workdir import Workdir
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A loaded model with what belongs to it: for the card its `title` and a run's `results`, or the `card` of a
+    folder, which holds for folders of its own kind (`own`: our format); `shown` is for messages."""
+
+    model: Model
+    params: Params
+    title: str
+    shown: str
+    tokenizer: Any = None
+    labels: Sequence[str] | None = None
+    results: dict[str, Any] = dataclasses.field(default_factory=dict)
+    card: str | None = None
+    own: bool = False
+
+
+def convert(model: PathLike, out: PathLike, *, to: str | None = None, network: str = "student") -> str:
+    """Writes the model of a folder, Hub name or workdir as the new folder `out`; returns a line that says what was done.
+
+    Args:
+        model: what `from_pretrained` takes, or the workdir of a run, of which `network` is taken as of its last
+            finished stage. Tokenizer, names of labels and card go along.
+        out: a folder that does not exist or is empty.
+        to: "huggingface" (weights of PyTorch and of Flax; the default wherever a class of transformers holds the
+            model), "safetensors" or "msgpack" (one of the two), or "jaxdistill" (our own format).
+
+    Raises:
+        BadInput: the source cannot be read, `to` cannot hold it, `out` is not free, or what was written is not equal.
+    """
+    path = epath.Path(os.fspath(model)).expanduser()
+    return _write(out, _from_run(path, network) if is_run(path) else _from_folder(model), to)
+
+
+def convert_tf1(checkpoint: PathLike, config: PathLike, out: PathLike, *, vocab: PathLike | None = None,
+                to: str | None = None) -> str:
+    """Imports a TF1 checkpoint of Google's BERT or MobileBERT into the new folder `out`; returns a line about it.
+
+    Args:
+        checkpoint: its prefix, such as `DIR/bert_model.ckpt`, or its folder.
+        config: the `bert_config.json` that came with it.
+        vocab: the vocabulary; default `vocab.txt` beside config or checkpoint, if there is one. One with capital letters
+            makes a tokenizer that keeps case.
+        out, to: as in `convert`.
+    """
+    imported = tf1.load(checkpoint, config)
+    prefix = tf1.find(checkpoint)
+    beside = [place / "vocab.txt" for place in (epath.Path(config).expanduser().parent, prefix.parent)]
+    found = vocab or next((file for file in beside if file.exists()), None)
+    line = _write(out, Source(imported.model, imported.params, prefix.name, str(prefix),
+                              load_vocabulary(found) if found else None), to)
+    notes = [] if found else ["no vocab.txt beside it, so no tokenizer was written"]
+    if imported.skipped:
+        notes.append(f"{len(imported.skipped)} variables of training (teacher, optimizer) skipped")
+    if imported.unknown:
+        notes.append(f"not used, as no part of the model has that name: {', '.join(imported.unknown)}")
+    return "; ".join([line, *notes])
+
+
+def load_vocabulary(file: PathLike) -> Any:
+    """The tokenizer of a bare vocab.txt, which keeps case if the vocabulary does: it has words with capitals then."""
+    folded = load_tokenizer(file, lowercase=True)
+    cased = any(token != token.lower() for token in folded.get_vocab() if token not in folded.all_special_tokens)
+    return load_tokenizer(file, lowercase=False) if cased else folded
+
+
+def is_run(path: epath.Path) -> bool:
+    """Whether a folder is the workdir of `train`: its config.json is a recipe."""
+    if not (path / "config.json").exists():
+        return False
+    values = read_json(path / "config.json")
+    return "model_type" not in values and {"order", "stages"} <= values.keys()
+
+
+def _from_run(path: epath.Path, network: str) -> Source:
+    folder = Workdir(path)
+    config = ConfigDict(json.loads((path / "config.json").read_text()))
+    done = {config.stages[name].network: name for name in active_order(config) if folder.finished(name)}
+    if network not in done:
+        raise BadInput(f"network {network!r} has no finished stage in {str(path)!r}; finished: {', '.join(done) or '(none)'}")
+    model, params = interop.from_pretrained(folder.stage(done[network]))
+    results_file = path / report.RESULTS_FILE
+    results = json.loads(results_file.read_text()) if results_file.exists() else {}
+    return Source(model, params, network, f"{network} of {path}", inputs.find_tokenizer(config, inputs.data_folder(config, path)),
+                  results=results)
+
+
+def _from_folder(model: PathLike) -> Source:
+    folder = interop.locate(model)
+    loaded, params = interop.from_pretrained(folder)
+    values = read_json(folder / "config.json")
+    own = values.get("model_type") == interop.OWN_FORMAT
+    has_tokenizer = any((folder / name).exists() for name in ("vocab.txt", "tokenizer.json"))
+    card = folder / "README.md"
+    return Source(loaded, params, epath.Path(os.fspath(model)).name, os.fspath(model), folder if has_tokenizer else None,
+                  interop.labels(values, loaded.config), card=card.read_text() if card.exists() else None, own=own)
+
+
+def _write(out: PathLike, source: Source, to: str | None) -> str:
+    reason = interop.why_own_format(source.model.config, to)
+    card = source.card if source.own == (reason is not None) else None
+    if card is None:
+        card = run.run_card(source.model, source.results, name=None if source.results else source.title, reason=reason)
+    written = interop.save_pretrained(out, source.model, source.params, source.tokenizer, labels=source.labels, to=to, card=card)
+    try:
+        interop.verify_export(written.path, source.model, source.params)
+    except BaseException:
+        written.path.rmtree()  # it did not exist before
+        raise
+    why = f" ({reason})" if reason and to is None else ""
+    form = to or written.format
+    return (f"{source.shown} -> {written.path}: {form} format{why}, {count(source.params):,} parameters, every tensor and all "
+            "outputs equal when loaded back")

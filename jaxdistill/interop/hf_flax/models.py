@@ -1,0 +1,213 @@
+"""FlaxMobileBert… and FlaxIBBert…: our networks as classes of transformers' Flax. Imports transformers' Flax (seconds).
+
+They load, save, shard, convert and report as FlaxBert… do, by transformers' own code; what runs is `module`. Reached
+through `jaxdistill.interop.hf_flax`, or through transformers itself after `jaxdistill.register_with_transformers()`.
+
+Where they differ from FlaxBert…: outputs are float32 whatever the `dtype` of matrix products; attention maps are those
+before dropout; rows longer than the position table are an error; a call is compiled even outside of `jax.jit`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from typing import Any
+
+import flax.serialization
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+from etils import epath
+from flax.core import freeze, unfreeze
+from transformers.modeling_flax_utils import FlaxPreTrainedModel
+from transformers.models.mobilebert.configuration_mobilebert import MobileBertConfig
+
+from jaxdistill.interop import own_format, pretrained
+from jaxdistill.interop.hf_flax import tree as tree_lib
+from jaxdistill.interop.hf_flax import weights
+from jaxdistill.interop.hf_flax.ib_bert import IBBertConfig
+from jaxdistill.interop.hf_flax.module import EncoderModule
+
+
+class _FlaxEncoder(FlaxPreTrainedModel):
+    """What all classes share. `kind`: a key of `module.KINDS`."""
+
+    module_class = EncoderModule
+    kind = "Model"
+
+    def __init__(self, config: Any, input_shape: tuple[int, ...] = (1, 1), seed: int = 0, dtype: Any = jnp.float32,
+                 _do_init: bool = True, gradient_checkpointing: bool = False, **kwargs: Any) -> None:
+        module = self.module_class(config=config, kind=self.kind, dtype=dtype,
+                                   gradient_checkpointing=gradient_checkpointing, **kwargs)
+        super().__init__(config, module, input_shape=input_shape, seed=seed, dtype=dtype, _do_init=_do_init)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """From now on the backward pass keeps nothing of a block but its input, and computes the rest again."""
+        self._module = self.module.clone(gradient_checkpointing=True)
+
+    def init_weights(self, rng: jax.Array, input_shape: tuple[int, ...], params: Any = None) -> Any:
+        """Fresh parameters as a tree; with `params`, those, and fresh ones for the keys that loading found missing."""
+        shape = input_shape if self.kind != "ForMultipleChoice" or len(input_shape) == 3 else (1, *input_shape)
+        fresh = self.module.init({"params": rng}, jnp.zeros(shape, jnp.int32), return_dict=False)["params"]
+        if params is None:
+            return fresh
+        flat, given = (flax.traverse_util.flatten_dict(unfreeze(tree)) for tree in (fresh, params))
+        given |= {key: flat[key] for key in self._missing_keys}
+        self._missing_keys = set()
+        return freeze(flax.traverse_util.unflatten_dict(given))
+
+    def __call__(self, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None, position_ids: Any = None,
+                 head_mask: Any = None, params: Any = None, dropout_rng: jax.Array | None = None, train: bool = False,
+                 output_attentions: bool | None = None, output_hidden_states: bool | None = None,
+                 return_dict: bool | None = None) -> Any:
+        """int[B, L] each ([B, C, L] for multiple choice) -> the output class, or its fields as a tuple.
+
+        `params` default to the model's own. `train` turns dropout on, whose key is `dropout_rng`. `head_mask` [A] or
+        [N, A]: 0 for a head that is to be silent. The last three default to the config's.
+        """
+        config = self.config
+        return self.module.apply(
+            {"params": unfreeze(params or self.params)}, input_ids, attention_mask, token_type_ids, position_ids, head_mask,
+            deterministic=not train,
+            output_attentions=config.output_attentions if output_attentions is None else output_attentions,
+            output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+            return_dict=config.return_dict if return_dict is None else return_dict,
+            rngs=None if dropout_rng is None else {"dropout": dropout_rng})
+
+
+class FlaxMobileBertPreTrainedModel(_FlaxEncoder):
+    """MobileBERT, and every student of MobileBERT's family: what PyTorch's MobileBert… classes hold."""
+
+    config_class: Any = MobileBertConfig
+    base_model_prefix = "mobilebert"
+
+
+class FlaxMobileBertModel(FlaxMobileBertPreTrainedModel):
+    """The encoder and its pooler."""
+
+
+class FlaxMobileBertForPreTraining(FlaxMobileBertPreTrainedModel):
+    """With the heads for masked words and for the next sentence."""
+
+    kind = "ForPreTraining"
+
+
+class FlaxMobileBertForMaskedLM(FlaxMobileBertPreTrainedModel):
+    """With the head for masked words, whose output table is the word table."""
+
+    kind = "ForMaskedLM"
+
+
+class FlaxMobileBertForNextSentencePrediction(FlaxMobileBertPreTrainedModel):
+    """With the head that says whether the second sentence follows the first (0) or not (1)."""
+
+    kind = "ForNextSentencePrediction"
+
+
+class FlaxMobileBertForSequenceClassification(FlaxMobileBertPreTrainedModel):
+    """With a projection of the pooled first token to `num_labels` outputs."""
+
+    kind = "ForSequenceClassification"
+
+
+class FlaxMobileBertForTokenClassification(FlaxMobileBertPreTrainedModel):
+    """With a projection of every token to `num_labels` outputs."""
+
+    kind = "ForTokenClassification"
+
+
+class FlaxMobileBertForQuestionAnswering(FlaxMobileBertPreTrainedModel):
+    """With a score for every token as the start, and as the end, of the answer."""
+
+    kind = "ForQuestionAnswering"
+
+
+class FlaxMobileBertForMultipleChoice(FlaxMobileBertPreTrainedModel):
+    """With one score a choice; inputs are [B, C, L]."""
+
+    kind = "ForMultipleChoice"
+
+
+class FlaxIBBertPreTrainedModel(_FlaxEncoder):
+    """The inverted-bottleneck teacher. No class of PyTorch holds it, so there is no `from_pt` and no `from_flax`."""
+
+    config_class: Any = IBBertConfig
+    base_model_prefix = "ib_bert"
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], dtype: Any = jnp.float32,
+                        *model_args: Any, **kwargs: Any) -> Any:
+        """As in every class of transformers, and also from a folder of our own format, as `jaxdistill` saves a teacher.
+
+        Raises `BadInput` if that folder holds another network.
+        """
+        folder = str(pretrained_model_name_or_path)
+        if not _is_own_format(folder):
+            return super().from_pretrained(folder, dtype, *model_args, **kwargs)
+        with tempfile.TemporaryDirectory() as local:
+            _rewrite(folder, local)
+            loaded = super().from_pretrained(local, dtype, *model_args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.config._name_or_path = folder
+        return loaded
+
+
+class FlaxIBBertModel(FlaxIBBertPreTrainedModel):
+    """The encoder and its pooler."""
+
+
+class FlaxIBBertForPreTraining(FlaxIBBertPreTrainedModel):
+    """With the heads for masked words and for the next sentence."""
+
+    kind = "ForPreTraining"
+
+
+class FlaxIBBertForMaskedLM(FlaxIBBertPreTrainedModel):
+    """With the head for masked words, whose output table is the word table."""
+
+    kind = "ForMaskedLM"
+
+
+class FlaxIBBertForNextSentencePrediction(FlaxIBBertPreTrainedModel):
+    """With the head that says whether the second sentence follows the first (0) or not (1)."""
+
+    kind = "ForNextSentencePrediction"
+
+
+class FlaxIBBertForSequenceClassification(FlaxIBBertPreTrainedModel):
+    """With a projection of the pooled first token to `num_labels` outputs."""
+
+    kind = "ForSequenceClassification"
+
+
+class FlaxIBBertForTokenClassification(FlaxIBBertPreTrainedModel):
+    """With a projection of every token to `num_labels` outputs."""
+
+    kind = "ForTokenClassification"
+
+
+class FlaxIBBertForQuestionAnswering(FlaxIBBertPreTrainedModel):
+    """With a score for every token as the start, and as the end, of the answer."""
+
+    kind = "ForQuestionAnswering"
+
+
+class FlaxIBBertForMultipleChoice(FlaxIBBertPreTrainedModel):
+    """With one score a choice; inputs are [B, C, L]."""
+
+    kind = "ForMultipleChoice"
+
+
+def _is_own_format(folder: str) -> bool:
+    path = epath.Path(folder).expanduser() / "config.json"
+    return path.exists() and json.loads(path.read_text()).get("model_type") == own_format.MODEL_TYPE
+
+
+def _rewrite(folder: str, local: str) -> None:
+    """A folder of our own format as the folder that `FlaxIBBert….save_pretrained` would write."""
+    model, params = pretrained.from_pretrained(folder)
+    IBBertConfig.from_model(model.config).save_pretrained(local)
+    prefix = IBBertConfig.model_type if model.config.heads else None
+    tree = flax.traverse_util.unflatten_dict(tree_lib.to_tree(model.config, params, prefix))
+    (epath.Path(local) / weights.WEIGHTS).write_bytes(flax.serialization.msgpack_serialize(jax.device_get(tree)))

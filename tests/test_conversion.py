@@ -1,0 +1,190 @@
+"""convert: between every pair of formats nothing changes and nothing is lost; a failure leaves nothing behind."""
+
+import json
+import pathlib
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+from jaxdistill import cli, conversion, interop
+from jaxdistill.data.tokenizers import load_tokenizer, train_wordpiece
+from jaxdistill.errors import BadInput
+from jaxdistill.models import Model, preset
+from jaxdistill.models.parameters import digest, flatten, unflatten
+from tests.interop.tf1_layout import CONFIGS, fake_tensorflow, variables, with_training
+from tests.interop.tiny import SHRUNK, random_params
+
+# One of every family, and heads of every kind of folder.
+MODELS = {
+    "bert": Model(preset("bert_base").replace(**SHRUNK, heads=("token_classification",), num_labels=3)),
+    "mobilebert": Model(preset("mobilebert").replace(**SHRUNK, embedding_size=4, bottleneck_size=8)),
+    "sentences": Model(preset("bert_base").replace(**SHRUNK, heads=("embedding",))),
+}
+TEACHER = Model(preset("ib_bert_large").replace(**SHRUNK, embedding_size=4, bottleneck_size=16))
+WEIGHTS = {"huggingface": {"model.safetensors", "flax_model.msgpack"}, "safetensors": {"model.safetensors"},
+           "msgpack": {"flax_model.msgpack"}, "jaxdistill": {"model.safetensors"}}
+
+
+def weights(folder):
+    return {path.name for path in pathlib.Path(folder).iterdir()} & {"model.safetensors", "flax_model.msgpack"}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_journey_through_every_format_changes_nothing(tmp_path, name):
+    model, params = MODELS[name], random_params(MODELS[name].config)
+    labels = ("person", "place", "other") if name == "bert" else None
+    tokenizer = train_wordpiece(["river stone engine winter"], 100)
+    interop.save_pretrained(tmp_path / "start", model, params, None, labels=labels)
+    tokenizer.save_pretrained(tmp_path / "start")  # of more words than the model, which is not convert's to judge
+    here = tmp_path / "start"
+    for number, to in enumerate(["msgpack", "jaxdistill", "safetensors", "huggingface", "jaxdistill", "msgpack", None]):
+        there = tmp_path / str(number)
+        line = conversion.convert(here, there, to=to)
+        assert str(here) in line and str(there) in line and "equal when loaded back" in line and (to or "huggingface") in line
+        again, same = interop.from_pretrained(there)
+        assert again == model and digest(same) == digest(params)
+        assert weights(there) == WEIGHTS[to or "huggingface"]
+        values = json.loads((there / "config.json").read_text())
+        assert (values["model_type"] == "jaxdistill") == (to == "jaxdistill")
+        assert labels is None or tuple(interop.labels(values, again.config)) == labels
+        assert (there / "vocab.txt").read_bytes() == (tmp_path / "start" / "vocab.txt").read_bytes()
+        here = there
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_card_is_kept_where_it_still_holds(tmp_path):
+    model = MODELS["mobilebert"]
+    interop.save_pretrained(tmp_path / "a", model, random_params(model.config), card="# A card somebody wrote\n")
+    conversion.convert(tmp_path / "a", tmp_path / "b", to="safetensors")
+    assert (tmp_path / "b" / "README.md").read_text() == "# A card somebody wrote\n"
+    conversion.convert(tmp_path / "b", tmp_path / "c", to="jaxdistill")  # loads otherwise than that card says
+    card = (tmp_path / "c" / "README.md").read_text()
+    assert "own format: that format was asked for" in card and "license" not in card and "# b" in card
+
+
+def test_the_teacher_has_but_one_format(tmp_path):
+    interop.save_pretrained(tmp_path / "teacher", TEACHER, random_params(TEACHER.config))
+    assert "jaxdistill format (" in conversion.convert(tmp_path / "teacher", tmp_path / "again")
+    with pytest.raises(BadInput, match="no Hugging Face form: .*ask for the format 'jaxdistill'"):
+        conversion.convert(tmp_path / "teacher", tmp_path / "x", to="safetensors")
+    with pytest.raises(BadInput, match="format 'safetensor' is unknown; did you mean 'safetensors'"):
+        conversion.convert(tmp_path / "teacher", tmp_path / "x", to="safetensor")
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("how", ["transposed", "swapped", "one number"])
+def test_what_is_not_equal_is_not_left_behind(tmp_path, monkeypatch, how):
+    """A writer that spoils one tensor of many: outputs or tensors tell, and the folder is gone."""
+    model, params = MODELS["mobilebert"], random_params(MODELS["mobilebert"].config)
+    interop.save_pretrained(tmp_path / "a", model, params)
+    flat = flatten(params)
+    if how == "transposed":
+        spoilt = {"layers/attention/out/kernel": flat["layers/attention/out/kernel"].transpose(0, 2, 1, 3).reshape(2, 2, 4, 8)}
+    elif how == "swapped":
+        spoilt = {"layers/ffn_0/up/bias": flat["layers/ffn_1/up/bias"], "layers/ffn_1/up/bias": flat["layers/ffn_0/up/bias"]}
+    else:  # a word that the batch of the comparison does not hold, by less than outputs are compared to
+        table = flat["embeddings/word"].copy()
+        table[5, 1] = np.nextafter(table[5, 1], 9)
+        spoilt = {"embeddings/word": table}
+    save = interop.save_pretrained
+    monkeypatch.setattr(interop, "save_pretrained",
+                        lambda out, model, _, *rest, **options: save(out, model, unflatten({**flat, **spoilt}), *rest, **options))
+    words = "tensors are not those" if how == "one number" else "differs by"
+    with pytest.raises(BadInput, match=words):
+        conversion.convert(tmp_path / "a", tmp_path / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_workdir(finished, tmp_path):
+    """As `export` does, in any format, and any network of the run; its numbers are in the card."""
+    workdir = finished[1]
+    conversion.convert(workdir, tmp_path / "student", to="msgpack")
+    trained = interop.from_pretrained(workdir / "stages" / "distill")[1]
+    assert digest(interop.from_pretrained(tmp_path / "student")[1]) == digest(trained)
+    assert weights(tmp_path / "student") == {"flax_model.msgpack"}
+    assert len(load_tokenizer(tmp_path / "student")) > 5
+    loss = json.loads((workdir / "results.json").read_text())["networks"]["student"]["mlm_loss"]
+    assert f"{loss:.4g}" in (tmp_path / "student" / "README.md").read_text()
+    conversion.convert(workdir, tmp_path / "teacher", network="teacher")
+    assert interop.from_pretrained(tmp_path / "teacher")[0].config.bottleneck_size == 24
+    with pytest.raises(BadInput, match="finished: teacher, student"):
+        conversion.convert(workdir, tmp_path / "x", network="pupil")
+    conversion.convert(workdir / "stages" / "distill", tmp_path / "stage")  # a stage's folder is a model folder
+    assert digest(interop.from_pretrained(tmp_path / "stage")[1]) == digest(trained)
+
+
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch):
+    """A TF1 checkpoint of MobileBERT as a training run leaves it, read through a stand-in for TensorFlow."""
+    folder = tmp_path / "uncased"
+    folder.mkdir()
+    for suffix in ("index", "data-00000-of-00001", "meta"):
+        (folder / f"mobilebert_variables.ckpt.{suffix}").write_bytes(b"")
+    config = CONFIGS["mobilebert"]
+    (folder / "bert_config.json").write_text(json.dumps(config))
+    values = {**with_training(variables(config)), "cls/other/output_bias": np.ones(3, np.float32)}
+    monkeypatch.setitem(sys.modules, "tensorflow", fake_tensorflow(values))
+    return folder
+
+
+def arguments(folder, out, *more):
+    return ("convert", "--from=tf1", f"--checkpoint={folder}/mobilebert_variables.ckpt", f"--config={folder}/bert_config.json",
+            f"--out={out}", *more)
+
+
+def test_tf1_on_the_command_line(checkpoint, tmp_path, capsys):
+    assert cli.main(arguments(checkpoint, tmp_path / "out")) == 0
+    line = capsys.readouterr().out
+    assert "huggingface format" in line and "no vocab.txt" in line and "name: cls/other/output_bias" in line
+    model = variables(CONFIGS["mobilebert"])
+    assert f"{len(with_training(model)) - len(model)} variables of training" in line
+    config = interop.from_pretrained(tmp_path / "out")[0].config
+    assert config.heads == ("mlm", "nsp") and config.attention_input == "shared_bottleneck" and config.norm == "no_norm"
+    assert cli.main(arguments(checkpoint, tmp_path / "own", "--to=jaxdistill")) == 0
+    assert digest(interop.from_pretrained(tmp_path / "own")[1]) == digest(interop.from_pretrained(tmp_path / "out")[1])
+
+
+@pytest.mark.parametrize("words, text, ids", [
+    (["river", "stone"], "River stone", [5, 6]), (["River", "river", "stone"], "River stone", [5, 7])])
+def test_the_vocabulary_beside_a_checkpoint(checkpoint, tmp_path, words, text, ids):
+    """A vocabulary with capitals keeps case."""
+    (checkpoint / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]) + "\n")
+    for number, options in enumerate([{}, {"vocab": tmp_path / "moved.txt"}]):
+        if options:
+            shutil.move(checkpoint / "vocab.txt", tmp_path / "moved.txt")
+        line = conversion.convert_tf1(checkpoint, checkpoint / "bert_config.json", tmp_path / str(number), **options)
+        assert "no vocab.txt" not in line
+        assert load_tokenizer(tmp_path / str(number))(text, add_special_tokens=False)["input_ids"] == ids
+
+
+@pytest.mark.parametrize("given, words", [
+    (["--out=x"], ["needs --model=…"]),
+    (["--model=/nonexistent/m", "--out=x"], ["/nonexistent/m"]),
+    (["--model=m", "--vocab=v", "--out=x"], ["--vocab does not go with --from=folder"]),
+    (["--from=tf1", "--out=x"], ["--from=tf1 needs --checkpoint=…"]),
+    (["--from=tf1", "--checkpoint=m", "--config=c", "--model=y", "--out=x"], ["--model does not go with --from=tf1"]),
+    (["--from=tf1", "--checkpoint=m", "--config=c", "--out=x"], ["there is no file c"]),
+    (["--from=tf1", "--checkpoint=m", "--config=c", "--config.seed=1", "--out=x"], ["--config.seed=1", "unknown"]),
+    (["--from=tf2", "--model=y", "--out=x"], ["tf2", "folder"]),
+])
+def test_bad_input_is_one_line(capsys, monkeypatch, tmp_path, given, words):
+    monkeypatch.chdir(tmp_path)
+    code = cli.main(("convert", *given))
+    err = capsys.readouterr().err
+    assert code == 2 and err.startswith("jaxdistill: ") and err.count("\n") == 1 and "Traceback" not in err
+    assert all(word in err for word in words), err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_not_free(checkpoint, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    assert cli.main(arguments(checkpoint, tmp_path / "out")) == 2
+    assert "is not empty; choose another folder" in capsys.readouterr().err
+    (checkpoint / "mobilebert_variables.ckpt.index").unlink()
+    assert cli.main(arguments(checkpoint, tmp_path / "new")) == 2
+    assert "mobilebert_variables.ckpt.index; give the prefix" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "uncased"]
+    assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
