@@ -31,21 +31,30 @@ def read_state(directory: epath.Path) -> State | None:
         return read_file(directory / WEIGHTS)
     if not (directory / INDEX).exists():
         return None
-    weight_map = read_json(directory / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise BadInput(f"{directory / INDEX} has no weight_map from tensors to files; fetch it again")
+    files, promised = read_index(directory, INDEX, ".safetensors")
     state: State = {}
-    for file in sorted(set(weight_map.values())):
-        if epath.Path(file).name != file or not file.endswith(".safetensors"):
-            raise BadInput(f"{directory / INDEX} names the shard {file!r}; expected a .safetensors file beside it")
-        if not (directory / file).exists():
-            raise BadInput(f"{directory} lacks the shard {file} that {INDEX} names; fetch the folder again, whole")
+    for file in files:
         state |= read_file(directory / file)
-    lost = sorted(set(weight_map) - set(state))
+    lost = sorted(promised - set(state))
     if lost:
         raise BadInput(f"{directory}: {INDEX} promises {len(lost)} tensors that no shard holds, such as {lost[0]}; "
                        "fetch the folder again, whole")
     return state
+
+
+def read_index(directory: epath.Path, index: str, suffix: str) -> tuple[list[str], set[str]]:
+    """(the shards that an index names, the tensors it promises). Raises `BadInput` unless every shard is a file with that
+    suffix beside it."""
+    weight_map = read_json(directory / index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise BadInput(f"{directory / index} has no weight_map from tensors to files; fetch it again")
+    files = sorted(set(weight_map.values()))
+    for file in files:
+        if epath.Path(file).name != file or not file.endswith(suffix):
+            raise BadInput(f"{directory / index} names the shard {file!r}; expected a {suffix} file beside it")
+        if not (directory / file).exists():
+            raise BadInput(f"{directory} lacks the shard {file} that {index} names; fetch the folder again, whole")
+    return files, set(weight_map)
 
 
 def read_file(path: epath.Path) -> State:

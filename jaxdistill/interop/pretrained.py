@@ -78,6 +78,7 @@ def from_pretrained(name_or_dir: str | os.PathLike[str], heads: Sequence[str] | 
         raw = hf_flax.read_state(directory, largest=_largest_bytes(config))
     if raw is None:
         raise BadInput(_nothing_to_load(directory))
+    raw = hf_flax.in_pytorch_names(raw)
     state = contents.modernise(raw, values, str(directory), tied=heads is None or "mlm" in heads)
     config = contents.describe(config, state, values, directory, heads)
     params = convert.from_state(config, state, str(directory), strict_heads=heads is None)

@@ -10,7 +10,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from jaxdistill.errors import BadInput
-from jaxdistill.interop.hf_flax.weights import WEIGHTS, read_state, state_from_tree, tree_from_state, write_state
+from jaxdistill.interop.hf_flax.weights import (
+    WEIGHTS,
+    in_pytorch_names,
+    read_state,
+    state_from_tree,
+    tree_from_state,
+    write_state,
+)
 
 _TASKS = ("PreTrainedModel", "Model", "ForPreTraining", "ForMaskedLM", "ForNextSentencePrediction",
           "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
@@ -21,8 +28,8 @@ if TYPE_CHECKING:
     from jaxdistill.interop.hf_flax.models import *  # noqa: F403
     from jaxdistill.interop.hf_flax.registration import register_with_transformers as register_with_transformers
 
-__all__ = ["CLASSES", "WEIGHTS", "read_state", "register_with_transformers", "state_from_tree", "tree_from_state",
-           "write_state"]
+__all__ = ["CLASSES", "WEIGHTS", "in_pytorch_names", "read_state", "register_with_transformers", "state_from_tree",
+           "tree_from_state", "write_state"]
 
 
 def __getattr__(name: str) -> Any:

@@ -122,7 +122,10 @@ def as_model(config: PretrainedConfig, kind: str, dtype: Any, gradient_checkpoin
 
 def fresh(model: Model, prefix: str | None, config: PretrainedConfig, key: jax.Array) -> dict[str, Any]:
     """The tree of a new network: our own start, and zeros for what PyTorch's class owns unread."""
-    flat = tree_lib.to_tree(model.config, _init(model, key), prefix)
+    params = _init(model, key)
+    if not isinstance(params["embeddings"]["word"], jax.core.Tracer):
+        params = jax.device_get(params)  # a thousand slices, none of which has to be compiled
+    flat = jax.tree.map(jnp.asarray, tree_lib.to_tree(model.config, params, prefix))
     if config.model_type == "mobilebert":
         shared = config.use_bottleneck and config.use_bottleneck_attention and config.key_query_shared_bottleneck
         flat |= {path: jnp.zeros(shape) for path, shape in tree_lib.unread(model.config, prefix, shared).items()}

@@ -15,9 +15,11 @@ import numpy as np
 from etils import epath
 
 from jaxdistill.errors import BadInput
+from jaxdistill.interop import hf_torch
 from jaxdistill.interop.convert import State
 
 WEIGHTS = "flax_model.msgpack"
+INDEX = "flax_model.msgpack.index.json"
 
 
 def tree_from_state(state: State) -> dict[str, Any]:
@@ -52,17 +54,31 @@ def write_state(directory: epath.Path, state: State) -> None:
 
 
 def read_state(directory: epath.Path, largest: int) -> State | None:
-    """The folder's flax_model.msgpack under PyTorch names; None if there is none.
+    """The folder's flax_model.msgpack, whole or in shards, under PyTorch names; None if there is none.
 
-    `largest`: how many bytes the described model can need at most. Raises `BadInput` for a larger file (before it is
-    read), a damaged one, and one that holds anything but arrays under names.
+    `largest`: how many bytes the described model can need at most. Raises `BadInput` for larger files (before they are
+    read), damaged or missing ones, and those that hold anything but arrays under names.
     """
-    path = directory / WEIGHTS
-    if not path.exists():
-        return None
-    if (size := path.stat().length) > largest:
-        raise BadInput(f"{path} has {size:,} bytes but the model in config.json needs {largest:,} at most; "
-                       "weights and config.json are of different models")
+    files, promised = [WEIGHTS], set[str]()
+    if not (directory / WEIGHTS).exists():
+        if not (directory / INDEX).exists():
+            return None
+        files, promised = hf_torch.read_index(directory, INDEX, ".msgpack")
+    size = sum((directory / file).stat().length for file in files)
+    if size > largest:
+        raise BadInput(f"{directory / files[0]} has {size:,} bytes, shards counted together, but the model in config.json "
+                       f"needs {largest:,} at most; weights and config.json are of different models")
+    flat: dict[tuple[str, ...], np.ndarray] = {}
+    for file in files:
+        flat |= flax.traverse_util.flatten_dict(_read_tree(directory / file))
+    lost = sorted(promised - {"/".join(path) for path in flat})
+    if lost:
+        raise BadInput(f"{directory}: {INDEX} promises {len(lost)} tensors that no shard holds, such as {lost[0]}; "
+                       "fetch the folder again, whole")
+    return state_from_tree(flax.traverse_util.unflatten_dict(flat))
+
+
+def _read_tree(path: epath.Path) -> dict[str, Any]:
     try:
         tree = flax.serialization.msgpack_restore(path.read_bytes())
     except Exception as error:  # msgpack, NumPy and flax raise a dozen kinds on damaged bytes; all mean the same
@@ -70,7 +86,14 @@ def read_state(directory: epath.Path, largest: int) -> State | None:
                        "fetch or export it again") from error
     if not _is_tree(tree):
         raise BadInput(f"{path} does not hold arrays under names; expected the parameters of a Flax model")
-    return state_from_tree(tree)
+    return tree
+
+
+def in_pytorch_names(state: State) -> State:
+    """A safetensors file's tensors under PyTorch names: Flax classes write theirs under Flax names, joined by dots."""
+    if not any(name.endswith((".kernel", ".embedding")) for name in state):
+        return state
+    return state_from_tree(flax.traverse_util.unflatten_dict({tuple(name.split(".")): array for name, array in state.items()}))
 
 
 def _is_tree(tree: Any) -> bool:

@@ -42,8 +42,9 @@ def config_of(name: str, **keys: Any) -> Any:
 @functools.cache
 def model_of(name: str) -> Any:
     """A network of the class, every number of it random: a fresh start has zero biases and hides mistakes."""
-    model = class_of(name)(config_of(name))
-    model.params = randomised(model.params)
+    model = class_of(name)(config_of(name), _do_init=False)
+    model._is_initialized = True  # but for the start, which would be compiled and thrown away
+    model.params = randomised(model.params_shape_tree)
     return model
 
 
