@@ -1,8 +1,6 @@
 """prepare, evaluate, export, seeds and finetune as functions, on toy networks and texts."""
 
 import json
-import pathlib
-import re
 
 import jax
 import numpy as np
@@ -110,18 +108,3 @@ def test_finetune_refuses_what_it_cannot_use(finished, tmp_path):
     with pytest.raises(BadInput, match="max_positions"):
         finetuning.finetune(student, str(file), tmp_path / "a", text_column=0, label_column=1, sequence_length=128)
     assert not (tmp_path / "a").exists()
-
-
-def test_readme_snippets_run_as_printed(finished):
-    """Every Python block of README, on the student that a run exported, with a batch in place of the reader's own."""
-    pytest.importorskip("torch")
-    config, workdir, _ = finished
-    readme = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", readme, re.S)
-    names = {"ids": np.ones((2, 7), np.int32), "mask": np.ones((2, 7), np.int32)}
-    for block in blocks:
-        exec(block.replace("/tmp/quickstart", str(workdir)), names)
-    depth, width = config.student.model.num_layers, config.student.model.hidden_size
-    assert len(blocks) == 2 and names["taps"]["hidden"].shape == (depth, 2, 7, width)
-    assert names["outputs"]["mlm_logits"].shape[:2] == (2, 7)
-    assert len(names["tokenizer"]) <= names["student"].config.vocab_size
