@@ -10,7 +10,7 @@ from jaxdistill.methods.base import Stage
 from jaxdistill.models import Model
 from jaxdistill.models.parameters import flatten
 from jaxdistill.objectives import projections
-from jaxdistill.training import sharding, state
+from jaxdistill.training import state
 from jaxdistill.training.step import make_step
 from tests.conftest import STUDENT, TEACHER, make_stage, pretraining_batch, random_params
 
@@ -54,19 +54,6 @@ def test_it_learns_with_the_student_and_is_dropped_after(teacher_params):
         assert float(jnp.max(jnp.abs(now.params["projections"]["hidden"][name] - first[name]))) > 1e-3
     own = projections.drop(now.params)
     assert flatten(own).keys() == flatten(random_params(NARROW)).keys()
-
-
-@pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 4, 2), (2, 2, 2)])
-def test_any_mesh_gives_the_same_step(mesh, teacher_params):
-    stage = make_stage("intermediate", 2, **SETTINGS)
-    expected, metrics = jax.jit(make_step(stage, NARROW, TEACHER))(started(stage), teacher_params, pretraining_batch(1))
-    where = sharding.make_mesh(*mesh)
-    got, sharded = jax.jit(make_step(stage, NARROW, TEACHER))(
-        sharding.place(where, started(stage)), sharding.place(where, teacher_params),
-        sharding.put_batch(where, pretraining_batch(1)))
-    np.testing.assert_allclose(sharded["loss"], metrics["loss"], rtol=1e-5)
-    for name, value in flatten(got.params["projections"]).items():
-        np.testing.assert_allclose(value, flatten(expected.params["projections"])[name], rtol=1e-3, atol=1e-5, err_msg=name)
 
 
 def test_a_progressive_stage_has_none():

@@ -21,11 +21,13 @@ STAGES = {
     "joint": {},
     "auxiliary": {},
     "distill": dict(accumulation=2, batch_size=16),
+    "relations": dict(relation_heads=4, teacher_layer=1),
+    "intermediate": dict(layer_map=(0, 0, 2)),
     "packed": dict(kind="auxiliary", accumulation=2, batch_size=16),
 }
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 4, 1), "tensor": (1, 1, 2), "mixed": (2, 2, 2)}
 FAST = {("pretrain", "data"), ("soft", "mixed"), ("strict", "fsdp"), ("joint", "mixed"), ("distill", "fsdp"),
-        ("auxiliary", "tensor"), ("pretrain", "mixed"), ("packed", "mixed")}
+        ("auxiliary", "tensor"), ("pretrain", "mixed"), ("packed", "mixed"), ("relations", "tensor"), ("intermediate", "mixed")}
 
 
 def train(name, sizes, steps=20):
@@ -35,7 +37,7 @@ def train(name, sizes, steps=20):
     mesh = sharding.make_mesh(*sizes)
     teacher = TEACHER if stage.needs_teacher else None
     teacher_params = sharding.place(mesh, random_params(TEACHER, 1)) if teacher else {}
-    now = sharding.place(mesh, state.create(stage, random_params(STUDENT, 2)))
+    now = sharding.place(mesh, state.create(stage, random_params(STUDENT, 2), STUDENT, TEACHER, jax.random.key(4)))
     step = loop.compile_step(stage, STUDENT, teacher, mesh, 3, now, teacher_params)
     losses = []
     for i in range(steps):
