@@ -42,6 +42,7 @@ class Source:
     shown: str
     tokenizer: Any = None
     labels: Sequence[str] | None = None
+    problem_type: str | None = None
     results: dict[str, Any] = dataclasses.field(default_factory=dict)
     card: str | None = None
     own: bool = False
@@ -125,7 +126,8 @@ def _from_folder(model: PathLike) -> Source:
     has_tokenizer = any((folder / name).exists() for name in ("vocab.txt", "tokenizer.json"))
     card = folder / "README.md"
     return Source(loaded, params, epath.Path(os.fspath(model)).name, os.fspath(model), folder if has_tokenizer else None,
-                  interop.labels(values, loaded.config), card=card.read_text() if card.exists() else None, own=own)
+                  interop.labels(values, loaded.config), values.get("problem_type") or "",
+                  card=card.read_text() if card.exists() else None, own=own)
 
 
 def _write(out: PathLike, source: Source, to: str | None) -> str:
@@ -133,7 +135,8 @@ def _write(out: PathLike, source: Source, to: str | None) -> str:
     card = source.card if source.own == (reason is not None) else None
     if card is None:
         card = run.run_card(source.model, source.results, name=None if source.results else source.title, reason=reason)
-    written = interop.save_pretrained(out, source.model, source.params, source.tokenizer, labels=source.labels, to=to, card=card)
+    written = interop.save_pretrained(out, source.model, source.params, source.tokenizer, labels=source.labels, to=to, card=card,
+                                      problem_type=source.problem_type)
     try:
         interop.verify_export(written.path, source.model, source.params)
     except BaseException:

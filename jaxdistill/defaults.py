@@ -41,7 +41,8 @@ def recipe(name: str) -> ConfigDict:
         "stages": {},
         "order": ("",)[:0],
         # True: losses in a fraction of the memory, their gradient taken in the forward pass; False: the plain ones, which
-        # keep every layer's taps; left out: True but on a CPU, which has the memory and takes a tenth longer.
+        # keep every layer's taps; left out: True but on a CPU, which has the memory and takes a tenth longer (True there
+        # too where layers of the teacher have no follower, whose taps would be kept for nothing).
         "objectives": {"fused": config_dict.placeholder(bool)},
         "baselines": True,  # False skips the stages that are marked `baseline`
         "evaluation": {"batch_size": 64, "max_examples": 4096},

@@ -64,9 +64,10 @@ def resolve(config: ConfigDict, *, vocab_size: int, num_records: int, mesh: Mesh
     packing).
     """
     order = active_order(config)
-    student = loaded_student or Model(model_config(config.student, vocab_size))
+    student = _in_its_dtypes(loaded_student, config.student) or Model(model_config(config.student, vocab_size))
     sections = [config.stages[name] for name in order]
     uses_teacher = any(s.network == TEACHER or s.start == "copy" or s.kind not in ("pretrain", "classify") for s in sections)
+    loaded_teacher = _in_its_dtypes(loaded_teacher, config.teacher)
     teacher = (loaded_teacher or Model(model_config(config.teacher, vocab_size))) if uses_teacher else None
     stages: list[Stage] = []
     starts: dict[str, str] = {}
@@ -103,6 +104,14 @@ def resolve(config: ConfigDict, *, vocab_size: int, num_records: int, mesh: Mesh
             sharding.check_model(mesh, model, whose)
     check_frozen(recipe, bool(config.student.init))
     return recipe
+
+
+def _in_its_dtypes(model: Model | None, section: ConfigDict) -> Model | None:
+    """A model from a folder, computing as the recipe says: a folder knows the architecture, not how to run it."""
+    if model is None:
+        return None
+    given = section.model
+    return dataclasses.replace(model, config=model.config.replace(dtype=given.dtype, residual_dtype=given.residual_dtype))
 
 
 def choose_fused(config: ConfigDict, mesh: Mesh, stage: Stage, teacher: Model | None) -> bool:

@@ -54,6 +54,22 @@ def test_a_journey_through_every_format_changes_nothing(tmp_path, name):
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.parametrize("problem, outputs", [
+    (None, 1), (None, 3), ("regression", 1), ("single_label_classification", 3), ("multi_label_classification", 3)])
+def test_a_classifier_is_used_as_before(tmp_path, problem, outputs):
+    """What transformers makes of the outputs, and its dropout where nothing is said about it: that of hidden states."""
+    config = preset("mobilebert").replace(**SHRUNK, embedding_size=4, bottleneck_size=8, num_labels=outputs, hidden_dropout=0.3,
+                                          heads=("sequence_classification",))
+    interop.save_pretrained(tmp_path / "start", Model(config), random_params(config))
+    file = tmp_path / "start" / "config.json"
+    values = {**json.loads(file.read_text()), "problem_type": problem, "classifier_dropout": None}
+    file.write_text(json.dumps({name: x for name, x in values.items() if (name, x) != ("problem_type", None)}))
+    conversion.convert(tmp_path / "start", tmp_path / "own", to="jaxdistill")
+    conversion.convert(tmp_path / "own", tmp_path / "end")
+    there = json.loads((tmp_path / "end" / "config.json").read_text())
+    assert there.get("problem_type") == problem and there["classifier_dropout"] == 0.3
+
+
 def test_a_card_is_kept_where_it_still_holds(tmp_path):
     model = MODELS["mobilebert"]
     interop.save_pretrained(tmp_path / "a", model, random_params(model.config), card="# A card somebody wrote\n")

@@ -8,7 +8,7 @@ import pytest
 from jaxdistill.data import packing
 from jaxdistill.errors import BadInput
 from jaxdistill.models import Model
-from jaxdistill.resolve import abstract_batch, choose_fused, resolve, stage_seed, trace
+from jaxdistill.resolve import abstract_batch, choose_fused, model_config, resolve, stage_seed, trace
 from jaxdistill.training import sharding
 from tests.conftest import TEACHER, make_stage, pretraining_batch, tiny_config
 
@@ -262,3 +262,21 @@ def test_losses_are_fused_where_memory_is_dear(text_source):
     assert not choose_fused(config, tpu, stage, TEACHER)
     with pytest.raises(TypeError):
         config.objectives.fused = "no"
+
+
+def test_a_model_from_a_folder_computes_as_the_recipe_says(text_source):
+    """A folder knows the architecture; in which dtypes it runs is the recipe's."""
+    config = tiny_config(text_source)
+    config.order = ("transfer",)
+    config.teacher.init = config.student.init = "somewhere"
+    config.teacher.model.dtype = config.student.model.residual_dtype = "bfloat16"
+    given = {whose: Model(resolve_config(config, whose)) for whose in ("teacher", "student")}
+    recipe = resolve(config, vocab_size=120, num_records=9, mesh=sharding.make_mesh(1), loaded_teacher=given["teacher"],
+                     loaded_student=given["student"])
+    assert (recipe.teacher.config.dtype, recipe.teacher.config.residual_dtype) == ("bfloat16", "float32")
+    assert (recipe.student.config.dtype, recipe.student.config.residual_dtype) == ("float32", "bfloat16")
+
+
+def resolve_config(config, whose):
+    """The architecture of a section as a folder would give it: in float32."""
+    return model_config(config[whose], 120).replace(dtype="float32", residual_dtype="float32")

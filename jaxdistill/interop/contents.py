@@ -67,6 +67,8 @@ def describe(config: ModelConfig, state: State, values: dict[str, Any], director
     changes: dict[str, Any] = {"heads": found, **(pooling or {})}
     if CLASSIFIER in state and set(CLASSIFIERS.values()) & set(found):
         changes["num_labels"] = state[CLASSIFIER].shape[0]
+        if values.get("classifier_dropout") is None:  # a classifier's own; what we add to an encoder has Google's 0.1
+            changes["classifier_dropout"] = config.hidden_dropout
         # One output and no other word about it is a regression in transformers too.
         changes["regression"] = ("sequence_classification" in found and changes["num_labels"] == 1
                                  and values.get("problem_type") in (None, "regression"))

@@ -103,7 +103,7 @@ def read_config(name_or_dir: str | os.PathLike[str]) -> ModelConfig:
 
 def save_pretrained(directory: str | os.PathLike[str], model: Model, params: Params, tokenizer: Any = None, *,
                     card: str | None = None, labels: Sequence[str] | None = None, overwrite: bool = False,
-                    to: str | None = None) -> Exported:
+                    to: str | None = None, problem_type: str | None = None) -> Exported:
     """Writes a complete folder that transformers loads, or, if it has no class for the model, one of our own format.
 
     The folder is written beside its final place and moved there whole: it is never half there.
@@ -117,6 +117,8 @@ def save_pretrained(directory: str | os.PathLike[str], model: Model, params: Par
         labels: names of the classes of a classification head, in order.
         to: one of `FORMATS`, if it must be that: "safetensors" and "msgpack" are Hugging Face's folder with the
             weights of PyTorch or of Flax alone.
+        problem_type: what transformers makes of a classifier's outputs, "" for no word about it; None: "regression" where
+            the config says so.
 
     Raises:
         BadInput: the folder is not free, `params` are not the model's, tokenizer or labels do not fit the model, or the
@@ -129,6 +131,9 @@ def save_pretrained(directory: str | os.PathLike[str], model: Model, params: Par
             _write_huggingface(partial, model.config, params, labels, to or "huggingface")
         else:
             own_format.write(partial, model.config, params, labels)
+        if problem_type is not None:
+            values = {**hf_torch.read_json(partial / "config.json"), "problem_type": problem_type}
+            _write_json(partial / "config.json", {name: x for name, x in values.items() if (name, x) != ("problem_type", "")})
         if tokenizer is not None:
             _write_tokenizer(partial, tokenizer)
         text = model_card({}, config=model.config, reason=reason) if card is None else card

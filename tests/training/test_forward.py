@@ -227,7 +227,7 @@ def test_a_teacher_in_its_compute_dtype_gives_the_same_outputs_to_the_bit():
         assert in_compute_dtype(model.config, params) is params
 
 
-def testrows_on_a_device_follow_the_mesh():
+def test_rows_on_a_device_follow_the_mesh():
     batch = pretraining_batch(rows=16)
     mesh = sharding.make_mesh(2, 2, 2)
     assert forward.rows_on_a_device(STUDENT, batch) == 16

@@ -37,8 +37,9 @@ class _FlaxEncoder(FlaxPreTrainedModel):
     kind = "Model"
 
     def __init__(self, config: Any, input_shape: tuple[int, ...] = (1, 1), seed: int = 0, dtype: Any = jnp.float32,
-                 _do_init: bool = True, gradient_checkpointing: bool = False, **kwargs: Any) -> None:
-        module = self.module_class(config=config, kind=self.kind, dtype=dtype,
+                 _do_init: bool = True, gradient_checkpointing: bool = False, add_pooling_layer: bool = True,
+                 **kwargs: Any) -> None:
+        module = self.module_class(config=config, kind=self.kind, dtype=dtype, add_pooling_layer=add_pooling_layer,
                                    gradient_checkpointing=gradient_checkpointing, **kwargs)
         super().__init__(config, module, input_shape=input_shape, seed=seed, dtype=dtype, _do_init=_do_init)
 

@@ -55,12 +55,14 @@ KINDS: dict[str, tuple[tuple[str, ...], bool, Any, dict[str, str]]] = {
 
 class EncoderModule(nn.Module):
     """A class of transformers as a Linen module. `kind`: a key of `KINDS`; `dtype`: of matrix products (float32 or
-    bfloat16); `gradient_checkpointing`: the backward pass keeps nothing of a block but its input."""
+    bfloat16); `gradient_checkpointing`: the backward pass keeps nothing of a block but its input; `add_pooling_layer`:
+    False for a base model without."""
 
     config: PretrainedConfig
     kind: str = "Model"
     dtype: Any = jnp.float32
     gradient_checkpointing: bool = False
+    add_pooling_layer: bool = True
 
     @nn.compact
     def __call__(self, input_ids: jax.Array, attention_mask: jax.Array | None = None,
@@ -70,7 +72,8 @@ class EncoderModule(nn.Module):
         """int[B, L] four times ([B, C, L] for multiple choice), `head_mask` [A] or [N, A] -> the output class of `kind`,
         everything float32, or its fields as a tuple. Raises `BadInput` for rows longer than the position table, and for
         parameters that are not this model's."""
-        model, prefix = as_model(self.config, self.kind, self.dtype, self.gradient_checkpointing), self.prefix
+        model = as_model(self.config, self.kind, self.dtype, self.gradient_checkpointing, self.add_pooling_layer)
+        prefix = self.prefix
         if self.is_initializing():
             for name, subtree in fresh(model, prefix, self.config, self.make_rng("params")).items():
                 self.param(name, lambda _, subtree=subtree: subtree)
@@ -100,7 +103,8 @@ class EncoderModule(nn.Module):
         return None if self.kind == "Model" else self.config.model_type
 
 
-def as_model(config: PretrainedConfig, kind: str, dtype: Any, gradient_checkpointing: bool = False) -> Model:
+def as_model(config: PretrainedConfig, kind: str, dtype: Any, gradient_checkpointing: bool = False,
+             add_pooling_layer: bool = True) -> Model:
     """Our network for a class of transformers. Raises `BadInput` for what that class or our network cannot be."""
     values, where = config.to_dict(), f"this {type(config).__name__}"
     heads, pools, _, _ = KINDS[kind]
@@ -114,7 +118,8 @@ def as_model(config: PretrainedConfig, kind: str, dtype: Any, gradient_checkpoin
         raise BadInput(f"{where} has {config.num_labels} labels; question answering has two outputs, start and end. "
                        "Pass num_labels=2 to from_pretrained")
     dropout = values.get("classifier_dropout")
-    found = found.replace(heads=heads, pooler=found.pooler if pools else "none", dtype=jnp.dtype(dtype).name,
+    pooler = found.pooler if pools and (add_pooling_layer or heads) else "none"
+    found = found.replace(heads=heads, pooler=pooler, dtype=jnp.dtype(dtype).name,
                           num_labels=1 if kind == "ForMultipleChoice" else config.num_labels,
                           classifier_dropout=found.hidden_dropout if dropout is None else dropout)
     return Model(found, remat="full" if gradient_checkpointing else "dots")

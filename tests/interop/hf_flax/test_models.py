@@ -219,6 +219,15 @@ def test_signature(name: str) -> None:
     assert class_of(name).main_input_name == "input_ids" and not class_of(name).can_generate()
 
 
+@pytest.mark.parametrize("family", ["FlaxMobileBert", "FlaxIBBert"])
+def test_without_a_pooling_layer(family: str) -> None:
+    """As FlaxBertModel has it, for a base model."""
+    config = config_of(f"{family}Model", classifier_activation=True)
+    model = class_of(f"{family}Model")(config, add_pooling_layer=False)
+    assert "pooler" not in model.params and "pooler" in class_of(f"{family}Model")(config).params
+    assert model(**inputs_of(f"{family}Model")).pooler_output is None
+
+
 def test_a_fresh_start_is_ours() -> None:
     """Truncated normal projections, zero biases, unit norms; another seed is another network, the same seed the same."""
     kind = class_of("FlaxMobileBertForMaskedLM")
