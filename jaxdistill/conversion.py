@@ -10,7 +10,6 @@ and outputs too, or nothing is left behind.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -48,12 +47,12 @@ class Source:
     own: bool = False
 
 
-def convert(model: PathLike, out: PathLike, *, to: str | None = None, network: str = "student") -> str:
+def convert(model: PathLike, out: PathLike, *, to: str | None = None, network: str | None = None) -> str:
     """Writes the model of a folder, Hub name or workdir as the new folder `out`; returns a line that says what was done.
 
     Args:
-        model: what `from_pretrained` takes, or the workdir of a run, of which `network` is taken as of its last
-            finished stage. Tokenizer, names of labels and card go along.
+        model: what `from_pretrained` takes, or the workdir of a run, of which `network` (default "student") is taken as
+            of its last finished stage. Tokenizer, names of labels and card go along.
         out: a folder that does not exist or is empty.
         to: "huggingface" (weights of PyTorch and of Flax; the default wherever a class of transformers holds the
             model), "safetensors" or "msgpack" (one of the two), or "jaxdistill" (our own format).
@@ -62,7 +61,9 @@ def convert(model: PathLike, out: PathLike, *, to: str | None = None, network: s
         BadInput: the source cannot be read, `to` cannot hold it, `out` is not free, or what was written is not equal.
     """
     path = epath.Path(os.fspath(model)).expanduser()
-    return _write(out, _from_run(path, network) if is_run(path) else _from_folder(model), to)
+    if network is not None and not is_run(path):
+        raise BadInput(f"network={network!r} was given, but {os.fspath(model)!r} is no workdir of a run: leave it away")
+    return _write(out, _from_run(path, network or "student") if is_run(path) else _from_folder(model), to)
 
 
 def convert_tf1(checkpoint: PathLike, config: PathLike, out: PathLike, *, vocab: PathLike | None = None,
@@ -107,14 +108,14 @@ def is_run(path: epath.Path) -> bool:
 
 def _from_run(path: epath.Path, network: str) -> Source:
     folder = Workdir(path)
-    config = ConfigDict(json.loads((path / "config.json").read_text()))
+    config = ConfigDict(read_json(path / "config.json"))
     done = {config.stages[name].network: name for name in active_order(config) if folder.finished(name)}
     if network not in done:
         raise BadInput(f"network {network!r} has no finished stage in {str(path)!r}; finished: {', '.join(done) or '(none)'}")
     model, params = interop.from_pretrained(folder.stage(done[network]))
     results_file = path / report.RESULTS_FILE
-    results = json.loads(results_file.read_text()) if results_file.exists() else {}
-    return Source(model, params, network, f"{network} of {path}", inputs.find_tokenizer(config, inputs.data_folder(config, path)),
+    results = read_json(results_file) if results_file.exists() else {}
+    return Source(model, params, network, f"{network} of {path}", inputs.trained_with(config, path),
                   results=results)
 
 
@@ -124,10 +125,13 @@ def _from_folder(model: PathLike) -> Source:
     values = read_json(folder / "config.json")
     own = values.get("model_type") == interop.OWN_FORMAT
     has_tokenizer = any((folder / name).exists() for name in ("vocab.txt", "tokenizer.json"))
-    card = folder / "README.md"
+    try:
+        card = (folder / "README.md").read_text()
+    except (OSError, UnicodeDecodeError):  # none, or none that can be read: a fresh one is written
+        card = None
     return Source(loaded, params, epath.Path(os.fspath(model)).name, os.fspath(model), folder if has_tokenizer else None,
                   interop.labels(values, loaded.config), values.get("problem_type") or "",
-                  card=card.read_text() if card.exists() else None, own=own)
+                  card=card, own=own)
 
 
 def _write(out: PathLike, source: Source, to: str | None) -> str:

@@ -61,9 +61,7 @@ def load_corpus(config: ConfigDict, workdir: epath.Path) -> Corpus:
     if d.source.startswith("default"):
         with Progress(None, "reading the installed documentation", unit="files") as bar:
             default_corpus(progress=bar.reach)
-    # Beside the rest of a remote run, unlike its text: the next machine must not train another.
-    kept = workdir / "data" if remote.is_remote(workdir) and not d.path else folder
-    tokenizer = find_tokenizer(config, kept)
+    tokenizer = find_tokenizer(config, tokenizer_home(config, workdir))
     options: dict[str, Any] = {"sequence_length": d.sequence_length, "heldout_fraction": d.heldout_fraction, "seed": config.seed}
     parts = {}
     for split, source in (("train", d.source), ("heldout", d.heldout or d.source)):
@@ -88,16 +86,50 @@ def data_folder(config: ConfigDict, workdir: epath.Path) -> epath.Path:
     return cache_directory() / "prepared" if remote.is_remote(workdir) else workdir / "data"
 
 
+def tokenizer_home(config: ConfigDict, workdir: epath.Path) -> epath.Path:
+    """Where a tokenizer trained by a run is kept: beside the rest of a remote run, unlike its text, since the next machine
+    must not train another."""
+    remote_run = remote.is_remote(workdir) and not config.data.path
+    return workdir / "data" if remote_run else data_folder(config, workdir)
+
+
+def trained_with(config: ConfigDict, workdir: epath.Path) -> Any:
+    """The tokenizer that a run in `workdir` was trained with; its text may have changed or gone since, so none is trained.
+
+    Raises `BadInput` when the run's folder no longer says which one it was.
+    """
+    if config.data.tokenizer or config.teacher.init or config.student.init:
+        return find_tokenizer(config, workdir)
+    home = tokenizer_home(config, workdir)
+    kept = [path for path in remote.entries(home) if path.name.startswith("tokenizer-") and path.name.endswith(_kind(config))
+            and (path / "vocab.txt").exists()]
+    for folder in (workdir / "student", *(kept if len(kept) == 1 else ())):
+        if (folder / "vocab.txt").exists():
+            return load_tokenizer(folder)
+    raise BadInput(f"{workdir} does not say with which tokenizer it was trained: it has no student/ yet, and {home} holds "
+                   f"{len(kept)} tokenizers of its kind; finish the run, or load the stage's folder with "
+                   "jaxdistill.from_pretrained")
+
+
+def _kind(config: ConfigDict) -> str:
+    return f"-{config.data.vocab_size}{'' if config.data.lowercase else '-cased'}"
+
+
 def find_tokenizer(config: ConfigDict, folder: epath.Path) -> Any:
     """The tokenizer named by the recipe, the teacher folder's, or one trained on the source (kept in `folder`)."""
     d = config.data
     place = d.tokenizer or config.teacher.init or config.student.init
     if place:
         where = epath.Path(place).expanduser()
-        return load_tokenizer(where if where.is_file() else interop.locate(place), d.lowercase)
+        try:
+            return load_tokenizer(where if where.is_file() else interop.locate(place), d.lowercase)
+        except BadInput as error:
+            if d.tokenizer:
+                raise
+            raise BadInput(f"{error}. A given model brings its tokenizer; another one is named by config.data.tokenizer") from error
     split = "all" if d.heldout else "train"
     text = digest_of([source_digest(d.source), split, None if d.heldout else d.heldout_fraction])[:12]
-    kept = folder / f"tokenizer-{text}-{d.vocab_size}{'' if d.lowercase else '-cased'}"
+    kept = folder / f"tokenizer-{text}{_kind(config)}"
     if not (kept / "vocab.txt").exists():  # which is written last
 
         def texts() -> Iterator[str]:

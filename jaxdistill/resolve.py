@@ -164,6 +164,8 @@ def build_stage(name: str, section: ConfigDict, num_records: int, num_layers: in
     lengths = {field: section[field] for field in ("steps", "examples", "epochs") if section[field]}
     if len(lengths) != 1 or min(lengths.values()) < 0:
         raise BadInput(f"config.stages.{name}: give exactly one of steps, examples or epochs above 0; given: {lengths}")
+    if section.kind not in KINDS:
+        raise BadInput(f"config.stages.{name}.kind={section.kind!r} is unknown; {nearest(section.kind, KINDS)}")
     settings: Any = section.copy_and_resolve_references()
     if not section.steps:
         count = section.examples or section.epochs * num_records
@@ -243,7 +245,11 @@ def check_frozen(recipe: Recipe, loaded: bool) -> None:
             from_folder = loaded and stage.network != TEACHER and recipe.starts[stage.network] == "copy"
             names: set[str] = set(state.flatten(shapes)) if from_folder else set()
             if recipe.starts[stage.network] == "copy" and recipe.teacher is not None and stage.network != TEACHER:
-                names |= copied_names(model, recipe.teacher)
+                copied = copied_names(model, recipe.teacher)
+                if not copied and not from_folder:
+                    raise BadInput(f"config.stages.{stage.name}.start='copy', but no embedding or head of the teacher has the "
+                                   "student's shape; set start='random', or give the student the teacher's widths")
+                names |= copied
             set_by[stage.network] = names
         state.check_moves(stage, shapes, set_by[stage.network], model.config.norm)
         set_by[stage.network] |= state.moving_names(stage, shapes)

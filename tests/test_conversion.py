@@ -70,6 +70,50 @@ def test_a_classifier_is_used_as_before(tmp_path, problem, outputs):
     assert there.get("problem_type") == problem and there["classifier_dropout"] == 0.3
 
 
+def test_a_run_keeps_the_tokenizer_it_was_trained_with(finished, tmp_path):
+    """Whatever has become of its text since: none is trained anew."""
+    config, workdir, _ = finished
+    for text in (str(tmp_path / "gone.txt"), str(pathlib.Path(__file__))):
+        copy = tmp_path / f"run{len(text)}"
+        shutil.copytree(workdir, copy)
+        values = json.loads((copy / "config.json").read_text())
+        values["data"]["source"] = text
+        (copy / "config.json").write_text(json.dumps(values))
+        conversion.convert(copy, copy / "out", network="student")
+        assert (copy / "out" / "vocab.txt").read_bytes() == (workdir / "student" / "vocab.txt").read_bytes()
+        shutil.rmtree(copy / "student")
+        shutil.copytree(workdir / "data", copy / "data", dirs_exist_ok=True)
+        conversion.convert(copy, copy / "again")
+        assert (copy / "again" / "vocab.txt").read_bytes() == (workdir / "student" / "vocab.txt").read_bytes()
+        shutil.rmtree(copy / "data")
+        with pytest.raises(BadInput, match="does not say with which tokenizer"):
+            conversion.convert(copy, copy / "never")
+        assert not (copy / "never").exists() and not (copy / "data").exists()
+
+
+def test_what_cannot_be_converted_is_one_line(tmp_path):
+    model = MODELS["mobilebert"]
+    params = random_params(model.config)
+    interop.save_pretrained(tmp_path / "a", model, params)
+    with pytest.raises(BadInput, match="no workdir of a run: leave it away"):
+        conversion.convert(tmp_path / "a", tmp_path / "b", network="teacher")
+    with pytest.raises(BadInput, match="cannot be written"):
+        conversion.convert(tmp_path / "a", tmp_path / "a" / "config.json" / "b")
+    with pytest.raises(BadInput, match="cannot be written"):
+        conversion.convert(tmp_path / "a", tmp_path / ("long" * 100))
+    bad = unflatten({**flatten(params), "mlm/bias": np.full_like(flatten(params)["mlm/bias"], np.nan)})
+    interop.save_pretrained(tmp_path / "nan", model, bad)
+    with pytest.raises(BadInput, match="not finite in mlm/bias"):
+        conversion.convert(tmp_path / "nan", tmp_path / "c")
+    (tmp_path / "a" / "README.md").write_bytes(b"\xff\xfe")
+    values = json.loads((tmp_path / "a" / "config.json").read_text())
+    conversion.convert(tmp_path / "a", tmp_path / "d")  # with a card of its own
+    (tmp_path / "a" / "config.json").write_text(json.dumps({**values, "num_hidden_layers": 10**9}))
+    with pytest.raises(BadInput, match="1000000000 layers"):
+        conversion.convert(tmp_path / "a", tmp_path / "e", to="safetensors")
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "nan", "d"}
+
+
 def test_a_card_is_kept_where_it_still_holds(tmp_path):
     model = MODELS["mobilebert"]
     interop.save_pretrained(tmp_path / "a", model, random_params(model.config), card="# A card somebody wrote\n")

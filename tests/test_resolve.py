@@ -14,6 +14,9 @@ from tests.conftest import TEACHER, make_stage, pretraining_batch, tiny_config
 
 MISTAKES = {
     "order": ({"order": ("teacher", "transfre")}, "'transfre', which is not in config.stages; did you mean 'transfer'"),
+    "a kind that is none": ({"stages.transfer.kind": "joined"}, "stages.transfer.kind='joined' is unknown; did you mean 'joint'"),
+    "a layer map of words": ({"stages.transfer.layer_map": ("a", "b")}, "layer_map=.* expected whole numbers"),
+    "a pattern that is none": ({"stages.transfer.moves": ("(",)}, r"moves: '\(' is no regular expression"),
     "nothing": ({"order": ()}, "config.order is empty: nothing to do; stages there are: .*transfer"),
     "only baselines": ({"order": ("random_start",)}, "config.order is empty"),
     "no teacher yet": (

@@ -45,6 +45,9 @@ def from_state(config: ModelConfig, state: Mapping[str, np.ndarray], where: str,
     `where` names the file in messages. `strict_heads`: whether tensors outside the encoder that the config has no
     use for are refused too. Raises `BadInput` for missing, unexpected, misshapen or non-float tensors.
     """
+    if config.num_layers > len(state):  # before anything is made for each of them
+        raise BadInput(f"{where} holds {len(state)} tensors, but the config says {config.num_layers} layers; weights and "
+                       "config.json are of different models")
     flat: dict[str, jax.Array] = {}
     shapes, used = our_shapes(config), set()
     layers = range(config.num_layers)

@@ -87,7 +87,7 @@ def read_json(path: epath.Path) -> dict[str, Any]:
     """A JSON object; `BadInput` if the file is anything else."""
     try:
         values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:  # ValueError: not JSON, or not UTF-8
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: not JSON, or not UTF-8
         raise BadInput(f"{path} cannot be read as JSON ({error}); fetch or export it again") from error
     if not isinstance(values, dict):
         raise BadInput(f"{path} holds a {type(values).__name__}; expected a JSON object. Fetch or export it again")

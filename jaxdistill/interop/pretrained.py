@@ -220,7 +220,7 @@ def _check_tokenizer(tokenizer: Any, vocab_size: int) -> None:
 def _write_tokenizer(directory: epath.Path, tokenizer: Any) -> None:
     if isinstance(tokenizer, (str, os.PathLike)):
         source = epath.Path(tokenizer)
-        found = [name for name in TOKENIZER_FILES if (source / name).exists()]
+        found = [name for name in TOKENIZER_FILES if (source / name).exists() and not (source / name).is_dir()]
         if not {"vocab.txt", "tokenizer.json"} & set(found):
             raise BadInput(f"{source} has neither vocab.txt nor tokenizer.json; give the folder of a saved tokenizer")
         for name in found:
@@ -242,16 +242,19 @@ def _new_folder(directory: str | os.PathLike[str], overwrite: bool) -> Iterator[
         raise BadInput(f"{target} is a file; give the name of a folder to write")
     present = [path.name for path in target.iterdir()] if target.exists() else []
     if present and not overwrite:
-        raise BadInput(f"{target} is not empty; choose another folder "
-                       "(as a library: overwrite=True replaces the model in it)")
+        raise BadInput(f"{target} is not empty; choose another folder (save_pretrained(…, overwrite=True) replaces the model "
+                       "in it)")
     foreign = sorted(name for name in present if name not in MODEL_FILES and not name.endswith(".safetensors"))
     if foreign:
         raise BadInput(f"{target} holds {', '.join(foreign[:4])}, which is no part of a saved model, so it is not "
                        "replaced; choose another folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex[:8]
     partial, old = (target.parent / f".{target.name}.{mark}.{kind}" for kind in ("partial", "old"))
-    partial.mkdir()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+    except OSError as error:
+        raise BadInput(f"{target} cannot be written ({error.strerror or error}); choose another folder") from error
     try:
         yield partial, target
         if target.exists():

@@ -37,6 +37,10 @@ def verify_export(directory: str | os.PathLike[str], model: Model, params: Param
     difference is max |a - b| / max |b|. Raises `BadInput` if any exceeds 1e-5, or 1e-4 in PyTorch, or a tensor differs.
     """
     folder = epath.Path(directory)
+    broken = [name for name, x in parameters.flatten(params).items() if not np.isfinite(np.asarray(x)).all()]
+    if broken:
+        raise BadInput(f"the model has numbers that are not finite in {', '.join(broken[:4])}; nothing can be compared with it: "
+                       "take other weights")
     batch = random_batch(model.config, seed)
     expected = _outputs(Model(model.config.replace(dtype="float32", residual_dtype="float32")), params, batch)
     model_read, params_read = from_pretrained(folder)

@@ -29,7 +29,9 @@ def build(name: str, settings: Any, terms: tuple[Term, ...], **fields: Any) -> S
 
 def checked_layer_map(name: str, settings: Any, num_layers: int) -> tuple[int, ...] | None:
     """The section's layer map, None for i to i. Raises `BadInput` unless it names one teacher layer a student layer."""
-    layer_map = tuple(int(i) for i in settings.layer_map) or None
+    layer_map = tuple(settings.layer_map) or None
+    if any(not isinstance(i, int) for i in layer_map or ()):
+        raise BadInput(f"config.stages.{name}.layer_map={layer_map}: expected whole numbers, the teacher's layers from 0")
     if layer_map is not None and len(layer_map) != num_layers:
         raise BadInput(f"config.stages.{name}.layer_map={layer_map} names {len(layer_map)} teacher layers for {num_layers} "
                        "student layers; give one teacher layer for each student layer")

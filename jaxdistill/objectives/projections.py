@@ -1,7 +1,8 @@
 """The learned projections of a stage's losses: linear maps that take the student's narrow states to the teacher's width.
 
 They lie in the train state's parameters under `projections/`, where optimizer, clipping, decay, mesh and checkpoints treat
-them as any kernel; they always move, and end with their stage: no network and no export has them. Called by state and forward.
+them as any kernel; they always move, and end with their stage: no network and no export has them, and a later stage begins with
+fresh ones. Called by state and forward.
 """
 
 from __future__ import annotations

@@ -80,6 +80,10 @@ def check_moves(stage: Stage, params: Params, started: set[str], norm: str) -> N
     nothing ever set it: `started` names what was copied, trained or loaded. A NoNorm (`norm`) may stay the identity."""
     flat = flatten(params)
     for pattern in stage.moves:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise BadInput(f"config.stages.{stage.name}.moves: {pattern!r} is no regular expression ({error})") from error
         if not any(re.match(pattern, name) for name in flat):
             raise BadInput(f"config.stages.{stage.name}.moves: {pattern!r} matches no parameter; they begin with "
                            f"{', '.join(sorted({name.split('/')[0] + '/' for name in flat}))}")

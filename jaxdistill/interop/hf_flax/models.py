@@ -9,7 +9,6 @@ before dropout; rows longer than the position table are an error; a call is comp
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from typing import Any
@@ -23,16 +22,19 @@ from flax.core import freeze, unfreeze
 from transformers.modeling_flax_utils import FlaxPreTrainedModel
 from transformers.models.mobilebert.configuration_mobilebert import MobileBertConfig
 
+from jaxdistill.errors import BadInput
 from jaxdistill.interop import own_format, pretrained
 from jaxdistill.interop.hf_flax import tree as tree_lib
 from jaxdistill.interop.hf_flax import weights
 from jaxdistill.interop.hf_flax.ib_bert import IBBertConfig
 from jaxdistill.interop.hf_flax.module import EncoderModule
+from jaxdistill.interop.hf_torch import read_json
 
 
 class _FlaxEncoder(FlaxPreTrainedModel):
     """What all classes share. `kind`: a key of `module.KINDS`."""
 
+    config_class: Any = None
     module_class = EncoderModule
     kind = "Model"
 
@@ -42,6 +44,23 @@ class _FlaxEncoder(FlaxPreTrainedModel):
         module = self.module_class(config=config, kind=self.kind, dtype=dtype, add_pooling_layer=add_pooling_layer,
                                    gradient_checkpointing=gradient_checkpointing, **kwargs)
         super().__init__(config, module, input_shape=input_shape, seed=seed, dtype=dtype, _do_init=_do_init)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], dtype: Any = jnp.float32,
+                        *model_args: Any, **kwargs: Any) -> Any:
+        """As in every class of transformers. `from_pt` also of a folder that holds the weights of Flax beside PyTorch's.
+
+        Raises `BadInput` for a local folder of another kind of model.
+        """
+        folder = epath.Path(pretrained_model_name_or_path).expanduser()
+        if (folder / "config.json").exists() and "config" not in kwargs:
+            kind, wanted = read_json(folder / "config.json").get("model_type"), cls.config_class.model_type
+            if kind not in (wanted, None):
+                advice = "jaxdistill.from_pretrained loads it" if kind == own_format.MODEL_TYPE else "take the class of its kind"
+                raise BadInput(f"{folder} holds a model of type {kind!r}, but {cls.__name__} is for {wanted!r}; {advice}")
+        if kwargs.get("from_pt") and (folder / weights.WEIGHTS).exists():
+            kwargs["from_pt"] = False  # transformers would hand Flax's file to PyTorch; both hold the same
+        return super().from_pretrained(str(pretrained_model_name_or_path), dtype, *model_args, **kwargs)
 
     def enable_gradient_checkpointing(self) -> None:
         """From now on the backward pass keeps nothing of a block but its input, and computes the rest again."""
@@ -202,7 +221,7 @@ class FlaxIBBertForMultipleChoice(FlaxIBBertPreTrainedModel):
 
 def _is_own_format(folder: str) -> bool:
     path = epath.Path(folder).expanduser() / "config.json"
-    return path.exists() and json.loads(path.read_text()).get("model_type") == own_format.MODEL_TYPE
+    return path.exists() and read_json(path).get("model_type") == own_format.MODEL_TYPE
 
 
 def _rewrite(folder: str, local: str) -> None:

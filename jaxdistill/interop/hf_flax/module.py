@@ -82,8 +82,11 @@ class EncoderModule(nn.Module):
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids,
                  "position_ids": position_ids}
         batch = {name: jnp.asarray(value, jnp.int32) for name, value in given.items() if value is not None}
-        choices = batch["input_ids"].shape[1]
         if self.kind == "ForMultipleChoice":
+            if batch["input_ids"].ndim != 3:
+                raise BadInput(f"input_ids has shape {list(batch['input_ids'].shape)}; multiple choice takes [batch, choices, "
+                               "length]")
+            choices = batch["input_ids"].shape[1]
             batch = {name: value.reshape(-1, value.shape[-1]) for name, value in batch.items()}
         drops = not deterministic and max(model.config.hidden_dropout, model.config.attention_dropout,
                                           model.config.classifier_dropout) > 0

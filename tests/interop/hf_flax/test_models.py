@@ -219,6 +219,28 @@ def test_signature(name: str) -> None:
     assert class_of(name).main_input_name == "input_ids" and not class_of(name).can_generate()
 
 
+def test_from_pt_of_a_folder_with_both_kinds_of_weights(tmp_path: Path) -> None:
+    """What we export by default; transformers alone would hand Flax's file to PyTorch."""
+    model = interop.from_pretrained(saved(tmp_path / "a", "FlaxMobileBertForPreTraining"))
+    interop.save_pretrained(tmp_path / "both", *model)
+    loaded = class_of("FlaxMobileBertForPreTraining").from_pretrained(tmp_path / "both", from_pt=True)
+    plain = class_of("FlaxMobileBertForPreTraining").from_pretrained(tmp_path / "both")
+    classes.assert_equal(loaded.params, plain.params)
+
+
+def test_a_folder_of_another_kind_is_refused(tmp_path: Path) -> None:
+    for name, other in (("FlaxMobileBertModel", "FlaxIBBertModel"), ("FlaxIBBertModel", "FlaxMobileBertModel")):
+        with pytest.raises(BadInput, match="holds a model of type"):
+            class_of(other).from_pretrained(saved(tmp_path / name, name))
+    with pytest.raises(BadInput, match=r"multiple choice takes \[batch, choices, length\]"):
+        model_of("FlaxMobileBertForMultipleChoice")(np.ones((2, 5), np.int32))
+
+
+def saved(folder: Path, name: str) -> Path:
+    model_of(name).save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.parametrize("family", ["FlaxMobileBert", "FlaxIBBert"])
 def test_without_a_pooling_layer(family: str) -> None:
     """As FlaxBertModel has it, for a base model."""
