@@ -2,9 +2,10 @@
 # Runs on every worker of a TPU slice; tpu_vm.sh sends it there and calls it.
 #
 #   on_worker.sh install          unpacks ~/jaxdistill.tar.gz and installs it, unless a run is in progress
-#   on_worker.sh run COMMAND...   starts COMMAND unless it is in progress, shows its log, ends with its exit code
+#   on_worker.sh run N COMMAND... starts COMMAND unless it is in progress, shows its log, ends with its exit code
 #
-# The command does not hang on the connection: when ssh is lost it goes on, and the next call finds it again.
+# The command does not hang on the connection: when ssh is lost it goes on, and the next call finds it again. N counts the
+# attempts: gcloud repeats a call whose connection was lost, and what has ended meanwhile must not begin again on one worker.
 
 set -euo pipefail
 
@@ -39,11 +40,12 @@ start() {
 }
 
 run() {
-    local from=20
-    touch "$home/run.log"
-    if ! busy; then
+    local attempt=$1 from=20
+    touch "$home/run.log" "$home/attempt"
+    if ! busy && [[ $(<"$home/attempt") != "$attempt" ]]; then
         from=+$(($(wc -l <"$home/run.log") + 1))
-        start "$@"
+        start "${@:2}"
+        echo "$attempt" >"$home/attempt"
     fi
     tail --lines="$from" --pid="$(<"$home/pid")" --sleep-interval="${JAXDISTILL_POLL:-1}" --follow=name "$home/run.log" || true
     cat "$home/exit_code" >/dev/null || exit 1  # none: it was killed, which is not bad input

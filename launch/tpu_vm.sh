@@ -158,7 +158,7 @@ install() {
 train_on_it() {
     local command=(jaxdistill train --distributed "${train[@]}")
     if $speedrun; then command=(bash launch/speedrun.sh -- --distributed "${train[@]}"); fi
-    on_all_workers "bash on_worker.sh run $(quoted "${command[@]}")"
+    on_all_workers "bash on_worker.sh run $RANDOM$RANDOM $(quoted "${command[@]}")"
 }
 
 fetch_log() {

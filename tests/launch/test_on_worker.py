@@ -41,12 +41,12 @@ def wait_for(path):
 
 def test_a_command_runs_with_its_arguments_log_and_exit_code(worker):
     write_command(worker, 'printf "%s\\n" "$PWD" "$JAXDISTILL_PROCESS" "$@"; echo bad >&2; exit 75')
-    running = start(worker, "run", "work", "a b", "it's $HOME")
+    running = start(worker, "run", "1", "work", "a b", "it's $HOME")
     said, _ = running.communicate(timeout=20)
     home = worker.folder.parent / "jaxdistill"
     assert running.returncode == 75 and said.splitlines() == [str(home / "code"), "0", "a b", "it's $HOME", "bad"]
     write_command(worker, "echo again")
-    running = start(worker, "run", "work")
+    running = start(worker, "run", "2", "work")
     assert running.communicate(timeout=20)[0] == "again\n" and running.returncode == 0  # not yesterday's log or code
     assert (home / "run.log").read_text().endswith("bad\nagain\n")
 
@@ -54,11 +54,11 @@ def test_a_command_runs_with_its_arguments_log_and_exit_code(worker):
 def test_a_lost_connection_leaves_the_run_and_the_next_call_joins_it(worker):
     go = worker.folder / "go"
     write_command(worker, 'echo begun >>"$WORLD/begun"; while [[ ! -f $WORLD/go ]]; do /bin/sleep 0.01; done; echo ended; exit 3')
-    first = start(worker, "run", "work")
+    first = start(worker, "run", "1", "work")
     wait_for(worker.folder / "begun")
     os.killpg(first.pid, signal.SIGKILL)  # all that hung on the connection
     first.communicate()
-    second = start(worker, "run", "work")
+    second = start(worker, "run", "2", "work")
     installing = start(worker, "install")  # must not touch the code of a run in progress
     assert installing.communicate(timeout=20) and installing.returncode == 0 and not worker.calls("uv")
     go.touch()
@@ -68,8 +68,17 @@ def test_a_lost_connection_leaves_the_run_and_the_next_call_joins_it(worker):
 
 def test_a_killed_run_is_a_failure(worker):
     write_command(worker, 'kill -9 $PPID')  # the shell that would write the exit code
-    running = start(worker, "run", "work")
+    running = start(worker, "run", "1", "work")
     assert running.communicate(timeout=20) and running.returncode == 1
+
+
+def test_a_repeated_call_does_not_begin_again_what_has_ended(worker):
+    """gcloud repeats a call that lost its connection; one worker alone would wait for the others."""
+    write_command(worker, 'echo begun; exit 75')
+    for _ in range(2):
+        running = start(worker, "run", "1", "work")
+        assert running.communicate(timeout=20)[0] == "begun\n" and running.returncode == 75
+    assert (worker.folder.parent / "jaxdistill" / "run.log").read_text() == "begun\n"
 
 
 def test_installing_replaces_the_code_that_is_there(worker):
