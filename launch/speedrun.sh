@@ -50,10 +50,18 @@ exported() {
     esac
 }
 
+# What the student can read, 128 tokens at most: the rows of the text are cut accordingly.
+longest() {
+    python -c 'import json, sys; from etils import epath
+print(min(128, json.loads(epath.Path(sys.argv[1], "config.json").read_text())["data"]["sequence_length"]))' "$workdir"
+}
+
 process=${SLURM_PROCID:-${TPU_WORKER_ID:-${JAXDISTILL_PROCESS:-0}}}
 if [[ -n $plan && $process == 0 ]]; then run "${alone[@]}" jaxdistill plan --config="$recipe" --topology="$plan" "${overrides[@]}"; fi
 if ! $distributed; then run jaxdistill prepare --config="$recipe" --workdir="$workdir" "${overrides[@]}"; fi
 run jaxdistill train "${train[@]}"
 [[ $process == 0 ]] || exit 0
 if $dry_run || ! exported; then run "${alone[@]}" jaxdistill export --workdir="$workdir" --out="$out"; fi
-run "${alone[@]}" jaxdistill evaluate --model="$out" --source="$evaluate_on" --teacher="$workdir/stages/teacher"
+if $dry_run; then length=128; else length=$(longest); fi
+run "${alone[@]}" jaxdistill evaluate --model="$out" --source="$evaluate_on" --teacher="$workdir/stages/teacher" \
+    --sequence_length="$length"

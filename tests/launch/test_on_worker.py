@@ -67,9 +67,10 @@ def test_a_lost_connection_leaves_the_run_and_the_next_call_joins_it(worker):
 
 
 def test_a_killed_run_is_a_failure(worker):
-    write_command(worker, 'kill -9 $PPID')  # the shell that would write the exit code
-    running = start(worker, "run", "1", "work")
-    assert running.communicate(timeout=20) and running.returncode == 1
+    for i, (text, code) in enumerate([("exit 0", 0), ("kill -9 $PPID", 1)]):  # the shell that would write the exit code
+        write_command(worker, text)
+        running = start(worker, "run", str(i), "work")
+        assert running.communicate(timeout=20) and running.returncode == code
 
 
 def test_a_repeated_call_does_not_begin_again_what_has_ended(worker):

@@ -1,5 +1,7 @@
 """launch/speedrun.sh against a stand-in `jaxdistill`, and its commands against the real command line."""
 
+import sys
+
 import pytest
 
 from jaxdistill.cli import build_parser, split_overrides
@@ -8,7 +10,11 @@ from tests.launch.world import World
 
 @pytest.fixture
 def world(tmp_path):
-    return World(tmp_path)
+    world = World(tmp_path)
+    (world.folder / "config.json").write_text('{"data": {"sequence_length": 64}}')  # as the trainer leaves it
+    (world.bin / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (world.bin / "python").chmod(0o755)
+    return world
 
 
 def launch(world, *train, options=(), **environment):
@@ -29,7 +35,7 @@ def test_from_text_to_student(world):
         ["prepare", "--config=mobilebert", workdir, override],
         ["train", "--config=mobilebert", workdir, override],
         ["export", workdir, f"--out={student}"],
-        ["evaluate", f"--model={student}", "--source=/held out", f"--teacher={world.folder}/stages/teacher"])]
+        ["evaluate", f"--model={student}", "--source=/held out", f"--teacher={world.folder}/stages/teacher", "--sequence_length=64"])]
     for _, command, *arguments in world.calls("jaxdistill"):  # the real command line takes them
         _, rest = build_parser().parse_known_args([command, *arguments])
         assert split_overrides(command, rest, True) == [word.removeprefix("--config.") for word in arguments if word == override]
