@@ -53,7 +53,8 @@ def test_a_command_runs_with_its_arguments_log_and_exit_code(worker):
 
 def test_a_lost_connection_leaves_the_run_and_the_next_call_joins_it(worker):
     go = worker.folder / "go"
-    write_command(worker, 'echo working; echo begun >>"$WORLD/begun"; while [[ ! -f $WORLD/go ]]; do /bin/sleep 0.01; done; echo ended; exit 3')
+    write_command(worker, 'echo working; echo begun >>"$WORLD/begun"; until [[ -f $WORLD/go ]]; do /bin/sleep 0.01; done\n'
+                          'echo ended; exit 3')
     first = start(worker, "run", "1", "work")
     wait_for(worker.folder / "begun")
     os.killpg(first.pid, signal.SIGKILL)  # all that hung on the connection

@@ -35,7 +35,8 @@ def test_from_text_to_student(world):
         ["prepare", "--config=mobilebert", workdir, override],
         ["train", "--config=mobilebert", workdir, override],
         ["export", workdir, f"--out={student}"],
-        ["evaluate", f"--model={student}", "--source=/held out", f"--teacher={world.folder}/stages/teacher", "--sequence_length=64"])]
+        ["evaluate", f"--model={student}", "--source=/held out", f"--teacher={world.folder}/stages/teacher",
+         "--sequence_length=64"])]
     for _, command, *arguments in world.calls("jaxdistill"):  # the real command line takes them
         _, rest = build_parser().parse_known_args([command, *arguments])
         assert split_overrides(command, rest, True) == [word.removeprefix("--config.") for word in arguments if word == override]
