@@ -112,11 +112,14 @@ def open_workdir(path: epath.PathLike, config: ConfigDict) -> Workdir:
 def _train(config: ConfigDict, folder: Workdir, corpus: Corpus, recipe: Recipe, mesh: jax.sharding.Mesh,
            loaded: Networks, wanted: Sequence[Stage], started: float) -> dict[str, Any]:
     run = Run(config, folder, corpus, recipe, mesh, loaded)
+    hosts.together(lambda: folder.clear_done() if hosts.first() else None)
     for stage in recipe.stages:
         if stage in wanted or folder.finished(stage.name) is not None:
             run.stage(stage)
     results = run.results()
     hosts.together(lambda: run.report(results, started) if hosts.first() else None)
+    if len(run.pages) == len(recipe.stages):  # all of them, not only those of --stages
+        hosts.together(lambda: folder.mark_done(list(run.pages)) if hosts.first() else None)
     return results
 
 

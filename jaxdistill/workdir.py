@@ -5,6 +5,7 @@
     stages/NAME/         the network after stage NAME, in our own format; stage.json is written last and marks it whole
     checkpoints/NAME/    the stage in progress
     metrics.jsonl, tensorboard/, results.json, plots/, student/ (the exported folder)
+    DONE                 written last of all, when every stage of the recipe is finished and reported; launchers wait for it
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ FREE = ("order", "baselines", "mesh", "checkpoint", "log_every", "export", "data
 
 
 SHARED = ".shared"
+DONE = "DONE"
 
 
 class Workdir:
@@ -58,6 +60,15 @@ class Workdir:
 
     def stage(self, stage: str) -> epath.Path:
         return self.path / "stages" / stage
+
+    def mark_done(self, stages: list[str]) -> None:
+        """Writes DONE: `stages`, the whole recipe, are finished and everything about them is written."""
+        with disk_errors(self.path):
+            write_whole(self.path / DONE, "\n".join(stages) + "\n")
+
+    def clear_done(self) -> None:
+        """A run that goes on is not done, whatever an earlier call with fewer stages left."""
+        (self.path / DONE).unlink(missing_ok=True)
 
     def finished(self, stage: str) -> dict[str, Any] | None:
         """The page of a finished stage, or None."""

@@ -39,6 +39,8 @@ def test_a_run_in_a_bucket_is_stopped_and_resumed_and_equals_a_local_one(bucket,
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         interrupt(patch, "transfer", 3)
         run.train(config, bucket / "w")
+    assert not (bucket / "w" / "DONE").exists()
+    (bucket / "w" / "DONE").write_text("of a shorter order, which the next call takes away")
     shutil.rmtree(tmp_path / "cache")  # another machine goes on
     steps = sorted(path.name for path in (bucket / "w" / "checkpoints" / "transfer").iterdir())
     assert steps and all(step.isdigit() for step in steps)
@@ -51,6 +53,7 @@ def test_a_run_in_a_bucket_is_stopped_and_resumed_and_equals_a_local_one(bucket,
     assert load_tokenizer(kept).get_vocab() == load_tokenizer(tmp_path / "local" / "student").get_vocab()
     assert {"config.json", "metrics.jsonl", "results.json", "plots", "stages", "student", "tensorboard"} <= names
     assert not list((bucket / "w" / "checkpoints").glob("*/*"))
+    assert (bucket / "w" / "DONE").read_text() == "teacher\ntransfer\n"
     assert json.loads((bucket / "w" / "results.json").read_text())["student_sha256"] == expected["student_sha256"]
     model, params = from_pretrained(bucket / "w" / "student")
     assert verify_export(bucket / "w" / "student", model, params, with_torch=True)["torch_max_relative_difference"] < 1e-4

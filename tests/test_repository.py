@@ -27,6 +27,8 @@ def test_readme_map_names_every_room_and_file():
         assert in_a_line or file.name in block, file
     for name in re.findall(r"(\w+)\.py", block):
         assert any(path.stem == name for path in PACKAGE.rglob("*.py")) or (ROOT / "benchmarks" / f"{name}.py").exists(), name
+    scripts = {path.name for path in (ROOT / "launch").glob("*.sh")}
+    assert scripts == set(re.findall(r"\w+\.sh", block))
 
 
 def test_every_module_is_packaged():

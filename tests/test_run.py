@@ -102,6 +102,7 @@ def test_a_run_finishes_and_leaves_everything(finished):
         params = from_pretrained(workdir / "stages" / stage)[1]
         assert digest(params) == networks[network]["sha256"]
     assert list((workdir / "plots").glob("*.png"))
+    assert (workdir / "DONE").read_text().split() == ["teacher", "transfer", "distill"]
     assert not list((workdir / "checkpoints").iterdir())  # nothing in progress
     assert [row[:2] for row in metrics(workdir)] == [
         (name, i + 1) for name, n in (("teacher", 6), ("transfer", 6), ("distill", 5)) for i in range(n)
@@ -273,9 +274,31 @@ def test_stages_one_at_a_time_are_all_at_once(finished, source, tmp_path):
     )
     with pytest.raises(BadInput, match="stage 'distill' follows 'transfer', which is not finished"):
         run.train(tiny_config(source), tmp_path, stages=["distill"])
+    (tmp_path / "DONE").write_text("of a shorter order")
     run.train(tiny_config(source), tmp_path, stages=["transfer"])
+    assert not (tmp_path / "DONE").exists()  # a launcher would stop here
     found = run.train(tiny_config(source), tmp_path, stages=["distill"])
-    assert untimed(found) == untimed(results)
+    assert untimed(found) == untimed(results) and (tmp_path / "DONE").exists()
+
+
+def test_done_is_written_after_everything_else(finished, source, tmp_path, monkeypatch):
+    """A run that dies in its last line of work is not done; what an earlier call said does not count."""
+    folder = tmp_path / "w"
+    shutil.copytree(finished[0], folder)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run.report, "write_plots", killed)
+        run.train(tiny_config(source), folder)
+    assert not (folder / "DONE").exists()
+    with pytest.raises(BadInput, match="not in config.order"):  # nothing was begun, nothing is taken back
+        (folder / "DONE").write_text("before")
+        run.train(tiny_config(source), folder, stages=["distil"])
+    assert (folder / "DONE").read_text() == "before"
+    run.train(tiny_config(source), folder)
+    assert (folder / "DONE").read_text() == "teacher\ntransfer\ndistill\n"
 
 
 @pytest.mark.parametrize(

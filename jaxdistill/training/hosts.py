@@ -28,7 +28,8 @@ def connect(coordinator: str = "", num_processes: int | None = None, process_id:
 
     `distributed`: the environment says who and where (TPU VMs, GKE, Slurm, MPI, as `jax.distributed.initialize` finds
     them); else all three of `coordinator` ("host:port" of process 0), `num_processes` and `process_id`; with none of
-    them the process stays alone. Raises `BadInput` for some of the three, or when the others cannot be found.
+    them the process stays alone. Raises `BadInput` for some of the three, or where the environment knows no others;
+    `JaxDistillError` when one that it knows is not there (yet: a launcher tries again).
     """
     given = {"coordinator": coordinator or None, "num_processes": num_processes, "process_id": process_id}
     missing = [f"--{name}" for name, value in given.items() if value is None]
@@ -42,8 +43,9 @@ def connect(coordinator: str = "", num_processes: int | None = None, process_id:
     try:
         jax.distributed.initialize(coordinator or None, num_processes, process_id)
     except (ValueError, RuntimeError) as error:
-        raise BadInput(f"cannot join the processes of this run ({str(error).splitlines()[0]}); give --coordinator=HOST:PORT, "
-                       "--num_processes and --process_id") from error
+        kind = BadInput if isinstance(error, ValueError) else JaxDistillError
+        raise kind(f"cannot join the processes of this run ({str(error).splitlines()[0]}); give --coordinator=HOST:PORT, "
+                   "--num_processes and --process_id") from error
     if not first():
         os.environ["JAXDISTILL_PROGRESS"] = "0"
 

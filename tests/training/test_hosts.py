@@ -10,12 +10,13 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
 from jaxdistill import run
 from jaxdistill.configuration import load_config
-from jaxdistill.errors import BadInput
+from jaxdistill.errors import BadInput, JaxDistillError
 from jaxdistill.training import hosts
 from jaxdistill.training.metrics import read_metrics
 from tests.conftest import write_text
@@ -143,6 +144,20 @@ def test_processes_with_unlike_recipes_are_refused(recipe, tmp_path):
 def test_an_incomplete_address_is_refused(options, words):
     with pytest.raises(BadInput, match=words):
         hosts.connect(**options)
+
+
+@pytest.mark.parametrize("error, code", [(ValueError("coordinator_address should be defined."), 2),
+                                         (RuntimeError("Failed to recognize coordinator address worker-0"), 1)])
+def test_a_process_that_is_late_is_no_bad_input(monkeypatch, error, code):
+    """Exit code 2 ends a launcher's loop; the next attempt may find everybody."""
+    def initialize(*_):
+        raise error
+
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(JaxDistillError, match="cannot join") as caught:
+        hosts.connect(distributed=True)
+    assert caught.value.exit_code == code
 
 
 def test_one_process_is_alone():
