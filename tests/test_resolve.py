@@ -210,7 +210,7 @@ def test_loaded_models_take_the_place_of_the_sections():
     deeper = Model(made.teacher.config.replace(num_layers=3))
     student = Model(made.student.config.replace(num_layers=3))
     recipe = resolved(config, loaded_teacher=deeper, loaded_student=student)
-    assert recipe.teacher is deeper and recipe.student is student
+    assert recipe.teacher == deeper and recipe.student == student
 
 
 def test_a_traced_batch_is_like_a_real_one():
