@@ -37,9 +37,7 @@ def in_dtype(params: Params, dtype: str) -> Params:
 
 
 def project(projections: Mapping[str, Params], name: str, x_BxLxD: jax.Array) -> jax.Array:
-    """x W + b in the projection's dtype, float32[..., D of the teacher]; x itself where `name` is ""."""
-    if not name:
-        return x_BxLxD
+    """x W + b in the projection's dtype, float32[..., D of the teacher]."""
     kernel, bias = projections[name]["kernel"], projections[name]["bias"]
     return jnp.dot(x_BxLxD.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32) + bias
 

@@ -27,7 +27,15 @@ def test_a_projection_is_a_matrix_and_a_bias():
     kernel, bias, x = rng.normal(size=(3, 5)), rng.normal(size=5), rng.normal(size=(2, 4, 3))
     maps = {"hidden": {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}}
     np.testing.assert_allclose(projections.project(maps, "hidden", jnp.asarray(x)), x @ kernel + bias, rtol=1e-5)
-    assert projections.project(maps, "", x) is x
+
+
+def test_a_loss_without_a_projection_reads_the_tap_itself():
+    maps = {"hidden": {"kernel": jnp.ones((3, 5)), "bias": jnp.ones(5)}}
+    losses = {term.loss: term.definition for term in make_stage("intermediate", 2, **SETTINGS).terms}
+    taps = {"hidden": jnp.ones((2, 4, 3)), "attention_scores": jnp.ones((2, 1, 4, 4))}
+    found = projections.projected(maps, losses, taps)
+    assert found.keys() == {"hidden", "attention_scores", "hidden(hidden)"} and found["hidden"] is taps["hidden"]
+    np.testing.assert_array_equal(found["hidden(hidden)"], np.full((2, 4, 5), 4.0))
 
 
 def test_terms_of_one_name_share_one_projection_of_the_two_widths():
