@@ -46,9 +46,11 @@ def recipe(name: str) -> ConfigDict:
         "objectives": {"fused": config_dict.placeholder(bool)},
         "baselines": True,  # False skips the stages that are marked `baseline`
         "evaluation": {"batch_size": 64, "max_examples": 4096},
-        "checkpoint": {"every_steps": 500, "keep": 2},
+        "checkpoint": {"every_steps": 500, "every_minutes": 10.0, "keep": 2},  # whichever comes first; 0: not by time
         "log_every": 20,
         "max_skipped_in_a_row": 20,
+        "watchdog_minutes": 30.0,  # a process whose step takes longer prints what it waits for and ends; 0: it waits
+        "profile": (0,)[:0],  # (100, 105): a trace of those steps of each stage for TensorBoard
         "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # -1: the devices that the others leave
         "export": True,  # write the student as a Hugging Face folder at the end
     })
@@ -90,6 +92,9 @@ def stage(kind: str, network: str, **changes: Any) -> ConfigDict:
         "steps": 0, "examples": 0, "epochs": 0.0, "batch_size": 32, "accumulation": 1,
         "optimizer": "lamb", "learning_rate": 1.5e-3, "warmup_steps": 0, "decay": "linear", "end_ratio": 1e-4,
         "weight_decay": 0.01, "clip_norm": 1.0, "bias_correction": False, "dropout": False, "moves": ("",)[:0],
+        # Skip updates whose loss is so many standard deviations above its recent mean (0: none); hand on the state with the
+        # lowest held-out "loss" (or term), as measured at each step-based checkpoint ("": the last).
+        "skip_above": 0.0, "best": "",
         # Transfer: weights of the published code, layer map (empty: i to i), freezing of lower layers.
         "feature_map": 100.0, "mean": 5000.0, "variance": 5.0, "attention": 1.0, "layer_map": (0,)[:0],
         "freezing": "soft", "active_multiplier": 3.0, "tf1_unmasked": False, "tf1_statistics": False,

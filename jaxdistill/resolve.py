@@ -6,6 +6,7 @@ Called by run, and by commands that only want to know what a recipe means.
 from __future__ import annotations
 
 import dataclasses
+import math
 import zlib
 from typing import Any
 
@@ -135,6 +136,14 @@ def check_settings(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
         value = (config[section] if section else config)[field]
         if value < 1:
             raise BadInput(f"config.{name}={value}; expected 1 or more")
+    for name in ("checkpoint.every_minutes", "watchdog_minutes"):
+        section, _, field = name.rpartition(".")
+        value = (config[section] if section else config)[field]
+        if not 0 <= value < math.inf:
+            raise BadInput(f"config.{name}={value}; expected 0 (off) or more")
+    window = tuple(config.profile)
+    if window and not (len(window) == 2 and all(isinstance(step, int) for step in window) and 0 <= window[0] < window[1]):
+        raise BadInput(f"config.profile={window}; expected two steps, the second one after the first, as (100, 105)")
     if not 0 < config.data.mask_rate < 1:
         raise BadInput(f"config.data.mask_rate={config.data.mask_rate}; expected between 0 and 1, as 0.15")
     if config.data.max_predictions > config.data.sequence_length:

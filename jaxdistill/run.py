@@ -37,7 +37,7 @@ from jaxdistill.training.forward import walks
 from jaxdistill.training.metrics import MetricWriter
 from jaxdistill.training.progress import Progress
 from jaxdistill.training.speed import rates, step_flops
-from jaxdistill.training.step import make_layer_losses
+from jaxdistill.training.step import make_losses
 from jaxdistill.workdir import Workdir, lock
 
 Networks = dict[str, Params]
@@ -180,7 +180,7 @@ class Run:
             self.teacher_sha, self.teacher_path = page["sha256"], str(self.folder.stage(stage.name))
 
     def _train(self, stage: Stage, model: Model) -> tuple[Params, dict[str, Any]]:
-        checkpoints = Checkpoints(self.folder.checkpoints(stage.name), self.config.checkpoint.keep)
+        checkpoints = Checkpoints(self.folder.checkpoints(stage.name), self.config.checkpoint.keep, bool(stage.best))
         try:
             params, page = self._train_from(checkpoints, stage, model)
             page = hosts.together(lambda: self.folder.save_stage(stage.name, model, params, page))
@@ -216,12 +216,15 @@ class Run:
         batches = inputs.batches(config, self.corpus.train, batch_size=stage.batch_size, start_example=example)
         flops = step_flops(stage, model, teacher, config.data.sequence_length, predictions_a_row(config.data))
         with self._reporting(stage, done, flops) as reporting:
-            limits = loop.Limits(config.checkpoint.every_steps, config.max_skipped_in_a_row)
-            evaluate_layer = self._layer_evaluator(stage, model, teacher, teacher_params) if stage.progressive else None
+            limits = loop.Limits(
+                config.checkpoint.every_steps, 60 * config.checkpoint.every_minutes, config.max_skipped_in_a_row,
+                60 * config.watchdog_minutes, (config.profile, self.folder.trace(stage.name, stage.network)))
+            measured = stage.progressive or stage.best
+            evaluate = self._evaluator(stage, model, teacher, teacher_params) if measured else None
             train_state = loop.run_stage(
                 stage, model, train_state, teacher, teacher_params, batches, mesh=self.mesh,
                 seed=stage_seed(config.seed, stage.name), checkpoints=checkpoints, page=page,
-                reporting=reporting, limits=limits, evaluate_layer=evaluate_layer)
+                reporting=reporting, limits=limits, evaluate=evaluate)
         page["skipped"] = int(train_state.skipped)
         return hosts.to_host(projections.drop(train_state.params)), page
 
@@ -282,9 +285,8 @@ class Run:
             raise BadInput(f"stage {stage.name!r} in this workdir was run {what}; use another workdir, or the same order "
                            "and settings to resume")
 
-    def _layer_evaluator(self, stage: Stage, model: Model, teacher: Model | None, teacher_params: Params
-                         ) -> loop.LayerEvaluator:
-        losses = jax.jit(make_layer_losses(stage, model, teacher))
+    def _evaluator(self, stage: Stage, model: Model, teacher: Model | None, teacher_params: Params) -> loop.Evaluator:
+        losses = jax.jit(make_losses(stage, model, teacher))
         rows = inputs.heldout(self.config, self.corpus.heldout, max_examples=2 * self.config.evaluation.batch_size)
         # Rows that only fill the last batch are copies: to losses over tokens they must look like padding.
         batches = [{**row, "attention_mask": row["attention_mask"] * row["example_weights"].astype(np.int32)[:, None]}

@@ -30,7 +30,8 @@ from jaxdistill.training.checkpoints import disk_errors
 
 # Fields that may differ between two calls on one workdir: they change where, how often and which stages, and each
 # stage's page holds the lineage that its result depends on.
-FREE = ("order", "baselines", "mesh", "checkpoint", "log_every", "export", "data.path", "evaluation", "objectives")
+FREE = ("order", "baselines", "mesh", "checkpoint", "log_every", "watchdog_minutes", "profile", "export", "data.path",
+        "evaluation", "objectives")
 
 
 SHARED = ".shared"
@@ -60,6 +61,10 @@ class Workdir:
 
     def stage(self, stage: str) -> epath.Path:
         return self.path / "stages" / stage
+
+    def trace(self, stage: str, network: str) -> epath.Path:
+        """Where a profile of `stage` goes: TensorBoard looks for it beside the scalars."""
+        return self.path / "tensorboard" / stage / network
 
     def mark_done(self, stages: list[str]) -> None:
         """Writes DONE: `stages`, the whole recipe, are finished and everything about them is written."""

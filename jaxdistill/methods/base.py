@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-from jaxdistill.errors import BadInput
+from jaxdistill.errors import BadInput, nearest
 from jaxdistill.objectives.terms import HEAD_OF_OUTPUT, Loss, loss_named
 
 DEPTHS = ("full", "progressive_soft", "progressive_strict")
@@ -76,7 +76,9 @@ class Stage:
     matches is frozen, and absent from gradients and optimizer. `depth`: "full", or progressive: layer i is active in
     steps [i P, (i + 1) P) with P = steps // N, learning at `active_multiplier`; the layers below learn at a tenth of
     that ("progressive_soft", as published) or not at all ("progressive_strict"), and moments restart at each phase.
-    `fused`: losses with their gradient taken in the forward pass; False: the plain ones, for comparison.
+    `fused`: losses with their gradient taken in the forward pass; False: the plain ones, for comparison. `skip_above`:
+    how many standard deviations above the mean of recent losses a loss is a spike, whose update is skipped; 0: none is.
+    `best`: the held-out loss ("loss", or one of its terms) by which the best state is kept and handed on; "": the last is.
     """
 
     name: str
@@ -93,6 +95,8 @@ class Stage:
     dropout: bool = False
     tf1_unmasked: bool = False
     fused: bool = True
+    skip_above: float = 0.0
+    best: str = ""
 
     def __post_init__(self) -> None:
         if self.depth not in DEPTHS:
@@ -107,6 +111,12 @@ class Stage:
         if self.progressive and self.dropout:
             raise BadInput(f"config.stages.{self.name}.dropout=True: progressive transfer runs without dropout, as "
                            "published; set it to False")
+        measured = ("loss", *(term.loss for term in self.terms))
+        if self.best and self.best not in measured:
+            raise BadInput(f"config.stages.{self.name}.best={self.best!r} is not measured there; {nearest(self.best, measured)}")
+        if self.progressive and self.best:
+            raise BadInput(f"config.stages.{self.name}.best={self.best!r}: losses of different layers do not compare, so a "
+                           "progressive stage has no best state; set it to ''")
         if self.progressive and any(not term.definition.per_layer for term in self.terms):
             raise BadInput(f"stage {self.name!r} is progressive, so every loss must be of one layer")
         if self.progressive and self.projections:

@@ -23,7 +23,8 @@ def build(name: str, settings: Any, terms: tuple[Term, ...], **fields: Any) -> S
                             bias_correction=settings.bias_correction),
         schedule=Schedule(settings.learning_rate, settings.warmup_steps, settings.decay, settings.end_ratio),
         batch_size=settings.batch_size, accumulation=settings.accumulation, dropout=settings.dropout,
-        active_multiplier=settings.active_multiplier, tf1_unmasked=settings.tf1_unmasked, **fields,
+        active_multiplier=settings.active_multiplier, tf1_unmasked=settings.tf1_unmasked,
+        skip_above=settings.skip_above, best=settings.best, **fields,
     )
 
 
@@ -48,7 +49,7 @@ def _check(name: str, settings: Any) -> None:
     for field in ("steps", "batch_size", "accumulation"):
         if settings[field] < 1:
             raise BadInput(f"config.stages.{name}.{field}={settings[field]}; expected 1 or more")
-    for field in ("warmup_steps", "weight_decay", "clip_norm", "end_ratio"):
+    for field in ("warmup_steps", "weight_decay", "clip_norm", "end_ratio", "skip_above"):
         if not 0 <= settings[field] < math.inf:
             raise BadInput(f"config.stages.{name}.{field}={settings[field]}; expected 0 or more")
     if not 0 <= settings.alpha <= 1:

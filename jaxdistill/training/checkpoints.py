@@ -2,7 +2,8 @@
 
 The page holds schema version, stage, step, seed, data position, the teacher's folder and digest, the seconds spent and
 the records a stage keeps (per-layer losses). The teacher's parameters are never here. A save is atomic and
-asynchronous; a resumed stage reads the newest one against `eval_shape` and the mesh's shardings.
+asynchronous; a resumed stage reads the newest one against `eval_shape` and the mesh's shardings, and proves by
+checksums that it is what was saved: a damaged one is set aside and the one before it read.
 """
 
 from __future__ import annotations
@@ -10,30 +11,38 @@ from __future__ import annotations
 import contextlib
 import copy
 import errno
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from jaxdistill import remote
 from jaxdistill.errors import BadInput, TrainingStopped
 from jaxdistill.training import hosts, sharding
 from jaxdistill.training.state import TrainState
 
-SCHEMA = 1
+SCHEMA = 2
+# tensorstore's names of errors that say nothing about what is stored: the same call may succeed later.
+PASSING = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED", "CANCELLED", "ABORTED")
 
 
 class Checkpoints:
-    """The checkpoints of one stage under `directory`; `keep` newest ones stay."""
+    """The checkpoints of one stage under `directory`; the `keep` newest stay, and with `best` that of the lowest number."""
 
-    def __init__(self, directory: epath.PathLike, keep: int = 2) -> None:
+    def __init__(self, directory: epath.PathLike, keep: int = 2, best: bool = False) -> None:
         self._directory = epath.Path(directory)
         if not remote.is_remote(self._directory):
             self._directory = self._directory.absolute()  # orbax takes no others
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
+        lowest = BestN(get_metric_fn=_number, n=1, reverse=True, keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=AnyPreservationPolicy([LatestN(keep), *([lowest] if best else [])]),
+            best_fn=_number if best else None, best_mode="min", create=True, cleanup_tmp_directories=True)
         with disk_errors(self._directory):
             self._manager = ocp.CheckpointManager(self._directory, options=options)
 
@@ -41,35 +50,83 @@ class Checkpoints:
         """The newest complete step, or None."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, page: dict[str, Any], *, wait: bool = False) -> None:
-        """Starts saving `state` at its step (a step already saved is left alone); `wait` for the end of it."""
+    def best(self) -> int | None:
+        """The step saved with the lowest number, or None."""
+        return self._manager.best_step()
+
+    def save(self, state: TrainState, page: dict[str, Any], *, number: float | None = None, wait: bool = False) -> None:
+        """Starts saving `state` at its step (a step already saved is left alone); `wait` for the end of it. `number`: of
+        those saved with one, the lowest is kept."""
         step = int(state.step)
         with disk_errors(self._directory):
             if step not in self._manager.all_steps():
+                sums = checksums(state).tolist()
                 if jax.default_backend() == "cpu":
                     # A CPU array may be handed over without a copy, and the next step donates its buffer.
                     state = jax.tree.map(jnp.copy, state)
-                self._manager.save(step, args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), page=ocp.args.JsonSave({"schema": SCHEMA, **copy.deepcopy(page)})))
+                self._manager.save(step, metrics=None if number is None else {"number": number}, args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    page=ocp.args.JsonSave({"schema": SCHEMA, "checksums": sums, **copy.deepcopy(page)})))
             if wait:
                 self._manager.wait_until_finished()
 
-    def restore(self, like: TrainState, mesh: jax.sharding.Mesh) -> tuple[TrainState, dict[str, Any]]:
-        """The newest (state, page), placed on `mesh`; `like` gives shapes and dtypes (arrays or `ShapeDtypeStruct`s)."""
+    def restore(self, like: TrainState, mesh: jax.sharding.Mesh, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
+        """(state, page) of `step`, or the newest that is whole, placed on `mesh`; `like` gives shapes and dtypes (arrays or
+        `ShapeDtypeStruct`s). Damaged newer ones are reported and renamed `damaged-STEP`. Raises `BadInput` if none is
+        whole, or if another version of jaxdistill saved it."""
         target = jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), like,
                               sharding.shardings(mesh, like))
-        step = self.latest()
+        steps = sorted(self._manager.all_steps(), reverse=True) if step is None else [step]
+        damaged: dict[int, str] = {}
+        for at in steps:
+            try:
+                found = self._read(at, target)
+            except Damaged as error:
+                damaged[at] = str(error)
+                continue
+            self._set_aside(damaged, f"going on from step {at}")
+            return found
+        at, why = next(iter(damaged.items()))
+        raise BadInput(f"checkpoint {self._directory / str(at)} cannot be read ({why})"
+                       + (f", nor can {len(damaged) - 1} before it" if damaged.keys() - {at} else "")
+                       + f"; delete {self._directory} to run the stage from its start")
+
+    def _read(self, step: int, target: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """One checkpoint. Raises `Damaged` on every process if one of them finds it so."""
+        why, page, state = "", None, None
         try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(target), page=ocp.args.JsonRestore()))
+            page = self._manager.restore(step, args=ocp.args.Composite(page=ocp.args.JsonRestore()))["page"]
+            if not isinstance(page, dict):
+                raise ValueError("its page is no JSON object")
+            if page.get("schema") == SCHEMA:
+                state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
+                if checksums(state).tolist() != page.pop("checksums", None):
+                    raise ValueError("its contents are not those that were saved")
         except Exception as error:  # tensorstore, JSON or missing items: whatever a damaged folder leads to
-            raise BadInput(f"checkpoint {self._directory / str(step)} cannot be read ({str(error).splitlines()[0][:120]}); "
-                           "delete that folder to go back to the one before it") from error
-        page = restored["page"]
+            if isinstance(error, PermissionError) or any(name in str(error) for name in PASSING):
+                raise
+            why = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        if hosts.largest(bool(why)):
+            raise Damaged(why or "another process cannot read it")
+        assert page is not None
         if page.get("schema") != SCHEMA:
             raise BadInput(f"checkpoint {self._directory / str(step)} has schema {page.get('schema')}, this version reads "
                            f"{SCHEMA}; finish the run with the version that began it, or use another workdir")
-        return restored["state"], page
+        assert state is not None
+        return state, page
+
+    def _set_aside(self, damaged: dict[int, str], then: str) -> None:
+        """Renames checkpoints, so that their steps can be saved again and nothing is lost that somebody may want to see."""
+        for step, why in damaged.items():
+            aside = self._directory / f"damaged-{step}"
+            if hosts.first():
+                print(f"jaxdistill: checkpoint {self._directory / str(step)} is damaged ({why}): kept as {aside.name}, {then}",
+                      file=sys.stderr, flush=True)
+                aside.rmtree(missing_ok=True)
+                (self._directory / str(step)).rename(aside)
+        if damaged:
+            hosts.wait("damaged checkpoints set aside")
+            self._manager.reload()
 
     def close(self, *, delete: bool = False) -> None:
         """Waits for saves under way; `delete` removes them all, once the stage's result is safe elsewhere."""
@@ -78,6 +135,35 @@ class Checkpoints:
             self._manager.close()
         if delete and hosts.first():
             self._directory.rmtree(missing_ok=True)
+
+
+class Damaged(Exception):
+    """A checkpoint that is not what was saved; the message says why."""
+
+
+def _number(metrics: Any) -> float:
+    return float(metrics["number"])
+
+
+@jax.jit
+def _checksums(leaves: list[jax.Array]) -> jax.Array:
+    def of(x: jax.Array) -> jax.Array:
+        bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(jnp.uint32)
+        place = jnp.zeros(x.shape, jnp.uint32)
+        for axis, size in enumerate(x.shape):
+            place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        mixed = bits ^ (place * jnp.uint32(0x9E3779B9))  # MurmurHash3's mixing: no bit of a number but counts
+        for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+            mixed = (mixed ^ (mixed >> shift)) * jnp.uint32(factor)
+        return jnp.sum(mixed, dtype=jnp.uint32)
+
+    return jnp.stack([of(x) for x in leaves])
+
+
+def checksums(tree: Any) -> np.ndarray:
+    """uint32[leaves]: a number for each array of at most 32-bit elements, in which every bit and its place counts. Sums of
+    integers wrap around in any order, so it is the same on every mesh."""
+    return np.asarray(_checksums(jax.tree.leaves(tree)))
 
 
 @contextlib.contextmanager

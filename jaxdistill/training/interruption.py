@@ -13,6 +13,7 @@ from jaxdistill.errors import Interrupted, JaxDistillError, Preempted
 from jaxdistill.training import hosts
 
 ASK_EVERY = 10  # steps: a preempted machine has seconds, and asking costs a round trip
+SAVE = 1  # what the processes tell each other when nobody was asked to stop; signals that we hear of have higher numbers
 
 
 class StopRequest:
@@ -23,6 +24,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.save = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -40,14 +42,21 @@ class StopRequest:
             raise KeyboardInterrupt
         self.signal = number
 
-    def agreed(self, step: int = 0) -> bool:
-        """Whether to stop after `step`: the same answer on every process, who ask each other at each `ASK_EVERY`th."""
+    def agreed(self, step: int = 0, save: bool = False) -> bool:
+        """Whether to stop after `step`: the same answer on every process, who ask each other at each `ASK_EVERY`th.
+
+        The first process's `save`, whether it is time for a checkpoint, is handed on to all as the attribute of that name.
+        """
+        self.save = False
         if step % ASK_EVERY and jax.process_count() > 1:
             return False
         # Never the other way round: a signal may come while the processes wait for each other.
-        if asked := hosts.largest(self.signal or 0):
+        due = SAVE if save and hosts.first() else 0
+        asked = hosts.largest(self.signal or due)
+        self.save = asked == SAVE
+        if asked > SAVE:
             self.signal = asked
-        return bool(asked)
+        return asked > SAVE
 
     def error(self, where: str) -> JaxDistillError:
         """The exception to raise once everything is saved."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 
 from jaxdistill.errors import TrainingStopped
@@ -22,12 +23,15 @@ from jaxdistill.models import Model, Params
 from jaxdistill.training import schedules, sharding
 from jaxdistill.training.checkpoints import Checkpoints
 from jaxdistill.training.interruption import StopRequest
+from jaxdistill.training.profiling import Profile
 from jaxdistill.training.state import TrainState
 from jaxdistill.training.step import make_step
+from jaxdistill.training.watchdog import Watchdog
 
 HostBatches = Iterator[dict[str, np.ndarray]]
-# (layer, parameters) -> losses of that layer on held-out text; called before and after each progressive phase.
-LayerEvaluator = Callable[[int, Params], dict[str, float]]
+# (layer, parameters) -> losses on held-out text: of that layer, before and after each progressive phase; of other stages
+# (where it is ignored), at the checkpoints that are told apart by them.
+Evaluator = Callable[[int, Params], dict[str, float]]
 
 
 @dataclasses.dataclass
@@ -44,61 +48,89 @@ class Reporting:
 
 @dataclasses.dataclass
 class Limits:
-    """When to save and when to give up."""
+    """When to save, after how many steps or seconds since the last time (0: not by time); when to give up: after how many
+    skipped updates, or seconds without a step (0: never). `profile`: the steps to trace, and the folder for it."""
 
     checkpoint_every: int = 500
+    checkpoint_seconds: float = 0.0
     skipped_in_a_row: int = 20
+    hang_seconds: float = 0.0
+    profile: tuple[tuple[int, ...], epath.PathLike] = ((), "")
 
 
 def run_stage(stage: Stage, model: Model, state: TrainState, teacher: Model | None, teacher_params: Params,
               batches: HostBatches, *, mesh: Mesh, seed: int, checkpoints: Checkpoints, page: dict[str, Any],
-              reporting: Reporting, limits: Limits, evaluate_layer: LayerEvaluator | None = None) -> TrainState:
+              reporting: Reporting, limits: Limits, evaluate: Evaluator | None = None) -> TrainState:
     """Runs `stage` from `state.step` to its end; `batches` must begin at that step's first example.
 
-    `page` is saved with each checkpoint; its `seconds` (training time alone) and `layers` (what `evaluate_layer`
-    returned) are kept up to date here. Raises `TrainingStopped` after too many non-finite updates in a row,
-    `Interrupted` or `Preempted` when asked to stop; the state is saved before the latter two.
+    `page` is saved with each checkpoint; its `seconds` (training time alone) and `layers` (what `evaluate` returned for the
+    phases of a progressive stage) are kept up to date here. The result is the last state, or of a stage with a `best` the
+    one that `evaluate` found so, its step then in `page`. Raises `TrainingStopped` after too many skipped updates in
+    a row, `Interrupted` or `Preempted` when asked to stop; the state is saved before the latter two.
     """
     state, teacher_params = sharding.place(mesh, state), sharding.place(mesh, teacher_params)
     step_fn = compile_step(stage, model, teacher, mesh, seed, state, teacher_params)
     done = int(state.step)
     pending: tuple[int, Any] | None = None
     clock = Clock(page.get("seconds", 0.0))
-    with StopRequest() as stop:
+    watchdog = Watchdog(limits.hang_seconds, f"stage {stage.name!r}")
+    phases = evaluate if stage.progressive else None
+
+    def report() -> None:
+        nonlocal pending
+        if pending is not None:
+            _report(stage, *pending, reporting, limits, clock)
+            pending = None
+
+    def save(number: bool = False, wait: bool = False) -> None:
+        report()  # a resumed run reports only what comes after
+        jax.block_until_ready(state)
+        page["seconds"] = clock.seconds
+        with clock.paused():
+            measured = None
+            if number and stage.best and evaluate is not None:
+                with watchdog.paused():
+                    found = evaluate(0, state.params)
+                reporting.write(done, {f"heldout/{name}": value for name, value in found.items()})
+                measured = found[stage.best] if np.isfinite(found[stage.best]) else None
+            reporting.flush()
+            checkpoints.save(state, page, number=measured, wait=wait)
+
+    with StopRequest() as stop, watchdog, Profile(*limits.profile) as profile:
+        saves = Timer(limits.checkpoint_seconds)
         while done < stage.steps:
-            if evaluate_layer is not None and at_border(stage, model, done):
+            if phases is not None and at_border(stage, model, done):
                 jax.block_until_ready(state)  # steps still under way are training time
-                with clock.paused():
-                    record_phase(stage, model, page, done, state.params, evaluate_layer)
+                with clock.paused(), watchdog.paused():
+                    record_phase(stage, model, page, done, state.params, phases)
             batch = sharding.put_batch(mesh, next(batches))
+            profile.before(done, state)
             with jax.transfer_guard("disallow"):  # nothing may cross between host and device unasked
                 state, metrics = step_fn(state, teacher_params, batch)
             done += 1
-            if pending is not None:
-                _report(stage, *pending, reporting, limits, clock)
+            report()
+            watchdog.step_ended()
             pending = (done, metrics) if done % reporting.every == 0 or done == stage.steps else None
             page["seconds"] = clock.seconds
-            if stop.agreed(done):
+            if stop.agreed(done, saves.due()):
                 break
-            if done % limits.checkpoint_every == 0 and done < stage.steps:
-                if pending is not None:
-                    _report(stage, *pending, reporting, limits, clock)  # a resumed run reports only what comes after
-                    pending = None
-                jax.block_until_ready(state)
-                page["seconds"] = clock.seconds
-                with clock.paused():
-                    reporting.flush()
-                    checkpoints.save(state, page)
-        if pending is not None:
-            _report(stage, *pending, reporting, limits, clock)
+            by_step = done % limits.checkpoint_every == 0
+            if (by_step or stop.save) and done < stage.steps:
+                save(number=by_step)
+                saves.restart()
+        report()
         jax.block_until_ready(state)
         page["seconds"] = clock.seconds
-        if evaluate_layer is not None and done == stage.steps:
-            record_phase(stage, model, page, done, state.params, evaluate_layer)
+        if phases is not None and done == stage.steps:
+            with watchdog.paused():
+                record_phase(stage, model, page, done, state.params, phases)
         if stop.agreed():  # perhaps only now, during the last evaluation
-            reporting.flush()
-            checkpoints.save(state, page, wait=True)
+            save(number=done == stage.steps, wait=True)
             raise stop.error(f"in stage {stage.name!r} after {done} of {stage.steps} steps")
+        if stage.best and evaluate is not None:
+            save(number=True, wait=True)
+            page["best"] = checkpoints.best() or done  # none has a finite number: the last state
+            state, _ = checkpoints.restore(state, mesh, page["best"])
     return state
 
 
@@ -121,16 +153,16 @@ def at_border(stage: Stage, model: Model, done: int) -> bool:
 
 
 def record_phase(stage: Stage, model: Model, page: dict[str, Any], done: int, params: Params,
-                 evaluate_layer: LayerEvaluator) -> None:
+                 evaluate: Evaluator) -> None:
     """At a phase's border: the finished layer's losses go to `after`, the next one's to `before`; once each."""
     layers, period = model.config.num_layers, schedules.phase_steps(stage, model.config.num_layers)
     rows: list[dict[str, Any]] = page.setdefault("layers", [])
     if done == stage.steps or (done % period == 0 and 0 < done // period < layers):
         finished = layers - 1 if done == stage.steps else done // period - 1
         if "after" not in rows[finished]:
-            rows[finished]["after"] = evaluate_layer(finished, params)
+            rows[finished]["after"] = evaluate(finished, params)
     if done % period == 0 and done // period < layers and done < stage.steps and len(rows) <= done // period:
-        rows.append({"layer": done // period, "before": evaluate_layer(done // period, params)})
+        rows.append({"layer": done // period, "before": evaluate(done // period, params)})
 
 
 def _report(stage: Stage, step: int, metrics: Any, reporting: Reporting, limits: Limits, clock: Clock) -> None:
@@ -140,9 +172,24 @@ def _report(stage: Stage, step: int, metrics: Any, reporting: Reporting, limits:
     reporting.show(step, scalars)
     if scalars["skipped_in_a_row"] >= min(limits.skipped_in_a_row, stage.steps):
         raise TrainingStopped(
-            f"stage {stage.name!r}: the last {int(scalars['skipped_in_a_row'])} updates were not finite (step {step}); "
-            f"parameters are as before them; in a new workdir, lower config.stages.{stage.name}.learning_rate or lengthen "
-            "its warm-up")
+            f"stage {stage.name!r}: the last {int(scalars['skipped_in_a_row'])} updates were not finite"
+            + (" or their losses spikes" if stage.skip_above else "") + f" (step {step}); parameters are as before them; in a "
+            f"new workdir, lower config.stages.{stage.name}.learning_rate or lengthen its warm-up"
+            + (", or raise its skip_above" if stage.skip_above else ""))
+
+
+class Timer:
+    """Whether `seconds` have passed since the last restart; never, if they are 0."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.restart()
+
+    def restart(self) -> None:
+        self._began = time.monotonic()
+
+    def due(self) -> bool:
+        return 0 < self._seconds <= time.monotonic() - self._began
 
 
 class Clock:

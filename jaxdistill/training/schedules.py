@@ -36,6 +36,11 @@ def active_layer(stage: Stage, num_layers: int, step: jax.Array) -> jax.Array:
     return jnp.minimum(step // phase_steps(stage, num_layers), num_layers - 1).astype(jnp.int32)
 
 
+def begins_phase(stage: Stage, num_layers: int, step: jax.Array) -> jax.Array:
+    """bool[]: whether `step` is the first that trains its layer."""
+    return step == active_layer(stage, num_layers, step) * phase_steps(stage, num_layers)
+
+
 def phase_profile(stage: Stage, num_layers: int, step: jax.Array) -> jax.Array:
     """float32[]: bg(t) = min(0.9 + 0.1 sqrt(1 - t / P), 10 t / P), t the step within its phase.
 

@@ -15,7 +15,7 @@ from jaxdistill.models import Model, Params
 from jaxdistill.models.encoder import take_layer
 from jaxdistill.models.parameters import flatten, is_stacked, unflatten
 from jaxdistill.objectives import projections
-from jaxdistill.training import optimizers
+from jaxdistill.training import optimizers, spikes
 
 Flat = dict[str, jax.Array]
 
@@ -23,13 +23,15 @@ Flat = dict[str, jax.Array]
 @flax.struct.dataclass
 class TrainState:
     """`params`: the whole network, frozen parts too. `optimizer`: moments of what moves. `step`: int32[], updates
-    tried in this stage. `skipped`, `skipped_in_a_row`: int32[], updates refused because something was not finite."""
+    tried in this stage. `skipped`, `skipped_in_a_row`: int32[], updates refused because something was not finite, or the
+    loss a spike; `losses`: what is remembered of losses to know one (`spikes`)."""
 
     params: Params
     optimizer: Any
     step: jax.Array
     skipped: jax.Array
     skipped_in_a_row: jax.Array
+    losses: spikes.Losses
 
 
 def create(stage: Stage, params: Params, model: Model | None = None, teacher: Model | None = None,
@@ -41,7 +43,7 @@ def create(stage: Stage, params: Params, model: Model | None = None, teacher: Mo
         params = {**params, projections.NAME: projections.start(stage.projections, model.config, teacher.config, key)}
     moving, _ = split(stage, params, jnp.int32(0))
     step, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))
-    return TrainState(params, optimizers.init(moving), step, skipped, in_a_row)
+    return TrainState(params, optimizers.init(moving), step, skipped, in_a_row, spikes.start())
 
 
 def shapes(stage: Stage, model: Model, teacher: Model | None) -> TrainState:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxdistill.methods.base import Stage
 from jaxdistill.models import Arrays, Batch, Model, Params
 from jaxdistill.objectives.terms import count_everything
-from jaxdistill.training import optimizers, schedules
+from jaxdistill.training import optimizers, schedules, spikes
 from jaxdistill.training.forward import weighted_sums
 from jaxdistill.training.state import Flat, TrainState, merge, split
 
@@ -25,7 +25,8 @@ Metrics = dict[str, jax.Array]
 def make_step(stage: Stage, model: Model, teacher: Model | None, seed: int = 0
               ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, Metrics]]:
     """The step of `stage` on `model`; jit it with `state` donated. The teacher's parameters are an argument ({} if
-    none), never a constant. A non-finite loss or gradient leaves parameters and moments as they were and is counted."""
+    none), never a constant. A non-finite loss or gradient, and a loss that `stage.skip_above` calls a spike, leaves
+    parameters and moments as they were and is counted."""
     layers = model.config.num_layers
 
     def step(state: TrainState, teacher_params: Params, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -54,12 +55,17 @@ def make_step(stage: Stage, model: Model, teacher: Model | None, seed: int = 0
             stage.optimizer, gradients, state.optimizer, moving, rate, multipliers, stacked=not strict)
 
         # Known before the update, so that choosing between new and old costs no pass of its own over parameters and moments.
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        losses = state.losses
+        if stage.skip_above > 0:
+            begins = schedules.begins_phase(stage, layers, state.step) if stage.progressive else jnp.bool_(False)
+            spike, losses = spikes.judge(losses, loss, stage.skip_above, begins)
+            good &= ~spike
         moved, optimizer = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), (moved, optimizer), (moving, state.optimizer))
-        failed = jnp.where(finite, 0, 1).astype(jnp.int32)
+            lambda new, old: jnp.where(good, new, old), (moved, optimizer), (moving, state.optimizer))
+        failed = jnp.where(good, 0, 1).astype(jnp.int32)
         new_state = TrainState(merge(stage, state.params, moved, layer), optimizer, state.step + 1,
-                               state.skipped + failed, jnp.where(finite, 0, state.skipped_in_a_row + 1))
+                               state.skipped + failed, jnp.where(good, 0, state.skipped_in_a_row + 1), losses)
         metrics = {"loss": loss, "learning_rate": rate, "gradient_norm": norm, "skipped": new_state.skipped,
                    "skipped_in_a_row": new_state.skipped_in_a_row}
         metrics |= {f"raw/{name}": value for name, value in raw.items()}
@@ -71,9 +77,9 @@ def make_step(stage: Stage, model: Model, teacher: Model | None, seed: int = 0
     return step
 
 
-def make_layer_losses(stage: Stage, model: Model, teacher: Model | None
-                      ) -> Callable[[Params, Params, Batch, jax.Array], tuple[Arrays, Arrays]]:
-    """(student, teacher parameters, batch, layer) -> (sums, counts) by term: what a progressive phase brings down."""
+def make_losses(stage: Stage, model: Model, teacher: Model | None
+                ) -> Callable[[Params, Params, Batch, jax.Array], tuple[Arrays, Arrays]]:
+    """(student, teacher parameters, batch, layer) -> (sums, counts) by term: what the stage, or its phase, brings down."""
 
     def losses(params: Params, teacher_params: Params, batch: Batch, layer: jax.Array) -> tuple[Arrays, Arrays]:
         moving, frozen = split(stage, params, layer)

@@ -66,7 +66,7 @@ def run(folder, given, stage=PRETRAIN, log=None, page=None, evaluate=None, **lim
             page=page,
             reporting=log.reporting,
             limits=loop.Limits(**{"checkpoint_every": 100, **limits}),
-            evaluate_layer=evaluate,
+            evaluate=evaluate,
         )
     finally:
         checkpoints.close()

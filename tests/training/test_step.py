@@ -14,7 +14,7 @@ from jaxdistill.models import Model
 from jaxdistill.models.parameters import digest, flatten, unflatten
 from jaxdistill.objectives.terms import LOSSES, count_everything
 from jaxdistill.training import schedules, state
-from jaxdistill.training.step import make_layer_losses, make_step
+from jaxdistill.training.step import make_losses, make_step
 from tests.conftest import STUDENT, TEACHER, make_stage, pretraining_batch, random_params, shallower
 from tests.training.by_hand import ByHand, unstack
 
@@ -171,10 +171,10 @@ def test_which_layers_change_in_which_phase(kind, teacher_params):
 
 @pytest.mark.parametrize("kind", [kind for kind in PROGRESSIVE if "fewer" in kind])
 def test_reported_layer_losses_are_those_of_the_full_forward(kind, teacher_params):
-    """`make_layer_losses` with a traced layer, for every layer, shallower students and maps included."""
+    """`make_losses` with a traced layer, for every layer, shallower students and maps included."""
     stage, model = setting(kind)
     batch, params = pretraining_batch(3), random_params(model, 2)
-    losses = jax.jit(make_layer_losses(stage, model, TEACHER))
+    losses = jax.jit(make_losses(stage, model, TEACHER))
     ours, theirs = jax.jit(functools.partial(taps_by_full_forward, stage, model=model))(
         params, teacher_params, batch=batch
     )
