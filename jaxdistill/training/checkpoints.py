@@ -50,6 +50,10 @@ class Checkpoints:
         """The newest complete step, or None."""
         return self._manager.latest_step()
 
+    def holds(self, step: int) -> bool:
+        """Whether `step` is saved."""
+        return step in self._manager.all_steps()
+
     def best(self) -> int | None:
         """The step saved with the lowest number, or None."""
         return self._manager.best_step()
@@ -59,7 +63,7 @@ class Checkpoints:
         those saved with one, the lowest is kept."""
         step = int(state.step)
         with disk_errors(self._directory):
-            if step not in self._manager.all_steps():
+            if not self.holds(step):
                 sums = checksums(state).tolist()
                 if jax.default_backend() == "cpu":
                     # A CPU array may be handed over without a copy, and the next step donates its buffer.

@@ -88,7 +88,7 @@ def run_stage(stage: Stage, model: Model, state: TrainState, teacher: Model | No
         page["seconds"] = clock.seconds
         with clock.paused():
             measured = None
-            if number and stage.best and evaluate is not None:
+            if number and stage.best and evaluate is not None and not checkpoints.holds(done):
                 with watchdog.paused():
                     found = evaluate(0, state.params)
                 reporting.write(done, {f"heldout/{name}": value for name, value in found.items()})

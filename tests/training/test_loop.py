@@ -3,7 +3,10 @@
 import functools
 import itertools
 import os
+import pathlib
 import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +18,7 @@ from jaxdistill.training import hosts, loop, sharding, state
 from jaxdistill.training.checkpoints import Checkpoints
 from tests.conftest import STUDENT, TEACHER, make_stage, pretraining_batch, random_params
 
+ROOT = pathlib.Path(__file__).parent.parent.parent
 PRETRAIN = make_stage("pretrain", steps=7, learning_rate=0.01, dropout=True)
 TRANSFER = make_stage("progressive", steps=7, learning_rate=0.01, freezing="strict")
 
@@ -45,7 +49,7 @@ class Log:
 
 def run(folder, given, stage=PRETRAIN, log=None, page=None, evaluate=None, **limits):
     """One call of the loop: resumes if there is a checkpoint. `given`: first example -> batches."""
-    mesh, checkpoints = sharding.make_mesh(1), Checkpoints(folder)
+    mesh, checkpoints = sharding.make_mesh(1), Checkpoints(folder, best=bool(stage.best))
     page = {} if page is None else page
     now = state.create(stage, random_params(STUDENT, 2))
     if checkpoints.latest() is not None:
@@ -143,6 +147,92 @@ def test_checkpoints_come_at_their_steps_and_a_killed_run_goes_on_from_the_last(
         assert Checkpoints(tmp_path / "b").latest() == saved
     assert [step for step, _ in log.rows] == [3, 4]  # what a checkpoint has behind it is reported before it is saved
     assert equal(run(tmp_path / "b", batches), expected)
+
+
+@pytest.mark.parametrize("seconds, saved", [(0.0, set()), (2.0, {3, 5}), (100.0, set())])
+def test_checkpoints_come_by_time_too(tmp_path, monkeypatch, seconds, saved):
+    """The clock begins anew with each save, by step or by time."""
+    now, found = [0.0], set()
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    real = Checkpoints.save
+    monkeypatch.setattr(Checkpoints, "save", lambda self, state, *_, **o: (found.add(int(state.step)), real(self, state, *_, **o)))
+
+    def slowly(first):
+        for batch in batches(first):
+            yield batch
+            now[0] += 1.0  # the first step takes none, each other one a second
+
+    run(tmp_path, slowly, checkpoint_seconds=seconds)
+    assert found == saved
+
+
+def test_time_is_the_first_process_s(monkeypatch):
+    """The others do as it says, whatever their clocks do, and a signal anywhere goes first."""
+    for mine, theirs, first, expected in (
+        (True, 0, True, (False, True)),
+        (True, 0, False, (False, False)),
+        (False, 1, False, (False, True)),
+        (True, signal.SIGTERM, True, (True, False)),
+    ):
+        monkeypatch.setattr(hosts, "first", lambda first=first: first)
+        monkeypatch.setattr(hosts, "largest", lambda value, theirs=theirs: max(value, theirs))
+        stop = loop.StopRequest()
+        assert (stop.agreed(10, mine), stop.save) == expected
+
+
+BEST = make_stage("pretrain", steps=7, learning_rate=0.01, best="mlm")
+
+
+def valley(layer, params):
+    """A held-out loss that is lowest after the second save."""
+    valley.calls += 1
+    return {"loss": 0.0, "mlm": [3.0, 1.0, 2.0, 1.5][valley.calls - 1]}
+
+
+@pytest.mark.parametrize("stop", [None, 4, 6])
+def test_the_best_state_is_handed_on(tmp_path, stop):
+    """That of step 4, where the held-out loss was lowest, and not the last; also when the run was stopped since."""
+    valley.calls, log, page = 0, Log(), {}
+    if stop is not None:
+        with pytest.raises(Interrupted):
+            run(tmp_path / "a", lambda first: batches(first, signal_at=stop), stage=BEST, evaluate=valley, checkpoint_every=2)
+    found = run(tmp_path / "a", batches, stage=BEST, evaluate=valley, checkpoint_every=2, log=log, page=page)
+    assert int(found.step) == page["best"] == 4 and valley.calls == 4
+    plain = make_stage("pretrain", steps=7, learning_rate=0.01)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "b", lambda first: batches(first, signal_at=3), stage=plain)
+    expected, _ = Checkpoints(tmp_path / "b").restore(state.create(plain, random_params(STUDENT, 2)), sharding.make_mesh(1))
+    assert equal(found.params, expected.params)
+    if stop is None:
+        assert [(step, row["heldout/mlm"]) for step, row in log.rows if "heldout/mlm" in row] == [(2, 3.0), (4, 1.0), (6, 2.0), (7, 1.5)]
+
+
+def test_without_a_finite_number_the_last_state_is_handed_on(tmp_path):
+    page = {}
+    found = run(tmp_path, batches, stage=BEST, evaluate=lambda *_: {"mlm": np.nan}, checkpoint_every=2, page=page)
+    assert int(found.step) == page["best"] == 7
+
+
+def test_a_step_that_hangs_ends_the_process(tmp_path):
+    """The loop tells its watchdog of steps, not of compilation; a loader that stops is a hang."""
+    code = f"""
+import itertools, time
+from tests.training.test_loop import batches, run
+
+def stops(first):
+    yield from itertools.islice(batches(first), 3)
+    time.sleep(120)
+
+run({str(tmp_path)!r}, stops, checkpoint_every=2, hang_seconds=5.0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, cwd=ROOT)
+    assert done.returncode == 1 and "no step of stage 'it' ended for 5 s" in done.stderr and "in stops" in done.stderr
+    assert Checkpoints(tmp_path).latest() == 2
+
+
+def test_a_profile_of_some_steps(tmp_path):
+    run(tmp_path / "run", batches, profile=((2, 4), tmp_path / "trace"))
+    assert list((tmp_path / "trace").glob("plugins/profile/*/*.xplane.pb"))
 
 
 def test_too_many_bad_updates_stop_it_and_the_last_good_checkpoint_stays(tmp_path):
