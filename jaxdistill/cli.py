@@ -108,18 +108,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def use_compilation_cache() -> None:
-    """A second start of the same recipe need not compile again; JAX_COMPILATION_CACHE_DIR chooses another place."""
-    import os
-
-    import jax
-
-    from jaxdistill.data.files import cache_directory
-
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "compiled"))
-
-
 def _load(options: argparse.Namespace) -> Any:
     from jaxdistill.configuration import load_config
 
@@ -127,20 +115,20 @@ def _load(options: argparse.Namespace) -> Any:
 
 
 def _train(options: argparse.Namespace) -> str | None:
-    from jaxdistill import report, run
+    from jaxdistill import process, report, run
     from jaxdistill.training import hosts
 
     hosts.connect(options.coordinator, options.num_processes, options.process_id, options.distributed)
-    use_compilation_cache()
+    process.set_up()
     stages = options.stages.split(",") if options.stages else None
     results = run.train(_load(options), options.workdir, stages=stages)
     return report.format_table(results) + f"\nEverything is in {options.workdir}" if hosts.first() else None
 
 
 def _seeds(options: argparse.Namespace) -> str:
-    from jaxdistill import commands
+    from jaxdistill import commands, process
 
-    use_compilation_cache()
+    process.set_up()
     seeds = commands.parse_seeds(options.seeds)
     return commands.seeds(_load(options), options.workdir, seeds)["table"]
 
@@ -196,9 +184,9 @@ def _evaluate(options: argparse.Namespace) -> str:
 
 
 def _finetune(options: argparse.Namespace) -> str:
-    from jaxdistill import finetuning
+    from jaxdistill import finetuning, process
 
-    use_compilation_cache()
+    process.set_up()
     settings = {name: value for name, value in vars(options).items() if name in FINETUNE_SETTINGS and value is not None}
     results = finetuning.finetune(options.model, options.task_file, options.workdir, **settings)
     return json.dumps(results, indent=2)

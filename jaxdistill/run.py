@@ -32,7 +32,7 @@ from jaxdistill.objectives import projections
 from jaxdistill.resolve import TEACHER, Recipe, check_settings, predictions_a_row, resolve, stage_seed, trace
 from jaxdistill.students.copying import copy_embeddings_and_heads, random_start
 from jaxdistill.training import hosts, loop, sharding, state
-from jaxdistill.training.checkpoints import Checkpoints
+from jaxdistill.training.checkpoints import Checkpoints, disk_errors
 from jaxdistill.training.forward import walks
 from jaxdistill.training.metrics import MetricWriter
 from jaxdistill.training.progress import Progress
@@ -64,7 +64,8 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, stages: Sequence[str] 
         hosts.check_same("prepared text (source, settings or versions)", [corpus.train.digest, corpus.heldout.digest])
         recipe, wanted, loaded = hosts.together(lambda: resolve_and_trace(config, folder, corpus, mesh, stages))
         hosts.check_same("given models", {name: digest(params) for name, params in loaded.items()})
-        return _train(config, folder, corpus, recipe, mesh, loaded, wanted, started)
+        with disk_errors(folder.path):  # a disk may fill up at any write
+            return _train(config, folder, corpus, recipe, mesh, loaded, wanted, started)
 
 
 def resolve_and_trace(config: ConfigDict, folder: Workdir, corpus: Corpus, mesh: jax.sharding.Mesh,
