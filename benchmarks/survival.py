@@ -15,7 +15,6 @@ what the one before left usable, each run must end with exit code 0, DONE, and t
 from __future__ import annotations
 
 import argparse
-import collections
 import contextlib
 import dataclasses
 import glob
@@ -43,7 +42,7 @@ class Campaign:
     """What happened. `kills`: by moment, as the folder was found afterwards; `preempted`: seconds from SIGTERM to the end of
     the process; `lives`: how many runs came to DONE, `equal`: how many of them with the student of the uninterrupted one."""
 
-    kills: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    kills: dict[str, int] = dataclasses.field(default_factory=dict)
     starts: int = 0
     lives: int = 0
     equal: int = 0
@@ -107,7 +106,8 @@ def campaign(kills: int, seed: int, folder: Path) -> Campaign:
                 if process.exitcode == PREEMPTED:
                     result.preempted.append(time.monotonic() - sent)
                 if process.exitcode in (PREEMPTED, -signal.SIGKILL, -signal.SIGTERM):  # the last: not even set up
-                    result.kills["preempted" if kind == "preempted" else moment(workdir)] += 1
+                    met = "preempted" if kind == "preempted" else moment(workdir)
+                    result.kills[met] = result.kills.get(met, 0) + 1
                     continue
             process.join()
             if process.exitcode:
@@ -142,12 +142,12 @@ def train(source: str, workdir: str) -> None:
 
 def wait_for(kind: str, workdir: Path, process: Any, rng: random.Random, duration: float) -> bool:
     """Returns at a moment of that kind: True, or False if the process ended before it came."""
-    patterns = {"saving": "checkpoints/*/*orbax-checkpoint-tmp*", "border": "stages/*/model*", "ending": "results.json"}
+    patterns = {"saving": "checkpoints/*/*orbax-checkpoint-tmp*", "border": "stages/*", "ending": "results.json"}
     at_random = kind not in patterns
     pattern = str(workdir / patterns.get(kind, "*"))
     seen = set(glob.glob(pattern))  # pathlib's raises when a folder goes away meanwhile
     latest = time.monotonic() + duration
-    delay = rng.uniform(0, 0.8 * duration if at_random else 1.0 if kind == "ending" else 0.03)
+    delay = rng.uniform(0, 0.8 * duration if at_random else {"ending": 1.0, "saving": 0.03, "border": 0.006}[kind])
     while process.is_alive():
         # Of checkpoints and stages only those that begin now: what an earlier kill left says nothing.
         new = at_random or set(glob.glob(pattern)) - seen or (kind == "ending" and seen)
