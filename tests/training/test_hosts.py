@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -16,7 +17,7 @@ import pytest
 
 from jaxdistill import run
 from jaxdistill.configuration import load_config
-from jaxdistill.errors import BadInput, JaxDistillError
+from jaxdistill.errors import BadInput, JaxDistillError, Preempted
 from jaxdistill.training import hosts
 from jaxdistill.training.metrics import read_metrics
 from tests.conftest import write_text
@@ -96,6 +97,46 @@ def test_two_processes_killed_and_resumed_by_one(recipe, tmp_path):
     for network in ("teacher", "student"):
         for name in ("mlm_loss", "nsp_loss"):
             assert resumed["networks"][network][name] == pytest.approx(whole["networks"][network][name], rel=1e-4)
+
+
+def wait_for(path, processes=(), timeout=240):
+    end = time.monotonic() + timeout
+    while not path.exists() and time.monotonic() < end and all(process.poll() is None for process in processes):
+        time.sleep(0.05)
+    assert path.exists()
+
+
+@pytest.mark.slow
+def test_preempted_by_turns_one_process_hands_over_to_two_and_they_to_one(recipe, tmp_path):
+    """Each resumes from the other's checkpoint. Of the two only the second is told; both save the same step and end with
+    75 in time, and no DONE stands there before the end."""
+    config, workdir = load_config(str(recipe)), tmp_path / "w"
+    transfer = workdir / "checkpoints" / "transfer"
+
+    def preempt():
+        wait_for(transfer / "10")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    notice = threading.Thread(target=preempt)
+    notice.start()
+    with pytest.raises(Preempted, match="in stage 'transfer' after"):
+        run.train(config, workdir)
+    notice.join()
+    first = max(int(path.name) for path in transfer.iterdir())
+    processes = launch(recipe, workdir)
+    wait_for(transfer / str(5 * (first // 5) + 20), processes)
+    sent = time.monotonic()
+    processes[1].send_signal(signal.SIGTERM)
+    found = finish(processes)
+    assert time.monotonic() - sent < 30 and [code for code, _, _ in found] == [75, 75], found
+    told = [line for _, _, err in found for line in err.splitlines() if "everything is saved" in line]
+    steps = {line.split(" after ")[1].split()[0] for line in told}
+    assert steps == {str(max(int(path.name) for path in transfer.iterdir()))} and not (workdir / "DONE").exists()
+    resumed, whole = run.train(config, workdir), run.train(config, tmp_path / "one")
+    ours, theirs = losses(workdir), losses(tmp_path / "one")
+    assert [row[:2] for row in ours] == [row[:2] for row in theirs] and (workdir / "DONE").exists()
+    np.testing.assert_allclose([row[2] for row in ours], [row[2] for row in theirs], rtol=1e-3)
+    assert resumed["networks"]["student"]["mlm_loss"] == pytest.approx(whole["networks"]["student"]["mlm_loss"], rel=1e-4)
 
 
 @pytest.mark.slow
