@@ -293,12 +293,24 @@ def _largest_bytes(config: ModelConfig) -> int:
 
 
 def _nothing_to_load(directory: epath.Path) -> str:
-    if list(directory.glob("pytorch_model*.bin")):
-        return (f"{directory} has only pytorch_model.bin, a pickle, which is never opened because reading it runs "
-                "whatever code it holds; convert it to safetensors where you trust it: load it in transformers, then "
-                "save_pretrained(…, safe_serialization=True)")
+    if has_only_pickles(directory):
+        return only_pickles(str(directory))
     return (f"{directory} has no {hf_torch.WEIGHTS}, {hf_torch.INDEX} or {hf_flax.WEIGHTS}; it holds "
             f"{listing(directory)}. Save the model in one of these formats")
+
+
+def has_only_pickles(directory: epath.Path) -> bool:
+    """Whether all weights of a folder are PyTorch's pickles, whole or in shards."""
+    names = {path.name for path in directory.iterdir()}
+    readable = {hf_torch.WEIGHTS, hf_torch.INDEX, hf_flax.WEIGHTS, hf_flax.INDEX}
+    return not names & readable and any(name.startswith("pytorch_model") and name.endswith(".bin") for name in names)
+
+
+def only_pickles(where: str) -> str:
+    """What to say of such a folder."""
+    return (f"{where}: its only weights are a pickle (pytorch_model.bin), which is never opened because reading it runs "
+            "whatever code it holds; convert it to safetensors where you trust it: load it in PyTorch by transformers, then "
+            "save_pretrained(…, safe_serialization=True)")
 
 
 def listing(directory: epath.Path) -> str:

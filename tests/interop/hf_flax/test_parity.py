@@ -35,7 +35,7 @@ def flax_outputs(model: Any, params: Any, inputs: dict[str, np.ndarray]) -> dict
     logits = ("mlm_logits" if kind.endswith("MaskedLM") else
               "nsp_logits" if kind.endswith("NextSentencePrediction") else "logits")
     out = jax.jit(lambda params, inputs: model(**inputs, params=params, output_hidden_states=True,
-                                               output_attentions=True))(params, inputs)
+                                               output_attentions=True))(params, oracle.shaped(kind, inputs))
     names = {**NAMES, "logits": logits, "hidden_states": "hidden_states", "attentions": "attentions"}
     return {ours: np.stack(out[theirs]) if isinstance(out[theirs], tuple) else np.asarray(out[theirs])
             for theirs, ours in names.items() if theirs in out}
