@@ -255,10 +255,10 @@ class FlaxIBBertForMultipleChoice(FlaxIBBertPreTrainedModel):
 
 
 def _check_kind(cls: Any, folder: epath.Path) -> None:
-    """Raises `BadInput` if a local folder holds another kind of model than the class `cls`."""
-    if not (folder / "config.json").exists():
+    """Raises `BadInput` if a local folder holds no model, or another kind than the class `cls`."""
+    if not folder.is_dir():
         return
-    values, wanted = read_json(folder / "config.json"), cls.config_class.model_type
+    values, wanted = pretrained.read_values(folder), cls.config_class.model_type
     kind = values.get("model_type")
     if kind not in (wanted, None):
         advice = "take the class of its kind"

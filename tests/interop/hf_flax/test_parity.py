@@ -137,18 +137,6 @@ def test_from_pytorch_and_back_by_their_own_code(name: str, tmp_path: Path) -> N
     classes.assert_close(torch_run(back, inputs), torch_run(network, inputs), 1e-6)
 
 
-def test_pickled_pytorch_weights_are_converted_too(tmp_path: Path) -> None:
-    """from_pt=True also reads pytorch_model.bin, whole and in shards, as for FlaxBert…."""
-    name = "FlaxMobileBertForQuestionAnswering"
-    network = random_network(name)
-    network.save_pretrained(tmp_path / "whole", safe_serialization=False)
-    network.save_pretrained(tmp_path / "shards", safe_serialization=False, max_shard_size="10kB")
-    assert len(list((tmp_path / "shards").glob("*.bin"))) > 1
-    whole, shards = (class_of(name).from_pretrained(tmp_path / kind, from_pt=True) for kind in ("whole", "shards"))
-    classes.assert_equal(whole.params, shards.params)
-    classes.assert_close(classes.run(whole, name), torch_run(network, classes.inputs_of(name)))
-
-
 def test_positions_and_masked_heads(tmp_path: Path) -> None:
     """`position_ids` and `head_mask`, of all layers or of each, as in PyTorch."""
     name = "FlaxMobileBertModel"
