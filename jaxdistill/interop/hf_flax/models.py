@@ -63,8 +63,8 @@ class _FlaxEncoder(FlaxPreTrainedModel):
 
         Raises `BadInput` for a local folder of another kind of model, for damaged weights and where there is only a pickle.
         """
-        given = str(pretrained_model_name_or_path)
-        folder = epath.Path(given).expanduser() / (kwargs.get("subfolder") or "")
+        given = os.path.expanduser(str(pretrained_model_name_or_path))
+        folder = epath.Path(given) / (kwargs.get("subfolder") or "")
         if "config" not in kwargs:
             _check_kind(cls, folder)
         pickled = pretrained.has_only_pickles(folder) if folder.is_dir() else given.endswith(PICKLED)
