@@ -43,7 +43,10 @@ class _FlaxEncoder(FlaxPreTrainedModel):
     module_class: Any = EncoderModule
     kind = "Model"
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, **keys: Any) -> None:
+        super().__init_subclass__(**keys)
+        if cls.__module__ != __name__:  # a user's own class has its parent's module, or one of its own
+            return
         name = cls.__name__.removesuffix("Model") + "Module"
         cls.module_class = type(name, (EncoderModule,), {"__annotations__": {"kind": str}, "kind": cls.kind,
                                                          "__module__": __name__, "__doc__": EncoderModule.__doc__})

@@ -227,6 +227,13 @@ def test_module_is_named_and_works_by_itself(name: str) -> None:
     assert jax.tree.map(jnp.shape, shapes["params"]) == jax.tree.map(jnp.shape, model_of(name).params)
 
 
+def test_a_users_own_class_keeps_its_module() -> None:
+    inherits = type("FlaxMobileBertModel", (models.FlaxMobileBertModel,), {"__module__": "theirs"})
+    brings = type("Other", (models.FlaxMobileBertModel,), {"__module__": "theirs", "module_class": models.FlaxIBBertModule})
+    assert inherits.module_class is models.FlaxMobileBertModel.module_class is models.FlaxMobileBertModule
+    assert brings.module_class is models.FlaxIBBertModule
+
+
 def test_inside_another_module() -> None:
     """As a part of somebody's own Linen network, which owns its parameters."""
     class Rating(nn.Module):
