@@ -4,7 +4,8 @@ They load, save, shard, convert and report as FlaxBert… do, by transformers' o
 through `jaxdistill.interop.hf_flax`, or through transformers itself after `jaxdistill.register_with_transformers()`.
 
 Where they differ from FlaxBert…: outputs are float32 whatever the `dtype` of matrix products; attention maps are those
-before dropout; rows longer than the position table are an error; a call is compiled even outside of `jax.jit`.
+before dropout; rows longer than the position table and ids outside the vocabulary are an error; nothing pickled is
+opened; a call is compiled even outside of `jax.jit`.
 """
 
 from __future__ import annotations
