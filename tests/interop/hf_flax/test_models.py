@@ -398,7 +398,7 @@ def test_a_fresh_start_is_ours() -> None:
             assert np.all(value == (1.0 if key.endswith("scale") else 0.0)), key
 
 
-@pytest.mark.parametrize("name", classes.every("FlaxMobileBertForPreTraining", "FlaxIBBertForSequenceClassification"))
+@pytest.mark.parametrize("name", classes.every("FlaxMobileBertForPreTraining"))
 def test_dtypes(name: str, tmp_path: Path) -> None:
     """`dtype` is that of products alone; `to_bf16`, `to_fp16`, `to_fp32` are those of parameters, masked or not."""
     model = model_of(name)
@@ -451,7 +451,7 @@ def test_what_cannot_be_is_said() -> None:
         model(**inputs, params=flax.traverse_util.unflatten_dict(flat))
 
 
-@pytest.mark.parametrize("name", classes.every("FlaxMobileBertForSequenceClassification", "FlaxIBBertForMultipleChoice"))
+@pytest.mark.parametrize("name", classes.every("FlaxMobileBertForSequenceClassification"))
 def test_dropout(name: str) -> None:
     """On in training with a key: the same key the same outputs; off otherwise. Without a key Flax says so."""
     model, inputs = model_of(name), inputs_of(name)

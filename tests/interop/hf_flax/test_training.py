@@ -112,7 +112,7 @@ def test_data_over_eight_devices() -> None:
             np.testing.assert_allclose(classes.flat(other.params)[name], wanted, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("name", classes.every("FlaxMobileBertModel", "FlaxIBBertModel"))
+@pytest.mark.parametrize("name", classes.every("FlaxMobileBertModel"))
 def test_gradient_checkpointing(name: str) -> None:
     """Equal outputs and gradients, in less memory: the backward pass computes the blocks again."""
     usual, inputs = model_of(name), inputs_of(name, rows=3)
