@@ -74,7 +74,7 @@ class _FlaxEncoder(FlaxPreTrainedModel):
         pickled = pretrained.has_only_pickles(folder) if folder.is_dir() else given.endswith(PICKLED)
         # Without from_pt transformers takes PyTorch's safetensors too, knows Flax's when they lie there as well, and never
         # asks the Hub for a pickle. Only a file that is given by itself may have any name.
-        from_pt = bool(kwargs.pop("from_pt", False)) and given.endswith(".safetensors")
+        from_pt = bool(kwargs.pop("from_pt", False)) and given.endswith(".safetensors") and os.path.isfile(given)
         try:
             if not pickled:
                 return super().from_pretrained(given, dtype, *model_args, from_pt=from_pt, **kwargs)

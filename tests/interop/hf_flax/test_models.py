@@ -324,8 +324,8 @@ def test_pickles_are_never_opened(name: str, tmp_path: Path, monkeypatch: pytest
     asked: list[str] = []
     monkeypatch.setattr(modeling_flax_utils, "cached_file", lambda _, file, **__: asked.append(file))
     monkeypatch.setattr(modeling_flax_utils, "has_file", lambda _, file, **__: file.endswith(".bin"))
-    with pytest.raises(BadInput, match=f"someone/model: .*{message}"):
-        class_of(name).from_pretrained("someone/model", from_pt=True, config=model_of(name).config)
+    with pytest.raises(BadInput, match=f"someone/model.safetensors: .*{message}"):
+        class_of(name).from_pretrained("someone/model.safetensors", from_pt=True, config=model_of(name).config)
     assert asked == ["flax_model.msgpack", "flax_model.msgpack.index.json", "model.safetensors"]
     assert not (tmp_path / "executed").exists()
     pickle.loads(content)  # and it would have been
