@@ -36,6 +36,7 @@ ARCHITECTURES = {
     "ForSequenceClassification": ("sequence_classification",),
     "ForTokenClassification": ("token_classification",),
     "ForQuestionAnswering": ("question_answering",),
+    "ForMultipleChoice": ("multiple_choice",),
 }
 
 # {their key: (our field, default of BertConfig, default of MobileBertConfig)}
@@ -99,7 +100,8 @@ def _why_not_bert(config: ModelConfig) -> str | None:
         "NoNorm": config.norm != "layer_norm",
         "second LayerNorm epsilon": len(eps) > 1,
         "pooler that returns the raw first token": config.pooler == "first_token",
-        "classifier without a pooler": config.pooler == "none" and "sequence_classification" in config.heads,
+        "classifier without a pooler": (config.pooler == "none"
+                                        and not {"sequence_classification", "multiple_choice"}.isdisjoint(config.heads)),
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
 
@@ -157,7 +159,7 @@ def to_huggingface(config: ModelConfig, labels: Sequence[str] | None = None) -> 
             "normalization_type": config.norm,
             "classifier_activation": config.pooler == "tanh",
         }
-    return dict(sorted((values | _label_keys(config, labels)).items()))
+    return dict(sorted((values | label_keys(config, labels)).items()))
 
 
 def to_ib_bert(config: ModelConfig) -> dict[str, Any]:
@@ -165,11 +167,20 @@ def to_ib_bert(config: ModelConfig) -> dict[str, Any]:
     if config.bottleneck_size is None or config.attention_input != "hidden":
         raise BadInput(f"this model has bottleneck_size={config.bottleneck_size} and attention_input="
                        f"{config.attention_input!r}; an IB-BERT has a bottleneck and attention_input='hidden'. "
-                       "Load it with jaxdistill.from_pretrained")
+                       f"{what_to_do(config)}")
     values = {key: getattr(config, ours) for key, (ours, *_) in SHARED_KEYS.items()}
     values |= {key: getattr(config, ours) for key, ours in IB_BERT_KEYS.items()}
     return values | {"embedding_size": config.word_size, "hidden_act": ACTIVATIONS_OUT[config.activation],
                      "classifier_dropout": config.classifier_dropout, "classifier_activation": config.pooler == "tanh"}
+
+
+def what_to_do(config: ModelConfig) -> str:
+    """How a model that lies in our own format gets into transformers, if it does: for the end of a message."""
+    family, reason = family_of(config)
+    if reason is not None:
+        return f"Load it with jaxdistill.from_pretrained; transformers has no class for it: {reason}"
+    return (f"`jaxdistill convert --model=DIR --out=NEW` writes a folder for {architecture(config, family)} and its Flax class; "
+            "jaxdistill.from_pretrained loads this one")
 
 
 def check_labels(config: ModelConfig, labels: Sequence[str] | None) -> list[str]:
@@ -201,7 +212,8 @@ def labels(values: dict[str, Any], config: ModelConfig) -> list[str] | None:
     return found if len(found) == count else None
 
 
-def _label_keys(config: ModelConfig, labels: Sequence[str] | None) -> dict[str, Any]:
+def label_keys(config: ModelConfig, labels: Sequence[str] | None) -> dict[str, Any]:
+    """What a config.json says about classes: their names, LABEL_0 and so on by default, and whether it is a regression."""
     classifies = {"sequence_classification", "token_classification"} & set(config.heads)
     names = check_labels(config, labels)
     keys: dict[str, Any] = {"id2label": {str(i): name for i, name in enumerate(names)},

@@ -1,7 +1,7 @@
 """Which heads and which pooler a Hugging Face folder really holds, told from its tensors. Called by `pretrained`.
 
 config.json cannot be trusted for that: `bert-base-uncased` says BertForMaskedLM and holds NSP and the pooler too.
-Its `architectures` decides only what tensors cannot, whether `classifier` classifies rows or tokens.
+Its `architectures` decides only what tensors cannot, whether `classifier` classifies rows, tokens or choices.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ MARKS = {"mlm": "cls.predictions.transform.dense.weight", "nsp": "cls.seq_relati
          "question_answering": "qa_outputs.weight"}
 CLASSIFIER = "classifier.weight"
 CLASSIFIERS = {"ForSequenceClassification": "sequence_classification",
-               "ForTokenClassification": "token_classification"}
+               "ForTokenClassification": "token_classification",
+               "ForMultipleChoice": "multiple_choice"}
 
 
 def modernise(raw: Mapping[str, np.ndarray], values: dict[str, Any], where: str, tied: bool = True) -> State:
@@ -66,14 +67,15 @@ def describe(config: ModelConfig, state: State, values: dict[str, Any], director
         found = tuple(heads)
     changes: dict[str, Any] = {"heads": found, **(pooling or {})}
     if CLASSIFIER in state and set(CLASSIFIERS.values()) & set(found):
-        changes["num_labels"] = state[CLASSIFIER].shape[0]
+        if "multiple_choice" not in found:  # which has one output, whatever the number of labels
+            changes["num_labels"] = state[CLASSIFIER].shape[0]
         if values.get("classifier_dropout") is None:  # a classifier's own; what we add to an encoder has Google's 0.1
             changes["classifier_dropout"] = config.hidden_dropout
         # One output and no other word about it is a regression in transformers too.
         changes["regression"] = ("sequence_classification" in found and changes["num_labels"] == 1
                                  and values.get("problem_type") in (None, "regression"))
     if config.pooler == "tanh" and "pooler.dense.weight" not in state:
-        if {"nsp", "sequence_classification"} & set(found):
+        if {"nsp", "sequence_classification", "multiple_choice"} & set(found):
             raise BadInput(f"{where} lacks pooler.dense.weight, which its heads {list(found)} need; if a MobileBERT "
                            "pools by the raw first token, set classifier_activation to false in config.json")
         changes["pooler"] = "none"
@@ -91,7 +93,7 @@ def held_heads(state: State, values: dict[str, Any], where: str, wanted: Sequenc
             found.add((told or asked)[0])
         elif wanted is None:
             raise BadInput(f"{where} holds a classifier, but architectures={architectures} in config.json does not say "
-                           "of what; pass heads=('sequence_classification',) or heads=('token_classification',)")
+                           f"of what; pass heads=(NAME,), one of {', '.join(CLASSIFIERS.values())}")
     return tuple(head for head in HEADS if head in found)
 
 

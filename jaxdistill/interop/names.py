@@ -197,6 +197,10 @@ HEADS: dict[str, tuple[Row, ...]] = {
         Row("question_answering/dense/bias", "qa_outputs.bias", "cls/squad/output_bias"),
     ),
     "embedding": (),  # pooling has no parameters
+    "multiple_choice": (
+        Row("multiple_choice/dense/kernel", "classifier.weight", "", "linear"),
+        Row("multiple_choice/dense/bias", "classifier.bias", ""),
+    ),
 }
 
 # Beginnings of names that the base model owns, and that take the prefix in a model with heads.

@@ -62,11 +62,7 @@ def from_pretrained(name_or_dir: str | os.PathLike[str], heads: Sequence[str] | 
         BadInput: no such folder or name, nothing loadable in it, weights and config that do not belong together.
     """
     directory = locate(name_or_dir)
-    if not (directory / "config.json").exists():
-        raise BadInput(f"{directory} has no config.json; it holds {listing(directory)}. "
-                       "Give the folder of a saved model")
-    values = hf_torch.read_json(directory / "config.json")
-    where = str(directory / "config.json")
+    values, where = read_values(directory), str(directory / "config.json")
     if values.get("model_type") == own_format.MODEL_TYPE:
         config = own_format.read_config(values, where)
         params = own_format.read_params(directory, config)
@@ -89,9 +85,7 @@ def read_config(name_or_dir: str | os.PathLike[str]) -> ModelConfig:
     """The config of a model folder (or Hub name) from its config.json alone: heads are those that the class named in it
     has, not those that the weights hold. Raises `BadInput` where there is none, or of another kind."""
     directory = locate(name_or_dir)
-    if not (directory / "config.json").exists():
-        raise BadInput(f"{directory} has no config.json; it holds {listing(directory)}. Give the folder of a saved model")
-    values, where = hf_torch.read_json(directory / "config.json"), str(directory / "config.json")
+    values, where = read_values(directory), str(directory / "config.json")
     if values.get("model_type") == own_format.MODEL_TYPE:
         return own_format.read_config(values, where)
     config = configs.from_huggingface(values, where)
@@ -99,6 +93,13 @@ def read_config(name_or_dir: str | os.PathLike[str]) -> ModelConfig:
     heads = next((configs.ARCHITECTURES[name] for name in names if name in configs.ARCHITECTURES), ())
     pooling = contents.sentence_pooling(directory)
     return config.replace(heads=heads + (("embedding",) if pooling is not None else ()), **(pooling or {}))
+
+
+def read_values(directory: epath.Path) -> dict[str, Any]:
+    """The config.json of a folder as it stands there; `BadInput` if there is none, or none that can be read."""
+    if not (directory / "config.json").exists():
+        raise BadInput(f"{directory} has no config.json; it holds {listing(directory)}. Give the folder of a saved model")
+    return hf_torch.read_json(directory / "config.json")
 
 
 def save_pretrained(directory: str | os.PathLike[str], model: Model, params: Params, tokenizer: Any = None, *,
@@ -293,12 +294,24 @@ def _largest_bytes(config: ModelConfig) -> int:
 
 
 def _nothing_to_load(directory: epath.Path) -> str:
-    if list(directory.glob("pytorch_model*.bin")):
-        return (f"{directory} has only pytorch_model.bin, a pickle, which is never opened because reading it runs "
-                "whatever code it holds; convert it to safetensors where you trust it: load it in transformers, then "
-                "save_pretrained(…, safe_serialization=True)")
+    if has_only_pickles(directory):
+        return only_pickles(str(directory))
     return (f"{directory} has no {hf_torch.WEIGHTS}, {hf_torch.INDEX} or {hf_flax.WEIGHTS}; it holds "
             f"{listing(directory)}. Save the model in one of these formats")
+
+
+def has_only_pickles(directory: epath.Path) -> bool:
+    """Whether all weights of a folder are PyTorch's pickles, whole or in shards."""
+    names = {path.name for path in directory.iterdir()}
+    readable = {hf_torch.WEIGHTS, hf_torch.INDEX, hf_flax.WEIGHTS, hf_flax.INDEX}
+    return not names & readable and any(name.startswith("pytorch_model") and name.endswith(".bin") for name in names)
+
+
+def only_pickles(where: str) -> str:
+    """What to say of such a folder."""
+    return (f"{where}: its only weights are a pickle (pytorch_model.bin), which is never opened because reading it runs "
+            "whatever code it holds; convert it to safetensors where you trust it: load it in PyTorch by transformers, then "
+            "save_pretrained(…, safe_serialization=True)")
 
 
 def listing(directory: epath.Path) -> str:

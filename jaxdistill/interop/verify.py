@@ -101,7 +101,10 @@ def torch_outputs(directory: epath.Path, architecture: str,
         raise BadInput(f"{directory}: transformers finds no fitting {', '.join(wrong[:4])}; export it again")
     network.eval()
     with torch.no_grad():
-        out = network(**{name: torch.tensor(array).long() for name, array in batch.items()}, output_hidden_states=True)
+        tensors = {name: torch.tensor(array).long() for name, array in batch.items()}
+        if architecture.endswith("ForMultipleChoice"):  # [batch, choices, length] there; here each row is the one choice
+            tensors = {name: tensor[:, None] for name, tensor in tensors.items()}
+        out = network(**tensors, output_hidden_states=True)
     result = {"last_hidden_state": out.hidden_states[-1].numpy()}
     pooler_made_up = any("pooler" in name for name in info["missing_keys"])
     logits = next((ours for kind, ours in TORCH_LOGITS.items() if architecture.endswith(kind)), "logits")

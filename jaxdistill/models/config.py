@@ -16,7 +16,7 @@ NORMS = ("layer_norm", "no_norm")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
 ATTENTION_INPUTS = ("hidden", "shared_bottleneck", "bottleneck")
 POOLERS = ("tanh", "first_token", "none")
-HEADS = ("mlm", "nsp", "sequence_classification", "token_classification", "question_answering", "embedding")
+HEADS = ("mlm", "nsp", "sequence_classification", "token_classification", "question_answering", "embedding", "multiple_choice")
 DTYPES = ("float32", "bfloat16")
 
 

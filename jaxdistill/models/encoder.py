@@ -76,8 +76,9 @@ class Model:
         `taps`: names from `TAPS`; block taps come stacked, [N, B, ...]. `heads`: which of the config's heads to run
         (default all). `dropout_key`: dropout is on when given. `num_layers`: stop after so many blocks (then no head
         runs). Outputs: `last_hidden_state` [B, L, D], `pooler_output` [B, D], and by head `mlm_logits` [B, L or P, V],
-        `nsp_logits` [B, 2], `logits` [B, C] or [B, L, C], `start_logits`/`end_logits` [B, L], `embedding` [B, D];
-        all float32. In a packed batch what is pooled is [B, S, D], and `nsp_logits` and `logits` of pooled vectors are
+        `nsp_logits` [B, 2], `logits` [B, C], [B, L, C] or (the score of one choice a row) [B, 1],
+        `start_logits`/`end_logits` [B, L], `embedding` [B, D]; all float32.
+        In a packed batch what is pooled is [B, S, D], and `nsp_logits` and `logits` of pooled vectors are
         [B, S, 2] and [B, S, C]. Raises `BadInput` for an unknown tap or head, for rows longer than the position table,
         and for a packed batch that lacks a field or is given to a head that reads whole rows.
         """
@@ -209,7 +210,7 @@ class Model:
                 outputs["mlm_logits"] = heads_lib.vocabulary_logits(weights, features)
             elif name == "nsp":
                 outputs["nsp_logits"] = _apply(modules[name], params[name], None, outputs["pooler_output"])
-            elif name == "sequence_classification":
+            elif name in ("sequence_classification", "multiple_choice"):
                 pooled = outputs.get("pooler_output", first_BxD)
                 outputs["logits"] = _apply(modules[name], params[name], dropout_key, pooled)
             elif name == "token_classification":

@@ -1,4 +1,4 @@
-"""What reads the last hidden state: pooler, MLM, NSP, classification, question answering, sentence embedding.
+"""What reads the last hidden state: pooler, MLM, NSP, classification, question answering, multiple choice, embedding.
 
 Called by encoder. Each head is one Linen module whose parameters live under its own name beside `embeddings` and
 `layers`; the MLM head alone also reads the word table (tied output weights).
@@ -60,7 +60,7 @@ def vocabulary_logits(weights: dict[str, jax.Array], features: jax.Array) -> jax
 
 
 class Dense(nn.Module):
-    """Dropout and one projection to `features`: NSP, classifiers and question answering."""
+    """Dropout and one projection to `features`: NSP, classifiers, question answering and multiple choice."""
 
     config: ModelConfig
     features: int
@@ -94,6 +94,7 @@ def modules(config: ModelConfig) -> dict[str, nn.Module]:
         "sequence_classification": Dense(config, labels, config.classifier_dropout),
         "token_classification": Dense(config, config.num_labels, config.classifier_dropout),
         "question_answering": Dense(config, 2),
+        "multiple_choice": Dense(config, 1, config.classifier_dropout),
     }
     found = {name: every[name] for name in config.heads if name in every}
     return {"pooler": Pooler(config), **found} if config.pooler == "tanh" else found

@@ -77,7 +77,7 @@ def forward_flops(config: ModelConfig, length: int, masked_positions: int | None
         "ffn": c.num_layers * c.num_ffn * 2 * inner * c.intermediate_size,
     }
     flops = {part: 2 * length * value for part, value in macs.items()}
-    if c.pooler == "tanh" and {"pooler", "nsp", "sequence_classification"} & set(heads):
+    if c.pooler == "tanh" and {"pooler", "nsp", "sequence_classification", "multiple_choice"} & set(heads):
         flops["pooler"] = 2 * width * width
     for head in heads:
         if head != "pooler":
@@ -95,6 +95,7 @@ def _head_flops(config: ModelConfig, head: str, length: int, masked_positions: i
         "token_classification": length * config.num_labels * config.hidden_size,
         "question_answering": length * 2 * config.hidden_size,
         "embedding": 0,
+        "multiple_choice": config.hidden_size,
     }
     if head not in macs:
         raise BadInput(f"head {head!r} is unknown; {nearest(head, HEADS)}")

@@ -38,6 +38,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert_rows": ("BertForSequenceClassification", {**_BERT, "num_labels": 3}),
     "bert_tokens": ("BertForTokenClassification", {**_BERT, "num_labels": 5}),
     "bert_spans": ("BertForQuestionAnswering", _BERT),
+    "bert_choices": ("BertForMultipleChoice", _BERT),
     "mobilebert": ("MobileBertForPreTraining", {**_MOBILE, "num_feedforward_networks": 4}),
     "without_opt": ("MobileBertForPreTraining", {**_MOBILE, **_LAYER_NORM, "hidden_act": "gelu"}),
     "without_opt_gelu_tanh": ("MobileBertForMaskedLM", {**_MOBILE, **_LAYER_NORM, "hidden_act": "gelu_pytorch_tanh",
@@ -56,6 +57,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mobile_rows": ("MobileBertForSequenceClassification", {**_MOBILE, "num_labels": 3}),
     "mobile_tokens": ("MobileBertForTokenClassification", {**_MOBILE, "num_labels": 5}),
     "mobile_spans": ("MobileBertForQuestionAnswering", _MOBILE),
+    "mobile_choices": ("MobileBertForMultipleChoice", {**_MOBILE, "classifier_activation": True}),
 }
 
 
@@ -86,6 +88,11 @@ def batch(vocab_size: int = 37, types: int = 3, padded: bool = True) -> dict[str
             "token_type_ids": rng.integers(0, types, (3, LENGTH)).astype(np.int32)}
 
 
+def shaped(kind: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """As the class takes them: for multiple choice each row is the one choice of its question."""
+    return {key: value[:, None] for key, value in inputs.items()} if kind.endswith("MultipleChoice") else inputs
+
+
 def torch_outputs(network: torch.nn.Module, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What the network gives, by our names, with `hidden_states` [N + 1, B, L, D], `attentions` [N, B, A, L, L] and
     `query`, `key`, `value` [N, B, L, A K] (a bias of the keys shows nowhere else: softmax cancels it).
@@ -94,7 +101,7 @@ def torch_outputs(network: torch.nn.Module, inputs: dict[str, np.ndarray]) -> di
     hooks = [module.register_forward_hook(lambda _, __, out, name=name: projections[name.rsplit(".", 1)[1]].append(out))
              for name, module in network.named_modules() if ".self." in name and name.endswith(tuple(projections))]
     with torch.no_grad():
-        out = network(**{key: torch.tensor(value).long() for key, value in inputs.items()},
+        out = network(**{key: torch.tensor(value).long() for key, value in shaped(type(network).__name__, inputs).items()},
                       output_hidden_states=True, output_attentions=True)
     for hook in hooks:
         hook.remove()

@@ -158,7 +158,7 @@ def test_classifier_of_unknown_kind(tmp_path: Path) -> None:
     values = json.loads((tmp_path / "x" / "config.json").read_text())
     assert values["id2label"] == {"0": "a", "1": "b", "2": "c", "3": "d"} and values["label2id"]["d"] == 3
     assert interop.from_pretrained(tmp_path / "x")[0].config == config
-    edit_config(tmp_path / "x", architectures=["BertForMultipleChoice"])
+    edit_config(tmp_path / "x", architectures=["BertForRanking"])
     with pytest.raises(BadInput, match="does not say of what"):
         interop.from_pretrained(tmp_path / "x")
     assert interop.from_pretrained(tmp_path / "x", heads=())[0].config.heads == ()
@@ -211,5 +211,5 @@ def test_pickles_are_never_opened(folder: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(BadInput, match="it holds README.md, config.json"):
         interop.from_pretrained(folder)
     (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
-    with pytest.raises(BadInput, match="a pickle, which is never opened .* convert it to safetensors"):
+    with pytest.raises(BadInput, match="a pickle .pytorch_model.bin., which is never opened .* convert it to safetensors"):
         interop.from_pretrained(folder)

@@ -69,6 +69,7 @@ EXPRESSIBLE = {
     "bert_without_pooler": ModelConfig(**SHRUNK, heads=("mlm",), pooler="none"),
     "encoder_alone": ModelConfig(**SHRUNK, heads=(), pooler="none"),
     "regression": ModelConfig(**SHRUNK, heads=("sequence_classification",), num_labels=1, regression=True),
+    "choices": ModelConfig(**SHRUNK, heads=("multiple_choice",)),
     "first_token_pooler_in_bert": ModelConfig(**SHRUNK, pooler="first_token", norm="no_norm"),
     "stacked_ffn_in_bert": ModelConfig(**SHRUNK, num_ffn=3, embedding_norm_eps=1e-5, ffn_norm_eps=1e-5),
     "three_labels_no_pooler": ModelConfig(**SHRUNK, norm="no_norm", pooler="none", num_labels=3,
@@ -89,7 +90,7 @@ def test_corners_that_hugging_face_can_express(name: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("variant", ["bert", "bert_rows", "mobilebert", "tiny", "tanh_pooler_one_ffn", "mobile_tokens",
-                                     "mobile_spans"])
+                                     "mobile_spans", "bert_choices"])
 def test_every_parameter_is_seen(variant: str, tmp_path: Path) -> None:
     """The comparison above has no blind spot: with any one parameter wrong in any one layer, parity is lost."""
     network = oracle.random_torch(variant)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxdistill.errors import BadInput
 from jaxdistill.interop.hf_flax.weights import (
+    INDEX,
     WEIGHTS,
     in_pytorch_names,
     read_state,
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from jaxdistill.interop.hf_flax.models import *  # noqa: F403
     from jaxdistill.interop.hf_flax.registration import register_with_transformers as register_with_transformers
 
-__all__ = ["CLASSES", "WEIGHTS", "in_pytorch_names", "read_state", "register_with_transformers", "state_from_tree",
-           "tree_from_state", "write_state"]
+__all__ = ["CLASSES", "INDEX", "WEIGHTS", "in_pytorch_names", "read_state", "register_with_transformers",
+           "state_from_tree", "tree_from_state", "write_state"]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,63 +4,102 @@ They load, save, shard, convert and report as FlaxBert… do, by transformers' o
 through `jaxdistill.interop.hf_flax`, or through transformers itself after `jaxdistill.register_with_transformers()`.
 
 Where they differ from FlaxBert…: outputs are float32 whatever the `dtype` of matrix products; attention maps are those
-before dropout; rows longer than the position table are an error; a call is compiled even outside of `jax.jit`.
+before dropout; rows longer than the position table and ids outside the vocabulary are an error; nothing pickled is
+opened; a call is compiled even outside of `jax.jit`.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import flax.serialization
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
+import safetensors
 from etils import epath
 from flax.core import freeze, unfreeze
 from transformers.modeling_flax_utils import FlaxPreTrainedModel
 from transformers.models.mobilebert.configuration_mobilebert import MobileBertConfig
 
 from jaxdistill.errors import BadInput
-from jaxdistill.interop import own_format, pretrained
+from jaxdistill.interop import configs, own_format, pretrained
 from jaxdistill.interop.hf_flax import tree as tree_lib
 from jaxdistill.interop.hf_flax import weights
 from jaxdistill.interop.hf_flax.ib_bert import IBBertConfig
 from jaxdistill.interop.hf_flax.module import EncoderModule
 from jaxdistill.interop.hf_torch import read_json
 
+PICKLED = (".bin", ".pt", ".pth", ".pkl")
+
 
 class _FlaxEncoder(FlaxPreTrainedModel):
-    """What all classes share. `kind`: a key of `module.KINDS`."""
+    """What all classes share. `kind`: a key of `module.KINDS`. `module_class`: the Linen module of a class, which lies
+    beside it under the name that transformers' own would have (FlaxMobileBertModule, FlaxMobileBertForMaskedLMModule)."""
 
     config_class: Any = None
-    module_class = EncoderModule
+    module_class: Any = EncoderModule
     kind = "Model"
+
+    def __init_subclass__(cls, **keys: Any) -> None:
+        super().__init_subclass__(**keys)
+        if cls.__module__ != __name__:  # a user's own class has its parent's module, or one of its own
+            return
+        name = cls.__name__.removesuffix("Model") + "Module"
+        cls.module_class = type(name, (EncoderModule,), {"__annotations__": {"kind": str}, "kind": cls.kind,
+                                                         "__module__": __name__, "__doc__": EncoderModule.__doc__})
+        globals()[name] = cls.module_class
 
     def __init__(self, config: Any, input_shape: tuple[int, ...] = (1, 1), seed: int = 0, dtype: Any = jnp.float32,
                  _do_init: bool = True, gradient_checkpointing: bool = False, add_pooling_layer: bool = True,
                  **kwargs: Any) -> None:
-        module = self.module_class(config=config, kind=self.kind, dtype=dtype, add_pooling_layer=add_pooling_layer,
+        module = self.module_class(config=config, dtype=dtype, add_pooling_layer=add_pooling_layer,
                                    gradient_checkpointing=gradient_checkpointing, **kwargs)
         super().__init__(config, module, input_shape=input_shape, seed=seed, dtype=dtype, _do_init=_do_init)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], dtype: Any = jnp.float32,
                         *model_args: Any, **kwargs: Any) -> Any:
-        """As in every class of transformers. `from_pt` also of a folder that holds the weights of Flax beside PyTorch's.
+        """As in every class of transformers, but that nothing pickled is opened: `from_pt` reads safetensors.
 
-        Raises `BadInput` for a local folder of another kind of model.
+        Raises `BadInput` for a local folder of another kind of model, for damaged weights and where there is only a pickle.
         """
-        folder = epath.Path(pretrained_model_name_or_path).expanduser()
-        if (folder / "config.json").exists() and "config" not in kwargs:
-            kind, wanted = read_json(folder / "config.json").get("model_type"), cls.config_class.model_type
-            if kind not in (wanted, None):
-                advice = "jaxdistill.from_pretrained loads it" if kind == own_format.MODEL_TYPE else "take the class of its kind"
-                raise BadInput(f"{folder} holds a model of type {kind!r}, but {cls.__name__} is for {wanted!r}; {advice}")
-        if kwargs.get("from_pt") and (folder / weights.WEIGHTS).exists():
-            kwargs["from_pt"] = False  # transformers would hand Flax's file to PyTorch; both hold the same
-        return super().from_pretrained(str(pretrained_model_name_or_path), dtype, *model_args, **kwargs)
+        given = os.path.expanduser(str(pretrained_model_name_or_path))
+        folder = epath.Path(given) / (kwargs.get("subfolder") or "")
+        if "config" not in kwargs:
+            _check_kind(cls, folder)
+        pickled = pretrained.has_only_pickles(folder) if folder.is_dir() else given.endswith(PICKLED)
+        # Without from_pt transformers takes PyTorch's safetensors too, knows Flax's when they lie there as well, and never
+        # asks the Hub for a pickle. Only a file that is given by itself may have any name.
+        from_pt = bool(kwargs.pop("from_pt", False)) and given.endswith(".safetensors") and os.path.isfile(given)
+        try:
+            if not pickled:
+                return super().from_pretrained(given, dtype, *model_args, from_pt=from_pt, **kwargs)
+        except safetensors.SafetensorError as error:
+            raise BadInput(f"{given} cannot be read as safetensors ({error}); it is damaged or cut short: fetch or export it "
+                           "again") from error
+        except NotImplementedError as error:  # theirs: "coming soon"
+            raise BadInput(f"{given} has its safetensors in shards, which transformers' Flax does not read; "
+                           "`jaxdistill convert --model=DIR --out=NEW` writes them whole") from error
+        except OSError as error:
+            if "from_pt=True" not in str(error):  # theirs: there is a pickle, ask for it
+                raise
+        raise BadInput(pretrained.only_pickles(given))
+
+    @classmethod
+    def load_flax_weights(cls, resolved_archive_file: str) -> Any:
+        """Their tree; `BadInput` for a damaged or hostile msgpack file. Called by `from_pretrained`."""
+        if resolved_archive_file.endswith(".safetensors"):
+            return super().load_flax_weights(resolved_archive_file)
+        return weights.read_tree(epath.Path(resolved_archive_file))
+
+    @classmethod
+    def load_flax_sharded_weights(cls, shard_files: Sequence[str]) -> Any:
+        """The same of shards."""
+        return weights.read_trees([epath.Path(file) for file in shard_files])
 
     def enable_gradient_checkpointing(self) -> None:
         """From now on the backward pass keeps nothing of a block but its input, and computes the rest again."""
@@ -219,6 +258,19 @@ class FlaxIBBertForMultipleChoice(FlaxIBBertPreTrainedModel):
     kind = "ForMultipleChoice"
 
 
+def _check_kind(cls: Any, folder: epath.Path) -> None:
+    """Raises `BadInput` if a local folder holds no model, or another kind than the class `cls`."""
+    if not folder.is_dir():
+        return
+    values, wanted = pretrained.read_values(folder), cls.config_class.model_type
+    kind = values.get("model_type")
+    if kind not in (wanted, None):
+        advice = "take the class of its kind"
+        if kind == own_format.MODEL_TYPE:
+            advice = configs.what_to_do(own_format.read_config(values, str(folder)))
+        raise BadInput(f"{folder} holds a model of type {kind!r}, but {cls.__name__} is for {wanted!r}; {advice}")
+
+
 def _is_own_format(folder: str) -> bool:
     path = epath.Path(folder).expanduser() / "config.json"
     return path.exists() and read_json(path).get("model_type") == own_format.MODEL_TYPE
@@ -227,7 +279,7 @@ def _is_own_format(folder: str) -> bool:
 def _rewrite(folder: str, local: str) -> None:
     """A folder of our own format as the folder that `FlaxIBBert….save_pretrained` would write."""
     model, params = pretrained.from_pretrained(folder)
-    IBBertConfig.from_model(model.config).save_pretrained(local)
+    IBBertConfig.from_own_format(read_json(epath.Path(folder).expanduser() / "config.json"), folder).save_pretrained(local)
     prefix = IBBertConfig.model_type if model.config.heads else None
     tree = flax.traverse_util.unflatten_dict(tree_lib.to_tree(model.config, params, prefix))
     (epath.Path(local) / weights.WEIGHTS).write_bytes(flax.serialization.msgpack_serialize(jax.device_get(tree)))

@@ -19,6 +19,7 @@ from transformers.utils import ModelOutput
 
 from jaxdistill.errors import BadInput
 from jaxdistill.interop import configs
+from jaxdistill.interop.hf_flax import inputs
 from jaxdistill.interop.hf_flax import tree as tree_lib
 from jaxdistill.models import Arrays, Batch, Model, ModelConfig, Params
 
@@ -47,8 +48,8 @@ KINDS: dict[str, tuple[tuple[str, ...], bool, Any, dict[str, str]]] = {
                                {"logits": "logits"}),
     "ForQuestionAnswering": (("question_answering",), False, outputs_lib.FlaxQuestionAnsweringModelOutput,
                              {"start_logits": "start_logits", "end_logits": "end_logits"}),
-    # One score a choice; the choices of a row are rows of the batch on the way.
-    "ForMultipleChoice": (("sequence_classification",), True, outputs_lib.FlaxMultipleChoiceModelOutput,
+    # The choices of a row are rows of the batch on the way.
+    "ForMultipleChoice": (("multiple_choice",), True, outputs_lib.FlaxMultipleChoiceModelOutput,
                           {"logits": "logits"}),
 }
 
@@ -70,8 +71,8 @@ class EncoderModule(nn.Module):
                  head_mask: jax.Array | None = None, deterministic: bool = True, output_attentions: bool = False,
                  output_hidden_states: bool = False, return_dict: bool = True) -> Any:
         """int[B, L] four times ([B, C, L] for multiple choice), `head_mask` [A] or [N, A] -> the output class of `kind`,
-        everything float32, or its fields as a tuple. Raises `BadInput` for rows longer than the position table, and for
-        parameters that are not this model's."""
+        everything float32, or its fields as a tuple. Raises `BadInput` for inputs that `inputs.check` refuses, for rows
+        longer than the position table, and for parameters that are not this model's."""
         model = as_model(self.config, self.kind, self.dtype, self.gradient_checkpointing, self.add_pooling_layer)
         prefix = self.prefix
         if self.is_initializing():
@@ -79,15 +80,11 @@ class EncoderModule(nn.Module):
                 self.param(name, lambda _, subtree=subtree: subtree)
         tree = self.variables["params"]
         tree_lib.check(model.config, tree, prefix)
-        given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids,
-                 "position_ids": position_ids}
-        batch = {name: jnp.asarray(value, jnp.int32) for name, value in given.items() if value is not None}
-        if self.kind == "ForMultipleChoice":
-            if batch["input_ids"].ndim != 3:
-                raise BadInput(f"input_ids has shape {list(batch['input_ids'].shape)}; multiple choice takes [batch, choices, "
-                               "length]")
-            choices = batch["input_ids"].shape[1]
-            batch = {name: value.reshape(-1, value.shape[-1]) for name, value in batch.items()}
+        batch = inputs.check(model.config, {"input_ids": input_ids, "attention_mask": attention_mask,
+                                            "token_type_ids": token_type_ids, "position_ids": position_ids},
+                             ("batch", "choices", "length") if self.kind == "ForMultipleChoice" else ("batch", "length"))
+        choices = batch["input_ids"].shape[-2]
+        batch = {name: value.reshape(-1, value.shape[-1]) for name, value in batch.items()}
         drops = not deterministic and max(model.config.hidden_dropout, model.config.attention_dropout,
                                           model.config.classifier_dropout) > 0
         key = self.make_rng("dropout") if drops else None
@@ -123,7 +120,7 @@ def as_model(config: PretrainedConfig, kind: str, dtype: Any, gradient_checkpoin
     dropout = values.get("classifier_dropout")
     pooler = found.pooler if pools and (add_pooling_layer or heads) else "none"
     found = found.replace(heads=heads, pooler=pooler, dtype=jnp.dtype(dtype).name,
-                          num_labels=1 if kind == "ForMultipleChoice" else config.num_labels,
+                          num_labels=config.num_labels,
                           classifier_dropout=found.hidden_dropout if dropout is None else dropout)
     return Model(found, remat="full" if gradient_checkpointing else "dots")
 

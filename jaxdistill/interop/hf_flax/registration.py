@@ -13,16 +13,19 @@ from jaxdistill.interop.hf_flax import CLASSES, load
 def register_with_transformers() -> None:
     """Registers FlaxMobileBert… and FlaxIBBert… with transformers; calling it again changes nothing.
 
-    Afterwards `FlaxAutoModel…` of every task find them by a folder's config.json, `from transformers import
-    FlaxMobileBertModel` works, and so does PyTorch's `MobileBert….from_pretrained(folder, from_flax=True)`, which looks
-    for the Flax class of the same name there. Raises `BadInput` where transformers has no Flax classes (5 and later).
+    Afterwards `FlaxAutoModel…` of every task find them by a folder's config.json (also the teacher in our own format),
+    `from transformers import FlaxMobileBertModel` works, and so does PyTorch's
+    `MobileBert….from_pretrained(folder, from_flax=True)`, which looks for the Flax class of the same name there (as for
+    BERT, that drops the encoder, with a warning, when a base model's folder goes into a class with a head: `jaxdistill
+    convert` the folder instead). Raises `BadInput` where transformers has no Flax classes (5 and later).
     """
-    models = load("models")
+    models, ib_bert = load("models"), load("ib_bert")
     from transformers import AutoConfig, modeling_flax_pytorch_utils
     from transformers.models.auto import modeling_flax_auto
     from transformers.utils.import_utils import _LazyModule
 
-    AutoConfig.register(models.IBBertConfig.model_type, models.IBBertConfig, exist_ok=True)
+    for kind in (ib_bert.IBBertConfig, ib_bert.OwnFormatConfig):
+        AutoConfig.register(kind.model_type, kind, exist_ok=True)
     # This module makes the package anew, under the same name, when it is first imported: whoever imported transformers
     # before holds another one. So it comes first, and then the classes are put on all there are.
     importlib.import_module("transformers.processing_utils")

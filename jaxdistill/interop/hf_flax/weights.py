@@ -7,6 +7,7 @@ MobileBERT; its tree follows the same rules.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import flax.serialization
@@ -68,17 +69,24 @@ def read_state(directory: epath.Path, largest: int) -> State | None:
     if size > largest:
         raise BadInput(f"{directory / files[0]} has {size:,} bytes, shards counted together, but the model in config.json "
                        f"needs {largest:,} at most; weights and config.json are of different models")
-    flat: dict[tuple[str, ...], np.ndarray] = {}
-    for file in files:
-        flat |= flax.traverse_util.flatten_dict(_read_tree(directory / file))
-    lost = sorted(promised - {"/".join(path) for path in flat})
+    tree = read_trees([directory / file for file in files])
+    lost = sorted(promised - set(flax.traverse_util.flatten_dict(tree, sep="/")))
     if lost:
         raise BadInput(f"{directory}: {INDEX} promises {len(lost)} tensors that no shard holds, such as {lost[0]}; "
                        "fetch the folder again, whole")
-    return state_from_tree(flax.traverse_util.unflatten_dict(flat))
+    return state_from_tree(tree)
 
 
-def _read_tree(path: epath.Path) -> dict[str, Any]:
+def read_trees(paths: Iterable[epath.Path]) -> dict[str, Any]:
+    """The one tree whose parts lie in several files."""
+    flat: dict[tuple[str, ...], np.ndarray] = {}
+    for path in paths:
+        flat |= flax.traverse_util.flatten_dict(read_tree(path))
+    return flax.traverse_util.unflatten_dict(flat)
+
+
+def read_tree(path: epath.Path) -> dict[str, Any]:
+    """The tree of one msgpack file. Raises `BadInput` if it is damaged or holds anything but arrays under names."""
     try:
         tree = flax.serialization.msgpack_restore(path.read_bytes())
     except Exception as error:  # msgpack, NumPy and flax raise a dozen kinds on damaged bytes; all mean the same

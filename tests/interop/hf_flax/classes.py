@@ -24,6 +24,13 @@ EVERY = MOBILE + IB
 # One code serves both families: of the teacher's classes two stand for all but in slow runs.
 MOST = (*MOBILE, "FlaxIBBertModel", "FlaxIBBertForPreTraining",
         *(pytest.param(name, marks=pytest.mark.slow) for name in IB if not name.endswith(("Model", "ForPreTraining"))))
+
+
+def every(*ordinary: str) -> list[Any]:
+    """All classes for `parametrize`, of which those not in `ordinary` are for slow runs: they share their code."""
+    return [name if name in ordinary else pytest.param(name, marks=pytest.mark.slow) for name in EVERY]
+
+
 LABELS = {"ForSequenceClassification": 3, "ForTokenClassification": 5}
 _SIZES = {"vocab_size": 37, "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 10,
           "max_position_embeddings": 9, "type_vocab_size": 3, "embedding_size": 4, "num_feedforward_networks": 2,
@@ -93,6 +100,6 @@ def assert_close(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], rto
     oracle.assert_same(ours, theirs, rtol)
 
 
-def loss_of(name: str, output: Any) -> jax.Array:
-    """Some scalar that every output of the class enters."""
+def loss_of(output: Any) -> jax.Array:
+    """Some scalar that every output of a class enters."""
     return sum(jnp.mean(jnp.square(value)) for value in output.to_tuple())

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from transformers import AutoConfig, FlaxAutoModel, FlaxAutoModelForSequenceClassification
 
 from jaxdistill import interop
 from jaxdistill.errors import BadInput
@@ -26,6 +28,7 @@ VARIANTS: dict[str, ModelConfig] = {
     "ForTokenClassification": TEACHER.replace(heads=("token_classification",), num_labels=5, pooler="none",
                                               embedding_size=None, trigram_input=False),
     "ForQuestionAnswering": TEACHER.replace(heads=("question_answering",), pooler="none", norm="no_norm"),
+    "ForMultipleChoice": TEACHER.replace(heads=("multiple_choice",)),
     "Model": TEACHER.replace(heads=(), activation="relu"),
 }
 OUTPUTS = {"last_hidden_state": "last_hidden_state", "pooler_output": "pooler_output", "prediction_logits": "mlm_logits",
@@ -44,7 +47,7 @@ def test_teacher_in_flax_and_back(kind: str, tmp_path: Path) -> None:
     for padded in (True, False):
         inputs = oracle.batch(padded=padded)
         expected = oracle.our_outputs(Model(config), params, inputs)
-        found = model(**inputs, params=tree, output_hidden_states=True, output_attentions=True)
+        found = model(**oracle.shaped(kind, inputs), params=tree, output_hidden_states=True, output_attentions=True)
         logits = {"ForMaskedLM": "mlm_logits", "ForNextSentencePrediction": "nsp_logits"}.get(kind, "logits")
         names = {**OUTPUTS, "logits": logits, "hidden_states": "hidden_states", "attentions": "attentions"}
         given = {names[key]: np.stack(value) if isinstance(value, tuple) else np.asarray(value)
@@ -83,12 +86,36 @@ def test_its_heads_are_added_and_dropped_from_our_folder(tmp_path: Path) -> None
     assert model(**oracle.batch(), params=whole).logits.shape == (3, 4)
 
 
-def test_other_networks_are_refused(tmp_path: Path) -> None:
-    """A folder of our own format that holds no IB-BERT, and a network that no Flax class is."""
-    config = preset("mobilebert_without_opt").replace(**SHRUNK, embedding_size=4, bottleneck_size=8, ffn_norm_eps=1e-3)
-    assert interop.save_pretrained(tmp_path / "other", Model(config), random_params(config)).format == "jaxdistill"
-    with pytest.raises(BadInput, match="attention_input='shared_bottleneck'; an IB-BERT has a bottleneck and"):
-        hf_flax.FlaxIBBertModel.from_pretrained(tmp_path / "other")
+@pytest.mark.parametrize("load", [hf_flax.FlaxIBBertModel, FlaxAutoModel], ids=["class", "auto"])
+def test_other_networks_are_refused(load: Any, tmp_path: Path) -> None:
+    """A folder of our own format that holds no IB-BERT: one line says how to get it into transformers, or why not."""
+    hf_flax.register_with_transformers()
+    student = preset("mobilebert_without_opt").replace(**SHRUNK, embedding_size=4, bottleneck_size=8)
+    for name, config, advice in (
+        ("student", student, "`jaxdistill convert --model=DIR --out=NEW` writes a folder for MobileBertForPreTraining"),
+        ("odd", student.replace(ffn_norm_eps=1e-3), "jaxdistill.from_pretrained; transformers has no class .* ffn_norm_eps"),
+    ):
+        written = interop.save_pretrained(tmp_path / name, Model(config), random_params(config), to="jaxdistill")
+        assert written.format == "jaxdistill"
+        with pytest.raises(BadInput, match=f"an IB-BERT has a bottleneck and .*{advice}"):
+            load.from_pretrained(tmp_path / name)
+        with pytest.raises(BadInput, match=f"model of type 'jaxdistill', but FlaxMobileBertModel .*{advice}"):
+            hf_flax.FlaxMobileBertModel.from_pretrained(tmp_path / name)
+
+
+def test_auto_classes_find_our_own_folder(tmp_path: Path) -> None:
+    """The teacher as we save it; names of labels come along, and settings can be changed as in any folder."""
+    hf_flax.register_with_transformers()
+    config = VARIANTS["ForSequenceClassification"]
+    params = random_params(config)
+    interop.save_pretrained(tmp_path, Model(config), params, labels=["no", "maybe", "yes"])
+    model, tree = FlaxAutoModelForSequenceClassification.from_pretrained(tmp_path, _do_init=False, hidden_dropout_prob=0.3)
+    assert type(model) is hf_flax.FlaxIBBertForSequenceClassification
+    assert model.config.id2label == {0: "no", 1: "maybe", 2: "yes"} and model.config.hidden_dropout_prob == 0.3
+    assert AutoConfig.from_pretrained(tmp_path).label2id == {"no": 0, "maybe": 1, "yes": 2}
+    _, same = hf_flax.FlaxIBBertForSequenceClassification.from_pretrained(tmp_path, _do_init=False)
+    classes.assert_equal(tree, same)
+    np.testing.assert_array_equal(tree["classifier"]["kernel"], params["sequence_classification"]["dense"]["kernel"])
 
 
 def test_the_message_names_the_class() -> None:

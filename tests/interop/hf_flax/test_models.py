@@ -5,22 +5,29 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import flax.errors
+import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from flax.core import FrozenDict
+from transformers import modeling_flax_utils
 from transformers.models.bert.modeling_flax_bert import FlaxBertModel
 from transformers.models.mobilebert import modeling_mobilebert
 from transformers.utils import logging as hf_logging
 
+import jaxdistill
 from jaxdistill import interop
 from jaxdistill.errors import BadInput
+from jaxdistill.interop.hf_flax import models
 from tests.interop.hf_flax import classes
 from tests.interop.hf_flax.classes import EVERY, LENGTH, MOBILE, MOST, class_of, config_of, inputs_of, model_of, run
 
@@ -91,7 +98,7 @@ def test_heads_are_added_and_dropped(name: str, tmp_path: Path, reported: pytest
     assert bool(missing) == ("pooler" not in model.params[prefix])
 
 
-@pytest.mark.parametrize("name", ["FlaxMobileBertForPreTraining", "FlaxIBBertForTokenClassification"])
+@pytest.mark.parametrize("name", ["FlaxMobileBertForPreTraining", "FlaxIBBertForMultipleChoice"])
 def test_what_flax_saved_loads_in_our_model(name: str, tmp_path: Path) -> None:
     """Whole, in shards and as safetensors under Flax names: the same parameters, and a damaged index is named."""
     model = model_of(name)
@@ -103,10 +110,10 @@ def test_what_flax_saved_loads_in_our_model(name: str, tmp_path: Path) -> None:
         again, same = interop.from_pretrained(tmp_path / kind)
         assert again == ours
         classes.assert_equal(same, params)
-    outputs, _ = ours.apply(params, inputs_of(name))
+    outputs, _ = ours.apply(params, {key: value.reshape(-1, LENGTH) for key, value in inputs_of(name).items()})
     wanted = run(model, name)
     logits = wanted["logits"] if "logits" in wanted else wanted["prediction_logits"]
-    np.testing.assert_allclose(outputs["logits" if "logits" in wanted else "mlm_logits"], logits, atol=1e-5)
+    np.testing.assert_allclose(outputs["logits" if "logits" in wanted else "mlm_logits"].reshape(logits.shape), logits, atol=1e-5)
     index = tmp_path / "shards" / "flax_model.msgpack.index.json"
     values = json.loads(index.read_text())
     values["weight_map"]["more"] = next(iter(values["weight_map"].values()))
@@ -128,7 +135,7 @@ def test_a_head_of_another_size(name: str, tmp_path: Path) -> None:
         class_of(name).from_pretrained(tmp_path, num_labels=7)
     other = class_of(name).from_pretrained(tmp_path, num_labels=7, ignore_mismatched_sizes=True)
     assert other.params["classifier"]["kernel"].shape == (12, 7)
-    assert other(**inputs_of(name)).logits.shape[-1] == 7
+    assert jax.eval_shape(lambda: other(**inputs_of(name))).logits.shape[-1] == 7
     classes.assert_equal(other.params[model.base_model_prefix], model.params[model.base_model_prefix])
 
 
@@ -143,7 +150,7 @@ def test_missing_weights_without_initialisation(name: str, tmp_path: Path) -> No
     assert isinstance(whole, FrozenDict) and whole["qa_outputs"]["kernel"].shape == (12, 2)
     left = dict(model_of(name).params)
     classes.assert_equal(whole[model.base_model_prefix]["encoder"], left["encoder"])
-    assert model(**inputs_of(name), params=whole).start_logits.shape == (3, LENGTH)
+    assert jax.eval_shape(lambda: model(**inputs_of(name), params=whole)).start_logits.shape == (3, LENGTH)
 
 
 @pytest.mark.parametrize("name", MOST)
@@ -176,7 +183,7 @@ def test_shapes_and_forms_of_outputs(name: str) -> None:
         assert list(model(**inputs)) == list(out)
 
 
-@pytest.mark.parametrize("name", (*MOBILE, "FlaxIBBertModel"))
+@pytest.mark.parametrize("name", classes.every(*MOBILE, "FlaxIBBertModel"))
 def test_under_jit_and_without(name: str) -> None:
     """The same under the user's own `jit`; in one class also with `jit` turned off, and with masks and types left away."""
     model, inputs = model_of(name), inputs_of(name)
@@ -210,6 +217,44 @@ def test_parameters_are_named_as_in_pytorch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EVERY)
+def test_module_is_named_and_works_by_itself(name: str) -> None:
+    """FlaxXForY is beside FlaxXForYModule, as in transformers, and that one makes the class's tree from a config alone."""
+    kind = class_of(name)
+    module = getattr(models, (name[:-5] if name.endswith("Model") else name) + "Module")
+    assert kind.module_class is module and module.__name__ in str(module(config=config_of(name)))
+    ids = inputs_of(name)["input_ids"]
+    shapes = jax.eval_shape(lambda: module(config=config_of(name)).init(jax.random.key(0), ids, return_dict=False))
+    assert jax.tree.map(jnp.shape, shapes["params"]) == jax.tree.map(jnp.shape, model_of(name).params)
+
+
+def test_a_users_own_class_keeps_its_module() -> None:
+    inherits = type("FlaxMobileBertModel", (models.FlaxMobileBertModel,), {"__module__": "theirs"})
+    brings = type("Other", (models.FlaxMobileBertModel,), {"__module__": "theirs", "module_class": models.FlaxIBBertModule})
+    assert inherits.module_class is models.FlaxMobileBertModel.module_class is models.FlaxMobileBertModule
+    assert brings.module_class is models.FlaxIBBertModule
+
+
+def test_inside_another_module() -> None:
+    """As a part of somebody's own Linen network, which owns its parameters."""
+    class Rating(nn.Module):
+        config: Any
+
+        def setup(self) -> None:
+            self.encoder = models.FlaxMobileBertModule(config=self.config)
+            self.score = nn.Dense(1)
+
+        def __call__(self, ids: jax.Array) -> jax.Array:
+            return self.score(self.encoder(ids).pooler_output)
+
+    name, ids = "FlaxMobileBertModel", inputs_of("FlaxMobileBertModel")["input_ids"]
+    shapes = jax.eval_shape(Rating(config_of(name)).init, jax.random.key(0), ids)["params"]
+    assert jax.tree.map(jnp.shape, shapes["encoder"]) == jax.tree.map(jnp.shape, model_of(name).params)
+    params = {"encoder": model_of(name).params, "score": {"kernel": jnp.ones((12, 1)), "bias": jnp.zeros(1)}}
+    given = Rating(config_of(name)).apply({"params": params}, ids)
+    np.testing.assert_allclose(given[:, 0], model_of(name)(ids).pooler_output.sum(-1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_signature(name: str) -> None:
     """Names and order of FlaxBert…, without the cross-attention that no encoder here has."""
     theirs = [key for key in inspect.signature(FlaxBertModel.__call__).parameters
@@ -232,8 +277,11 @@ def test_a_folder_of_another_kind_is_refused(tmp_path: Path) -> None:
     for name, other in (("FlaxMobileBertModel", "FlaxIBBertModel"), ("FlaxIBBertModel", "FlaxMobileBertModel")):
         with pytest.raises(BadInput, match="holds a model of type"):
             class_of(other).from_pretrained(saved(tmp_path / name, name))
-    with pytest.raises(BadInput, match=r"multiple choice takes \[batch, choices, length\]"):
-        model_of("FlaxMobileBertForMultipleChoice")(np.ones((2, 5), np.int32))
+    folder = tmp_path / "FlaxMobileBertModel"
+    (folder / "config.json").unlink()
+    # transformers itself would make a network of the class's defaults.
+    with pytest.raises(BadInput, match="has no config.json; it holds flax_model.msgpack"):
+        class_of("FlaxMobileBertModel").from_pretrained(folder)
 
 
 def saved(folder: Path, name: str) -> Path:
@@ -241,13 +289,98 @@ def saved(folder: Path, name: str) -> Path:
     return folder
 
 
+class Payload:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.file,)
+
+
+@pytest.mark.parametrize("name", ["FlaxMobileBertForQuestionAnswering", "FlaxIBBertModel"])
+def test_pickles_are_never_opened(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole, in shards, given as a file or by a name of the Hub; with from_pt and without. Not even by torch.load."""
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch.load"))
+    folder = saved(tmp_path / "model", name)
+    content = pickle.dumps({"weights": Payload(tmp_path / "executed")})
+    (folder / "flax_model.msgpack").unlink()
+    message = "a pickle .pytorch_model.bin., which is never opened .* convert it to safetensors"
+    for files in (["pytorch_model.bin"], ["pytorch_model-00001-of-00001.bin", "pytorch_model.bin.index.json"]):
+        for file in files:
+            (folder / file).write_bytes(content if file.endswith(".bin") else json.dumps(
+                {"metadata": {}, "weight_map": {"a": files[0]}}).encode())
+        for keys in ({}, {"from_pt": True}, {"from_pt": True, "config": model_of(name).config}):
+            with pytest.raises(BadInput, match=message):
+                class_of(name).from_pretrained(folder, **keys)
+        with pytest.raises(BadInput, match=message):
+            class_of(name).from_pretrained(folder.parent, subfolder="model", from_pt=True)
+        with pytest.raises(BadInput, match=message):
+            class_of(name).from_pretrained(folder / files[0], from_pt=True, config=model_of(name).config)
+        for file in files:
+            (folder / file).unlink()
+
+    asked: list[str] = []
+    monkeypatch.setattr(modeling_flax_utils, "cached_file", lambda _, file, **__: asked.append(file))
+    monkeypatch.setattr(modeling_flax_utils, "has_file", lambda _, file, **__: file.endswith(".bin"))
+    with pytest.raises(BadInput, match=f"someone/model.safetensors: .*{message}"):
+        class_of(name).from_pretrained("someone/model.safetensors", from_pt=True, config=model_of(name).config)
+    assert asked == ["flax_model.msgpack", "flax_model.msgpack.index.json", "model.safetensors"]
+    assert not (tmp_path / "executed").exists()
+    pickle.loads(content)  # and it would have been
+    assert (tmp_path / "executed").exists()
+
+
+def test_safetensors_of_pytorch(tmp_path: Path) -> None:
+    """from_pt or not, a folder or the file itself; what transformers' Flax cannot read is said, and how to get it."""
+    name = "FlaxMobileBertForMaskedLM"
+    model, params = interop.from_pretrained(saved(tmp_path / "flax", name))
+    interop.save_pretrained(tmp_path / "pt", model, params, to="safetensors")
+    wanted = {key: value for key, value in classes.flat(model_of(name).params).items() if "pooler" not in key}
+    config = model_of(name).config
+    for given, keys in ((tmp_path / "pt", {}), (tmp_path / "pt", {"from_pt": True}),
+                        (tmp_path / "pt" / "model.safetensors", {"from_pt": True, "config": config})):
+        classes.assert_equal(class_of(name).from_pretrained(given, **keys).params, unflattened(wanted))
+    network = modeling_mobilebert.MobileBertForMaskedLM(config)
+    network.save_pretrained(tmp_path / "shards", max_shard_size="10kB")
+    with pytest.raises(BadInput, match="in shards, .* `jaxdistill convert --model=DIR --out=NEW` writes them whole"):
+        class_of(name).from_pretrained(tmp_path / "shards", from_pt=True)
+    jaxdistill.convert(tmp_path / "shards", tmp_path / "whole")
+    class_of(name).from_pretrained(tmp_path / "whole", _do_init=False)
+
+
+def unflattened(flat: dict[str, np.ndarray]) -> Any:
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+@pytest.mark.parametrize("content", [b"", b"not msgpack", b"\x81\xa1a" * 100_000 + b"\xc0", b"\xdd\xff\xff\xff\xff",
+                                     b"\x81\xa1a\x01", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"])
+def test_damaged_and_hostile_weights(content: bytes, tmp_path: Path) -> None:
+    """One line, as from our own reader: msgpack, a shard of it, safetensors."""
+    name = "FlaxMobileBertModel"
+    model_of(name).save_pretrained(tmp_path / "shards", max_shard_size="4kB")
+    files = [saved(tmp_path / "msgpack", name) / "flax_model.msgpack", next((tmp_path / "shards").glob("*.msgpack")),
+             tmp_path / "safetensors" / "model.safetensors"]
+    interop.save_pretrained(tmp_path / "safetensors", *interop.from_pretrained(tmp_path / "msgpack"), to="safetensors")
+    for file in files:
+        file.write_bytes(content)
+        with pytest.raises(BadInput, match=rf"{file.parent.name}.* (cannot be read as|does not hold arrays)") as caught:
+            class_of(name).from_pretrained(file.parent, _do_init=False)
+        assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("family", ["FlaxMobileBert", "FlaxIBBert"])
 def test_without_a_pooling_layer(family: str) -> None:
     """As FlaxBertModel has it, for a base model."""
-    config = config_of(f"{family}Model", classifier_activation=True)
-    model = class_of(f"{family}Model")(config, add_pooling_layer=False)
-    assert "pooler" not in model.params and "pooler" in class_of(f"{family}Model")(config).params
-    assert model(**inputs_of(f"{family}Model")).pooler_output is None
+    name = f"{family}Model"
+    with_one, without = (class_of(name)(config_of(name, classifier_activation=True), _do_init=False, add_pooling_layer=pools)
+                         for pools in (True, False))
+    assert "pooler" not in without.params_shape_tree and "pooler" in with_one.params_shape_tree
+    params = {key: value for key, value in model_of(name).params.items() if key != "pooler"}
+    given = without(**inputs_of(name), params=params)
+    assert given.pooler_output is None
+    np.testing.assert_allclose(given.last_hidden_state, run(model_of(name), name)["last_hidden_state"], atol=1e-5)
 
 
 def test_a_fresh_start_is_ours() -> None:
@@ -265,7 +398,7 @@ def test_a_fresh_start_is_ours() -> None:
             assert np.all(value == (1.0 if key.endswith("scale") else 0.0)), key
 
 
-@pytest.mark.parametrize("name", ["FlaxMobileBertForPreTraining", "FlaxIBBertForSequenceClassification"])
+@pytest.mark.parametrize("name", classes.every("FlaxMobileBertForPreTraining"))
 def test_dtypes(name: str, tmp_path: Path) -> None:
     """`dtype` is that of products alone; `to_bf16`, `to_fp16`, `to_fp32` are those of parameters, masked or not."""
     model = model_of(name)
@@ -318,20 +451,22 @@ def test_what_cannot_be_is_said() -> None:
         model(**inputs, params=flax.traverse_util.unflatten_dict(flat))
 
 
-@pytest.mark.parametrize("name", ["FlaxMobileBertForSequenceClassification", "FlaxIBBertForMultipleChoice"])
+@pytest.mark.parametrize("name", classes.every("FlaxMobileBertForSequenceClassification"))
 def test_dropout(name: str) -> None:
     """On in training with a key: the same key the same outputs; off otherwise. Without a key Flax says so."""
     model, inputs = model_of(name), inputs_of(name)
-    first, same, other = (model(**inputs, train=True, dropout_rng=jax.random.PRNGKey(seed)).logits for seed in (1, 1, 2))
+    first, same, other = (model(**inputs, train=True, dropout_rng=jax.random.PRNGKey(seed))[0] for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, same)
     assert np.abs(first - other).max() > 1e-3
-    np.testing.assert_array_equal(model(**inputs).logits, model(**inputs, dropout_rng=jax.random.PRNGKey(1)).logits)
+    np.testing.assert_array_equal(model(**inputs)[0], model(**inputs, dropout_rng=jax.random.PRNGKey(1))[0])
     with pytest.raises(flax.errors.InvalidRngError):
         model(**inputs, train=True)
     rates = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     # Where the config has no rate for the classifier, it is that of hidden states, as in transformers.
     silent = class_of(name)(config_of(name, **rates, classifier_dropout=None), _do_init=False)
-    np.testing.assert_array_equal(silent(**inputs, params=model.params, train=True).logits, model(**inputs).logits)
+    np.testing.assert_array_equal(silent(**inputs, params=model.params, train=True)[0], model(**inputs)[0])
+    if "classifier" not in model.params:
+        return
     loud = class_of(name)(config_of(name, **rates, classifier_dropout=0.5), _do_init=False)
     dropped = loud(**inputs, params=model.params, train=True, dropout_rng=jax.random.PRNGKey(0), output_hidden_states=True)
     clean = model(**inputs, output_hidden_states=True)
@@ -342,11 +477,11 @@ def test_dropout(name: str) -> None:
 def test_labels_come_from_the_folder(tmp_path: Path) -> None:
     name = "FlaxMobileBertForTokenClassification"
     labels = dict(enumerate(("O", "B-PER", "I-PER", "B-LOC", "I-LOC")))
-    model = class_of(name)(config_of(name, id2label=labels, label2id={value: key for key, value in labels.items()}))
-    model.save_pretrained(tmp_path)
-    again = class_of(name).from_pretrained(tmp_path)
+    config = config_of(name, id2label=labels, label2id={value: key for key, value in labels.items()})
+    class_of(name)(config, _do_init=False).save_pretrained(tmp_path, params=model_of(name).params)
+    again, params = class_of(name).from_pretrained(tmp_path, _do_init=False)
     assert again.config.id2label == labels and again.config.label2id["B-LOC"] == 3
-    assert again(**inputs_of(name)).logits.shape[-1] == 5
+    classes.assert_equal(params, model_of(name).params)
 
 
 def test_push_to_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ def flax_outputs(model: Any, params: Any, inputs: dict[str, np.ndarray]) -> dict
     logits = ("mlm_logits" if kind.endswith("MaskedLM") else
               "nsp_logits" if kind.endswith("NextSentencePrediction") else "logits")
     out = jax.jit(lambda params, inputs: model(**inputs, params=params, output_hidden_states=True,
-                                               output_attentions=True))(params, inputs)
+                                               output_attentions=True))(params, oracle.shaped(kind, inputs))
     names = {**NAMES, "logits": logits, "hidden_states": "hidden_states", "attentions": "attentions"}
     return {ours: np.stack(out[theirs]) if isinstance(out[theirs], tuple) else np.asarray(out[theirs])
             for theirs, ours in names.items() if theirs in out}
@@ -137,16 +137,24 @@ def test_from_pytorch_and_back_by_their_own_code(name: str, tmp_path: Path) -> N
     classes.assert_close(torch_run(back, inputs), torch_run(network, inputs), 1e-6)
 
 
-def test_pickled_pytorch_weights_are_converted_too(tmp_path: Path) -> None:
-    """from_pt=True also reads pytorch_model.bin, whole and in shards, as for FlaxBert…."""
-    name = "FlaxMobileBertForQuestionAnswering"
-    network = random_network(name)
-    network.save_pretrained(tmp_path / "whole", safe_serialization=False)
-    network.save_pretrained(tmp_path / "shards", safe_serialization=False, max_shard_size="10kB")
-    assert len(list((tmp_path / "shards").glob("*.bin"))) > 1
-    whole, shards = (class_of(name).from_pretrained(tmp_path / kind, from_pt=True) for kind in ("whole", "shards"))
-    classes.assert_equal(whole.params, shards.params)
-    classes.assert_close(classes.run(whole, name), torch_run(network, classes.inputs_of(name)))
+@pytest.mark.parametrize("name", [name if name.endswith("TokenClassification") else pytest.param(name, marks=pytest.mark.slow)
+                                  for name in MOBILE if not name.endswith("Model")])
+def test_heads_are_added_to_pytorch_folders_and_dropped(name: str, tmp_path: Path) -> None:
+    """from_pt=True of a base model in a class with a head and the other way round; bfloat16 stays bfloat16."""
+    base, head = random_network("FlaxMobileBertModel"), random_network(name)
+    base.save_pretrained(tmp_path / "base")
+    head.to(torch.bfloat16).save_pretrained(tmp_path / "head")
+    config = config_of(name)
+    added = class_of(name).from_pretrained(tmp_path / "base", from_pt=True, config=config).params
+    dropped = class_of("FlaxMobileBertModel").from_pretrained(tmp_path / "head", from_pt=True).params
+    for params, network in ((added["mobilebert"], base), (dropped, head.mobilebert)):
+        table = network.state_dict()["embeddings.word_embeddings.weight"]
+        kernel = network.state_dict()["encoder.layer.1.ffn.0.output.dense.weight"].T
+        for ours, theirs in ((params["embeddings"]["word_embeddings"]["embedding"], table),
+                             (params["encoder"]["layer"]["1"]["ffn"]["0"]["output"]["dense"]["kernel"], kernel)):
+            assert str(ours.dtype) == str(theirs.dtype).removeprefix("torch.")
+            np.testing.assert_array_equal(np.asarray(ours, np.float32), theirs.float().numpy())
+    assert {"/".join(path) for path in class_of(name)(config, _do_init=False).required_params} == set(classes.flat(added))
 
 
 def test_positions_and_masked_heads(tmp_path: Path) -> None:

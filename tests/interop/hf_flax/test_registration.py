@@ -6,16 +6,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import transformers
+from transformers import modeling_flax_pytorch_utils
 from transformers.models.auto import modeling_flax_auto
+from transformers.models.mobilebert.modeling_mobilebert import MobileBertModel
 from transformers.utils.import_utils import direct_transformers_import
 
 import jaxdistill
 from jaxdistill.errors import BadInput
 from jaxdistill.interop import hf_flax
 from tests.interop.hf_flax import classes
-from tests.interop.hf_flax.classes import MOST, class_of, model_of
+from tests.interop.hf_flax.classes import MOST, class_of, config_of, model_of
 
 
 @pytest.mark.parametrize("name", MOST)
@@ -41,6 +45,24 @@ def test_names_are_on_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
         for package in (transformers, newer):
             for name in hf_flax.CLASSES:
                 assert getattr(package, name) is getattr(hf_flax, name)
+
+
+def test_from_flax_is_mended_once_and_only_where_it_is_broken(tmp_path: Path) -> None:
+    """A network with storage is theirs to fill, as it always was; one on the meta device is made anew."""
+    jaxdistill.register_with_transformers()
+    load = modeling_flax_pytorch_utils.load_flax_checkpoint_in_pytorch_model
+    jaxdistill.register_with_transformers()
+    assert modeling_flax_pytorch_utils.load_flax_checkpoint_in_pytorch_model is load
+    assert not hasattr(load.__wrapped__, "__wrapped__")
+    model_of("FlaxMobileBertModel").save_pretrained(tmp_path)
+    with torch.device("meta"):
+        broken = MobileBertModel(config_of("FlaxMobileBertModel"))
+    whole = MobileBertModel(config_of("FlaxMobileBertModel"))
+    words = model_of("FlaxMobileBertModel").params["embeddings"]["word_embeddings"]["embedding"]
+    for network in (whole, broken):
+        loaded = load(network, str(tmp_path / "flax_model.msgpack"))
+        assert (loaded is network) == (network is whole) and not any(value.is_meta for value in loaded.state_dict().values())
+        np.testing.assert_array_equal(loaded.state_dict()["embeddings.word_embeddings.weight"], words)
 
 
 def test_pytorch_has_no_class_for_the_teacher(tmp_path: Path) -> None:

@@ -1,0 +1,70 @@
+"""What a user may give to a Flax class as a batch, and what is refused in a line. Called by `module`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdistill.errors import BadInput
+from jaxdistill.models import ModelConfig
+
+# {input: the field of ModelConfig that it stays below, what to do if it does not}
+TABLES = {"input_ids": ("vocab_size", "take the tokenizer that belongs to the model"),
+          "token_type_ids": ("type_vocab_size", "leave them away, or take the tokenizer that belongs to the model"),
+          "position_ids": ("max_positions", "leave them away, or count from 0 in rows that fit")}
+
+
+def check(config: ModelConfig, given: Mapping[str, Any], axes: tuple[str, ...]) -> dict[str, jax.Array]:
+    """int32 of everything in `given` that is not None, all of the shape of `input_ids`, whose axes are `axes`.
+
+    Raises `BadInput` for what is no array of whole numbers, for shapes that do not fit, and for numbers outside the table
+    that they are looked up in, where PyTorch raises too. Under `jit` numbers are not known: there, ids outside give NaN.
+    """
+    if given["input_ids"] is None:
+        raise BadInput("input_ids is None; give what a tokenizer makes of text")
+    batch: dict[str, jax.Array] = {}
+    for name, value in given.items():
+        if value is None:
+            continue
+        array = value if isinstance(value, jax.Array) else _to_numpy(name, value)
+        if name in TABLES:
+            field, advice = TABLES[name]
+            array = _below(name, array, getattr(config, field), f"{field}; {advice}")
+        if name == "input_ids" and (array.ndim != len(axes) or 0 in array.shape[1:]):
+            raise BadInput(f"input_ids has shape {list(array.shape)}; expected [{', '.join(axes)}]")
+        shape = batch["input_ids"].shape if batch else array.shape
+        try:
+            batch[name] = jnp.broadcast_to(jnp.asarray(array, jnp.int32), shape)
+        except ValueError as error:
+            raise BadInput(f"{name} has shape {list(array.shape)}, but input_ids {list(shape)}; give one for each token") from error
+    return batch
+
+
+def _to_numpy(name: str, value: Any) -> np.ndarray:
+    """An array of a list, or of what PyTorch and others call one."""
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise BadInput(f"{name} has rows of unlike length; pad them (padding=True of a tokenizer)") from error
+    if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
+        raise BadInput(f"{name} holds {array.dtype.type.__name__}; expected whole numbers: give what a tokenizer makes of text")
+    return array
+
+
+def _below(name: str, array: Any, limit: int, explanation: str) -> Any:
+    """`array`, of whole numbers from 0 to `limit` - 1 as far as they are known; unknown ones below 0 become `limit`."""
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise BadInput(f"{name} is {array.dtype}{list(array.shape)}; expected whole numbers")
+    if isinstance(array, jax.core.Tracer):
+        array = array.astype(jnp.int32)
+        return jnp.where(array < 0, limit, array)  # a row that is not there is NaN; -1 would be the last one
+    if isinstance(array, np.ndarray) or array.is_fully_addressable:
+        known = jax.device_get(array)
+        outside = known[(known < 0) | (known >= limit)]
+        if outside.size:
+            raise BadInput(f"{name} holds {outside[0]}; expected 0 to {limit - 1}, below the model's {explanation}")
+    return array
