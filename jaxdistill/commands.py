@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxdistill import conversion, description, inputs, interop, report, run
 from jaxdistill.data.loader import heldout_batches
+from jaxdistill.data.prepare import beam_pipeline
 from jaxdistill.data.prepare import prepare as prepare_text
 from jaxdistill.data.tokenizers import load_tokenizer
 from jaxdistill.errors import BadInput
@@ -22,10 +23,15 @@ from jaxdistill.training import sharding
 from jaxdistill.workdir import Workdir
 
 
-def prepare(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
-    """Prepares text and tokenizer of a recipe, as `train` would first; returns the facts of the corpus."""
+def prepare(config: ConfigDict, workdir: epath.PathLike, beam_options: str | None = None) -> dict[str, Any]:
+    """Prepares text and tokenizer of a recipe, as `train` would first; returns the facts of the corpus.
+
+    `beam_options`: Apache Beam prepares the text, with these pipeline options; the same records come out.
+    """
+    if beam_options is not None:
+        beam_pipeline().parse_options(beam_options)  # before a vocabulary is trained
     folder = Workdir(workdir, config)
-    return inputs.load_corpus(config, folder.path).describe(config)
+    return inputs.load_corpus(config, folder.path, beam_options).describe(config)
 
 
 def describe_text(preset_name: str, config: ConfigDict | None, as_json: bool = False) -> str:

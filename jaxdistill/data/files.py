@@ -7,6 +7,7 @@ import difflib
 import errno
 import hashlib
 import json
+import logging
 import os
 import uuid
 from collections.abc import Collection, Iterator
@@ -108,3 +109,14 @@ def quiet_tfds() -> Iterator[None]:
             yield
     finally:
         tfds.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def quiet_logging() -> Iterator[None]:
+    """Silences what libraries log, errors too: those that matter are raised."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.ERROR))
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -18,6 +18,7 @@ from jaxdistill.errors import BadInput, nearest
 # A split may be a slice with colons of its own: train[:10%].
 _SOURCE = re.compile(r"^tfds:([^:]+)(?::([\d*]+\.[\d*]+\.[\d*]+))?(?::(\w+(?:\[.*\])?))?$")
 _RECORDS_A_READ = 256
+_RECORDS_A_PART = 65_536
 
 
 def parse(source: str) -> tuple[str, str]:
@@ -39,18 +40,25 @@ def digest(source: str) -> str:
     return files.digest_of([builder.info.full_name, split, info.num_examples, list(info.shard_lengths or [])])
 
 
-def read(source: str) -> Iterator[Document]:
-    """The documents of a set, in its order; prepares it first if TFDS can.
+def ranges(source: str) -> Iterator[tuple[int, int]]:
+    """The parts that a set is read in: (begin, end) of its records; prepares the set first if TFDS can.
 
     Raises:
-        BadInput: no such set or split; no text in it; not in ArrayRecord; what preparing it lacks.
+        BadInput: no such set or split; not in ArrayRecord; what preparing it lacks.
     """
     builder = _builder(source)
-    split = _split(builder, source)
+    total = builder.info.splits[_split(builder, source)].num_examples
+    for begin in range(0, total, _RECORDS_A_PART):
+        yield begin, min(begin + _RECORDS_A_PART, total)
+
+
+def read(source: str, begin: int, end: int) -> Iterator[Document]:
+    """The documents that records `begin` to `end` of a set are, in its order. Raises as `ranges`, or for want of text."""
+    builder = _builder(source)
     field = _text_field(builder, source)
-    data = builder.as_data_source(split=split)
-    for begin in range(0, len(data), _RECORDS_A_READ):
-        numbers = range(begin, min(begin + _RECORDS_A_READ, len(data)))
+    data = builder.as_data_source(split=_split(builder, source))
+    for first in range(begin, end, _RECORDS_A_READ):
+        numbers = range(first, min(first + _RECORDS_A_READ, end))
         for number, record in zip(numbers, data.__getitems__(list(numbers))):
             text = record[field]
             yield Document(text.decode("utf-8") if isinstance(text, bytes) else str(text), f"{source}#{number}")

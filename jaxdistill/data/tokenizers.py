@@ -247,18 +247,24 @@ def encode_documents(tokenizer: Any, documents: Iterable[Document]) -> Iterator[
     Documents come out in order; one without any token comes out with N = 0.
     """
     backend = plain_backend(tokenizer)
-    for batch in _by_size(documents, _CHARACTERS_A_BATCH):
-        sentences = [split_sentences(document.text) for document in batch]
-        encodings = iter(backend.encode_batch_fast(list(itertools.chain(*sentences)), add_special_tokens=False))
-        for parts in sentences:
-            ids = [encoding.ids for encoding in itertools.islice(encodings, len(parts))]
-            starts = np.cumsum([0, *map(len, ids)])
-            is_start = np.zeros(starts[-1] + 1, bool)
-            is_start[starts] = True
-            yield np.array(list(itertools.chain(*ids)), np.int32), is_start[:-1]
+    for batch in by_size(documents):
+        yield from encode_batch(backend, [document.text for document in batch])
 
 
-def _by_size(documents: Iterable[Document], characters: int) -> Iterator[list[Document]]:
+def encode_batch(backend: Any, texts: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Tokenises the texts of documents at once, as `encode_documents`. `backend`: from `plain_backend`."""
+    sentences = [split_sentences(text) for text in texts]
+    encodings = iter(backend.encode_batch_fast(list(itertools.chain(*sentences)), add_special_tokens=False))
+    for parts in sentences:
+        ids = [encoding.ids for encoding in itertools.islice(encodings, len(parts))]
+        starts = np.cumsum([0, *map(len, ids)])
+        is_start = np.zeros(starts[-1] + 1, bool)
+        is_start[starts] = True
+        yield np.array(list(itertools.chain(*ids)), np.int32), is_start[:-1]
+
+
+def by_size(documents: Iterable[Document], characters: int = _CHARACTERS_A_BATCH) -> Iterator[list[Document]]:
+    """Documents in lists of about so many characters: what is tokenised at once."""
     batch: list[Document] = []
     size = 0
     for document in documents:
