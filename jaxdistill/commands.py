@@ -20,7 +20,7 @@ from jaxdistill.evaluation import heldout
 from jaxdistill.models import preset
 from jaxdistill.resolve import model_config, resolve
 from jaxdistill.training import sharding
-from jaxdistill.workdir import Workdir
+from jaxdistill.workdir import Workdir, refuse_links
 
 
 def prepare(config: ConfigDict, workdir: epath.PathLike, beam_options: str | None = None) -> dict[str, Any]:
@@ -103,6 +103,7 @@ def seeds(config: ConfigDict, workdir: epath.PathLike, numbers: Sequence[int] = 
     Writes `seeds.json`: for every network the held-out MLM loss by seed, mean and range; for every baseline the margin
     student - baseline by seed (paired: one seed has one teacher, one data order and the same held-out rows).
     """
+    refuse_links(epath.Path(workdir).expanduser())
     resolve(config, vocab_size=config.data.vocab_size, num_records=inputs.MANY, mesh=sharding.make_mesh(**config.mesh))
     losses: dict[str, list[float]] = {}
     for seed in numbers:

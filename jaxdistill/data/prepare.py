@@ -134,7 +134,7 @@ def load_prepared(path: epath.PathLike) -> PreparedText:
         special = SpecialIds(**stored.pop("special"))
         stored |= {key: tuple(stored[key]) for key in ("special_ids", "continuation_ids")}
         prepared = PreparedText(path=os.fspath(folder), records_path=os.fspath(records), special=special, **stored)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadInput(
             f"{os.fspath(marker)!r} cannot be read ({error}): delete its folder and prepare it again"
         ) from error

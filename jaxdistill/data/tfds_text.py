@@ -11,12 +11,15 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from etils import epath
+
 from jaxdistill.data import files
 from jaxdistill.data.sources import Document
 from jaxdistill.errors import BadInput, nearest
 
 # A split may be a slice with colons of its own: train[:10%].
-_SOURCE = re.compile(r"^tfds:([^:]+)(?::([\d*]+\.[\d*]+\.[\d*]+))?(?::(\w+(?:\[.*\])?))?$")
+# A name has no colon: before one TFDS finds the sets of communities, whose code it would fetch and run.
+_SOURCE = re.compile(r"^tfds:(\w[\w.+-]*(?:/\w[\w.+-]*)?)(?::([\d*]+\.[\d*]+\.[\d*]+))?(?::(\w+(?:\[.*\])?))?$")
 _RECORDS_A_READ = 256
 _RECORDS_A_PART = 65_536
 
@@ -68,9 +71,14 @@ def _builder(source: str) -> Any:
     """The TFDS builder, its records ready to be read."""
     import tensorflow_datasets as tfds
     import tensorflow_datasets.text  # registers sets that the plain import leaves out
+    from tensorflow_datasets.core.utils import file_utils
 
     del tensorflow_datasets
     name, _ = parse(source)
+    for data_dir in file_utils.list_data_dirs():
+        for pattern in ("features.json", "*/features.json", "*/*/features.json"):
+            for file in (epath.Path(data_dir) / re.split("[/:]", name)[0]).glob(pattern):
+                files.check_features(file.parent)
     try:
         builder = tfds.builder(name, try_gcs=False)
     except tfds.core.DatasetNotFoundError as error:

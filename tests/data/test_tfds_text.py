@@ -120,9 +120,14 @@ def test_names() -> None:
         ("tfds:wikipedya", ["did you mean 'wikipedia'"]),
         ("tfds:", ["expected tfds:NAME"]),
         ("tfds:wikipedia/20230601.en", ["pip install 'jaxdistill[beam]'"]),
+        ("tfds:huggingface:glue/mnli", ["expected tfds:NAME"]),  # would fetch and run a community's code
+        ("tfds:huggingface:squad", ["TFDS has no set 'huggingface'"]),
+        ("tfds:../elsewhere", ["expected tfds:NAME"]),
+        ("tfds:little_stories/data_dir=/tmp", ["expected tfds:NAME"]),
     ],
 )
-def test_bad_sources(source: str, words: list[str]) -> None:
+def test_bad_sources(source: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tfds_text, "_has_beam", lambda: False)
     with pytest.raises(BadInput) as error:
         list(read_documents(source))
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value), str(error.value)

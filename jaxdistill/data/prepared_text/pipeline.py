@@ -21,7 +21,6 @@ import io
 import json
 import os
 import re
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -99,7 +98,7 @@ def write(
                 download_config=tfds.download.DownloadConfig(beam_runner=runner, beam_options=options)
             )
         counts = json.loads((place / _TOTALS / "counts.json").read_text())
-        sizes = np.load(io.BytesIO((place / _TOTALS / "sizes.npy").read_bytes()), allow_pickle=False)
+        sizes = np.lib.format.read_array(io.BytesIO((place / _TOTALS / "sizes.npy").read_bytes()), allow_pickle=False)
         records = working / epath.Path(builder.data_dir).relative_to(place)
         if place != working:
             remote.fetch(epath.Path(builder.data_dir), records)
