@@ -22,7 +22,8 @@ from jaxdistill.data.loader import Batch
 from jaxdistill.errors import BadInput, nearest
 
 Column = str | int
-LARGEST_TABLE = 2**28  # characters
+LARGEST_TABLE = 2**31  # bytes of memory, about; some kilobytes of .xz may unpack to gigabytes
+_ROW_OVERHEAD = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,9 +130,9 @@ def _with_limit(lines: Iterator[str], shown: str) -> Iterator[str]:
     """The lines with their ends; the table is held in memory, so raises BadInput where it gets too large for that."""
     size = 0
     for line in lines:
-        size += len(line)
+        size += len(line) + _ROW_OVERHEAD
         if size > LARGEST_TABLE:
-            raise BadInput(f"task file {shown!r} unpacks to more than {LARGEST_TABLE:,} characters: give a part of it")
+            raise BadInput(f"task file {shown!r} holds more than fits into {LARGEST_TABLE:,} bytes of memory: give a part of it")
         yield line + "\n"
 
 

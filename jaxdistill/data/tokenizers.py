@@ -32,6 +32,7 @@ _LARGEST_ALPHABET = 1000
 _LONGEST_WORD = 100
 _MOST_TRAINING_WORDS = 20_000_000
 _CHARACTERS_A_BATCH = 1_000_000
+_LARGEST_VOCABULARY = 2**24
 _LARGEST_FILE = 2**26  # bytes; a tokenizer.json of 250,000 tokens has 17 MB
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -237,15 +238,18 @@ def describe(tokenizer: Any, shown: str = "the tokenizer") -> Vocabulary:
     """The sizes and ids that batches are made with.
 
     Raises:
-        BadInput: a special token is missing, or it is not a fast tokenizer.
+        BadInput: a special token is missing, an id is absurd, or it is not a fast tokenizer.
     """
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise BadInput(f"{shown} is a {type(tokenizer).__name__} without a Rust backend: use the Fast class")
     vocab: dict[str, int] = tokenizer.get_vocab()
     _check_special(vocab, shown)
     special = SpecialIds(*(vocab[token] for token in SPECIAL_TOKENS))
+    size = max(vocab.values()) + 1
+    if size > _LARGEST_VOCABULARY:
+        raise BadInput(f"{shown} has the token id {size - 1:,}, expected less than {_LARGEST_VOCABULARY:,}: save it again")
     return Vocabulary(
-        size=max(vocab.values()) + 1,
+        size=size,
         special=special,
         special_ids=tuple(sorted({*dataclasses.astuple(special), *tokenizer.all_special_ids})),
         continuation_ids=tuple(sorted(number for token, number in vocab.items() if token.startswith("##"))),

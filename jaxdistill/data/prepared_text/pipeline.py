@@ -99,6 +99,10 @@ def write(
             )
         counts = json.loads((place / _TOTALS / "counts.json").read_text())
         sizes = np.lib.format.read_array(io.BytesIO((place / _TOTALS / "sizes.npy").read_bytes()), allow_pickle=False)
+        written = builder.info.splits["text"].num_examples
+        if written != counts["num_records"]:  # seen of Beam's direct runner with several processes
+            raise BadInput(f"Beam (beam_options {beam_options!r}) lost records of {source!r} on the way: {written:,} of "
+                           f"{counts['num_records']:,} were written; use another runner, or no more than one worker process")
         records = working / epath.Path(builder.data_dir).relative_to(place)
         if place != working:
             remote.fetch(epath.Path(builder.data_dir), records)
