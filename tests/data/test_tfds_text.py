@@ -131,3 +131,16 @@ def test_bad_sources(source: str, words: list[str], monkeypatch: pytest.MonkeyPa
     with pytest.raises(BadInput) as error:
         list(read_documents(source))
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value), str(error.value)
+
+
+def test_a_set_with_foreign_features(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TFDS would import the module that a feature's name begins with."""
+    (tmp_path / "foreign_features.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = data_dir / "little_tales" / "1.0.0"
+    folder.mkdir(parents=True)
+    (folder / "features.json").write_text('{"pythonClassName": "foreign_features.Text", "featuresDict": {"features": {}}}')
+    (folder / "dataset_info.json").write_text('{"name": "little_tales", "version": "1.0.0"}')
+    with pytest.raises(BadInput):
+        list(read_documents("tfds:little_tales"))
+    assert not (tmp_path / "ran").exists()

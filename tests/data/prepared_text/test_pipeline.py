@@ -146,6 +146,17 @@ def test_errors_of_workers_are_ours_in_one_line(tokenizer: Any, tmp_path: Path) 
     assert list((tmp_path / "out").glob("*/*")) == []
 
 
+def test_records_that_a_runner_lost_are_missed(
+    text_file: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = preparing.beam_pipeline()
+    number = pipeline._number
+    monkeypatch.setattr(pipeline, "_number", lambda block, first: itertools.islice(number(block, first), 1, None))
+    with pytest.raises(BadInput, match=r"lost records .* were written"):
+        prepare(str(text_file), tokenizer, tmp_path, sequence_length=64, beam_options="")
+    assert list(tmp_path.glob("*/*")) == []
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
