@@ -18,6 +18,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jaxdistill import interop, remote
+from jaxdistill.data import tfds_text
 from jaxdistill.data.default_corpus import default_corpus, installed_versions
 from jaxdistill.data.files import cache_directory, digest_of, write_whole
 from jaxdistill.data.loader import heldout_batches, make_loader, packing_plan
@@ -61,6 +62,9 @@ def load_corpus(config: ConfigDict, workdir: epath.Path, beam_options: str | Non
     """
     d = config.data
     folder = data_folder(config, workdir)
+    for source in (d.source, d.heldout):
+        if beam_options is not None and source.startswith("tfds:"):
+            tfds_text.ready(source, beam_options)
     if d.source.startswith("default"):
         with Progress(None, "reading the installed documentation", unit="files") as bar:
             default_corpus(progress=bar.reach)

@@ -67,7 +67,12 @@ def read(source: str, begin: int, end: int) -> Iterator[Document]:
             yield Document(text.decode("utf-8") if isinstance(text, bytes) else str(text), f"{source}#{number}")
 
 
-def _builder(source: str) -> Any:
+def ready(source: str, beam_options: str) -> None:
+    """Prepares a set if it is not; one that is built with Apache Beam with these pipeline options. Raises as `ranges`."""
+    _builder(source, beam_options)
+
+
+def _builder(source: str, beam_options: str = "") -> Any:
     """The TFDS builder, its records ready to be read."""
     import tensorflow_datasets as tfds
     import tensorflow_datasets.text  # registers sets that the plain import leaves out
@@ -88,7 +93,7 @@ def _builder(source: str) -> Any:
     except (ValueError, AssertionError, RuntimeError, ImportError) as error:
         raise BadInput(f"source {source!r}: TFDS cannot open {name!r}: {_first_line(error)}") from error
     if not builder.data_path.exists():
-        _prepare(builder, source)
+        _prepare(builder, source, beam_options)
     if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
         raise BadInput(
             f"source {source!r} is in {builder.info.file_format.value} under {os.fspath(builder.data_path)!r}, "
@@ -97,16 +102,21 @@ def _builder(source: str) -> Any:
     return builder
 
 
-def _prepare(builder: Any, source: str) -> None:
+def _prepare(builder: Any, source: str, beam_options: str) -> None:
     import tensorflow_datasets as tfds
+
+    from jaxdistill.data.prepare import beam_pipeline
 
     if isinstance(builder, tfds.core.BeamBasedBuilder) and not _has_beam():
         raise BadInput(
             f"source {source!r} is not prepared, and preparing it needs Apache Beam: pip install 'jaxdistill[beam]'"
         )
+    download = tfds.download.DownloadConfig()
+    if _has_beam():
+        download.beam_runner, download.beam_options = beam_pipeline().parse_options(beam_options)
     try:
         with files.quiet_tfds():
-            builder.download_and_prepare(file_format="array_record")
+            builder.download_and_prepare(file_format="array_record", download_config=download)
     except ImportError as error:
         extra = " (pip install 'jaxdistill[beam]')" if "beam" in str(error).lower() else ""
         raise BadInput(
