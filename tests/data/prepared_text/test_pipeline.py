@@ -77,17 +77,16 @@ def assert_equal(one: PreparedText, other: PreparedText) -> None:
             assert all((mine[key] == theirs[key]).all() for key in mine)
 
 
-@pytest.mark.parametrize("split", ["train", "heldout"])
 def test_the_same_records_and_batches(
-    split: str, folder: Path, tokenizer: Any, tmp_path: Path, small_blocks: None, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tokenizer: Any, tmp_path: Path, small_blocks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = prepare(str(folder), tokenizer, tmp_path / "here", split=split, **OPTIONS)
+    here = prepare(str(folder), tokenizer, tmp_path / "here", **OPTIONS)
     beam_options = "runner=DirectRunner,direct_num_workers=2,direct_running_mode=multi_threading"
-    beam = prepare(str(folder), tokenizer, tmp_path / "beam", split=split, beam_options=beam_options, **OPTIONS)
-    assert beam.num_documents > 10 and beam.num_records > 30
+    beam = prepare(str(folder), tokenizer, tmp_path / "beam", beam_options=beam_options, **OPTIONS)
+    assert beam.num_documents > 100 and beam.num_records > 300
     assert_equal(here, beam)
     monkeypatch.setattr(preparing, "_write", None)  # would fail if it were called
-    assert prepare(str(folder), tokenizer, tmp_path / "beam", split=split, **OPTIONS) == beam
+    assert prepare(str(folder), tokenizer, tmp_path / "beam", **OPTIONS) == beam
 
 
 @pytest.mark.slow
@@ -100,10 +99,13 @@ def test_in_processes_of_their_own(folder: Path, tokenizer: Any, tmp_path: Path)
 def test_a_run_finds_what_beam_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text.txt").write_text(make_text(30, 5))
     config = tiny_config(tmp_path / "text.txt")
+    expected = inputs.load_corpus(config, tmp_path / "here")
     found = commands.prepare(config, tmp_path / "w", beam_options="")
     monkeypatch.setattr(preparing, "_write", None)
     corpus = inputs.load_corpus(config, tmp_path / "w")
     assert corpus.describe(config) == found and found["train"]["records"] > found["heldout"]["records"] > 0
+    assert_equal(corpus.train, expected.train)
+    assert_equal(corpus.heldout, expected.heldout)
 
 
 KILLED = """
@@ -131,9 +133,9 @@ def test_a_killed_preparation_leaves_nothing_readable(text_file: Path, tokenizer
     assert list(left.glob("records-*/**/*array_record*")), "it was not killed in the middle"
     with pytest.raises(BadInput, match="no complete prepared text"):
         load_prepared(left)
-    prepared = prepare(str(text_file), tokenizer, tmp_path / "out", sequence_length=64)
+    prepared = prepare(str(text_file), tokenizer, tmp_path / "out", sequence_length=64, beam_options="")
     assert prepared.path == str(left)
-    assert_equal(prepared, prepare(str(text_file), tokenizer, tmp_path / "other", sequence_length=64, beam_options=""))
+    assert_equal(prepared, prepare(str(text_file), tokenizer, tmp_path / "other", sequence_length=64))
 
 
 def test_errors_of_workers_are_ours_in_one_line(tokenizer: Any, tmp_path: Path) -> None:
