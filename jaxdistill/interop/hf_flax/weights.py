@@ -85,7 +85,7 @@ def _read_tree(path: epath.Path) -> dict[str, Any]:
         _check_entries(content)
         tree = flax.serialization.msgpack_restore(content)
     except Exception as error:  # msgpack, NumPy and flax raise a dozen kinds on damaged bytes; all mean the same
-        raise BadInput(f"{path} cannot be read as msgpack ({error}); it is damaged or cut short: "
+        raise BadInput(f"{path} cannot be read as msgpack ({str(error) or type(error).__name__}); it is damaged or cut short: "
                        "fetch or export it again") from error
     if not _is_tree(tree):
         raise BadInput(f"{path} does not hold arrays under names; expected the parameters of a Flax model")
