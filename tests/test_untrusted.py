@@ -161,9 +161,12 @@ def test_tokenizers_that_bring_code(
     config["auto_map"] = {"AutoConfig": "evil.EvilConfig", **settings.get("auto_map", {})}
     (good / "config.json").write_text(json.dumps(config))
     if "tokenizer_class" in settings:
-        refused(*evaluate(good, whole))
+        assert "names the class" in refused(*evaluate(good, whole))
     else:  # the model's own type says which class of transformers it is
         assert type(load_tokenizer(good)).__name__ == "BertTokenizerFast"
+        (good / "config.json").write_text(json.dumps({**config, "model_type": "evil"}))
+        with pytest.raises(BadInput, match="cannot be read"):
+            load_tokenizer(good)
 
 
 def test_odd_tokenizer_files(good: Path, whole: Path, refused: Callable[..., str]) -> None:
