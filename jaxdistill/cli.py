@@ -136,7 +136,7 @@ def _seeds(options: argparse.Namespace) -> str:
 def _prepare(options: argparse.Namespace) -> str:
     from jaxdistill import commands
 
-    return json.dumps(commands.prepare(_load(options), options.workdir), indent=2)
+    return json.dumps(commands.prepare(_load(options), options.workdir, options.beam_options), indent=2)
 
 
 def _describe(options: argparse.Namespace) -> str:
@@ -207,7 +207,10 @@ COMMANDS = {
     "seeds": Command(
         "run a recipe with several seeds and report the spread", _seeds, config=_CONFIG, workdir=_WORKDIR,
         seeds=dict(default="0,1,2", metavar="0,1,2", help="the seeds, one run each below the workdir")),
-    "prepare": Command("prepare a recipe's text and tokenizer, and no more", _prepare, config=_CONFIG, workdir=_WORKDIR),
+    "prepare": Command(
+        "prepare a recipe's text and tokenizer, and no more", _prepare, config=_CONFIG, workdir=_WORKDIR,
+        beam_options=dict(default=None, metavar="A=1,B=2",
+                          help="with Apache Beam and these pipeline options, e.g. runner=DirectRunner,direct_num_workers=2")),
     "describe": Command(
         "parameters, FLOPs and taps of a preset, or of a recipe's teacher and student", _describe,
         preset=dict(default="", metavar="NAME"), config=dict(default="", metavar="FILE"),

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxdistill import conversion, description, inputs, interop, report, run
 from jaxdistill.data.loader import heldout_batches
+from jaxdistill.data.prepare import beam_pipeline
 from jaxdistill.data.prepare import prepare as prepare_text
 from jaxdistill.data.tokenizers import load_tokenizer
 from jaxdistill.errors import BadInput
@@ -19,13 +20,18 @@ from jaxdistill.evaluation import heldout
 from jaxdistill.models import preset
 from jaxdistill.resolve import model_config, resolve
 from jaxdistill.training import sharding
-from jaxdistill.workdir import Workdir
+from jaxdistill.workdir import Workdir, refuse_links
 
 
-def prepare(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
-    """Prepares text and tokenizer of a recipe, as `train` would first; returns the facts of the corpus."""
+def prepare(config: ConfigDict, workdir: epath.PathLike, beam_options: str | None = None) -> dict[str, Any]:
+    """Prepares text and tokenizer of a recipe, as `train` would first; returns the facts of the corpus.
+
+    `beam_options`: Apache Beam prepares the text, with these pipeline options; the same records come out.
+    """
+    if beam_options is not None:
+        beam_pipeline().parse_options(beam_options)  # before a vocabulary is trained
     folder = Workdir(workdir, config)
-    return inputs.load_corpus(config, folder.path).describe(config)
+    return inputs.load_corpus(config, folder.path, beam_options).describe(config)
 
 
 def describe_text(preset_name: str, config: ConfigDict | None, as_json: bool = False) -> str:
@@ -97,6 +103,7 @@ def seeds(config: ConfigDict, workdir: epath.PathLike, numbers: Sequence[int] = 
     Writes `seeds.json`: for every network the held-out MLM loss by seed, mean and range; for every baseline the margin
     student - baseline by seed (paired: one seed has one teacher, one data order and the same held-out rows).
     """
+    refuse_links(epath.Path(workdir).expanduser())
     resolve(config, vocab_size=config.data.vocab_size, num_records=inputs.MANY, mesh=sharding.make_mesh(**config.mesh))
     losses: dict[str, list[float]] = {}
     for seed in numbers:

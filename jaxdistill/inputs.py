@@ -18,6 +18,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jaxdistill import interop, remote
+from jaxdistill.data import tfds_text
 from jaxdistill.data.default_corpus import default_corpus, installed_versions
 from jaxdistill.data.files import cache_directory, digest_of, write_whole
 from jaxdistill.data.loader import heldout_batches, make_loader, packing_plan
@@ -54,15 +55,22 @@ class Corpus:
         return facts
 
 
-def load_corpus(config: ConfigDict, workdir: epath.Path) -> Corpus:
-    """Tokenizer and both parts of the text, made or found. Raises `BadInput` for unusable text or vocabulary."""
+def load_corpus(config: ConfigDict, workdir: epath.Path, beam_options: str | None = None) -> Corpus:
+    """Tokenizer and both parts of the text, made (with `beam_options` by Apache Beam) or found.
+
+    Raises `BadInput` for unusable text or vocabulary.
+    """
     d = config.data
     folder = data_folder(config, workdir)
+    for source in (d.source, d.heldout):
+        if beam_options is not None and source.startswith("tfds:"):
+            tfds_text.ready(source, beam_options)
     if d.source.startswith("default"):
         with Progress(None, "reading the installed documentation", unit="files") as bar:
             default_corpus(progress=bar.reach)
     tokenizer = find_tokenizer(config, tokenizer_home(config, workdir))
-    options: dict[str, Any] = {"sequence_length": d.sequence_length, "heldout_fraction": d.heldout_fraction, "seed": config.seed}
+    options: dict[str, Any] = {"sequence_length": d.sequence_length, "heldout_fraction": d.heldout_fraction, "seed": config.seed,
+                               "beam_options": beam_options}
     parts = {}
     for split, source in (("train", d.source), ("heldout", d.heldout or d.source)):
         part = "all" if d.heldout else split

@@ -53,14 +53,15 @@ def local(path: epath.Path) -> Iterator[epath.Path]:
         return
     with tempfile.TemporaryDirectory(prefix="jaxdistill-") as folder:
         copy = epath.Path(folder) / path.name
-        _fetch(path, copy)
+        fetch(path, copy)
         yield copy
 
 
-def _fetch(source: epath.Path, target: epath.Path) -> None:
+def fetch(source: epath.Path, target: epath.Path) -> None:
+    """Copies a file or folder; `target` must not exist."""
     if not source.is_dir():
         target.write_bytes(source.read_bytes())
         return
-    target.mkdir()
+    target.mkdir(parents=True)
     for path in source.iterdir():
-        _fetch(path, target / path.name)
+        fetch(path, target / path.name)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -112,8 +113,10 @@ class Workdir:
 
 
 def claim(path: epath.Path, config: dict[str, Any]) -> None:
-    """Makes `path` the workdir of `config`. Raises `BadInput` if it belongs to another, or cannot be written."""
+    """Makes `path` the workdir of `config`. Raises `BadInput` if it belongs to another, holds links that lead out of it, or
+    cannot be written."""
     wanted = json.loads(json.dumps(config))
+    refuse_links(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         file = path / "config.json"
@@ -127,11 +130,28 @@ def claim(path: epath.Path, config: dict[str, Any]) -> None:
         raise BadInput(f"cannot use workdir {str(path)!r}: {error.strerror or error}; give a writable folder") from error
 
 
+def refuse_links(path: epath.Path) -> None:
+    """Raises `BadInput` for a symbolic link in a workdir that leads out of it: what is written there would land elsewhere.
+
+    The workdir itself may be one.
+    """
+    if remote.is_remote(path):
+        return
+    top = os.path.realpath(path)
+    for folder, folders, names in os.walk(top):
+        for name in (*folders, *names):
+            link = os.path.join(folder, name)
+            if os.path.islink(link) and os.path.commonpath([top, os.path.realpath(link)]) != top:
+                raise BadInput(f"workdir {str(path)!r} holds the symbolic link {os.path.relpath(link, top)!r} to "
+                               f"{os.path.realpath(link)!r}, which is not in it; remove the link (text prepared elsewhere is "
+                               "named by config.data.path)")
+
+
 def read_page(file: epath.Path) -> dict[str, Any]:
     """A JSON object from a workdir. Raises `BadInput` if the file is not one."""
     try:
         page = json.loads(file.read_text())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise BadInput(f"{file} is damaged ({error}); delete the folder {file.parent} or give another workdir") from error
     if not isinstance(page, dict):
         raise BadInput(f"{file} is damaged (no JSON object); delete the folder {file.parent} or give another workdir")

@@ -5,11 +5,14 @@ import os
 import shutil
 
 import gcsfs.retry
+import numpy as np
 import pytest
 from etils import epath
 
 from jaxdistill import cli, commands, remote, run
-from jaxdistill.data.tokenizers import load_tokenizer
+from jaxdistill.data.prepare import prepare
+from jaxdistill.data.records import open_reader
+from jaxdistill.data.tokenizers import load_tokenizer, train_wordpiece
 from jaxdistill.errors import BadInput, Interrupted
 from jaxdistill.interop import from_pretrained, verify_export
 from jaxdistill.training.metrics import read_metrics
@@ -106,3 +109,16 @@ def test_a_refusing_store_is_one_line(monkeypatch, capsys):
     assert cli.main(["export", "--workdir=gs://b/w", "--out=/tmp/x"]) == 2
     assert "Invalid Credentials" in (error := capsys.readouterr().err) and "credentials" in error and "Traceback" not in error
     assert remote.refused(OSError("Forbidden: https://x")) and not remote.refused(OSError(5, "disk"))
+
+
+def test_beam_prepares_text_of_a_bucket_by_way_of_one(bucket, tmp_path):
+    """As on Dataflow, whose workers see no folder of this machine."""
+    source = write_text(tmp_path / "text.txt")
+    (bucket / "texts" / "text.txt").write_text(source.read_text())
+    tokenizer = train_wordpiece([source.read_text()], 120)
+    options = {"sequence_length": 32, "split": "all"}
+    beam = prepare("gs://bucket/texts", tokenizer, tmp_path / "beam", beam_options="temp_location=gs://bucket/tmp", **options)
+    here = prepare("gs://bucket/texts", tokenizer, tmp_path / "here", **options)
+    table, expected = (open_reader(made).fetch(np.arange(made.num_records))[0] for made in (beam, here))
+    assert len(table) > 50 and (table.tokens == expected.tokens).all() and (table.breaks == expected.breaks).all()
+    assert not list((bucket / "tmp").glob("*"))

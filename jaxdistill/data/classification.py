@@ -22,6 +22,8 @@ from jaxdistill.data.loader import Batch
 from jaxdistill.errors import BadInput, nearest
 
 Column = str | int
+LARGEST_TABLE = 2**31  # bytes of memory, about; some kilobytes of .xz may unpack to gigabytes
+_ROW_OVERHEAD = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,10 +126,20 @@ def read_classification_tsv(
     )
 
 
+def _with_limit(lines: Iterator[str], shown: str) -> Iterator[str]:
+    """The lines with their ends; the table is held in memory, so raises BadInput where it gets too large for that."""
+    size = 0
+    for line in lines:
+        size += len(line) + _ROW_OVERHEAD
+        if size > LARGEST_TABLE:
+            raise BadInput(f"task file {shown!r} holds more than fits into {LARGEST_TABLE:,} bytes of memory: give a part of it")
+        yield line + "\n"
+
+
 def _rows(file: epath.Path) -> list[tuple[int, list[str]]]:
     """The rows that are not blank, each with the number of its (last) line."""
     is_csv = file.name.removesuffix(".xz").removesuffix(".gz").endswith(".csv")
-    lines = (line + "\n" for line in text_files.read_lines(file))
+    lines = _with_limit(text_files.read_lines(file), os.fspath(file))
     if is_csv:
         reader = csv.reader(lines, strict=True)
     else:

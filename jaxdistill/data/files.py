@@ -7,6 +7,7 @@ import difflib
 import errno
 import hashlib
 import json
+import logging
 import os
 import uuid
 from collections.abc import Collection, Iterator
@@ -97,6 +98,30 @@ def _closest(name: str, siblings: list[str]) -> list[str]:
     return difflib.get_close_matches(name, siblings, n=6, cutoff=0.3)
 
 
+def check_features(folder: epath.Path) -> None:
+    """Raises BadInput if the TFDS set in a folder has features that TFDS does not bring: it imports whatever module their
+    names begin with."""
+    file = folder / "features.json"
+    if not file.exists():
+        return
+    try:
+        classes = list(_feature_classes(json.loads(file.read_text())))
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{os.fspath(file)!r} is damaged ({error}): prepare the set again") from error
+    for name in classes:
+        if not str(name).startswith("tensorflow_datasets."):
+            raise BadInput(f"{os.fspath(file)!r} names the feature {name!r}, which is none of TFDS: prepare the set again")
+
+
+def _feature_classes(value: Any) -> Iterator[Any]:
+    for key, held in value.items() if isinstance(value, dict) else ():
+        if key in ("pythonClassName", "python_class_name", "type") and isinstance(held, str):
+            yield held
+        yield from _feature_classes(held)
+    for held in value if isinstance(value, list) else ():
+        yield from _feature_classes(held)
+
+
 @contextlib.contextmanager
 def quiet_tfds() -> Iterator[None]:
     """Silences TFDS's progress bars and its notices on standard output."""
@@ -108,3 +133,14 @@ def quiet_tfds() -> Iterator[None]:
             yield
     finally:
         tfds.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def quiet_logging() -> Iterator[None]:
+    """Silences what libraries log, errors too: those that matter are raised."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.ERROR))
+    try:
+        yield
+    finally:
+        logging.disable(before)

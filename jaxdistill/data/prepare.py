@@ -9,6 +9,7 @@ tokenizer, settings) is in a digest, and the digest names the folder:
     out_dir/DIGEST/records-…/        the TFDS data set that prepared.json names
 
 so a set is complete or not there, and two processes that prepare the same text at once do not disturb each other.
+With `beam_options` Apache Beam does it (`prepared_text/pipeline.py`), and the same records come out in the same order.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ def prepare(
     heldout_fraction: float = sources.HELDOUT_FRACTION,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
+    beam_options: str | None = None,
 ) -> PreparedText:
     """Writes the records of a source below `out_dir`, or finds them there from an earlier call with the same settings.
 
@@ -84,10 +86,12 @@ def prepare(
         sequence_length: L, the length of a row; a record has at most L - 3 tokens.
         split, heldout_fraction: as `sources.read_documents` takes them.
         seed: draws which records are short.
-        progress: called with the number of documents done so far, now and then.
+        progress: called with the number of documents done so far, now and then; not by Beam.
+        beam_options: prepare with Apache Beam, with these pipeline options ("runner=FlinkRunner,flink_master=HOST:PORT";
+            "" is its direct runner in one process). None: here.
 
     Raises:
-        BadInput: the source is unusable or holds no text, or `out_dir` cannot be written.
+        BadInput: the source is unusable or holds no text, `out_dir` cannot be written, or Beam cannot do it.
     """
     if sequence_length < 8:
         raise BadInput(
@@ -107,8 +111,8 @@ def prepare(
     folder = epath.Path(out_dir).expanduser() / digest
     with files.clear_errors("writing the prepared text to", folder):
         if not (folder / _MARKER).exists():
-            documents = sources.read_documents(source, split=split, heldout_fraction=heldout_fraction)
-            _write(folder, documents, tokenizer, settings, digest, source, progress)
+            sources.check_split(split, heldout_fraction)
+            _write(folder, source, tokenizer, settings, digest, progress, beam_options)
     return load_prepared(folder)
 
 
@@ -130,7 +134,7 @@ def load_prepared(path: epath.PathLike) -> PreparedText:
         special = SpecialIds(**stored.pop("special"))
         stored |= {key: tuple(stored[key]) for key in ("special_ids", "continuation_ids")}
         prepared = PreparedText(path=os.fspath(folder), records_path=os.fspath(records), special=special, **stored)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadInput(
             f"{os.fspath(marker)!r} cannot be read ({error}): delete its folder and prepare it again"
         ) from error
@@ -141,30 +145,23 @@ def load_prepared(path: epath.PathLike) -> PreparedText:
 
 def _write(
     folder: epath.Path,
-    documents: Iterable[Document],
+    source: str,
     tokenizer: Any,
     settings: dict[str, Any],
     digest: str,
-    source: str,
     progress: Callable[[int], None] | None,
+    beam_options: str | None,
 ) -> None:
-    from jaxdistill.data.prepared_text import builder as builders  # imports tensorflow_datasets
-
     vocabulary = tokenizers.describe(tokenizer)
-    counts = {"num_records": 0, "num_documents": 0, "num_tokens": 0}
-    dtype = "uint16" if vocabulary.size <= 65536 else "int32"
-    sizes = array.array("i")
-    records = _records(documents, tokenizer, vocabulary, settings, np.dtype(dtype), counts, sizes, progress)
     working = folder / f"records-{uuid.uuid4().hex[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        builder = builders.PreparedText(records=records, token_dtype=dtype, data_dir=os.fspath(working))
-        with files.quiet_tfds():
-            builder.download_and_prepare()
-        with (epath.Path(builder.data_dir) / SIZES_FILE).open("wb") as file:
-            np.save(file, np.array(sizes, np.int32))
+        if beam_options is None:
+            records, counts = _write_here(working, source, tokenizer, settings, progress)
+        else:
+            records, counts = beam_pipeline().write(working, source, tokenizer, settings, beam_options)
         marker = {
-            "records": os.fspath(epath.Path(builder.data_dir).relative_to(folder)),
+            "records": os.fspath(records.relative_to(folder)),
             "digest": digest,
             "source": source,
             "split": settings["split"],
@@ -188,6 +185,19 @@ def _write(
     _remove_stale(folder)
 
 
+def beam_pipeline() -> Any:
+    """The module that prepares text with Apache Beam. Raises BadInput if that is not installed."""
+    try:
+        with files.quiet_logging():  # Beam says which of its extras are not there
+            from jaxdistill.data.prepared_text import pipeline
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "apache_beam":
+            raise
+        raise BadInput("beam_options were given, but Apache Beam is not installed: pip install 'jaxdistill[beam]', or leave "
+                       "them out to prepare the text in this process") from error
+    return pipeline
+
+
 def _remove_stale(folder: epath.Path) -> None:
     """Removes what killed preparations left, once it is old enough not to be another process at work."""
     current = json.loads((folder / _MARKER).read_text())["records"].split("/")[0]
@@ -196,40 +206,89 @@ def _remove_stale(folder: epath.Path) -> None:
             path.rmtree()
 
 
+def _write_here(
+    working: epath.Path,
+    source: str,
+    tokenizer: Any,
+    settings: dict[str, Any],
+    progress: Callable[[int], None] | None,
+) -> tuple[epath.Path, dict[str, int]]:
+    """Writes the records and their sizes below `working`, in this process: (the data set's folder, its counts)."""
+    from jaxdistill.data.prepared_text import builder as builders  # imports tensorflow_datasets
+
+    documents = sources.read_documents(source, settings["split"], settings["heldout_fraction"])
+    counts = {"num_records": 0, "num_documents": 0, "num_tokens": 0}
+    sizes = array.array("i")
+    cut = Cutter(tokenizer, settings)
+    examples = enumerate(_records(documents, tokenizer, cut, counts, sizes, progress))
+    builder = builders.PreparedText(examples=examples, token_dtype=cut.dtype, data_dir=os.fspath(working))
+    with files.quiet_tfds():
+        builder.download_and_prepare()
+    records = epath.Path(builder.data_dir)
+    write_sizes(records, np.array(sizes, np.int32))
+    return records, counts
+
+
+def write_sizes(folder: epath.Path, sizes: np.ndarray) -> None:
+    """Writes int32 [num_records] into the folder of the records."""
+    with (folder / SIZES_FILE).open("wb") as file:
+        np.save(file, sizes)
+
+
 def _records(
     documents: Iterable[Document],
     tokenizer: Any,
-    vocabulary: tokenizers.Vocabulary,
-    settings: dict[str, Any],
-    dtype: np.dtype,
+    cut: Cutter,
     counts: dict[str, int],
     sizes: array.array[int],
     progress: Callable[[int], None] | None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """The records of all documents in order; keeps `counts` and `sizes`. Raises BadInput at the end if there were none."""
-    is_continuation = np.zeros(vocabulary.size, bool)
-    is_continuation[list(vocabulary.continuation_ids)] = True
-    longest = settings["sequence_length"] - 3
     for tokens, sentence_starts in tokenizers.encode_documents(tokenizer, documents):
         number = counts["num_documents"]
-        word_starts = ~is_continuation[tokens]
-        spans = list(cut_spans(tokens, sentence_starts, word_starts, longest, seed=settings["seed"], document=number))
-        if not spans:
+        records = cut(tokens, sentence_starts, number)
+        if not records:
             continue
-        document = np.array([counts["num_records"], counts["num_records"] + len(spans)], np.int64)
+        first = counts["num_records"]
         counts["num_documents"] += 1
-        counts["num_records"] += len(spans)
-        counts["num_tokens"] += sum(end - begin for begin, end, _ in spans)
-        for begin, end, breaks in spans:
-            sizes.append(end - begin)
-            yield {"tokens": tokens[begin:end].astype(dtype), "breaks": breaks, "document": document}
+        counts["num_records"] += len(records)
+        for record in records:
+            counts["num_tokens"] += len(record["tokens"])
+            sizes.append(len(record["tokens"]))
+            yield record | {"document": record["document"] + first}
         if progress is not None and number % _DOCUMENTS_A_REPORT == 0:
             progress(number)
     if not counts["num_records"]:
-        raise BadInput(
-            f"the split {settings['split']!r} of the text holds no document of two tokens or more: "
-            "give more text, or another heldout_fraction"
-        )
+        raise no_documents(cut.settings)
+
+
+def no_documents(settings: dict[str, Any]) -> BadInput:
+    """The error when a text makes no record at all."""
+    return BadInput(
+        f"the split {settings['split']!r} of the text holds no document of two tokens or more: "
+        "give more text, or another heldout_fraction"
+    )
+
+
+class Cutter:
+    """Makes the records of one document; may be pickled. `dtype`: that of tokens, "uint16" or "int32"."""
+
+    def __init__(self, tokenizer: Any, settings: dict[str, Any]) -> None:
+        vocabulary = tokenizers.describe(tokenizer)
+        self.settings = settings
+        self.dtype = "uint16" if vocabulary.size <= 65536 else "int32"
+        self._is_continuation = np.zeros(vocabulary.size, bool)
+        self._is_continuation[list(vocabulary.continuation_ids)] = True
+
+    def __call__(self, tokens: np.ndarray, sentence_starts: np.ndarray, number: int) -> list[dict[str, np.ndarray]]:
+        """The records of document `number` (of those with two tokens or more, from 0); `document` counts from its first."""
+        word_starts = ~self._is_continuation[tokens]
+        longest = self.settings["sequence_length"] - 3
+        seed = self.settings["seed"]
+        spans = list(cut_spans(tokens, sentence_starts, word_starts, longest, seed=seed, document=number))
+        document = np.array([0, len(spans)], np.int64)
+        return [{"tokens": tokens[begin:end].astype(self.dtype), "breaks": breaks, "document": document}
+                for begin, end, breaks in spans]
 
 
 def cut_spans(

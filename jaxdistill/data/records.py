@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from etils import epath
 
+from jaxdistill.data import files
 from jaxdistill.data.prepare import SIZES_FILE, PreparedText
 from jaxdistill.data.spans import SpanTable
 from jaxdistill.errors import BadInput
@@ -80,8 +81,9 @@ def record_sizes(prepared: PreparedText) -> np.ndarray:
         sizes = np.fromiter((len(record["tokens"]) for record in _in_order(prepared)), np.int32, prepared.num_records)
     else:
         try:
-            sizes = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
-        except (ValueError, EOFError) as error:
+            # Not np.load, which would also open an archive.
+            sizes = np.lib.format.read_array(io.BytesIO(file.read_bytes()), allow_pickle=False)
+        except (ValueError, EOFError, MemoryError) as error:
             raise BadInput(f"{os.fspath(file)!r} is damaged ({error}): delete it, and sizes are counted again") from error
     if len(sizes) != prepared.num_records or sizes.sum() != prepared.num_tokens:
         raise BadInput(f"{os.fspath(file)!r} is of other records: delete it, and sizes are counted again")
@@ -98,6 +100,7 @@ def _in_order(prepared: PreparedText) -> Iterator[Any]:
 def _open(prepared: PreparedText) -> Any:
     import tensorflow_datasets as tfds
 
+    files.check_features(epath.Path(prepared.records_path))
     builder = tfds.builder_from_directory(prepared.records_path)
     source = builder.as_data_source(split="text")
     if len(source) != prepared.num_records:

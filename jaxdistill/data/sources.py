@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 
@@ -49,13 +50,28 @@ def read_documents(source: str, split: str = "all", heldout_fraction: float = HE
     Raises:
         BadInput: the source does not exist, cannot be read or decoded, or holds no text.
     """
+    check_split(split, heldout_fraction)
+    return _read(source, split, heldout_fraction)
+
+
+def _read(source: str, split: str, heldout_fraction: float) -> Iterator[Document]:
+    any_text = False
+    for part in parts(source, split):
+        for document in read_part(part, split, heldout_fraction):
+            any_text = True
+            yield document
+    if not any_text:
+        raise BadInput(f"source {source!r} holds no text in the part asked for: give text, or another heldout_fraction")
+
+
+def check_split(split: str, heldout_fraction: float) -> None:
+    """Raises BadInput unless there can be such a split."""
     if split not in SPLITS:
         raise BadInput(f"split={split!r}: {nearest(split, SPLITS)}")
     if not 0.0 < heldout_fraction < 1.0:
         raise BadInput(
             f"heldout_fraction={heldout_fraction}: expected a number between 0 and 1, e.g. {HELDOUT_FRACTION}"
         )
-    return _checked(_select(source, split, heldout_fraction), source)
 
 
 def source_digest(source: str) -> str:
@@ -83,42 +99,53 @@ def _is_default(source: str) -> bool:
     return True
 
 
-def _select(source: str, split: str, heldout_fraction: float) -> Iterator[Document]:
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What is read by itself, maybe on another machine: a text file, or the records `begin` to `end` of a TFDS set.
+
+    `divided`: whether a split is a part of its documents; the default corpus has a file for each.
+    """
+
+    place: str
+    begin: int = 0
+    end: int = 0
+    divided: bool = True
+
+
+def parts(source: str, split: str = "all") -> list[Part]:
+    """The parts of a source in order: read one after another they are what `read_documents` gives. Raises as it does."""
     from jaxdistill.data import text_files
 
     if _is_default(source):
         from jaxdistill.data.default_corpus import default_corpus
 
         corpus = default_corpus()
-        part = source.partition(":")[2] or split
-        for name, path in (("train", corpus.train_path), ("heldout", corpus.heldout_path)):
-            if part in (name, "all"):
-                yield from text_files.read(epath.Path(path))
-        return
+        chosen = source.partition(":")[2] or split
+        paths = {"train": corpus.train_path, "heldout": corpus.heldout_path}
+        return [Part(os.fspath(path), divided=False) for name, path in paths.items() if chosen in (name, "all")]
     if source.startswith("tfds:"):
         from jaxdistill.data import tfds_text
 
-        documents = tfds_text.read(source)
-    else:
-        documents = text_files.read(epath.Path(source).expanduser())
+        return [Part(source, begin, end) for begin, end in tfds_text.ranges(source)]
+    return [Part(os.fspath(file)) for file in text_files.find(epath.Path(source).expanduser())]
+
+
+def read_part(part: Part, split: str, heldout_fraction: float) -> Iterator[Document]:
+    """The documents of a part that belong to the split and hold text, in order."""
+    from jaxdistill.data import text_files, tfds_text
+
+    is_tfds = part.place.startswith("tfds:")
+    documents = tfds_text.read(part.place, part.begin, part.end) if is_tfds else text_files.read(epath.Path(part.place))
     for document in documents:
-        if split == "all" or (split == "heldout") == _is_held_out(document.text, heldout_fraction):
+        if part.divided and split != "all" and (split == "heldout") != _is_held_out(document.text, heldout_fraction):
+            continue
+        if document.text.strip():
             yield document
 
 
 def _is_held_out(text: str, fraction: float) -> bool:
     number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
     return number < fraction * 2.0**64
-
-
-def _checked(documents: Iterator[Document], source: str) -> Iterator[Document]:
-    any_text = False
-    for document in documents:
-        if document.text.strip():
-            any_text = True
-            yield document
-    if not any_text:
-        raise BadInput(f"source {source!r} holds no text in the part asked for: give text, or another heldout_fraction")
 
 
 def split_sentences(text: str) -> list[str]:

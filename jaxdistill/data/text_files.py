@@ -11,7 +11,7 @@ import lzma
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from etils import epath
 
@@ -19,8 +19,11 @@ from jaxdistill.data import files
 from jaxdistill.data.sources import Document
 from jaxdistill.errors import BadInput
 
+LARGEST_LINE = 2**24  # bytes; and characters of a document, below. A few kilobytes of .xz may unpack to gigabytes
+LARGEST_DOCUMENT = 2**28
 SUFFIXES = tuple(kind + packing for kind in (".txt", ".jsonl") for packing in ("", ".xz", ".gz"))
 _SNIFFED_LINES = 400
+_LINE_OVERHEAD = 64  # bytes of memory
 _WIKITEXT_SEPARATOR = re.compile(r" @([-,.])@ ")
 _WIKITEXT_TITLE = re.compile(r"^\s*= ([^=].*?) =\s*$")
 _WIKITEXT_HEADING = re.compile(r"^\s*=(?: =)+ (.*?) =(?: =)+\s*$")
@@ -73,7 +76,10 @@ def read(path: epath.Path) -> Iterator[Document]:
 
 
 def read_lines(path: epath.Path) -> Iterator[str]:
-    """The lines of a UTF-8 file, .xz and .gz unpacked, without their ends. Raises BadInput in one line if it cannot."""
+    """The lines of a UTF-8 file, .xz and .gz unpacked, without their ends; one is held at a time.
+
+    Raises BadInput in one line if it cannot be read, or if a line is longer than `LARGEST_LINE`.
+    """
     shown = os.fspath(path)
     number = 0
     try:
@@ -83,7 +89,9 @@ def read_lines(path: epath.Path) -> Iterator[str]:
                 stream = stack.enter_context(lzma.open(stream, "rb"))
             elif path.name.endswith(".gz"):
                 stream = stack.enter_context(gzip.open(stream, "rb"))
-            for number, line in enumerate(stream, start=1):
+            for number, line in enumerate(iter(lambda: stream.readline(LARGEST_LINE + 1), b""), start=1):
+                if len(line) > LARGEST_LINE:
+                    raise BadInput(f"{shown!r} line {number} has more than {LARGEST_LINE:,} bytes: is it text? Break the line")
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise BadInput(
@@ -100,7 +108,7 @@ def _read_jsonl(lines: Iterable[str], shown: str) -> Iterator[Document]:
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadInput(
                 f'{shown!r} line {number} is not JSON ({error}): expected an object with a "text"'
             ) from error
@@ -111,12 +119,34 @@ def _read_jsonl(lines: Iterable[str], shown: str) -> Iterator[Document]:
 
 
 def _read_txt(lines: Iterator[str], shown: str) -> Iterator[Document]:
-    head = list(itertools.islice(lines, _SNIFFED_LINES))
+    head = list(_head(lines))
     lines = itertools.chain(head, lines)
     is_wikitext = any(_WIKITEXT_SEPARATOR.search(line) for line in head) and any(map(_WIKITEXT_TITLE.match, head))
+    lines = _with_limit(lines, shown, _WIKITEXT_TITLE.match if is_wikitext else lambda line: not line.strip())
     blocks = _wikitext_articles(lines) if is_wikitext else _blocks(lines)
     for number, block in enumerate(blocks):
         yield Document("\n".join(block), f"{shown}#{number}")
+
+
+def _head(lines: Iterator[str]) -> Iterator[str]:
+    """The first lines, as many as tell the form of the text."""
+    size = 0
+    for line in itertools.islice(lines, _SNIFFED_LINES):
+        yield line
+        size += len(line)
+        if size > LARGEST_LINE:
+            return
+
+
+def _with_limit(lines: Iterable[str], shown: str, begins: Callable[[str], object]) -> Iterator[str]:
+    """The lines; raises BadInput where more lie between two that `begins` is true of than a document may have."""
+    size = 0
+    for line in lines:
+        size = 0 if begins(line) else size + len(line) + _LINE_OVERHEAD
+        if size > LARGEST_DOCUMENT:
+            raise BadInput(f"{shown!r} holds a document of more than {LARGEST_DOCUMENT:,} characters: separate documents by "
+                           "blank lines")
+        yield line
 
 
 def _blocks(lines: Iterable[str]) -> Iterator[list[str]]:

@@ -11,13 +11,17 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from etils import epath
+
 from jaxdistill.data import files
 from jaxdistill.data.sources import Document
 from jaxdistill.errors import BadInput, nearest
 
 # A split may be a slice with colons of its own: train[:10%].
-_SOURCE = re.compile(r"^tfds:([^:]+)(?::([\d*]+\.[\d*]+\.[\d*]+))?(?::(\w+(?:\[.*\])?))?$")
+# A name has no colon: before one TFDS finds the sets of communities, whose code it would fetch and run.
+_SOURCE = re.compile(r"^tfds:(\w[\w.+-]*(?:/\w[\w.+-]*)?)(?::([\d*]+\.[\d*]+\.[\d*]+))?(?::(\w+(?:\[.*\])?))?$")
 _RECORDS_A_READ = 256
+_RECORDS_A_PART = 65_536
 
 
 def parse(source: str) -> tuple[str, str]:
@@ -39,30 +43,47 @@ def digest(source: str) -> str:
     return files.digest_of([builder.info.full_name, split, info.num_examples, list(info.shard_lengths or [])])
 
 
-def read(source: str) -> Iterator[Document]:
-    """The documents of a set, in its order; prepares it first if TFDS can.
+def ranges(source: str) -> Iterator[tuple[int, int]]:
+    """The parts that a set is read in: (begin, end) of its records; prepares the set first if TFDS can.
 
     Raises:
-        BadInput: no such set or split; no text in it; not in ArrayRecord; what preparing it lacks.
+        BadInput: no such set or split; not in ArrayRecord; what preparing it lacks.
     """
     builder = _builder(source)
-    split = _split(builder, source)
+    total = builder.info.splits[_split(builder, source)].num_examples
+    for begin in range(0, total, _RECORDS_A_PART):
+        yield begin, min(begin + _RECORDS_A_PART, total)
+
+
+def read(source: str, begin: int, end: int) -> Iterator[Document]:
+    """The documents that records `begin` to `end` of a set are, in its order. Raises as `ranges`, or for want of text."""
+    builder = _builder(source)
     field = _text_field(builder, source)
-    data = builder.as_data_source(split=split)
-    for begin in range(0, len(data), _RECORDS_A_READ):
-        numbers = range(begin, min(begin + _RECORDS_A_READ, len(data)))
+    data = builder.as_data_source(split=_split(builder, source))
+    for first in range(begin, end, _RECORDS_A_READ):
+        numbers = range(first, min(first + _RECORDS_A_READ, end))
         for number, record in zip(numbers, data.__getitems__(list(numbers))):
             text = record[field]
             yield Document(text.decode("utf-8") if isinstance(text, bytes) else str(text), f"{source}#{number}")
 
 
-def _builder(source: str) -> Any:
+def ready(source: str, beam_options: str) -> None:
+    """Prepares a set if it is not; one that is built with Apache Beam with these pipeline options. Raises as `ranges`."""
+    _builder(source, beam_options)
+
+
+def _builder(source: str, beam_options: str = "") -> Any:
     """The TFDS builder, its records ready to be read."""
     import tensorflow_datasets as tfds
     import tensorflow_datasets.text  # registers sets that the plain import leaves out
+    from tensorflow_datasets.core.utils import file_utils
 
     del tensorflow_datasets
     name, _ = parse(source)
+    for data_dir in file_utils.list_data_dirs():
+        for pattern in ("features.json", "*/features.json", "*/*/features.json"):
+            for file in (epath.Path(data_dir) / re.split("[/:]", name)[0]).glob(pattern):
+                files.check_features(file.parent)
     try:
         builder = tfds.builder(name, try_gcs=False)
     except tfds.core.DatasetNotFoundError as error:
@@ -72,7 +93,7 @@ def _builder(source: str) -> Any:
     except (ValueError, AssertionError, RuntimeError, ImportError) as error:
         raise BadInput(f"source {source!r}: TFDS cannot open {name!r}: {_first_line(error)}") from error
     if not builder.data_path.exists():
-        _prepare(builder, source)
+        _prepare(builder, source, beam_options)
     if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
         raise BadInput(
             f"source {source!r} is in {builder.info.file_format.value} under {os.fspath(builder.data_path)!r}, "
@@ -81,16 +102,21 @@ def _builder(source: str) -> Any:
     return builder
 
 
-def _prepare(builder: Any, source: str) -> None:
+def _prepare(builder: Any, source: str, beam_options: str) -> None:
     import tensorflow_datasets as tfds
+
+    from jaxdistill.data.prepare import beam_pipeline
 
     if isinstance(builder, tfds.core.BeamBasedBuilder) and not _has_beam():
         raise BadInput(
             f"source {source!r} is not prepared, and preparing it needs Apache Beam: pip install 'jaxdistill[beam]'"
         )
+    download = tfds.download.DownloadConfig()
+    if _has_beam():
+        download.beam_runner, download.beam_options = beam_pipeline().parse_options(beam_options)
     try:
         with files.quiet_tfds():
-            builder.download_and_prepare(file_format="array_record")
+            builder.download_and_prepare(file_format="array_record", download_config=download)
     except ImportError as error:
         extra = " (pip install 'jaxdistill[beam]')" if "beam" in str(error).lower() else ""
         raise BadInput(

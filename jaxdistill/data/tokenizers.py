@@ -32,6 +32,8 @@ _LARGEST_ALPHABET = 1000
 _LONGEST_WORD = 100
 _MOST_TRAINING_WORDS = 20_000_000
 _CHARACTERS_A_BATCH = 1_000_000
+_LARGEST_VOCABULARY = 2**24
+_LARGEST_FILE = 2**26  # bytes; a tokenizer.json of 250,000 tokens has 17 MB
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -143,12 +145,18 @@ def load_tokenizer(path: epath.PathLike, lowercase: bool = True) -> Any:
         return _from_vocabulary(_read_vocabulary(place), lowercase)
     vocab_file = place / "vocab.txt"
     listed = _read_vocabulary(vocab_file) if vocab_file.exists() else None
+    _check_files(place)
     from transformers import AutoTokenizer
 
     try:
         with remote.local(place) as folder:
-            tokenizer = AutoTokenizer.from_pretrained(os.fspath(folder), use_fast=True, local_files_only=True)
-    except Exception as error:  # a Rust panic message, a JSON error, a KeyError: whatever a damaged file leads to
+            # Not even asked for: left out, transformers would ask on the terminal whether to run a folder's code.
+            tokenizer = AutoTokenizer.from_pretrained(
+                os.fspath(folder), use_fast=True, local_files_only=True, trust_remote_code=False
+            )
+    except BaseException as error:  # a JSON error, a KeyError: whatever a damaged file leads to
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # Rust's; no Exception
+            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadInput(f"tokenizer folder {shown!r} cannot be read ({reason}): save the tokenizer again") from error
     vocabulary = describe(tokenizer, shown)
@@ -158,6 +166,32 @@ def load_tokenizer(path: epath.PathLike, lowercase: bool = True) -> Any:
             "save the tokenizer again"
         )
     return tokenizer
+
+
+def _check_files(folder: epath.Path) -> None:
+    """Raises BadInput for a folder whose files are too large, or name a class that is no tokenizer with a Rust backend:
+    transformers finds any class of its own by that name, and some of the slow ones unpickle files."""
+    import transformers
+
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json"):
+        if (folder / name).exists() and (size := (folder / name).stat().length) > _LARGEST_FILE:
+            raise BadInput(f"tokenizer folder {os.fspath(folder)!r}: {name} has {size:,} bytes, at most {_LARGEST_FILE:,} are "
+                           "read: save the tokenizer again")
+    for name in ("tokenizer_config.json", "config.json"):
+        if not (folder / name).exists():
+            continue
+        try:
+            given = json.loads((folder / name).read_text()).get("tokenizer_class")
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise BadInput(f"tokenizer folder {os.fspath(folder)!r} cannot be read ({name}: {error}): save the tokenizer "
+                           "again") from error
+        if given is None:
+            continue
+        found = getattr(transformers, f"{str(given).removesuffix('Fast')}Fast", None)
+        if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedTokenizerFast)):
+            raise BadInput(f"tokenizer folder {os.fspath(folder)!r}: {name} names the class {given!r}, expected one of "
+                           "transformers with a Rust backend, e.g. 'BertTokenizerFast'")
+        return
 
 
 def _read_vocabulary(path: epath.Path) -> list[str]:
@@ -204,15 +238,18 @@ def describe(tokenizer: Any, shown: str = "the tokenizer") -> Vocabulary:
     """The sizes and ids that batches are made with.
 
     Raises:
-        BadInput: a special token is missing, or it is not a fast tokenizer.
+        BadInput: a special token is missing, an id is absurd, or it is not a fast tokenizer.
     """
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise BadInput(f"{shown} is a {type(tokenizer).__name__} without a Rust backend: use the Fast class")
     vocab: dict[str, int] = tokenizer.get_vocab()
     _check_special(vocab, shown)
     special = SpecialIds(*(vocab[token] for token in SPECIAL_TOKENS))
+    size = max(vocab.values()) + 1
+    if size > _LARGEST_VOCABULARY:
+        raise BadInput(f"{shown} has the token id {size - 1:,}, expected less than {_LARGEST_VOCABULARY:,}: save it again")
     return Vocabulary(
-        size=max(vocab.values()) + 1,
+        size=size,
         special=special,
         special_ids=tuple(sorted({*dataclasses.astuple(special), *tokenizer.all_special_ids})),
         continuation_ids=tuple(sorted(number for token, number in vocab.items() if token.startswith("##"))),
@@ -247,18 +284,24 @@ def encode_documents(tokenizer: Any, documents: Iterable[Document]) -> Iterator[
     Documents come out in order; one without any token comes out with N = 0.
     """
     backend = plain_backend(tokenizer)
-    for batch in _by_size(documents, _CHARACTERS_A_BATCH):
-        sentences = [split_sentences(document.text) for document in batch]
-        encodings = iter(backend.encode_batch_fast(list(itertools.chain(*sentences)), add_special_tokens=False))
-        for parts in sentences:
-            ids = [encoding.ids for encoding in itertools.islice(encodings, len(parts))]
-            starts = np.cumsum([0, *map(len, ids)])
-            is_start = np.zeros(starts[-1] + 1, bool)
-            is_start[starts] = True
-            yield np.array(list(itertools.chain(*ids)), np.int32), is_start[:-1]
+    for batch in by_size(documents):
+        yield from encode_batch(backend, [document.text for document in batch])
 
 
-def _by_size(documents: Iterable[Document], characters: int) -> Iterator[list[Document]]:
+def encode_batch(backend: Any, texts: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Tokenises the texts of documents at once, as `encode_documents`. `backend`: from `plain_backend`."""
+    sentences = [split_sentences(text) for text in texts]
+    encodings = iter(backend.encode_batch_fast(list(itertools.chain(*sentences)), add_special_tokens=False))
+    for parts in sentences:
+        ids = [encoding.ids for encoding in itertools.islice(encodings, len(parts))]
+        starts = np.cumsum([0, *map(len, ids)])
+        is_start = np.zeros(starts[-1] + 1, bool)
+        is_start[starts] = True
+        yield np.array(list(itertools.chain(*ids)), np.int32), is_start[:-1]
+
+
+def by_size(documents: Iterable[Document], characters: int = _CHARACTERS_A_BATCH) -> Iterator[list[Document]]:
+    """Documents in lists of about so many characters: what is tokenised at once."""
     batch: list[Document] = []
     size = 0
     for document in documents:

@@ -121,7 +121,7 @@ def read_json_list(path: epath.Path) -> list[Any]:
     """A JSON list; anything else is taken as an empty one, for the file is optional."""
     try:
         values = json.loads(path.read_text())
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     return values if isinstance(values, list) else []
 

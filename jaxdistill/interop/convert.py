@@ -7,6 +7,7 @@ no `bert.`/`mobilebert.` prefix (`strip_prefix`, `add_prefix`).
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -77,6 +78,13 @@ def our_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """{path: shape} of every parameter of the model, without making any."""
     tree = jax.eval_shape(Model(config).init, jax.random.key(0))
     return {name: leaf.shape for name, leaf in parameters.flatten(tree).items()}
+
+
+def largest_bytes(config: ModelConfig) -> int:
+    """What weights of this architecture can need at most: float64, all heads, an output table of its own."""
+    shapes = our_shapes(config.replace(heads=("mlm",))) | our_shapes(config)
+    numbers = sum(math.prod(shape) for shape in shapes.values()) + config.vocab_size * config.hidden_size
+    return 8 * numbers + 2**24
 
 
 def check_tree(config: ModelConfig, flat: Mapping[str, Any], where: str = "params") -> None:

@@ -20,18 +20,22 @@ from jaxdistill.interop.convert import State
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+LARGEST_JSON = 2**26  # bytes
 
 
-def read_state(directory: epath.Path) -> State | None:
+def read_state(directory: epath.Path, largest: int) -> State | None:
     """All tensors of the folder by their stored names and dtypes; None if it has no safetensors.
 
-    Raises `BadInput` for a damaged file, a missing shard, or an index that points out of the folder.
+    `largest`: how many bytes the described model can need at most. Raises `BadInput` for larger files (before they are
+    read), a damaged file, a missing shard, or an index that points out of the folder.
     """
     if (directory / WEIGHTS).exists():
+        check_size(directory, [WEIGHTS], largest)
         return read_file(directory / WEIGHTS)
     if not (directory / INDEX).exists():
         return None
     files, promised = read_index(directory, INDEX, ".safetensors")
+    check_size(directory, files, largest)
     state: State = {}
     for file in files:
         state |= read_file(directory / file)
@@ -40,6 +44,14 @@ def read_state(directory: epath.Path) -> State | None:
         raise BadInput(f"{directory}: {INDEX} promises {len(lost)} tensors that no shard holds, such as {lost[0]}; "
                        "fetch the folder again, whole")
     return state
+
+
+def check_size(directory: epath.Path, files: list[str], largest: int) -> None:
+    """Raises `BadInput` if the files together are larger than that."""
+    size = sum((directory / file).stat().length for file in files)
+    if size > largest:
+        raise BadInput(f"{directory / files[0]} has {size:,} bytes, shards counted together, but the model in config.json "
+                       f"needs {largest:,} at most; weights and config.json are of different models")
 
 
 def read_index(directory: epath.Path, index: str, suffix: str) -> tuple[list[str], set[str]]:
@@ -86,7 +98,11 @@ def write_state(directory: epath.Path, state: State) -> None:
 def read_json(path: epath.Path) -> dict[str, Any]:
     """A JSON object; `BadInput` if the file is anything else."""
     try:
+        if (size := path.stat().length) > LARGEST_JSON:
+            raise BadInput(f"{path} has {size:,} bytes, at most {LARGEST_JSON:,} are read; fetch or export it again")
         values = json.loads(path.read_text())
+    except BadInput:
+        raise
     except (OSError, ValueError, RecursionError) as error:  # ValueError: not JSON, or not UTF-8
         raise BadInput(f"{path} cannot be read as JSON ({error}); fetch or export it again") from error
     if not isinstance(values, dict):

@@ -55,7 +55,7 @@ def read_config(values: dict[str, Any], where: str) -> ModelConfig:
 
 def read_params(directory: epath.Path, config: ModelConfig) -> Params:
     """The parameters, exactly as stored. Raises `BadInput` for a missing, damaged or foreign file."""
-    flat = hf_torch.read_state(directory)
+    flat = hf_torch.read_state(directory, convert.largest_bytes(config))
     if flat is None:
         raise BadInput(f"{directory} has no {hf_torch.WEIGHTS}; export the model again")
     convert.check_tree(config, flat, str(directory / hf_torch.WEIGHTS))

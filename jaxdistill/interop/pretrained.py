@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import re
 import tempfile
@@ -69,9 +68,10 @@ def from_pretrained(name_or_dir: str | os.PathLike[str], heads: Sequence[str] | 
         config, params = _pick_heads(config, params, heads, str(directory))
         return Model(config.replace(dtype=dtype, residual_dtype="float32")), params
     config = configs.from_huggingface(values, where)
-    raw = hf_torch.read_state(directory)
+    largest = convert.largest_bytes(config)
+    raw = hf_torch.read_state(directory, largest)
     if raw is None:
-        raw = hf_flax.read_state(directory, largest=_largest_bytes(config))
+        raw = hf_flax.read_state(directory, largest)
     if raw is None:
         raise BadInput(_nothing_to_load(directory))
     raw = hf_flax.in_pytorch_names(raw)
@@ -284,13 +284,6 @@ def _pick_heads(config: ModelConfig, params: Params, heads: Sequence[str] | None
         raise BadInput(f"{where} has no head {absent[0]!r}; it holds {', '.join(config.heads) or 'the encoder alone'}. "
                        "Pass heads=() and take a fresh head from Model.init")
     return picked, {name: tree for name, tree in params.items() if name not in config.heads or name in heads}
-
-
-def _largest_bytes(config: ModelConfig) -> int:
-    """What a file of this architecture can need at most: float64, all heads, an output table of its own."""
-    shapes = convert.our_shapes(config.replace(heads=("mlm",)))
-    numbers = sum(math.prod(shape) for shape in shapes.values()) + config.vocab_size * config.hidden_size
-    return 8 * numbers + 2**24
 
 
 def _nothing_to_load(directory: epath.Path) -> str:

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jaxdistill import commands, inputs
 from jaxdistill.data import tfds_text
 from jaxdistill.data.sources import read_documents, source_digest
 from jaxdistill.errors import BadInput
+from tests.conftest import tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -120,9 +122,64 @@ def test_names() -> None:
         ("tfds:wikipedya", ["did you mean 'wikipedia'"]),
         ("tfds:", ["expected tfds:NAME"]),
         ("tfds:wikipedia/20230601.en", ["pip install 'jaxdistill[beam]'"]),
+        ("tfds:huggingface:glue/mnli", ["expected tfds:NAME"]),  # would fetch and run a community's code
+        ("tfds:huggingface:squad", ["TFDS has no set 'huggingface'"]),
+        ("tfds:../elsewhere", ["expected tfds:NAME"]),
+        ("tfds:little_stories/data_dir=/tmp", ["expected tfds:NAME"]),
     ],
 )
-def test_bad_sources(source: str, words: list[str]) -> None:
+def test_bad_sources(source: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tfds_text, "_has_beam", lambda: False)
     with pytest.raises(BadInput) as error:
         list(read_documents(source))
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value), str(error.value)
+
+
+def test_a_set_with_foreign_features(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TFDS would import the module that a feature's name begins with."""
+    (tmp_path / "foreign_features.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = data_dir / "little_tales" / "1.0.0"
+    folder.mkdir(parents=True)
+    (folder / "features.json").write_text('{"pythonClassName": "foreign_features.Text", "featuresDict": {"features": {}}}')
+    (folder / "dataset_info.json").write_text('{"name": "little_tales", "version": "1.0.0"}')
+    with pytest.raises(BadInput):
+        list(read_documents("tfds:little_tales"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_set_that_beam_builds_is_built_with_the_given_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And never by Beam's own choice of a runner, which it would download."""
+    import apache_beam as beam
+    import tensorflow_datasets as tfds
+    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+    given = []
+
+    class BeamTales(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+        url_infos: dict[str, Any] = {}
+
+        def _info(self) -> Any:
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({"text": tfds.features.Text()}))
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self) -> Any:
+            return beam.Create([(n, {"text": f"Tale {n}."}) for n in range(4)])
+
+        def download_and_prepare(self, **options: Any) -> None:
+            given.append(options["download_config"])
+            super().download_and_prepare(**options)
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inputs, "find_tokenizer", stop)  # the set is ready before its text is first read
+    with pytest.raises(KeyboardInterrupt):
+        commands.prepare(tiny_config("tfds:beam_tales"), tmp_path, beam_options="direct_num_workers=1,job_name=tales")
+    (config_given,) = given
+    assert type(config_given.beam_runner) is FnApiRunner
+    assert config_given.beam_options.get_all_options()["job_name"] == "tales"
+    assert sorted(document.text for document in read_documents("tfds:beam_tales")) == [f"Tale {n}." for n in range(4)]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import tempfile
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from etils import epath
+from tensorflow_datasets.core import writer
+
+from jaxdistill import remote
 
 
 class PreparedText(tfds.core.GeneratorBasedBuilder):
@@ -15,9 +20,10 @@ class PreparedText(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     url_infos: dict[str, Any] = {}  # nothing to download: TFDS need not look for checksums beside the code
 
-    def __init__(self, *, records: Iterable[Mapping[str, Any]], token_dtype: str, **kwargs: Any) -> None:
-        """`records`: mappings with `tokens`, `breaks`, `document`; iterated once. `token_dtype`: uint16 or int32."""
-        self._records = records
+    def __init__(self, *, examples: Any, token_dtype: str, **kwargs: Any) -> None:
+        """`examples`: pairs of a record's number and a mapping with `tokens`, `breaks`, `document`: an iterator, or a Beam
+        transform that makes them in any order. `token_dtype`: uint16 or int32."""
+        self._examples = examples
         self._token_dtype = token_dtype
         super().__init__(file_format="array_record", **kwargs)
 
@@ -35,5 +41,20 @@ class PreparedText(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         return {"text": self._generate_examples()}
 
-    def _generate_examples(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        yield from enumerate(self._records)
+    def _generate_examples(self) -> Any:
+        return self._examples
+
+    def _example_writer(self) -> Any:
+        return _LocalFirst(self.info.file_format)
+
+
+class _LocalFirst(writer.ExampleWriter):
+    """ArrayRecord writes local files only; a shard for a bucket is written here and copied there."""
+
+    def write(self, path: epath.PathLike, examples: Iterable[tuple[Any, bytes]]) -> Any:
+        if not remote.is_remote(epath.Path(path)):
+            return super().write(path, examples)
+        with tempfile.TemporaryDirectory(prefix="jaxdistill-") as folder:
+            shard = epath.Path(folder) / epath.Path(path).name
+            super().write(shard, examples)
+            remote.fetch(shard, epath.Path(path))

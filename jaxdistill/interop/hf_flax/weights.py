@@ -7,11 +7,12 @@ MobileBERT; its tree follows the same rules.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import flax.serialization
 import flax.traverse_util
+import msgpack
 import numpy as np
 from etils import epath
 
@@ -21,6 +22,8 @@ from jaxdistill.interop.convert import State
 
 WEIGHTS = "flax_model.msgpack"
 INDEX = "flax_model.msgpack.index.json"
+_MOST_ENTRIES = 1_000_000
+_MOST_CHILDREN = 4096  # of one node of the tree
 
 
 def tree_from_state(state: State) -> dict[str, Any]:
@@ -65,10 +68,7 @@ def read_state(directory: epath.Path, largest: int) -> State | None:
         if not (directory / INDEX).exists():
             return None
         files, promised = hf_torch.read_index(directory, INDEX, ".msgpack")
-    size = sum((directory / file).stat().length for file in files)
-    if size > largest:
-        raise BadInput(f"{directory / files[0]} has {size:,} bytes, shards counted together, but the model in config.json "
-                       f"needs {largest:,} at most; weights and config.json are of different models")
+    hf_torch.check_size(directory, files, largest)
     tree = read_trees([directory / file for file in files])
     lost = sorted(promised - set(flax.traverse_util.flatten_dict(tree, sep="/")))
     if lost:
@@ -87,14 +87,36 @@ def read_trees(paths: Iterable[epath.Path]) -> dict[str, Any]:
 
 def read_tree(path: epath.Path) -> dict[str, Any]:
     """The tree of one msgpack file. Raises `BadInput` if it is damaged or holds anything but arrays under names."""
+    content = path.read_bytes()
     try:
-        tree = flax.serialization.msgpack_restore(path.read_bytes())
+        _check_entries(content)
+        tree = flax.serialization.msgpack_restore(content)
     except Exception as error:  # msgpack, NumPy and flax raise a dozen kinds on damaged bytes; all mean the same
-        raise BadInput(f"{path} cannot be read as msgpack ({error}); it is damaged or cut short: "
+        raise BadInput(f"{path} cannot be read as msgpack ({str(error) or type(error).__name__}); it is damaged or cut short: "
                        "fetch or export it again") from error
     if not _is_tree(tree):
         raise BadInput(f"{path} does not hold arrays under names; expected the parameters of a Flax model")
     return tree
+
+
+def _check_entries(content: bytes) -> None:
+    """Raises ValueError for more entries than any model has: an empty one takes a byte in the file and 64 in memory."""
+    left = _MOST_ENTRIES
+    sizes = {"max_array_len": _MOST_CHILDREN, "max_map_len": _MOST_CHILDREN}
+
+    def count(container: Collection[Any]) -> None:
+        nonlocal left
+        left -= 1 + len(container)
+        if left < 0:
+            raise ValueError(f"it has more than {_MOST_ENTRIES:,} entries")
+
+    def look_into(code: int, data: bytes) -> None:
+        msgpack.unpackb(data, raw=True, list_hook=count, object_hook=count, ext_hook=refuse, **sizes)
+
+    def refuse(code: int, data: bytes) -> None:
+        raise ValueError("an array holds something else than its shape, type and numbers")
+
+    msgpack.unpackb(content, ext_hook=look_into, list_hook=count, object_hook=count, strict_map_key=False, **sizes)
 
 
 def in_pytorch_names(state: State) -> State:
