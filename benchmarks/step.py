@@ -1,15 +1,19 @@
 """How fast each stage of a recipe trains on this machine: steps, sequences, MFU of teacher and student apart, memory.
 
-    python benchmarks/step.py [--config=wiki] [--config.mesh.fsdp=2 ...] [--stages=transfer,distill] [--json=PATH]
+    python benchmarks/step.py [--config=wiki] [--config.mesh.fsdp=2 ...] [--stages=transfer,distill] [--forward] [--json=PATH]
 
 The networks have random weights and the batches random words; the step is the one that `jaxdistill train` runs. Times
 are medians over `--steps` steps after the first, with the range. Memory is what the compiled step needs beside its
 arguments (temporaries), and the peak of the device so far where it reports one (one stage a call gives that stage's).
+`of best`: the least time that the step's FLOPs need at the device's bfloat16 peak, or the traffic of the compiled program
+(loops multiplied) at its memory's rate, whichever is longer, over the time it took; for GPUs in the table of training/speed.py.
+`--forward` also times the teacher's forward pass alone, as a stage runs it.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import json
 import statistics
@@ -29,11 +33,12 @@ from jaxdistill.methods.base import Stage
 from jaxdistill.models import Model, Params
 from jaxdistill.models.encoder import in_compute_dtype
 from jaxdistill.models.sizes import parameter_shapes
+from jaxdistill.planning.compiled import Program
 from jaxdistill.resolve import Recipe, predictions_a_row, resolve
 from jaxdistill.run import choose_stages
 from jaxdistill.students.copying import random_start
 from jaxdistill.training import loop, sharding, state
-from jaxdistill.training.speed import rates, step_flops
+from jaxdistill.training.speed import memory_rate, mfu, peak_flops, rates, step_flops
 
 
 def random_batch(config: ConfigDict, batch_size: int, vocab_size: int) -> dict[str, np.ndarray]:
@@ -70,8 +75,34 @@ def start(model: Model, seed: int, mesh: jax.sharding.Mesh) -> Params:
     return random_start(model, seed, sharding.shardings(mesh, parameter_shapes(model.config)))
 
 
-def measure(config: ConfigDict, recipe: Recipe, stage: Stage, mesh: jax.sharding.Mesh, steps: int) -> dict[str, Any]:
-    """The numbers of one stage."""
+def forward(teacher: Model, stage: Stage, depth: int, params: Params, batch: Any, steps: int, flops: float, mesh: jax.sharding.Mesh
+            ) -> dict[str, Any]:
+    """Seconds and MFU of the teacher's forward pass alone, to where the stage's losses read it."""
+    teacher = dataclasses.replace(teacher, batch_sharding=sharding.over_batch(mesh))
+    run = jax.jit(lambda p, b: teacher.apply(p, b, heads=stage.heads("teacher"), num_layers=stage.teacher_depth(depth))[0])
+    seconds = []
+    for _ in range(steps + 1):
+        begin = time.perf_counter()
+        jax.block_until_ready(run(params, batch))
+        seconds.append(time.perf_counter() - begin)
+    median = statistics.median(seconds[1:])
+    device = mesh.devices.flat[0]
+    devices = 1 if device.platform == "cpu" else mesh.size  # the peak of a CPU is the host's
+    return {"forward_seconds": median, "forward_seconds_range": [min(seconds[1:]), max(seconds[1:])],
+            "forward_mfu": mfu(flops, median, devices, peak_flops(device.device_kind))}
+
+
+def best_seconds(text: str, flops: float, mesh: jax.sharding.Mesh) -> float | None:
+    """The longest of computing and moving, each at its published rate; None where a rate is not known."""
+    kind = mesh.devices.flat[0].device_kind
+    rate, peak = memory_rate(kind), peak_flops(kind)
+    if rate is None or peak is None:
+        return None
+    return max(flops / mesh.size / peak, Program(text, mesh.size).totals().memory / rate)
+
+
+def measure(config: ConfigDict, recipe: Recipe, stage: Stage, mesh: jax.sharding.Mesh, steps: int, alone: bool) -> dict[str, Any]:
+    """The numbers of one stage; `alone`: of the teacher's forward pass too."""
     model = recipe.model(stage.network)
     teacher = recipe.teacher if stage.needs_teacher else None
     teacher_params = in_compute_dtype(teacher.config, start(teacher, 0, mesh)) if teacher else {}
@@ -95,6 +126,9 @@ def measure(config: ConfigDict, recipe: Recipe, stage: Stage, mesh: jax.sharding
     median = statistics.median(seconds[1:])
     flops = step_flops(stage, model, teacher, config.data.sequence_length, predictions_a_row(config.data))
     stats = mesh.devices.flat[0].memory_stats() or {}
+    best = best_seconds(compiled.as_text() or "", sum(flops.values()), mesh)
+    found = {} if not alone or teacher is None else forward(
+        teacher, stage, model.config.num_layers, teacher_params, batch, steps, flops["teacher"], mesh)
     return {
         "stage": stage.name,
         "rows": stage.batch_size,
@@ -107,8 +141,14 @@ def measure(config: ConfigDict, recipe: Recipe, stage: Stage, mesh: jax.sharding
         "peak_MiB": stats.get("peak_bytes_in_use", 0) / 2**20 or None,
         "teacher_GFLOP": flops["teacher"] / 1e9,
         "student_GFLOP": flops["student"] / 1e9,
+        "best_seconds": best,
+        **found,
         **rates(1 / median, stage.batch_size, config.data.sequence_length, flops, mesh),
     }
+
+
+def share(part: float | None, whole: float) -> str:
+    return "-" if part is None else f"{part / whole:.1%}"
 
 
 def main() -> None:
@@ -116,6 +156,7 @@ def main() -> None:
     parser.add_argument("--config", default="wiki", help="a recipe; --config.FIELD=VALUE changes it")
     parser.add_argument("--stages", default="", help="only these of its stages")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--forward", action="store_true", help="also time the teacher's forward pass alone")
     parser.add_argument("--json", default="", help="write the numbers here")
     arguments, overrides = parser.parse_known_args()
     process.keep_freed_memory()
@@ -126,15 +167,20 @@ def main() -> None:
     lines = []
     print(f"{inputs.hardware()}; {dict(mesh.shape)}; jax {jax.__version__}")
     print(f"{'stage':>16} {'rows':>5} {'ms a step':>10} {'range':>13} {'rows/s':>8} {'MFU teacher':>12} {'MFU student':>12} "
-          f"{'temp MiB':>9}")
+          f"{'temp MiB':>9} {'of best':>8}")
     for stage in chosen:
-        line = measure(config, recipe, stage, mesh, arguments.steps)
+        line = measure(config, recipe, stage, mesh, arguments.steps, arguments.forward)
         lines.append(line)
         low, high = (1e3 * value for value in line["step_seconds_range"])
         shares = [f"{line[name]:.1%}" if name in line else "-" for name in ("mfu_teacher", "mfu_student")]
         print(f"{stage.name:>16} {stage.batch_size:>5} {1e3 * line['step_seconds']:>10.1f} {f'{low:.0f}-{high:.0f}':>13} "
-              f"{line['sequences_per_second']:>8.1f} {shares[0]:>12} {shares[1]:>12} {line['temporaries_MiB'] or 0:>9.0f}",
-              flush=True)
+              f"{line['sequences_per_second']:>8.1f} {shares[0]:>12} {shares[1]:>12} {line['temporaries_MiB'] or 0:>9.0f} "
+              f"{share(line['best_seconds'], line['step_seconds']):>8}", flush=True)
+        if "forward_seconds" in line:
+            low, high = (1e3 * value for value in line["forward_seconds_range"])
+            print(f"{'teacher forward':>16} {stage.batch_size:>5} {1e3 * line['forward_seconds']:>10.1f} "
+                  f"{f'{low:.0f}-{high:.0f}':>13} {stage.batch_size / line['forward_seconds']:>8.1f} "
+                  f"{share(line['forward_mfu'], 1.0):>12}", flush=True)
     if arguments.json:
         report = {"config": arguments.config, "overrides": overrides, "hardware": inputs.hardware(),
                   "versions": inputs.versions(), "mesh": dict(mesh.shape), "stages": lines}
