@@ -182,8 +182,10 @@ class Model:
     def run_below(self, params: Params, hidden_BxLxD: jax.Array, bias_Bx1xLxL: jax.Array, layer: jax.Array,
                   differentiable: bool = False) -> jax.Array:
         """What enters block `layer`, a traced index, as in `apply_at`: [B, L, D]."""
+        forward_only = dataclasses.replace(self, remat="dots")  # nothing will be computed again
+
         def run(index: jax.Array, hidden: jax.Array) -> jax.Array:
-            return self.block(take_layer(params["layers"], index), hidden, bias_Bx1xLxL)[0]
+            return forward_only.block(take_layer(params["layers"], index), hidden, bias_Bx1xLxL)[0]
 
         if not differentiable:
             return jax.lax.stop_gradient(jax.lax.fori_loop(0, layer, run, hidden_BxLxD))
