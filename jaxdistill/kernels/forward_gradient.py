@@ -85,7 +85,8 @@ def projected_loss(project: Callable[[Any, jax.Array], jax.Array], function: Cal
         _, pull = jax.vjp(project, *moving)
         # Scaled after the products: before them it would be a second tensor as large as the logits.
         scaled = jax.tree.map(lambda g: (g * cotangent[0]).astype(g.dtype), pull(gradient.astype(jnp.float32)))
-        return scaled, None, None
+        # Together: else what waits for `x` alone (a stack's backward pass) would begin first, beside a gradient of the logits.
+        return jax.lax.optimization_barrier(scaled), None, None
 
     run.defvjp(forward, backward)
     return run

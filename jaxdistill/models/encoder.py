@@ -10,7 +10,6 @@ Called by training (also piece by piece: `embed`, `block`, `encode`, `run_heads`
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -51,7 +50,7 @@ class Model:
     # width instead of the batch.
     batch_sharding: NamedSharding | None = None
     # What the backward pass keeps of a block beside its input, set by training: "dots" the projections' outputs (norms,
-    # activations and attention scores cost few operations and fill most of the memory), "full" nothing.
+    # activations and attention scores cost few operations and fill most of the memory), "full" nothing, of embeddings too.
     remat: str = "dots"
 
     def init(self, key: jax.Array) -> Params:
@@ -116,18 +115,24 @@ class Model:
         positions = batch.get("position_ids")
         positions_BxL = (jnp.broadcast_to(jnp.arange(ids_BxL.shape[1]), ids_BxL.shape) if positions is None
                          else jnp.asarray(positions))
-        tables = params["embeddings"]
-        if self.batch_sharding is not None:  # looked up whole: rows of a split table would have to be sorted out again
-            tables = jax.lax.with_sharding_constraint(tables, NamedSharding(self.batch_sharding.mesh, PartitionSpec()))
-        embedded = _apply(Embeddings(self.config), tables, dropout_key, ids_BxL, types_BxL, positions_BxL,
-                          segments_BxL)
-        return self._constrain(embedded)
+
+        def run(tables: Params, *inputs: Any) -> jax.Array:
+            if self.batch_sharding is not None:  # looked up whole: rows of a split table would have to be sorted out again
+                tables = jax.lax.with_sharding_constraint(tables, NamedSharding(self.batch_sharding.mesh, PartitionSpec()))
+            return _apply(Embeddings(self.config), tables, *inputs)
+
+        embed = jax.checkpoint(run) if self.remat == "full" else run
+        return self._constrain(embed(params["embeddings"], dropout_key, ids_BxL, types_BxL, positions_BxL, segments_BxL))
 
     def block(self, layer_params: Params, hidden_BxLxD: jax.Array, bias_Bx1xLxL: jax.Array,
               dropout_key: jax.Array | None = None, looped: bool = True) -> tuple[jax.Array, Arrays]:
         """One block with one layer's parameters (no layer axis): (next hidden state, its taps). `remat` says what its
         backward pass computes again; `looped`: it is the body of a loop, whose passes the compiler cannot merge."""
-        run = functools.partial(_apply, Block(self.config))
+        def run(layer_params: Params, *inputs: Any) -> Any:
+            if looped and self.remat == "full":
+                layer_params = jax.tree.map(_only_here, layer_params)
+            return _apply(Block(self.config), layer_params, *inputs)
+
         policy = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}[self.remat]
         hidden, taps = jax.checkpoint(run, policy=policy, prevent_cse=not looped)(
             layer_params, dropout_key, hidden_BxLxD, bias_Bx1xLxL)
@@ -178,8 +183,10 @@ class Model:
     def run_below(self, params: Params, hidden_BxLxD: jax.Array, bias_Bx1xLxL: jax.Array, layer: jax.Array,
                   differentiable: bool = False) -> jax.Array:
         """What enters block `layer`, a traced index, as in `apply_at`: [B, L, D]."""
+        forward_only = dataclasses.replace(self, remat="dots")  # nothing will be computed again
+
         def run(index: jax.Array, hidden: jax.Array) -> jax.Array:
-            return self.block(take_layer(params["layers"], index), hidden, bias_Bx1xLxL)[0]
+            return forward_only.block(take_layer(params["layers"], index), hidden, bias_Bx1xLxL)[0]
 
         if not differentiable:
             return jax.lax.stop_gradient(jax.lax.fori_loop(0, layer, run, hidden_BxLxD))
@@ -301,6 +308,17 @@ def split_key(key: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None
         return None, None, None
     first, second, third = jax.random.split(key, 3)
     return first, second, third
+
+
+@jax.custom_vjp
+def _only_here(x: jax.Array) -> jax.Array:
+    """float32 x, which the compiler must not round ahead of the loop that reads it layer by layer: it would keep a bfloat16
+    copy of the whole stack beside it. It follows numbers through slices and barriers; bits it does not."""
+    bits = jax.lax.optimization_barrier(jax.lax.bitcast_convert_type(x, jnp.uint32))
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
+_only_here.defvjp(lambda x: (_only_here(x), None), lambda _, cotangent: (cotangent,))
 
 
 def _init(module: nn.Module, key: jax.Array, *inputs: jax.Array) -> Params:

@@ -158,12 +158,13 @@ class Program:
         if name not in self._known:
             total = Totals()
             computation = self.computations[name]
+            begun: set[str] = set()
             for instruction in computation.instructions.values():
-                self._add(total, computation, instruction)
+                self._add(total, computation, instruction, begun)
             self._known[name] = total
         return self._known[name]
 
-    def _add(self, total: Totals, computation: Computation, one: Instruction) -> None:
+    def _add(self, total: Totals, computation: Computation, one: Instruction, begun: set[str]) -> None:
         base = one.opcode.removesuffix("-start")
         if base in COLLECTIVES:
             total.sent[base] = total.sent.get(base, 0.0) + bytes_sent(base, one, self.devices)
@@ -176,7 +177,7 @@ class Program:
         elif one.opcode in ("call", "async-start"):
             total.add(self._of(one.called("to_apply") or one.called("calls")))
         elif one.opcode not in FREE and not one.opcode.endswith("-done"):
-            self._add_operation(total, computation, one)
+            self._add_operation(total, computation, one, begun)
 
     def _add_branches(self, total: Totals, one: Instruction) -> None:
         group = re.search(r"branch_computations=\{([^}]*)\}", one.attributes)
@@ -187,7 +188,7 @@ class Program:
         for cheaper in branches[:-1]:
             total.add(cheaper, (1 - self.branch_share) / (len(branches) - 1))
 
-    def _add_operation(self, total: Totals, computation: Computation, one: Instruction) -> None:
+    def _add_operation(self, total: Totals, computation: Computation, one: Instruction, begun: set[str]) -> None:
         body = one.called("calls") if one.opcode == "fusion" else ""
         moved = self._moved(computation, one)
         estimate = re.search(r'"estimated_cycles":"(\d+)"', one.attributes)
@@ -200,9 +201,21 @@ class Program:
         else:
             total.outside += moved
             total.operations += cycles > 0
-        if body:  # a collective may be fused with what makes or takes its data
-            for name, value in self._of(body).sent.items():
+        for channel, name, value in self._fused(body) if body else ():
+            if channel not in begun:
+                begun.add(channel)
                 total.sent[name] = total.sent.get(name, 0.0) + value
+
+    def _fused(self, name: str) -> Iterator[tuple[str, str, float]]:
+        """(channel, kind, bytes) of the collectives in a fusion, which makes or takes their data. One that runs under other
+        work is written in each operation that it runs under, from the one that begins it to the one that ends it."""
+        for one in self.computations[name].instructions.values():
+            base = one.opcode.removesuffix("-start")
+            if base in COLLECTIVES:
+                channel = re.search(r"channel_id=\d+", one.attributes)
+                yield channel.group() if channel else f"{name}/{one.name}", base, bytes_sent(base, one, self.devices)
+            elif one.opcode == "fusion":
+                yield from self._fused(one.called("calls"))
 
     def _has_product(self, name: str) -> bool:
         return any(i.opcode in ("convolution", "dot") or (i.opcode == "fusion" and self._has_product(i.called("calls")))

@@ -21,6 +21,7 @@ from jaxdistill.models.encoder import attention_bias, split_key, take_layer
 from jaxdistill.models.parameters import unflatten
 from jaxdistill.objectives import fused, projections
 from jaxdistill.objectives.terms import HEAD_OF_OUTPUT, Loss, count_everything
+from jaxdistill.training import sharding
 
 Result = tuple[jax.Array, Arrays]
 
@@ -222,8 +223,9 @@ def layer_value(stage: Stage, model: Model, teacher: Model, student_taps: Arrays
                 masks: Batch, bias: jax.Array, scales: Arrays) -> tuple[jax.Array, Arrays, jax.Array]:
     """One layer of the teacher, from what enters it, and the losses there: (value, raw sums, what leaves it)."""
     losses = _of_layers(stage)
-    return fused.layer_terms(losses, _only(scales, losses), student_taps, teacher, teacher_layer, theirs, masks, bias,
-                             model.config.dtype, rows_on_a_device(model, masks))
+    return fused.layer_terms(losses, _only(scales, losses), student_taps, teacher,
+                             sharding.gathered_layer(model, teacher_layer), theirs, masks, bias, model.config.dtype,
+                             rows_on_a_device(model, masks))
 
 
 def _reads_moments(stage: Stage) -> bool:

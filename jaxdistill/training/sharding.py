@@ -16,8 +16,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdistill.errors import BadInput
-from jaxdistill.models import Model
-from jaxdistill.models.parameters import flatten, is_stacked
+from jaxdistill.models import Model, Params
+from jaxdistill.models.parameters import flatten, is_stacked, unflatten
 from jaxdistill.models.sizes import parameter_shapes
 
 AXES = ("data", "fsdp", "tensor")
@@ -114,6 +114,18 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
         return NamedSharding(mesh, spec(name, leaf.ndim))
 
     return jax.tree_util.tree_map_with_path(of, tree)
+
+
+def gathered_layer(model: Model, layer: Params) -> Params:
+    """One layer's parameters, no longer split over `fsdp`: asked for ahead of a loop that needs them in every turn, where the
+    compiler for TPUs would fetch them anew each time."""
+    where = model.batch_sharding
+    if where is None or where.mesh.shape["fsdp"] == 1:
+        return layer
+    places = {name: PartitionSpec(*(None if axis == "fsdp" else axis for axis in spec(f"layers/{name}", leaf.ndim)))
+              for name, leaf in flatten(layer).items()}
+    return unflatten({name: jax.lax.with_sharding_constraint(leaf, NamedSharding(where.mesh, places[name]))
+                      for name, leaf in flatten(layer).items()})
 
 
 def place(mesh: Mesh, tree: Any) -> Any:

@@ -1,5 +1,6 @@
 """The stack: taps against a plain loop over blocks, `apply_at` and its gradients, pads, dropout, one trace for all."""
 
+import dataclasses
 import functools
 
 import jax
@@ -212,6 +213,20 @@ def test_masked_keys_get_no_weight_and_scores_stay_finite():
     weights = jax.nn.softmax(scores, -1)
     assert np.isfinite(scores).all() and (weights[:, 1, :, :, 3:] == 0).all()
     assert (weights[:, 0] > 0).all() and (weights[:, 1, :, :, :3] > 0).all()
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_what_is_computed_again_changes_no_gradient(kind):
+    """Whether projections are kept, or nothing of blocks and embeddings; with dropout, whose masks must come out as before."""
+    model, params = setup(kind)
+
+    def gradient(remat):
+        network = dataclasses.replace(model, remat=remat)
+        return jax.jit(jax.grad(lambda p: loss(network.apply(p, BATCH, taps=READ, dropout_key=jax.random.key(1))[1])))(params)
+
+    ours = gradient("full")
+    same_gradient(ours, gradient("dots"))
+    assert min(float(jnp.max(jnp.abs(ours["layers"]["attention"][name]["kernel"]))) for name in ("query", "value")) > 0
 
 
 def test_dropout_is_on_with_a_key_only_and_is_the_keys():

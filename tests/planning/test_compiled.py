@@ -74,6 +74,29 @@ def test_groups(groups, n):
     assert group_size(", channel_id=1, " + groups, 8) == n
 
 
+def test_a_collective_under_other_work_is_sent_once():
+    """It is in the fusion that begins it, in those that it runs under, and in the one that ends it; another has a channel of its
+    own."""
+    fused = """
+%{name} (p: f32[25]) -> f32[100] {{
+  %p = f32[25] parameter(0)
+  ROOT %ag = f32[100] all-gather(%p), channel_id={channel}, replica_groups={{{{0,1,2,3}}}}, dimensions={{0}}
+}}
+"""
+    entry = """
+ENTRY %main (x: f32[25]) -> f32[100] {
+  %x = f32[25] parameter(0)
+  %a = f32[100] fusion(%x), kind=kCustom, calls=%begin
+  %b = f32[100] fusion(%x), kind=kOutput, calls=%under
+  %c = f32[100] fusion(%x), kind=kOutput, calls=%other
+  ROOT %d = f32[100] fusion(%x), kind=kCustom, calls=%end
+}
+"""
+    text = "".join(fused.format(name=name, channel=channel)
+                   for name, channel in (("begin", 1), ("under", 1), ("other", 2), ("end", 1))) + entry
+    assert Program(text, devices=4).totals().sent == {"all-gather": 2 * 400 * 3 / 4}
+
+
 def test_alone_nothing_is_sent():
     one = Instruction("x", "f32[100]", "all-reduce", "%y", ", replica_groups={{0}}")
     assert bytes_sent("all-reduce", one, 8) == 0

@@ -1,5 +1,8 @@
 """Meshes change where arrays live and nothing else: eight host devices against one, for every objective; the table."""
 
+import dataclasses
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -87,6 +90,19 @@ def test_a_mesh_changes_no_result(name, mesh_name, alone, capfd):
     wanted = sharding.shardings(mesh, now)
     assert all(leaf.sharding.is_equivalent_to(where, leaf.ndim)
                for leaf, where in zip(jax.tree.leaves(now), jax.tree.leaves(wanted)))
+
+
+def test_what_is_gathered_is_a_layer_of_parameters():
+    """Where parameters are split, a device fetches those of one layer, or a table, when it needs them: no stack of them,
+    and nothing of other devices' rows."""
+    stage, mesh = dataclasses.replace(make_stage("auxiliary", batch_size=40), fused=True), sharding.make_mesh(1, 4, 1)
+    now, theirs = state.shapes(stage, STUDENT, TEACHER), parameter_shapes(TEACHER.config)
+    step = loop.compile_step(stage, STUDENT, TEACHER, mesh, 3, now, theirs)
+    text = step.lower(now, theirs, pretraining_batch(rows=40)).compile().as_text()
+    gathered = {tuple(sorted(map(int, dims.split(",")))) for dims in re.findall(r"= \w+\[([\d,]+)\]\S* all-gather\(", text)}
+    parameters = {tuple(sorted(leaf.shape[is_stacked(name):]))
+                  for tree in (now.params, theirs) for name, leaf in flatten(tree).items()}
+    assert gathered and gathered <= parameters
 
 
 def test_parameters_and_moments_are_split():
