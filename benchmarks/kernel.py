@@ -113,7 +113,8 @@ def main() -> None:
     devices: Any = topologies.get_topology_desc(platform="tpu", topology_name=options.topology).devices
     place = Format(Layout.AUTO, SingleDeviceSharding(np.asarray(devices).reshape(-1)[0]))
     for name, run in (("XLA, rows at once", by_xla(1)), ("XLA, rows in four parts", by_xla(4)), ("Pallas", by_pallas())):
-        compiled = jax.jit(run, in_shardings=place, out_shardings=place).lower(*shapes, jax.ShapeDtypeStruct((B, L), jnp.int32)).compile()
+        inputs = (*shapes, jax.ShapeDtypeStruct((B, L), jnp.int32))
+        compiled = jax.jit(run, in_shardings=place, out_shardings=place).lower(*inputs).compile()
         totals = Program(compiled.as_text() or "", 1).totals()
         print(f"{name:>24}: {totals.memory / 1e6:.1f} MB to and from memory, {totals.cycles:,.0f} cycles estimated", flush=True)
 
