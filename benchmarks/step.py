@@ -5,8 +5,8 @@
 The networks have random weights and the batches random words; the step is the one that `jaxdistill train` runs. Times
 are medians over `--steps` steps after the first, with the range. Memory is what the compiled step needs beside its
 arguments (temporaries), and the peak of the device so far where it reports one (one stage a call gives that stage's).
-`of best`: the least time that the step's FLOPs need at the device's bfloat16 peak, or the traffic of the compiled program
-(loops multiplied) at its memory's rate, whichever is longer, over the time it took; for GPUs in the table of training/speed.py.
+`roofline`: the least time that the step's FLOPs need at the device's bfloat16 peak, or the traffic of the compiled program
+(loops multiplied) at its memory's rate, whichever is longer, over the time it took; on GPUs whose rate is known here.
 `--forward` also times the teacher's forward pass alone, as a stage runs it.
 """
 
@@ -38,7 +38,10 @@ from jaxdistill.resolve import Recipe, predictions_a_row, resolve
 from jaxdistill.run import choose_stages
 from jaxdistill.students.copying import random_start
 from jaxdistill.training import loop, sharding, state
-from jaxdistill.training.speed import memory_rate, mfu, peak_flops, rates, step_flops
+from jaxdistill.training.speed import mfu, peak_flops, rates, step_flops
+
+# Bytes a second of a GPU's memory (manufacturer's sheets); the first match counts.
+MEMORY_RATES = (("NVIDIA H100 PCIe", 2.0e12), ("NVIDIA H100 NVL", 3.9e12), ("NVIDIA H100", 3.35e12), ("NVIDIA H200", 4.8e12))
 
 
 def random_batch(config: ConfigDict, batch_size: int, vocab_size: int) -> dict[str, np.ndarray]:
@@ -95,7 +98,8 @@ def forward(teacher: Model, stage: Stage, depth: int, params: Params, batch: Any
 def best_seconds(text: str, flops: float, mesh: jax.sharding.Mesh) -> float | None:
     """The longest of computing and moving, each at its published rate; None where a rate is not known."""
     kind = mesh.devices.flat[0].device_kind
-    rate, peak = memory_rate(kind), peak_flops(kind)
+    rate = next((rate for start, rate in MEMORY_RATES if kind.startswith(start)), None)
+    peak = peak_flops(kind)
     if rate is None or peak is None:
         return None
     return max(flops / mesh.size / peak, Program(text, mesh.size).totals().memory / rate)
@@ -167,7 +171,7 @@ def main() -> None:
     lines = []
     print(f"{inputs.hardware()}; {dict(mesh.shape)}; jax {jax.__version__}")
     print(f"{'stage':>16} {'rows':>5} {'ms a step':>10} {'range':>13} {'rows/s':>8} {'MFU teacher':>12} {'MFU student':>12} "
-          f"{'temp MiB':>9} {'of best':>8}")
+          f"{'temp MiB':>9} {'roofline':>8}")
     for stage in chosen:
         line = measure(config, recipe, stage, mesh, arguments.steps, arguments.forward)
         lines.append(line)

@@ -88,8 +88,11 @@ def campaign(kills: int, seed: int, folder: Path) -> Campaign:
                                     "tensorflow_datasets", "transformers"])
     whole = folder / "whole"
     began = time.monotonic()
-    start(context, source, whole).join()
+    first = start(context, source, whole)
+    first.join()
     duration, expected = time.monotonic() - began, student(whole)
+    if first.exitcode or not expected:
+        raise RuntimeError(f"the uninterrupted run ended with exit code {first.exitcode}; see {whole}.log")
     while sum(result.kills.values()) < kills or not result.lives:
         workdir = folder / f"life-{result.lives}"
         while not (workdir / "DONE").exists():
@@ -106,7 +109,7 @@ def campaign(kills: int, seed: int, folder: Path) -> Campaign:
                 if process.exitcode == PREEMPTED:
                     result.preempted.append(time.monotonic() - sent)
                 if process.exitcode in (PREEMPTED, -signal.SIGKILL, -signal.SIGTERM):  # the last: not even set up
-                    met = "preempted" if kind == "preempted" else moment(workdir)
+                    met = "preempted" if process.exitcode == PREEMPTED else moment(workdir)
                     result.kills[met] = result.kills.get(met, 0) + 1
                     continue
             process.join()
@@ -125,7 +128,7 @@ def sentence(rng: random.Random) -> str:
 
 def start(context: Any, source: Path, workdir: Path) -> Any:
     """A process that runs `jaxdistill train` there."""
-    process = context.Process(target=train, args=(str(source), str(workdir)))
+    process = context.Process(target=train, args=(str(source), str(workdir)), daemon=True)
     process.start()
     return process
 

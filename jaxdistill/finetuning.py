@@ -113,7 +113,8 @@ def _train(stage: Stage, model: Model, params: Params, task: TokenizedTask, fold
         try:
             train_state = loop.run_stage(
                 stage, model, train_state, None, {}, batches, mesh=mesh, seed=stage_seed(seed, stage.name),
-                checkpoints=checkpoints, page=page, reporting=reporting, limits=loop.Limits())
+                checkpoints=checkpoints, page=page, reporting=reporting,
+                limits=loop.Limits(checkpoint_seconds=600, hang_seconds=1800))
         except BaseException:  # Ctrl-C too: saves under way must end before Python does
             checkpoints.close()
             raise

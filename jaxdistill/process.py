@@ -40,5 +40,5 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):  # another C library
         return False
     arena_max, mmap_max, trim_threshold, top_pad = -8, -4, -1, -2  # malloc.h
-    settings = ((arena_max, 1), (mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**26))
+    settings = ((arena_max, 1), (mmap_max, 0), (trim_threshold, -1), (top_pad, 2**26))
     return all(mallopt(name, value) == 1 for name, value in settings)

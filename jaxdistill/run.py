@@ -47,7 +47,8 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, stages: Sequence[str] 
     """Runs the recipe in `workdir` and returns what `results.json` holds; the same call resumes.
 
     `stages`: run only these of `config.order` (their predecessors must be finished). Raises `BadInput` before anything
-    is compiled or overwritten; `Interrupted`, `Preempted` and `TrainingStopped` leave a resumable workdir.
+    is compiled or overwritten; `Interrupted`, `Preempted` and `TrainingStopped` leave a resumable workdir. A step that hangs
+    ends the process (`config.watchdog_minutes`).
     """
     started = time.perf_counter()
     mesh = sharding.make_mesh(**config.mesh)
@@ -272,8 +273,12 @@ class Run:
         """What a stage's result depends on beside the recipe's fixed fields: its settings and those of the stages of
         its network before it."""
         own = [s for s in self.recipe.stages if s.network == stage.network]
-        return [{"stage": s.name, **json.loads(json.dumps(self.config.stages[s.name].to_dict()))}
+        chosen = {"checkpoint_every_steps": self.config.checkpoint.every_steps, "heldout_rows": self._rows_to_choose_by()}
+        return [{"stage": s.name, **json.loads(json.dumps(self.config.stages[s.name].to_dict())), **(chosen if s.best else {})}
                 for s in own[: own.index(stage) + 1]]
+
+    def _rows_to_choose_by(self) -> int:
+        return 2 * self.config.evaluation.batch_size
 
     def _check_lineage(self, stage: Stage, page: dict[str, Any]) -> None:
         now = self._lineage(stage)
@@ -288,7 +293,7 @@ class Run:
 
     def _evaluator(self, stage: Stage, model: Model, teacher: Model | None, teacher_params: Params) -> loop.Evaluator:
         losses = jax.jit(make_losses(stage, model, teacher))
-        rows = inputs.heldout(self.config, self.corpus.heldout, max_examples=2 * self.config.evaluation.batch_size)
+        rows = inputs.heldout(self.config, self.corpus.heldout, max_examples=self._rows_to_choose_by())
         # Rows that only fill the last batch are copies: to losses over tokens they must look like padding.
         batches = [{**row, "attention_mask": row["attention_mask"] * row["example_weights"].astype(np.int32)[:, None]}
                    for row in rows]

@@ -113,7 +113,7 @@ MISTAKES = {
         "config.stages.distill.best='los' is not measured there; did you mean 'loss'.*mlm_distillation",
     ),
     "best of layers": ({"stages.transfer.best": "loss"}, "config.stages.transfer.best='loss': .*a progressive stage has no best"),
-    "spikes": ({"stages.distill.skip_above": -1.0}, "config.stages.distill.skip_above=-1.0; expected 0 or more"),
+    "spikes": ({"stages.distill.skip_above": -1.0}, "config.stages.distill.skip_above=-1.0; expected 0 .* or 2 "),
     "strict and more": (
         {"stages.transfer.moves": ("layers/", "embeddings/word"), "stages.transfer.freezing": "strict"},
         "config.stages.transfer.moves=.*'embeddings/word'.*strict.*config.stages.transfer.freezing='soft'",

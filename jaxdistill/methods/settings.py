@@ -49,9 +49,12 @@ def _check(name: str, settings: Any) -> None:
     for field in ("steps", "batch_size", "accumulation"):
         if settings[field] < 1:
             raise BadInput(f"config.stages.{name}.{field}={settings[field]}; expected 1 or more")
-    for field in ("warmup_steps", "weight_decay", "clip_norm", "end_ratio", "skip_above"):
+    for field in ("warmup_steps", "weight_decay", "clip_norm", "end_ratio"):
         if not 0 <= settings[field] < math.inf:
             raise BadInput(f"config.stages.{name}.{field}={settings[field]}; expected 0 or more")
+    if settings.skip_above and not 2 <= settings.skip_above < math.inf:
+        raise BadInput(f"config.stages.{name}.skip_above={settings.skip_above}; expected 0 (no update is skipped) or 2 standard "
+                       "deviations or more: below that a usual loss is a spike")
     if not 0 <= settings.alpha <= 1:
         raise BadInput(f"config.stages.{name}.alpha={settings.alpha}; expected 0 (the teacher's words alone) to 1 (the "
                        "true words alone)")

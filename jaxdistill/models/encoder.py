@@ -130,7 +130,7 @@ class Model:
         backward pass computes again; `looped`: it is the body of a loop, whose passes the compiler cannot merge."""
         def run(layer_params: Params, *inputs: Any) -> Any:
             if looped and self.remat == "full":
-                layer_params = jax.tree.map(_only_here, layer_params)
+                layer_params = jax.tree.map(lambda x: _only_here(x) if x.dtype == jnp.float32 else x, layer_params)
             return _apply(Block(self.config), layer_params, *inputs)
 
         policy = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}[self.remat]
@@ -313,7 +313,7 @@ def split_key(key: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None
 @jax.custom_vjp
 def _only_here(x: jax.Array) -> jax.Array:
     """float32 x, which the compiler must not round ahead of the loop that reads it layer by layer: it would keep a bfloat16
-    copy of the whole stack beside it. It follows numbers through slices and barriers; bits it does not."""
+    copy of the whole stack beside it. It follows numbers through slices and barriers; bits it does not (libtpu 0.0.50)."""
     bits = jax.lax.optimization_barrier(jax.lax.bitcast_convert_type(x, jnp.uint32))
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
 

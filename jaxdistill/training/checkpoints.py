@@ -23,26 +23,27 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from jaxdistill import remote
-from jaxdistill.errors import BadInput, TrainingStopped
+from jaxdistill.errors import BadInput, JaxDistillError, TrainingStopped
 from jaxdistill.training import hosts, sharding
 from jaxdistill.training.state import TrainState
 
 SCHEMA = 2
 # tensorstore's names of errors that say nothing about what is stored: the same call may succeed later.
-PASSING = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED", "CANCELLED", "ABORTED")
+TRANSIENT = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED", "CANCELLED",
+             "ABORTED")
 
 
 class Checkpoints:
-    """The checkpoints of one stage under `directory`; the `keep` newest stay, and with `best` that of the lowest number."""
+    """The checkpoints of one stage under `directory`; the `keep` newest stay, and with `best` that of the lowest metric."""
 
     def __init__(self, directory: epath.PathLike, keep: int = 2, best: bool = False) -> None:
         self._directory = epath.Path(directory)
         if not remote.is_remote(self._directory):
             self._directory = self._directory.absolute()  # orbax takes no others
-        lowest = BestN(get_metric_fn=_number, n=1, reverse=True, keep_checkpoints_without_metrics=False)
+        lowest = BestN(get_metric_fn=_metric, n=1, reverse=True, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy([LatestN(keep), *([lowest] if best else [])]),
-            best_fn=_number if best else None, best_mode="min", create=True, cleanup_tmp_directories=True)
+            best_fn=_metric if best else None, best_mode="min", create=True, cleanup_tmp_directories=True)
         with disk_errors(self._directory):
             self._manager = ocp.CheckpointManager(self._directory, options=options)
 
@@ -55,81 +56,96 @@ class Checkpoints:
         return step in self._manager.all_steps()
 
     def best(self) -> int | None:
-        """The step saved with the lowest number, or None."""
+        """The step saved with the lowest metric, or None."""
         return self._manager.best_step()
 
-    def save(self, state: TrainState, page: dict[str, Any], *, number: float | None = None, wait: bool = False) -> None:
-        """Starts saving `state` at its step (a step already saved is left alone); `wait` for the end of it. `number`: of
-        those saved with one, the lowest is kept."""
+    def save(self, state: TrainState, page: dict[str, Any], *, metric: float | None = None, wait: bool = False) -> None:
+        """Saves `state` at its step, in the background once its checksums are taken; a step already saved is left alone.
+        `wait`: for the end of it. `metric`: of those saved with one, the lowest is kept. Raises `TrainingStopped` if the
+        disk is full."""
         step = int(state.step)
         with disk_errors(self._directory):
-            if not self.holds(step):
+            if not hosts.largest(hosts.first() and self.holds(step)):  # a listing may be older on another host
                 sums = checksums(state).tolist()
                 if jax.default_backend() == "cpu":
                     # A CPU array may be handed over without a copy, and the next step donates its buffer.
                     state = jax.tree.map(jnp.copy, state)
-                self._manager.save(step, metrics=None if number is None else {"number": number}, args=ocp.args.Composite(
+                self._manager.save(step, metrics=None if metric is None else {"metric": metric}, args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
                     page=ocp.args.JsonSave({"schema": SCHEMA, "checksums": sums, **copy.deepcopy(page)})))
             if wait:
                 self._manager.wait_until_finished()
 
-    def restore(self, like: TrainState, mesh: jax.sharding.Mesh, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
-        """(state, page) of `step`, or the newest that is whole, placed on `mesh`; `like` gives shapes and dtypes (arrays or
+    def restore(self, like: TrainState, mesh: jax.sharding.Mesh) -> tuple[TrainState, dict[str, Any]]:
+        """The newest (state, page) that is whole, placed on `mesh`; `like` gives shapes and dtypes (arrays or
         `ShapeDtypeStruct`s). Damaged newer ones are reported and renamed `damaged-STEP`. Raises `BadInput` if none is
         whole, or if another version of jaxdistill saved it."""
-        target = jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), like,
-                              sharding.shardings(mesh, like))
-        steps = sorted(self._manager.all_steps(), reverse=True) if step is None else [step]
         damaged: dict[int, str] = {}
-        for at in steps:
+        for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                found = self._read(at, target)
+                found = self._read(step, like, mesh)
             except Damaged as error:
-                damaged[at] = str(error)
+                damaged[step] = str(error)
                 continue
-            self._set_aside(damaged, f"going on from step {at}")
+            self._set_aside(damaged, f"going on from step {step}")
             return found
-        at, why = next(iter(damaged.items()))
-        raise BadInput(f"checkpoint {self._directory / str(at)} cannot be read ({why})"
-                       + (f", nor can {len(damaged) - 1} before it" if damaged.keys() - {at} else "")
+        step, why = next(iter(damaged.items()), (0, "it is not there"))
+        raise BadInput(f"checkpoint {self._directory / str(step)} cannot be read ({why})"
+                       + (f", nor can {len(damaged) - 1} before it" if len(damaged) > 1 else "")
                        + f"; delete {self._directory} to run the stage from its start")
 
-    def _read(self, step: int, target: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    def restore_best(self, like: TrainState, mesh: jax.sharding.Mesh) -> TrainState | None:
+        """The state saved with the lowest metric; None if there is none that is whole."""
+        while (step := self.best()) is not None:
+            try:
+                return self._read(step, like, mesh)[0]
+            except Damaged as error:
+                self._set_aside({step: str(error)}, "the next best is handed on")
+        return None
+
+    def _read(self, step: int, like: TrainState, mesh: jax.sharding.Mesh) -> tuple[TrainState, dict[str, Any]]:
         """One checkpoint. Raises `Damaged` on every process if one of them finds it so."""
-        why, page, state = "", None, None
-        try:
-            page = self._manager.restore(step, args=ocp.args.Composite(page=ocp.args.JsonRestore()))["page"]
-            if not isinstance(page, dict):
-                raise ValueError("its page is no JSON object")
-            if page.get("schema") == SCHEMA:
-                state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
-                if checksums(state).tolist() != page.pop("checksums", None):
-                    raise ValueError("its contents are not those that were saved")
-        except Exception as error:  # tensorstore, JSON or missing items: whatever a damaged folder leads to
-            if isinstance(error, PermissionError) or any(name in str(error) for name in PASSING):
-                raise
-            why = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        target = jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), like,
+                              sharding.shardings(mesh, like))
+        folder = self._directory / str(step)
+
+        def read() -> tuple[str, dict[str, Any], TrainState | None]:
+            # By the handlers alone: the manager would wait for the other processes, of which one may find damage.
+            try:
+                page = ocp.JsonCheckpointHandler().restore(folder / "page")
+                if not isinstance(page, dict):
+                    return "its page is no JSON object", {}, None
+                if page.get("schema") != SCHEMA:
+                    return "", page, None
+                return "", page, ocp.StandardCheckpointHandler().restore(
+                    folder / "state", args=ocp.args.StandardRestore(target))
+            except Exception as error:  # tensorstore, JSON or missing items: whatever a damaged folder leads to
+                if isinstance(error, PermissionError) or any(name in str(error) for name in TRANSIENT):
+                    raise
+                return (str(error).splitlines() or [type(error).__name__])[0][:120], {}, None
+
+        why, page, state = hosts.together(read)
         if hosts.largest(bool(why)):
             raise Damaged(why or "another process cannot read it")
-        assert page is not None
-        if page.get("schema") != SCHEMA:
-            raise BadInput(f"checkpoint {self._directory / str(step)} has schema {page.get('schema')}, this version reads "
-                           f"{SCHEMA}; finish the run with the version that began it, or use another workdir")
-        assert state is not None
+        if state is None:
+            raise BadInput(f"checkpoint {folder} has schema {page.get('schema')}, this version reads {SCHEMA}; finish the run "
+                           "with the version that began it, or use another workdir")
+        if checksums(state).tolist() != page.pop("checksums", None):
+            raise Damaged("its contents are not those that were saved")
         return state, page
 
     def _set_aside(self, damaged: dict[int, str], then: str) -> None:
         """Renames checkpoints, so that their steps can be saved again and nothing is lost that somebody may want to see."""
-        for step, why in damaged.items():
-            aside = self._directory / f"damaged-{step}"
-            if hosts.first():
+        def rename() -> None:
+            for step, why in damaged.items():
+                aside = self._directory / f"damaged-{step}"
                 print(f"jaxdistill: checkpoint {self._directory / str(step)} is damaged ({why}): kept as {aside.name}, {then}",
                       file=sys.stderr, flush=True)
                 aside.rmtree(missing_ok=True)
                 (self._directory / str(step)).rename(aside)
+
         if damaged:
-            hosts.wait("damaged checkpoints set aside")
+            hosts.together(lambda: rename() if hosts.first() else None)
             self._manager.reload()
 
     def close(self, *, delete: bool = False) -> None:
@@ -145,8 +161,8 @@ class Damaged(Exception):
     """A checkpoint that is not what was saved; the message says why."""
 
 
-def _number(metrics: Any) -> float:
-    return float(metrics["number"])
+def _metric(metrics: Any) -> float:
+    return float(metrics["metric"])
 
 
 @jax.jit
@@ -175,6 +191,8 @@ def disk_errors(path: epath.Path) -> Iterator[None]:
     """Turns a full or read-only disk into `TrainingStopped`; whatever was saved before is intact."""
     try:
         yield
+    except (JaxDistillError, jax.errors.JaxRuntimeError):  # said already; or a device whose memory is full
+        raise
     except Exception as error:
         text = str(error)
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)

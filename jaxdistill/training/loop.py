@@ -82,19 +82,19 @@ def run_stage(stage: Stage, model: Model, state: TrainState, teacher: Model | No
             _report(stage, *pending, reporting, limits, clock)
             pending = None
 
-    def save(number: bool = False, wait: bool = False) -> None:
+    def save(measure: bool = False, wait: bool = False) -> None:
         report()  # a resumed run reports only what comes after
         jax.block_until_ready(state)
         page["seconds"] = clock.seconds
         with clock.paused():
-            measured = None
-            if number and stage.best and evaluate is not None and not checkpoints.holds(done):
+            metric = None
+            if measure and stage.best and evaluate is not None and not checkpoints.holds(done):
                 with watchdog.paused():
                     found = evaluate(0, state.params)
                 reporting.write(done, {f"heldout/{name}": value for name, value in found.items()})
-                measured = found[stage.best] if np.isfinite(found[stage.best]) else None
+                metric = found[stage.best] if np.isfinite(found[stage.best]) else None
             reporting.flush()
-            checkpoints.save(state, page, number=measured, wait=wait)
+            checkpoints.save(state, page, metric=metric, wait=wait)
 
     with StopRequest() as stop, watchdog, Profile(*limits.profile) as profile:
         saves = Timer(limits.checkpoint_seconds)
@@ -112,11 +112,11 @@ def run_stage(stage: Stage, model: Model, state: TrainState, teacher: Model | No
             watchdog.step_ended()
             pending = (done, metrics) if done % reporting.every == 0 or done == stage.steps else None
             page["seconds"] = clock.seconds
+            by_step = done % limits.checkpoint_every == 0
             if stop.agreed(done, saves.due()):
                 break
-            by_step = done % limits.checkpoint_every == 0
             if (by_step or stop.save) and done < stage.steps:
-                save(number=by_step)
+                save(measure=by_step)
                 saves.restart()
         report()
         jax.block_until_ready(state)
@@ -125,12 +125,13 @@ def run_stage(stage: Stage, model: Model, state: TrainState, teacher: Model | No
             with watchdog.paused():
                 record_phase(stage, model, page, done, state.params, phases)
         if stop.agreed():  # perhaps only now, during the last evaluation
-            save(number=done == stage.steps, wait=True)
+            save(measure=done % limits.checkpoint_every == 0 or done == stage.steps, wait=True)
             raise stop.error(f"in stage {stage.name!r} after {done} of {stage.steps} steps")
         if stage.best and evaluate is not None:
-            save(number=True, wait=True)
-            page["best"] = checkpoints.best() or done  # none has a finite number: the last state
-            state, _ = checkpoints.restore(state, mesh, page["best"])
+            save(measure=True, wait=True)
+            best = checkpoints.restore_best(state, mesh)
+            state = state if best is None else best  # no held-out loss was finite
+            page["best"] = int(state.step)
     return state
 
 

@@ -40,13 +40,15 @@ class Profile:
             self._stop()
 
     def _stop(self) -> None:
-        if self._local is None:
+        held, self._local = self._local, None
+        if held is None:
             return
         jax.profiler.stop_trace()
-        local = epath.Path(self._local.name)
+        local = epath.Path(held.name)
         for path in walk(local):
             target = self._folder / path.relative_to(local)
+            if jax.process_count() > 1:  # the profiler names files after the host, which may run several processes
+                target = target.with_name(f"{jax.process_index()}.{target.name}")
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(path.read_bytes())
-        self._local.cleanup()
-        self._local = None
+        held.cleanup()

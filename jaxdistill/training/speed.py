@@ -24,15 +24,6 @@ PEAK_FLOPS: tuple[tuple[str, float], ...] = (
     ("NVIDIA H200 NVL", 835e12), ("NVIDIA H200", 989e12), ("NVIDIA GH200", 989e12),
     ("NVIDIA B200", 2250e12), ("NVIDIA GB200", 2500e12),
 )
-# Bytes a second of the memory of a GPU, from the same sheets.
-MEMORY_RATES: tuple[tuple[str, float], ...] = (
-    ("NVIDIA H100 PCIe", 2.0e12), ("NVIDIA H100 NVL", 3.9e12), ("NVIDIA H100", 3.35e12), ("NVIDIA H200", 4.8e12),
-)
-
-
-def memory_rate(device_kind: str) -> float | None:
-    """Bytes a second of one device's memory; None if it is not in the table."""
-    return next((rate for prefix, rate in MEMORY_RATES if device_kind.lower().startswith(prefix.lower())), None)
 
 
 def peak_flops(device_kind: str) -> float | None:

@@ -31,7 +31,7 @@ class TrainState:
     step: jax.Array
     skipped: jax.Array
     skipped_in_a_row: jax.Array
-    losses: spikes.Losses
+    losses: spikes.LossStatistics
 
 
 def create(stage: Stage, params: Params, model: Model | None = None, teacher: Model | None = None,

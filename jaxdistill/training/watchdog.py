@@ -21,7 +21,9 @@ EXIT_CODE = 1  # neither bad input (2) nor training stopped (3), at which a laun
 class Watchdog:
     """While entered, ends the process when `step_ended` was not called for `seconds` (0: never). `what`: for its message.
 
-    It begins with the first step's end, since that step compiles, and is held off inside `paused`.
+    It begins with the first step's end, since that step compiles, and is held off inside `paused`. Steps are told of when
+    they are handed to the device, which the loop waits for at each report: `seconds` must be more than those steps take.
+    faulthandler's timer, of which a process has one, is in use meanwhile.
     """
 
     def __init__(self, seconds: float, what: str) -> None:
@@ -52,9 +54,12 @@ class Watchdog:
             self.step_ended()
 
     def _watch(self) -> None:
-        look = min(self._seconds / 10, 10.0)
+        look, looked = min(self._seconds / 10, 10.0), time.monotonic()
         try:
             while not self._done.wait(look):
+                asleep, looked = time.monotonic() - looked - look, time.monotonic()
+                if self._last is not None and asleep > self._seconds / 2:  # Ctrl-Z, say: the whole process stood still
+                    self.step_ended()
                 # Should something hold the interpreter's lock, this thread cannot look again: C code that needs no lock
                 # then prints the stacks and exits.
                 faulthandler.dump_traceback_later(2 * self._seconds, exit=True, file=sys.__stderr__ or 2)

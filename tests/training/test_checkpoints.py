@@ -128,15 +128,15 @@ def test_a_store_that_does_not_answer_is_no_damage(tmp_path, monkeypatch):
     for step in (2, 4):
         checkpoints.save(example(step), {}, wait=True)
 
-    real = checkpoints._manager.restore
+    real = ocp.StandardCheckpointHandler.restore
 
-    def fail(step, **options):
-        if step == 4:
+    def fail(self, folder, **options):
+        if folder.parent.name == "4":
             raise ValueError("UNAVAILABLE: the service is away")
-        return real(step, **options)
+        return real(self, folder, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints._manager, "restore", fail)
+        patch.setattr(ocp.StandardCheckpointHandler, "restore", fail)
         with pytest.raises(ValueError, match="UNAVAILABLE"):
             checkpoints.restore(like(), sharding.make_mesh(1))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "4"]
@@ -154,13 +154,16 @@ def test_when_all_are_damaged_nothing_is_touched(tmp_path):
 
 def test_the_best_one_is_kept_beside_the_newest(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=1, best=True)
-    for step, number in ((1, 3.0), (2, 1.0), (3, None), (4, 2.0), (5, None)):
-        checkpoints.save(example(step, seed=step), {}, number=number, wait=True)
+    for step, metric in ((1, 3.0), (2, 1.0), (3, None), (4, 2.0), (5, None)):
+        checkpoints.save(example(step, seed=step), {}, metric=metric, wait=True)
     checkpoints.close()
     again = Checkpoints(tmp_path, keep=1, best=True)
     assert again.best() == 2 and again.latest() == 5
-    assert equal(again.restore(like(), sharding.make_mesh(1), again.best())[0], example(2, seed=2))
+    assert equal(again.restore_best(like(), sharding.make_mesh(1)), example(2, seed=2))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "5"]
+    shutil.rmtree(tmp_path / "2" / "state")
+    assert again.restore_best(like(), sharding.make_mesh(1)) is None and (tmp_path / "damaged-2").exists()
+    assert equal(again.restore(like(), sharding.make_mesh(1))[0], example(5, seed=5))
 
 
 def test_a_relative_folder(tmp_path, monkeypatch):
@@ -257,6 +260,18 @@ def test_a_full_disk_stops_training_with_one_line(tmp_path, monkeypatch, error):
     checkpoints.close()
 
 
-def test_other_errors_pass(tmp_path):
-    with pytest.raises(ZeroDivisionError), disk_errors(tmp_path):
-        raise ZeroDivisionError("a bug")
+@pytest.mark.parametrize("error", [
+    ZeroDivisionError("a bug"),
+    jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes."),  # of a device
+    BadInput("cannot read text.txt: Permission denied"),
+])
+def test_other_errors_pass(tmp_path, error):
+    with pytest.raises(type(error)) as caught, disk_errors(tmp_path):
+        raise error
+    assert caught.value is error
+
+
+def test_a_full_disk_is_said_once(tmp_path):
+    with pytest.raises(TrainingStopped) as caught, disk_errors(tmp_path), disk_errors(tmp_path / "inner"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert str(caught.value).count("cannot write") == 1

@@ -44,16 +44,17 @@ def recipe(tmp_path_factory):
     return folder / "recipe.py"
 
 
-def launch(recipe, workdir, processes=2, only_second=()):
+def launch(recipe, workdir, processes=2, only_second=(), program_of_second=("-m", "jaxdistill.cli")):
     """Starts the processes of one run, two devices each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     environment = {**os.environ, "PYTHONPATH": str(ROOT),
                    "XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=2"}
-    command = [sys.executable, "-m", "jaxdistill.cli", "train", f"--config={recipe}", f"--workdir={workdir}",
-               f"--coordinator=localhost:{port}", f"--num_processes={processes}"]
-    return [subprocess.Popen([*command, f"--process_id={i}", *(only_second if i else ())], cwd=ROOT, env=environment, text=True,
+    options = ["train", f"--config={recipe}", f"--workdir={workdir}", f"--coordinator=localhost:{port}",
+               f"--num_processes={processes}"]
+    programs = ("-m", "jaxdistill.cli"), program_of_second
+    return [subprocess.Popen([sys.executable, *programs[i > 0], *options, f"--process_id={i}", *(only_second if i else ())], cwd=ROOT, env=environment, text=True,
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE) for i in range(processes)]
 
 
@@ -137,6 +138,36 @@ def test_preempted_by_turns_one_process_hands_over_to_two_and_they_to_one(recipe
     assert [row[:2] for row in ours] == [row[:2] for row in theirs] and (workdir / "DONE").exists()
     np.testing.assert_allclose([row[2] for row in ours], [row[2] for row in theirs], rtol=1e-3)
     assert resumed["networks"]["student"]["mlm_loss"] == pytest.approx(whole["networks"]["student"]["mlm_loss"], rel=1e-4)
+
+
+CANNOT_READ = """
+import sys
+import orbax.checkpoint as ocp
+from jaxdistill import cli
+
+real, newest = ocp.StandardCheckpointHandler.restore, []
+
+def restore(self, folder, **options):
+    newest.append(folder.parent.name)
+    if folder.parent.name == newest[0]:
+        raise ValueError("DATA_LOSS: a bad cable")
+    return real(self, folder, **options)
+
+ocp.StandardCheckpointHandler.restore = restore
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_damage_that_one_process_sees_sends_all_back(recipe, tmp_path):
+    """The others have read it whole by then; none waits for one that went another way."""
+    transfer = tmp_path / "checkpoints" / "transfer"
+    kill_after(launch(recipe, tmp_path), transfer / "15")
+    newest = max(int(path.name) for path in transfer.iterdir() if path.name.isdigit())
+    processes = launch(recipe, tmp_path, program_of_second=("-c", CANNOT_READ))
+    found = finish(processes)
+    assert [code for code, _, _ in found] == [0, 0], found
+    assert f"is damaged (another process cannot read it): kept as damaged-{newest}" in found[0][2]
 
 
 @pytest.mark.slow

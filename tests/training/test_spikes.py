@@ -49,6 +49,11 @@ def test_one_spike_moves_the_limit_little_but_losses_that_stay_high_become_usual
     assert found[0] and not found[-1] and found == sorted(found, reverse=True)
 
 
+def test_losses_that_were_all_alike_make_no_other_a_spike():
+    found = followed([*[2.0] * spikes.WINDOW, 2.001, 1.999, 2.01, *[2.2] * 100])[1][spikes.WINDOW :]
+    assert not any(found[:3]) and found[3] and not found[-1]
+
+
 def test_what_is_not_finite_is_not_remembered():
     values = np.random.default_rng(4).normal(5.0, 0.3, 40)
     for odd in (np.nan, np.inf):
@@ -69,7 +74,7 @@ def test_a_spike_is_skipped_like_what_is_not_finite(monkeypatch, kind, skip_abov
     stage = make_stage(kind, steps=30, learning_rate=0.01, skip_above=skip_above)
     step = jax.jit(make_step(stage, STUDENT, TEACHER))
     now = state.create(stage, random_params(STUDENT, 2))
-    usual = spikes.Losses(jnp.float32(1e-3), jnp.float32(1e-8), jnp.int32(spikes.WINDOW))
+    usual = spikes.LossStatistics(jnp.float32(1e-3), jnp.float32(1e-8), jnp.int32(spikes.WINDOW))
     teacher = random_params(TEACHER, 1) if stage.needs_teacher else {}
     now, metrics = step(now.replace(losses=usual, step=now.step + 1), teacher, pretraining_batch(0))
     skipped = skip_above > 0

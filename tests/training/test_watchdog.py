@@ -23,9 +23,9 @@ with Watchdog(0.5, "stage 'distill'") as dog:
 """
 
 
-def ended(body, timeout=30):
+def ended(body, timeout=30, seconds="0.5"):
     began = time.monotonic()
-    code = HEAD + "".join(f"    {line}\n" for line in body.splitlines())
+    code = HEAD.replace("0.5", seconds) + "".join(f"    {line}\n" for line in body.splitlines())
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout)
     return done.returncode, done.stderr, time.monotonic() - began
 
@@ -50,6 +50,19 @@ def test_compilation_pauses_and_what_comes_after_are_no_hang():
         "with dog.paused(): time.sleep(0.8)\n"
         "time.sleep(0.25)\n"
         "dog.__exit__(); time.sleep(1.5); print('done', file=sys.stderr)"
+    )
+    assert (code, err) == (0, "done\n")
+
+
+def test_a_process_that_was_stopped_and_goes_on_is_no_hang():
+    """Ctrl-Z, then fg. The timer below Python has twice the time."""
+    code, err, _ = ended(
+        "import os, signal, subprocess\n"
+        "dog.step_ended()\n"
+        "subprocess.Popen(['sh', '-c', f'sleep 2.5; kill -CONT {os.getpid()}'])\n"
+        "os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "time.sleep(0.2); dog.step_ended(); dog.__exit__(); print('done', file=sys.stderr)",
+        seconds="2.0",
     )
     assert (code, err) == (0, "done\n")
 
