@@ -54,8 +54,10 @@ def launch(recipe, workdir, processes=2, only_second=(), program_of_second=("-m"
     options = ["train", f"--config={recipe}", f"--workdir={workdir}", f"--coordinator=localhost:{port}",
                f"--num_processes={processes}"]
     programs = ("-m", "jaxdistill.cli"), program_of_second
-    return [subprocess.Popen([sys.executable, *programs[i > 0], *options, f"--process_id={i}", *(only_second if i else ())], cwd=ROOT, env=environment, text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE) for i in range(processes)]
+    commands = [[sys.executable, *programs[i > 0], *options, f"--process_id={i}", *(only_second if i else ())]
+                for i in range(processes)]
+    return [subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            for command in commands]
 
 
 def finish(processes, timeout=240):
