@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxdistill import remote
-from jaxdistill.errors import BadInput, JaxDistillError, Preempted, nearest
+from jaxdistill.errors import BadInput, JaxDistillError, PreemptedNow, nearest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         recipe = bool(vars(options).get("config")) and options.command != "convert"
         options.overrides = split_overrides(options.command, rest, recipe)
+        for name in ("absl", "asyncio"):  # orbax logs with a traceback what it raises as well
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         with contextlib.suppress(ValueError):  # only the main thread may; between stages no step loop listens
             signal.signal(signal.SIGTERM, _preempted)
         try:
@@ -46,9 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"jaxdistill: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         _leave_the_others(error.exit_code)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("jaxdistill: interrupted; what was finished or saved is kept, run the same command to resume", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        word, code = ("preempted", stop.exit_code) if isinstance(stop, PreemptedNow) else ("interrupted", 130)
+        print(f"jaxdistill: {word}; what was finished or saved is kept, run the same command to resume", file=sys.stderr)
+        _leave_the_others(code)
+        return code
     except BrokenPipeError:  # `jaxdistill describe | head`
         sys.stderr.close()
         return 0
@@ -67,7 +72,7 @@ def _leave_the_others(code: int) -> None:
 
 
 def _preempted(number: int, frame: object) -> None:
-    raise Preempted("preempted; what was finished or saved is kept, run the same command to resume")
+    raise PreemptedNow
 
 
 def split_overrides(command: str, rest: Sequence[str], has_recipe: bool) -> list[str]:

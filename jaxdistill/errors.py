@@ -39,6 +39,12 @@ class Interrupted(JaxDistillError):
     exit_code = 130
 
 
+class PreemptedNow(KeyboardInterrupt):
+    """Preempted while no loop listens: like Ctrl-C no `Exception`, so that nothing on the way takes it for one."""
+
+    exit_code = 75
+
+
 def nearest(given: str, valid: Iterable[str]) -> str:
     """A half-sentence naming the closest valid name, then all of them: for the end of a `BadInput` message."""
     names = sorted(str(name) for name in valid)

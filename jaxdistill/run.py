@@ -34,11 +34,12 @@ from jaxdistill.students.copying import copy_embeddings_and_heads, random_start
 from jaxdistill.training import hosts, loop, sharding, state
 from jaxdistill.training.checkpoints import Checkpoints, disk_errors
 from jaxdistill.training.forward import walks
+from jaxdistill.training.interruption import StopRequest
 from jaxdistill.training.metrics import MetricWriter
 from jaxdistill.training.progress import Progress
 from jaxdistill.training.speed import rates, step_flops
 from jaxdistill.training.step import make_losses
-from jaxdistill.workdir import Workdir, lock
+from jaxdistill.workdir import Workdir, claim, lock
 
 Networks = dict[str, Params]
 
@@ -60,7 +61,7 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, stages: Sequence[str] 
     hosts.check_same("the workdir they see", folder.contents())
     hosts.check_same("their recipes", [config.to_dict(), list(stages or ())])
     with contextlib.ExitStack() as held:
-        hosts.in_turn(lambda: held.enter_context(lock(folder.path)) if hosts.first() else None)
+        hosts.in_turn(lambda: hold(held, folder, config) if hosts.first() else None)
         corpus = hosts.in_turn(lambda: inputs.load_corpus(config, folder.path))
         hosts.check_same("prepared text (source, settings or versions)", [corpus.train.digest, corpus.heldout.digest])
         recipe, wanted, loaded = hosts.together(lambda: resolve_and_trace(config, folder, corpus, mesh, stages))
@@ -98,6 +99,12 @@ def kept_taps(recipe: Recipe, stage: Stage, length: int) -> str:
     numbers = sum(math.prod(taps[tap].shape) * taps[tap].dtype.itemsize for taps, wanted in shapes for tap in wanted)
     return (f"stage {stage.name!r} keeps every layer's taps, {numbers / 2**20:,.2g} MiB a row: a layer map that goes back, or "
             "tf1_statistics, cannot be walked in lock-step")
+
+
+def hold(held: contextlib.ExitStack, folder: Workdir, config: ConfigDict) -> None:
+    """Locks the workdir, and makes sure that it is still this recipe's: another call may have come between."""
+    held.enter_context(lock(folder.path))
+    claim(folder.path, config.to_dict(), locked=True)
 
 
 def open_workdir(path: epath.PathLike, config: ConfigDict) -> Workdir:
@@ -185,7 +192,10 @@ class Run:
         checkpoints = Checkpoints(self.folder.checkpoints(stage.name), self.config.checkpoint.keep, bool(stage.best))
         try:
             params, page = self._train_from(checkpoints, stage, model)
-            page = hosts.together(lambda: self.folder.save_stage(stage.name, model, params, page))
+            with StopRequest() as stop:  # what was trained is kept first
+                page = hosts.together(lambda: self.folder.save_stage(stage.name, model, params, page))
+            if stop.agreed():
+                raise stop.error(f"after stage {stage.name!r}")
         except BaseException:  # Ctrl-C too: saves under way must end before Python does
             checkpoints.close()
             raise

@@ -82,8 +82,9 @@ class Workdir:
         if not file.exists():
             return None
         page = read_page(file)
-        if "sha256" not in page:
-            raise BadInput(f"{file} is damaged (it has no sha256); delete {file.parent} to train the stage again")
+        for name in ("sha256", "steps", "seconds", "skipped", "lineage"):
+            if name not in page:
+                raise BadInput(f"{file} is damaged (it has no {name}); delete {file.parent} to train the stage again")
         return page
 
     def save_stage(self, stage: str, model: Model, params: Params, page: dict[str, Any]) -> dict[str, Any]:
@@ -112,9 +113,9 @@ class Workdir:
         return params
 
 
-def claim(path: epath.Path, config: dict[str, Any]) -> None:
-    """Makes `path` the workdir of `config`. Raises `BadInput` if it belongs to another, holds links that lead out of it, or
-    cannot be written."""
+def claim(path: epath.Path, config: dict[str, Any], locked: bool = False) -> None:
+    """Makes `path` the workdir of `config`. Raises `BadInput` if it belongs to another, is in use, holds links that lead out
+    of it, or cannot be written. `locked`: the caller holds its lock."""
     wanted = json.loads(json.dumps(config))
     refuse_links(path)
     try:
@@ -122,10 +123,11 @@ def claim(path: epath.Path, config: dict[str, Any]) -> None:
         file = path / "config.json"
         if file.exists():
             if (path / "stages").exists() or (path / "checkpoints").exists():  # before that nothing depends on it
-                _refuse_other(path, read_page(file), wanted)
-        elif remote.entries(path):
+                _refuse_other(path, read_page(file, "put back a copy of it"), wanted)
+        elif any(not entry.name.startswith(".") for entry in remote.entries(path)):  # a kill may leave .lock alone
             raise BadInput(f"workdir {str(path)!r} is not empty and holds no run; give a new or empty folder")
-        write_whole(file, json.dumps(wanted, indent=2) + "\n")
+        with contextlib.nullcontext() if locked else lock(path):  # a run that is under way there has its own recipe
+            write_whole(file, json.dumps(wanted, indent=2) + "\n")
     except OSError as error:
         raise BadInput(f"cannot use workdir {str(path)!r}: {error.strerror or error}; give a writable folder") from error
 
@@ -147,14 +149,15 @@ def refuse_links(path: epath.Path) -> None:
                                "named by config.data.path)")
 
 
-def read_page(file: epath.Path) -> dict[str, Any]:
-    """A JSON object from a workdir. Raises `BadInput` if the file is not one."""
+def read_page(file: epath.Path, advice: str = "") -> dict[str, Any]:
+    """A JSON object from a workdir. Raises `BadInput` with `advice` (default: to delete its folder) if the file is not one."""
+    advice = advice or f"delete the folder {file.parent}"
     try:
         page = json.loads(file.read_text())
     except (ValueError, OSError, RecursionError) as error:
-        raise BadInput(f"{file} is damaged ({error}); delete the folder {file.parent} or give another workdir") from error
+        raise BadInput(f"{file} is damaged ({error}); {advice}, or give another workdir") from error
     if not isinstance(page, dict):
-        raise BadInput(f"{file} is damaged (no JSON object); delete the folder {file.parent} or give another workdir")
+        raise BadInput(f"{file} is damaged (no JSON object); {advice}, or give another workdir")
     return page
 
 

@@ -71,6 +71,8 @@ check_train() {
         esac
     done
     workdir=${workdir%/}
+    [[ $script == speedrun.sh || " ${train[*]}" == *" --config"[=\ ]* ]] ||
+        refuse "missing: --config=... among the arguments of train, after --"
     [[ -n $workdir ]] || refuse "missing: --workdir=... among the arguments of train, after --"
     [[ ${1-} != remote || $workdir == gs://?* ]] ||
         refuse "--workdir='$workdir' would go with the machine; give a folder of a bucket, gs://BUCKET/RUN"

@@ -467,6 +467,13 @@ def test_two_runs_on_one_workdir_at_once_are_refused(tmp_path, text_source):
     (tmp_path / "run" / "config.json").write_text("{}")
     with lock(tmp_path / "run"), pytest.raises(BadInput, match="in use by another run"):
         run.train(config, tmp_path / "run")
+    assert (tmp_path / "run" / "config.json").read_text() == "{}"  # the recipe of the run that is under way
+
+
+def test_a_folder_in_which_a_kill_left_the_lock_alone_is_new(tmp_path, text_source):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").write_text("")
+    assert Workdir(tmp_path / "run", tiny_config(text_source)).contents() == []
 
 
 @pytest.mark.parametrize("field, value", [("log_every", 0), ("checkpoint.every_steps", 0), ("evaluation.batch_size", 0),

@@ -5,6 +5,7 @@ Both are the same interface, give the same rows, and read the ArrayRecord files 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
@@ -49,7 +50,7 @@ class DiskReader:
     """Only the records asked for, read when they are."""
 
     def __init__(self, prepared: PreparedText) -> None:
-        self._source = _open(prepared)
+        self._source, self._path = _open(prepared), prepared.path
         self._last = prepared.num_records - 1
 
     def fetch(self, records: np.ndarray) -> tuple[SpanTable, np.ndarray]:
@@ -60,7 +61,8 @@ class DiskReader:
         return self._table(np.stack([records, following], axis=1).ravel()), 2 * np.arange(len(records))
 
     def _table(self, records: np.ndarray) -> SpanTable:
-        return SpanTable.from_records(self._source.__getitems__(records.tolist()))
+        with damage(self._path):
+            return SpanTable.from_records(self._source.__getitems__(records.tolist()))
 
 
 def open_reader(prepared: PreparedText, in_memory: bool | None = None) -> RecordReader:
@@ -94,18 +96,31 @@ def record_sizes(prepared: PreparedText) -> np.ndarray:
 def _in_order(prepared: PreparedText) -> Iterator[Any]:
     source, total = _open(prepared), prepared.num_records
     for begin in range(0, total, _RECORDS_A_READ):
-        yield from source.__getitems__(list(range(begin, min(begin + _RECORDS_A_READ, total))))
+        with damage(prepared.path):
+            found = source.__getitems__(list(range(begin, min(begin + _RECORDS_A_READ, total))))
+        yield from found
+
+
+@contextlib.contextmanager
+def damage(path: str) -> Iterator[None]:
+    """Turns ArrayRecord's complaint about a file that is cut short or changed into one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0][:120]
+        raise BadInput(f"the prepared text in {os.fspath(path)!r} is damaged ({reason}): delete it to prepare it again") from error
 
 
 def _open(prepared: PreparedText) -> Any:
     import tensorflow_datasets as tfds
 
     files.check_features(epath.Path(prepared.records_path))
-    builder = tfds.builder_from_directory(prepared.records_path)
-    source = builder.as_data_source(split="text")
-    if len(source) != prepared.num_records:
+    with damage(prepared.path):
+        source = tfds.builder_from_directory(prepared.records_path).as_data_source(split="text")
+        found = len(source)
+    if found != prepared.num_records:
         raise BadInput(
-            f"the prepared text in {os.fspath(prepared.path)!r} has {len(source)} records, expected "
+            f"the prepared text in {os.fspath(prepared.path)!r} has {found} records, expected "
             f"{prepared.num_records}: delete the folder and prepare it again"
         )
     return source

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import errno
+import json
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +24,7 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from jaxdistill import remote
+from jaxdistill.data.files import digest_of
 from jaxdistill.errors import BadInput, JaxDistillError, TrainingStopped
 from jaxdistill.training import hosts, sharding
 from jaxdistill.training.state import TrainState
@@ -45,7 +47,18 @@ class Checkpoints:
             preservation_policy=AnyPreservationPolicy([LatestN(keep), *([lowest] if best else [])]),
             best_fn=_metric if best else None, best_mode="min", create=True, cleanup_tmp_directories=True)
         with disk_errors(self._directory):
+            if best:
+                hosts.together(lambda: self._drop_damaged_metrics() if hosts.first() else None)
             self._manager = ocp.CheckpointManager(self._directory, options=options)
+
+    def _drop_damaged_metrics(self) -> None:
+        """The manager reads all metrics when it is made, and a damaged one would end it."""
+        for file in self._directory.glob("*/metrics/metrics"):
+            try:
+                float(json.loads(file.read_text())["metric"])
+            except (ValueError, TypeError, KeyError) as error:
+                print(f"jaxdistill: {file} is damaged ({error}): that checkpoint is not the best", file=sys.stderr, flush=True)
+                file.parent.rmtree()
 
     def latest(self) -> int | None:
         """The newest complete step, or None."""
@@ -70,9 +83,9 @@ class Checkpoints:
                 if jax.default_backend() == "cpu":
                     # A CPU array may be handed over without a copy, and the next step donates its buffer.
                     state = jax.tree.map(jnp.copy, state)
+                page = {"schema": SCHEMA, "checksums": sums, **copy.deepcopy(page)}
                 self._manager.save(step, metrics=None if metric is None else {"metric": metric}, args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state),
-                    page=ocp.args.JsonSave({"schema": SCHEMA, "checksums": sums, **copy.deepcopy(page)})))
+                    state=ocp.args.StandardSave(state), page=ocp.args.JsonSave({**page, "digest": digest_of(page)})))
             if wait:
                 self._manager.wait_until_finished()
 
@@ -117,6 +130,8 @@ class Checkpoints:
                     return "its page is no JSON object", {}, None
                 if page.get("schema") != SCHEMA:
                     return "", page, None
+                if page.pop("digest", None) != digest_of(page):
+                    return "its page is not the one that was saved", {}, None
                 return "", page, ocp.StandardCheckpointHandler().restore(
                     folder / "state", args=ocp.args.StandardRestore(target))
             except Exception as error:  # tensorstore, JSON or missing items: whatever a damaged folder leads to

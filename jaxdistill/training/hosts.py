@@ -87,7 +87,7 @@ def together(make: Callable[[], Result]) -> Result:
         result = make()
     except BaseException as caught:  # Ctrl-C too: the others must hear of it before it goes on
         error = caught
-    code = largest(0 if error is None else error.exit_code if isinstance(error, JaxDistillError) else 1)
+    code = largest(0 if error is None else getattr(error, "exit_code", 1))
     if error is not None:
         raise error
     if code:

@@ -7,6 +7,7 @@ step, to agree on stopping).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
@@ -94,10 +95,12 @@ def run_stage(stage: Stage, model: Model, state: TrainState, teacher: Model | No
                 reporting.write(done, {f"heldout/{name}": value for name, value in found.items()})
                 metric = found[stage.best] if np.isfinite(found[stage.best]) else None
             reporting.flush()
-            checkpoints.save(state, page, metric=metric, wait=wait)
+            with watchdog.paused() if not saves.restarts else contextlib.nullcontext():  # the first one compiles checksums
+                checkpoints.save(state, page, metric=metric, wait=wait)
+            saves.restart()
 
+    saves = Timer(limits.checkpoint_seconds)
     with StopRequest() as stop, watchdog, Profile(*limits.profile) as profile:
-        saves = Timer(limits.checkpoint_seconds)
         while done < stage.steps:
             if phases is not None and at_border(stage, model, done):
                 jax.block_until_ready(state)  # steps still under way are training time
@@ -117,7 +120,6 @@ def run_stage(stage: Stage, model: Model, state: TrainState, teacher: Model | No
                 break
             if (by_step or stop.save) and done < stage.steps:
                 save(measure=by_step)
-                saves.restart()
         report()
         jax.block_until_ready(state)
         page["seconds"] = clock.seconds
@@ -183,11 +185,12 @@ class Timer:
     """Whether `seconds` have passed since the last restart; never, if they are 0."""
 
     def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self.restart()
+        self._seconds, self._began = seconds, time.monotonic()
+        self.restarts = 0
 
     def restart(self) -> None:
         self._began = time.monotonic()
+        self.restarts += 1
 
     def due(self) -> bool:
         return 0 < self._seconds <= time.monotonic() - self._began

@@ -73,7 +73,7 @@ class MetricWriter:
         To be called whenever a stage starts or resumes. Lines of other stages and networks stay.
         """
         self._file.close()
-        lines = self._path.read_text().splitlines(keepends=True)
+        lines = self._path.read_bytes().decode(errors="replace").splitlines(keepends=True)
 
         def again(text: str) -> bool:
             line = _parse(text) or {}

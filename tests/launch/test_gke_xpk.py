@@ -108,7 +108,7 @@ def test_never_a_delete_without_a_name(world):
 
 
 def test_arguments_with_spaces_reach_the_trainer(world):
-    train = ("--workdir=gs://bucket/a run", "--config.data.source=/my texts/it's $HOME `id`.txt")
+    train = ("--config=mobilebert", "--workdir=gs://bucket/a run", "--config.data.source=/my texts/it's $HOME `id`.txt")
     assert launch(world, "--image=gcr.io/p/i", train=train).returncode == 0
     (create,) = world.calls("create")
     command = create[-1].removeprefix("--command=").replace("exec jaxdistill", "printf '%s\\n'")

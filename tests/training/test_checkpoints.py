@@ -1,6 +1,7 @@
 """What is saved comes back to the bit, whole or not at all."""
 
 import errno
+import json
 import shutil
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxdistill.errors import BadInput, TrainingStopped
+from jaxdistill.errors import BadInput, PreemptedNow, TrainingStopped
 from jaxdistill.training import sharding, state
 from jaxdistill.training.checkpoints import Checkpoints, checksums, disk_errors
 from tests.conftest import STUDENT, make_stage, random_params
@@ -140,6 +141,43 @@ def test_a_store_that_does_not_answer_is_no_damage(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="UNAVAILABLE"):
             checkpoints.restore(like(), sharding.make_mesh(1))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "4"]
+
+
+@pytest.mark.parametrize("stop", [PreemptedNow, KeyboardInterrupt])
+def test_a_signal_while_reading_is_no_damage(tmp_path, monkeypatch, stop):
+    """It was taken for it, and a good checkpoint set aside."""
+    checkpoints = Checkpoints(tmp_path)
+    for step in (2, 4):
+        checkpoints.save(example(step), {}, wait=True)
+
+    def stopped(*_, **__):
+        raise stop
+
+    monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", stopped)
+    with pytest.raises(stop):
+        checkpoints.restore(like(), sharding.make_mesh(1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "4"]
+
+
+@pytest.mark.parametrize("field, value", [("seconds", 9.0), ("layers", 3), ("checksums", [])])
+def test_a_page_that_was_changed_is_damage(tmp_path, field, value):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (2, 4):
+        checkpoints.save(example(step), {"seconds": 1.0, "layers": []}, wait=True)
+    file = tmp_path / "4" / "page" / "metadata"
+    file.write_text(json.dumps({**json.loads(file.read_text()), field: value}))
+    assert equal(checkpoints.restore(like(), sharding.make_mesh(1))[0], example(2))
+
+
+def test_a_damaged_metric_costs_that_alone(tmp_path, capsys):
+    checkpoints = Checkpoints(tmp_path, best=True)
+    for step, metric in ((1, 1.0), (2, 2.0)):
+        checkpoints.save(example(step, seed=step), {}, metric=metric, wait=True)
+    checkpoints.close()
+    (tmp_path / "1" / "metrics" / "metrics").write_text("")
+    again = Checkpoints(tmp_path, best=True)
+    assert again.best() == 2 and "is damaged" in capsys.readouterr().err
+    assert {1, 2} == set(again._manager.all_steps())
 
 
 def test_when_all_are_damaged_nothing_is_touched(tmp_path):
