@@ -20,7 +20,7 @@ from jaxdistill.data.sources import Document
 from jaxdistill.errors import BadInput
 
 LARGEST_LINE = 2**24  # bytes; and characters of a document, below. A few kilobytes of .xz may unpack to gigabytes
-LARGEST_DOCUMENT = 2**28
+LARGEST_DOCUMENT = 2**26
 SUFFIXES = tuple(kind + packing for kind in (".txt", ".jsonl") for packing in ("", ".xz", ".gz"))
 _SNIFFED_LINES = 400
 _LINE_OVERHEAD = 64  # bytes of memory
