@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import io
 import itertools
 import json
 import lzma
@@ -12,6 +13,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from etils import epath
 
@@ -20,7 +22,7 @@ from jaxdistill.data.sources import Document
 from jaxdistill.errors import BadInput
 
 LARGEST_LINE = 2**24  # bytes; and characters of a document, below. A few kilobytes of .xz may unpack to gigabytes
-LARGEST_DOCUMENT = 2**28
+LARGEST_DOCUMENT = 2**26
 SUFFIXES = tuple(kind + packing for kind in (".txt", ".jsonl") for packing in ("", ".xz", ".gz"))
 _SNIFFED_LINES = 400
 _LINE_OVERHEAD = 64  # bytes of memory
@@ -84,7 +86,7 @@ def read_lines(path: epath.Path) -> Iterator[str]:
     number = 0
     try:
         with files.clear_errors("reading", path), contextlib.ExitStack() as stack:
-            stream = stack.enter_context(path.open("rb"))
+            stream: Any = stack.enter_context(io.BufferedReader(path.open("rb")))  # a bucket's file has no readline(size)
             if path.name.endswith(".xz"):
                 stream = stack.enter_context(lzma.open(stream, "rb"))
             elif path.name.endswith(".gz"):

@@ -22,6 +22,8 @@ from jaxdistill.errors import BadInput, nearest
 _SOURCE = re.compile(r"^tfds:(\w[\w.+-]*(?:/\w[\w.+-]*)?)(?::([\d*]+\.[\d*]+\.[\d*]+))?(?::(\w+(?:\[.*\])?))?$")
 _RECORDS_A_READ = 256
 _RECORDS_A_PART = 65_536
+# Of `parse_options`, by name: some sets only show while they are prepared that Beam builds them, and no other imports it.
+_BEAM_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
 
 def parse(source: str) -> tuple[str, str]:
@@ -107,12 +109,13 @@ def _prepare(builder: Any, source: str, beam_options: str) -> None:
 
     from jaxdistill.data.prepare import beam_pipeline
 
-    if isinstance(builder, tfds.core.BeamBasedBuilder) and not _has_beam():
+    by_beam = isinstance(builder, tfds.core.BeamBasedBuilder)
+    if by_beam and not _has_beam():
         raise BadInput(
             f"source {source!r} is not prepared, and preparing it needs Apache Beam: pip install 'jaxdistill[beam]'"
         )
-    download = tfds.download.DownloadConfig()
-    if _has_beam():
+    download = tfds.download.DownloadConfig(beam_runner=_BEAM_RUNNER)
+    if by_beam or beam_options:
         download.beam_runner, download.beam_options = beam_pipeline().parse_options(beam_options)
     try:
         with files.quiet_tfds():

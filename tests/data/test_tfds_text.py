@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import http.server
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxdistill import commands, inputs
-from jaxdistill.data import tfds_text
+from jaxdistill.data import prepare, tfds_text
 from jaxdistill.data.sources import read_documents, source_digest
 from jaxdistill.errors import BadInput
 from tests.conftest import tiny_config
@@ -64,9 +65,13 @@ def test_reads_a_prepared_set() -> None:
     assert len(digests) == 2 and source_digest("tfds:little_stories") in digests
 
 
-def test_a_set_that_is_not_prepared_yet_is_downloaded_and_prepared_once(data_dir: Path, tmp_path: Path) -> None:
-    """A registered set, as those of TFDS's catalogue, whose text lies on a web server (of this machine)."""
+def test_a_set_that_is_not_prepared_yet_is_downloaded_and_prepared_once(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A registered set, as those of TFDS's catalogue, whose text lies on a web server (of this machine). Beam is not asked."""
     import tensorflow_datasets as tfds
+
+    monkeypatch.setattr(prepare, "beam_pipeline", None)
 
     (tmp_path / "stories.txt").write_text("\n".join(f"Tale {n} is süß." for n in range(4)))
     fetched: list[str] = []
@@ -148,11 +153,14 @@ def test_a_set_with_foreign_features(data_dir: Path, tmp_path: Path, monkeypatch
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_set_that_beam_builds_is_built_with_the_given_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And never by Beam's own choice of a runner, which it would download."""
+def test_a_set_that_beam_builds_is_built_with_the_given_options(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And never, without any, by Beam's own choice of a runner, which it would download."""
     import apache_beam as beam
     import tensorflow_datasets as tfds
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+    from apache_beam.runners.runner import create_runner
 
     given = []
 
@@ -183,3 +191,6 @@ def test_a_set_that_beam_builds_is_built_with_the_given_options(tmp_path: Path, 
     assert type(config_given.beam_runner) is FnApiRunner
     assert config_given.beam_options.get_all_options()["job_name"] == "tales"
     assert sorted(document.text for document in read_documents("tfds:beam_tales")) == [f"Tale {n}." for n in range(4)]
+    shutil.rmtree(data_dir / "beam_tales")
+    assert sorted(document.text for document in read_documents("tfds:beam_tales")) == [f"Tale {n}." for n in range(4)]
+    assert type(create_runner(given[1].beam_runner)) is FnApiRunner

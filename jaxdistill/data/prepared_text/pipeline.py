@@ -2,7 +2,7 @@
 
 Imports apache_beam: only `prepare.beam_pipeline` imports it. How a record comes out depends on its place in the whole text
 (the document's number draws which spans are short; a record says where its document begins and ends), so places are
-counted first:
+counted first, and a block that a runner lost is missed there, since every part ends in a last one:
 
     parts -> blocks of documents -> tokens      a part of the source at a time (`sources.parts`), then a block at a time
           -> documents in each block            few numbers, summed up in order: each block's first document
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import re
@@ -39,12 +40,13 @@ from jaxdistill.data.prepare import Cutter, no_documents, write_sizes
 from jaxdistill.data.prepared_text import builder as builders
 from jaxdistill.errors import BadInput, nearest
 
-Place = tuple[int, int]  # of a block: the part's number, the block's number in it
+Place = tuple[int, int, bool]  # of a block: the part's number, the block's number in it, whether it is the part's last
 Records = list[dict[str, np.ndarray]]
 _TOTALS = "totals"
 _OURS = re.compile(r"jaxdistill\.errors\.BadInput: (.*?)(?: \[while running|\n|$)")  # in the text of a worker's traceback
 # Runners that know options which only their job server can name.
 _PORTABLE = ("PortableRunner", "FlinkRunner", "SparkRunner")
+_OTHER_RUNNER = "use another runner, or no more than one worker process"
 
 
 def parse_options(text: str) -> tuple[Any, PipelineOptions]:
@@ -102,7 +104,7 @@ def write(
         written = builder.info.splits["text"].num_examples
         if written != counts["num_records"]:  # seen of Beam's direct runner with several processes
             raise BadInput(f"Beam (beam_options {beam_options!r}) lost records of {source!r} on the way: {written:,} of "
-                           f"{counts['num_records']:,} were written; use another runner, or no more than one worker process")
+                           f"{counts['num_records']:,} were written; {_OTHER_RUNNER}")
         records = working / epath.Path(builder.data_dir).relative_to(place)
         if place != working:
             remote.fetch(epath.Path(builder.data_dir), records)
@@ -127,7 +129,7 @@ class PrepareText(beam.PTransform):
         self._parts, self._tokenizer, self._cut, self._totals = parts, tokenizer, cut, totals
 
     def expand(self, pipeline: Any) -> Any:
-        settings = self._cut.settings
+        settings, parts = self._cut.settings, len(self._parts)
         blocks = (
             pipeline
             | "Parts" >> beam.Create(list(enumerate(self._parts)))
@@ -136,20 +138,22 @@ class PrepareText(beam.PTransform):
             | "SpreadBlocks" >> beam.Reshuffle()
             | "Tokenise" >> beam.ParDo(_Tokenise(self._tokenizer))
         )
-        cut = blocks | "Cut" >> beam.Map(_cut, self._cut, first=_firsts(blocks, "Documents", settings))
+        cut = blocks | "Cut" >> beam.Map(_cut, self._cut, first=_firsts(blocks, "Documents", parts, settings))
         _ = (
             cut
             | "Sizes" >> beam.Map(_sizes)
             | "AllSizes" >> beam.combiners.ToList()
-            | "Totals" >> beam.Map(_write_totals, os.fspath(self._totals))
+            | "Totals" >> beam.Map(_write_totals, os.fspath(self._totals), parts)
         )
-        return cut | "Number" >> beam.FlatMap(_number, first=_firsts(cut, "Records", settings))
+        return cut | "Number" >> beam.FlatMap(_number, first=_firsts(cut, "Records", parts, settings))
 
 
 def _read(part: tuple[int, sources.Part], split: str, heldout_fraction: float) -> Iterator[tuple[Place, list[str]]]:
+    """The blocks of a part; the last is empty, so that a part without documents has one too."""
     number, place = part
-    for block, documents in enumerate(tokenizers.by_size(sources.read_part(place, split, heldout_fraction))):
-        yield (number, block), [document.text for document in documents]
+    blocks = tokenizers.by_size(sources.read_part(place, split, heldout_fraction))
+    for block, documents in enumerate(itertools.chain(blocks, [[]])):
+        yield (number, block, not documents), [document.text for document in documents]
 
 
 class _Tokenise(beam.DoFn):
@@ -167,13 +171,13 @@ class _Tokenise(beam.DoFn):
         yield place, [document for document in tokenizers.encode_batch(self._backend, texts) if len(document[0]) >= 2]
 
 
-def _firsts(blocks: Any, what: str, settings: dict[str, Any]) -> Any:
+def _firsts(blocks: Any, what: str, parts: int, settings: dict[str, Any]) -> Any:
     """What there is in all earlier blocks, by block, as a side input."""
     return AsSingleton(
         blocks
         | f"Count{what}" >> beam.MapTuple(_length)
         | f"All{what}" >> beam.combiners.ToList()
-        | f"First{what}" >> beam.Map(_sum_up, settings)
+        | f"First{what}" >> beam.Map(_sum_up, parts, settings)
     )
 
 
@@ -181,7 +185,8 @@ def _length(place: Place, held: list[Any]) -> tuple[Place, int]:
     return place, len(held)
 
 
-def _sum_up(counts: list[tuple[Place, int]], settings: dict[str, Any]) -> dict[Place, int]:
+def _sum_up(counts: list[tuple[Place, int]], parts: int, settings: dict[str, Any]) -> dict[Place, int]:
+    _require_all([place for place, _ in counts], parts)
     firsts, total = {}, 0
     for place, count in sorted(counts):
         firsts[place] = total
@@ -189,6 +194,20 @@ def _sum_up(counts: list[tuple[Place, int]], settings: dict[str, Any]) -> dict[P
     if not total:
         raise no_documents(settings)
     return firsts
+
+
+def _require_all(places: list[Place], parts: int) -> None:
+    """Raises BadInput unless these are all blocks of parts 0 to `parts` - 1, each once."""
+    due = (0, 0)
+    for part, block, is_last in sorted(places):
+        if (part, block) != due:
+            break
+        due = (part + 1, 0) if is_last else (part, block + 1)
+    else:
+        if due == (parts, 0):
+            return
+    raise BadInput(f"Beam lost text on the way, or made some twice, at block {due[1]} of part {due[0]} (both from 0; "
+                   f"{parts} parts); {_OTHER_RUNNER}")
 
 
 def _cut(block: tuple[Place, list[Any]], cut: Cutter, first: dict[Place, int]) -> tuple[Place, Records]:
@@ -214,8 +233,9 @@ def _sizes(block: tuple[Place, Records]) -> tuple[Place, int, np.ndarray]:
     return place, documents, np.array([len(record["tokens"]) for record in records], np.int32)
 
 
-def _write_totals(blocks: list[tuple[Place, int, np.ndarray]], folder: str) -> None:
+def _write_totals(blocks: list[tuple[Place, int, np.ndarray]], folder: str, parts: int) -> None:
     """A second attempt of a worker writes the same again."""
+    _require_all([place for place, _, _ in blocks], parts)
     blocks = sorted(blocks, key=lambda block: block[0])
     sizes = np.concatenate([block[2] for block in blocks])
     counts = {"num_records": len(sizes), "num_documents": sum(block[1] for block in blocks), "num_tokens": int(sizes.sum())}

@@ -21,19 +21,22 @@ TABLES = {"input_ids": ("vocab_size", "take the tokenizer that belongs to the mo
 def check(config: ModelConfig, given: Mapping[str, Any], axes: tuple[str, ...]) -> dict[str, jax.Array]:
     """int32 of everything in `given` that is not None, all of the shape of `input_ids`, whose axes are `axes`.
 
-    Raises `BadInput` for what is no array of whole numbers, for shapes that do not fit, and for numbers outside the table
-    that they are looked up in, where PyTorch raises too. Under `jit` numbers are not known: there, ids outside give NaN.
+    Raises `BadInput` for what is no array of whole numbers, for shapes that do not fit, for a mask of fractions or below 0,
+    and for numbers outside the table that they are looked up in, where PyTorch raises too. Under `jit` numbers are not
+    known: there, ids outside give NaN.
     """
-    if given["input_ids"] is None:
+    if given.get("input_ids") is None:
         raise BadInput("input_ids is None; give what a tokenizer makes of text")
     batch: dict[str, jax.Array] = {}
-    for name, value in given.items():
+    for name, value in {"input_ids": given["input_ids"], **given}.items():  # first, since the others take its shape
         if value is None:
             continue
         array = value if isinstance(value, jax.Array) else _to_numpy(name, value)
         if name in TABLES:
             field, advice = TABLES[name]
             array = _below(name, array, getattr(config, field), f"{field}; {advice}")
+        else:
+            _check_mask(name, array)
         if name == "input_ids" and (array.ndim != len(axes) or 0 in array.shape[1:]):
             raise BadInput(f"input_ids has shape {list(array.shape)}; expected [{', '.join(axes)}]")
         shape = batch["input_ids"].shape if batch else array.shape
@@ -62,9 +65,23 @@ def _below(name: str, array: Any, limit: int, explanation: str) -> Any:
     if isinstance(array, jax.core.Tracer):
         array = array.astype(jnp.int32)
         return jnp.where(array < 0, limit, array)  # a row that is not there is NaN; -1 would be the last one
-    if isinstance(array, np.ndarray) or array.is_fully_addressable:
-        known = jax.device_get(array)
-        outside = known[(known < 0) | (known >= limit)]
-        if outside.size:
-            raise BadInput(f"{name} holds {outside[0]}; expected 0 to {limit - 1}, below the model's {explanation}")
+    known = _known(array)
+    outside = known[(known < 0) | (known >= limit)]
+    if outside.size:
+        raise BadInput(f"{name} holds {outside[0]}; expected 0 to {limit - 1}, below the model's {explanation}")
     return array
+
+
+def _check_mask(name: str, array: Any) -> None:
+    known = _known(array)
+    with np.errstate(invalid="ignore"):
+        wrong = known[(known < 0) | (known.astype(np.int32) != known)]
+    if wrong.size:
+        raise BadInput(f"{name} holds {wrong[0]}; expected 1 for a token and 0 for padding, not what is added to scores")
+
+
+def _known(array: Any) -> np.ndarray:
+    """The numbers of an array; none of them under `jit`, or if some are on other hosts."""
+    if isinstance(array, jax.core.Tracer) or not (isinstance(array, np.ndarray) or array.is_fully_addressable):
+        return np.zeros(0, np.int32)
+    return jax.device_get(array)

@@ -159,6 +159,44 @@ def test_records_that_a_runner_lost_are_missed(
     assert list(tmp_path.glob("*/*")) == []
 
 
+@pytest.mark.parametrize(("step", "lost"), [("_read", (0, False)), ("_read", (0, True)), ("_read", (1, True)),
+                                            ("_Tokenise", (2, False))])
+def test_blocks_that_a_runner_lost_are_missed(
+    step: str, lost: tuple[int, bool], tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part's text, its end, all there is of a part without text, after they were read; and text that was tokenised."""
+    (tmp_path / "texts").mkdir()
+    for name, text in (("a", make_text(12, 6)), ("b", " "), ("c", make_text(12, 7))):
+        (tmp_path / "texts" / f"{name}.txt").write_text(text)
+    pipeline = preparing.beam_pipeline()
+
+    def losing(blocks: Any) -> Any:
+        return (block for block in blocks if block[0][::2] != lost)
+
+    if step == "_read":
+        read = pipeline._read
+        monkeypatch.setattr(pipeline, "_read", lambda *given: losing(read(*given)))
+    else:
+        process = pipeline._Tokenise.process
+        monkeypatch.setattr(pipeline._Tokenise, "process", lambda self, block: losing(process(self, block)))
+    with pytest.raises(BadInput, match=rf"^Beam lost text on the way.* of part {lost[0]} \(.* 3 parts\); use another runner"):
+        prepare(str(tmp_path / "texts"), tokenizer, tmp_path / "out", split="all", sequence_length=64, beam_options="")
+    assert list((tmp_path / "out").glob("*/*")) == []
+
+
+@pytest.mark.parametrize("lost", [(0, 0, False), (0, 1, True), (1, 0, True), (2, 0, True), "none, but one twice"])
+def test_every_sum_is_of_all_blocks(lost: Any, tmp_path: Path) -> None:
+    pipeline = preparing.beam_pipeline()
+    whole = [(0, 0, False), (0, 1, True), (1, 0, True), (2, 0, True)]
+    places = [place for place in reversed(whole) if place != lost] + ([] if lost in whole else whole[:1])
+    pipeline._sum_up([(place, 1) for place in whole], 3, {})
+    with pytest.raises(BadInput, match="lost text"):
+        pipeline._sum_up([(place, 1) for place in places], 3, {})
+    with pytest.raises(BadInput, match="lost text"):
+        pipeline._write_totals([(place, 1, np.array([5], np.int32)) for place in places], str(tmp_path / "totals"), 3)
+    assert not (tmp_path / "totals").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -34,7 +34,12 @@ def test_masks_and_what_is_the_same_in_all_rows() -> None:
     assert set(given) == {"input_ids", "attention_mask", "position_ids"}
     assert {(value.shape, str(value.dtype)) for value in given.values()} == {((2, 3), "int32")}
     np.testing.assert_array_equal(given["attention_mask"], [[1, 1, 1], [1, 0, 0]])
-    assert checked(attention_mask=np.ones((2, 3)))["attention_mask"].dtype == jnp.int32
+    for dtype in ("float32", "bfloat16", "uint8", "bool"):
+        mask = checked(attention_mask=jnp.asarray(IDS > 0, dtype))["attention_mask"]
+        assert mask.dtype == jnp.int32 and (mask == (IDS > 0)).all()
+    in_another_order = inputs.check(CONFIG, {"attention_mask": np.ones(3), "input_ids": IDS}, ("batch", "length"))
+    assert in_another_order["attention_mask"].shape == (2, 3)
+    assert jax.jit(lambda mask: checked(attention_mask=mask)["attention_mask"])(np.ones(3)).shape == (2, 3)
 
 
 @pytest.mark.parametrize("given, message", [
@@ -51,6 +56,10 @@ def test_masks_and_what_is_the_same_in_all_rows() -> None:
     ({"input_ids": None}, "input_ids is None"),
     ({"input_ids": IDS[0]}, r"input_ids has shape \[3\]; expected \[batch, length\]"),
     ({"input_ids": IDS[:, :0]}, r"input_ids has shape \[2, 0\]"),
+    ({"attention_mask": IDS / 2 % 1}, "attention_mask holds 0.5; expected 1 for a token and 0 for padding"),
+    ({"attention_mask": jnp.where(IDS > 0, 0, jnp.finfo(jnp.bfloat16).min)}, "attention_mask holds -3.*e[+]38; expected 1"),
+    ({"attention_mask": np.where(IDS > 0, 0, -10_000)}, "attention_mask holds -10000; expected 1"),
+    ({"attention_mask": np.full((2, 3), np.nan)}, "attention_mask holds nan"),
     ({"attention_mask": IDS[:, :2]}, r"attention_mask has shape \[2, 2\], but input_ids \[2, 3\]; give one for each token"),
 ])
 def test_what_is_no_batch(given: dict[str, Any], message: str) -> None:
