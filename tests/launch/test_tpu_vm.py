@@ -201,7 +201,8 @@ def test_an_interrupted_launcher_leaves_the_slice_and_says_so(world):
 
 
 def test_arguments_with_spaces_reach_the_trainer(world):
-    train = ("--config=mobilebert", "--workdir=gs://bucket/a run", "--config.data.source=/my texts/it's $HOME `id`.txt", "--config.x=")
+    train = ("--config=mobilebert", "--workdir=gs://bucket/a run",
+             "--config.data.source=/my texts/it's $HOME `id`.txt", "--config.x=")
     assert launch(world, train=train).returncode == 0
     run = world.calls("ssh")[-1][-1].removeprefix("--command=")
     seen = subprocess.run(["bash", "-c", run.replace("bash on_worker.sh run", "printf '%s\\n'")], capture_output=True, text=True)
