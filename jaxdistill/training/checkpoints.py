@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import errno
+import hashlib
 import json
 import sys
 from collections.abc import Iterator
@@ -24,7 +25,6 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from jaxdistill import remote
-from jaxdistill.data.files import digest_of
 from jaxdistill.errors import BadInput, JaxDistillError, TrainingStopped
 from jaxdistill.training import hosts, sharding
 from jaxdistill.training.state import TrainState
@@ -85,7 +85,7 @@ class Checkpoints:
                     state = jax.tree.map(jnp.copy, state)
                 page = {"schema": SCHEMA, "checksums": sums, **copy.deepcopy(page)}
                 self._manager.save(step, metrics=None if metric is None else {"metric": metric}, args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), page=ocp.args.JsonSave({**page, "digest": digest_of(page)})))
+                    state=ocp.args.StandardSave(state), page=ocp.args.JsonSave({**page, "digest": _digest(page)})))
             if wait:
                 self._manager.wait_until_finished()
 
@@ -130,7 +130,7 @@ class Checkpoints:
                     return "its page is no JSON object", {}, None
                 if page.get("schema") != SCHEMA:
                     return "", page, None
-                if page.pop("digest", None) != digest_of(page):
+                if page.pop("digest", None) != _digest(page):
                     return "its page is not the one that was saved", {}, None
                 return "", page, ocp.StandardCheckpointHandler().restore(
                     folder / "state", args=ocp.args.StandardRestore(target))
@@ -174,6 +174,10 @@ class Checkpoints:
 
 class Damaged(Exception):
     """A checkpoint that is not what was saved; the message says why."""
+
+
+def _digest(page: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(page, sort_keys=True).encode()).hexdigest()
 
 
 def _metric(metrics: Any) -> float:

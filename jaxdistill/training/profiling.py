@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import pathlib
 import tempfile
 from typing import Any
 
 import jax
 from etils import epath
-
-from jaxdistill.data.files import walk
 
 
 class Profile:
@@ -44,8 +43,8 @@ class Profile:
         if held is None:
             return
         jax.profiler.stop_trace()
-        local = epath.Path(held.name)
-        for path in walk(local):
+        local = pathlib.Path(held.name)
+        for path in filter(pathlib.Path.is_file, local.rglob("*")):
             target = self._folder / path.relative_to(local)
             if jax.process_count() > 1:  # the profiler names files after the host, which may run several processes
                 target = target.with_name(f"{jax.process_index()}.{target.name}")
