@@ -18,17 +18,16 @@ sys.modules["survival"] = survival  # processes are started by a function of it
 spec.loader.exec_module(survival)
 
 
-@pytest.mark.slow
-def test_a_run_killed_25_times_ends_as_the_uninterrupted_one(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kills", [2, pytest.param(25, marks=pytest.mark.slow)])
+def test_a_killed_run_ends_as_the_uninterrupted_one(tmp_path, monkeypatch, kills):
     """To the bit, wherever the kills come; DONE only at the end; preempted processes say so and end in time."""
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'benchmarks'}")
-    result = survival.campaign(25, 1, tmp_path)
-    assert sum(result.kills.values()) >= 25 and result.equal == result.lives > 0
-    assert {"in a save", "in the report and export", "preempted"} < result.kills.keys()
-    assert result.preempted and max(result.preempted) < 30
-    for log in tmp_path.glob("*.log"):
-        assert "Traceback" not in log.read_text()
-    assert "everything is saved, run the same command to resume" in "".join(log.read_text() for log in tmp_path.glob("*.log"))
+    result = survival.campaign(kills, 1, tmp_path)
+    said = "".join(log.read_text() for log in tmp_path.glob("*.log"))
+    assert sum(result.kills.values()) >= kills and result.equal == result.lives > 0 and "Traceback" not in said
+    if kills == 25:
+        assert {"in a save", "in the report and export", "preempted"} < result.kills.keys() and max(result.preempted) < 30
+        assert "everything is saved, run the same command to resume" in said
 
 
 FULL_DISK = """
