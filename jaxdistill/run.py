@@ -283,12 +283,9 @@ class Run:
         """What a stage's result depends on beside the recipe's fixed fields: its settings and those of the stages of
         its network before it."""
         own = [s for s in self.recipe.stages if s.network == stage.network]
-        chosen = {"checkpoint_every_steps": self.config.checkpoint.every_steps, "heldout_rows": self._rows_to_choose_by()}
+        chosen = {"checkpoint_every_steps": self.config.checkpoint.every_steps, "heldout_rows": rows_to_choose_by(self.config)}
         return [{"stage": s.name, **json.loads(json.dumps(self.config.stages[s.name].to_dict())), **(chosen if s.best else {})}
                 for s in own[: own.index(stage) + 1]]
-
-    def _rows_to_choose_by(self) -> int:
-        return 2 * self.config.evaluation.batch_size
 
     def _check_lineage(self, stage: Stage, page: dict[str, Any]) -> None:
         now = self._lineage(stage)
@@ -303,7 +300,7 @@ class Run:
 
     def _evaluator(self, stage: Stage, model: Model, teacher: Model | None, teacher_params: Params) -> loop.Evaluator:
         losses = jax.jit(make_losses(stage, model, teacher))
-        rows = inputs.heldout(self.config, self.corpus.heldout, max_examples=self._rows_to_choose_by())
+        rows = inputs.heldout(self.config, self.corpus.heldout, max_examples=rows_to_choose_by(self.config))
         # Rows that only fill the last batch are copies: to losses over tokens they must look like padding.
         batches = [{**row, "attention_mask": row["attention_mask"] * row["example_weights"].astype(np.int32)[:, None]}
                    for row in rows]
@@ -372,6 +369,11 @@ class Run:
         report.write_plots(self.folder.path, results)
         results["seconds"] = round(time.perf_counter() - started, 1)
         report.write_results(self.folder.path, results)
+
+
+def rows_to_choose_by(config: ConfigDict) -> int:
+    """How many held-out rows losses are measured on while a stage goes on."""
+    return 2 * config.evaluation.batch_size
 
 
 def export_model(directory: epath.PathLike, model: Model, params: Params, tokenizer: Any, results: dict[str, Any],

@@ -414,7 +414,7 @@ def test_rows_that_only_fill_a_batch_do_not_count_in_layer_losses(source, teache
 
     def losses(batch):
         monkeypatch.setattr(inputs, "heldout", lambda *_, **__: [batch])
-        evaluate = run.Run._layer_evaluator(fake, make_stage("progressive"), STUDENT, TEACHER, teacher_params)
+        evaluate = run.Run._evaluator(fake, make_stage("progressive"), STUDENT, TEACHER, teacher_params)
         return evaluate(1, student_params)
 
     assert losses(filled) == pytest.approx(losses({name: value[:5] for name, value in rows.items()}), rel=1e-5)
