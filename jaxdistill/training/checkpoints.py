@@ -65,8 +65,8 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def holds(self, step: int) -> bool:
-        """Whether `step` is saved."""
-        return step in self._manager.all_steps()
+        """Whether `step` is saved, as the first process sees it: a listing may be older on another host."""
+        return bool(hosts.largest(hosts.first() and step in self._manager.all_steps()))
 
     def best(self) -> int | None:
         """The step saved with the lowest metric, or None."""
@@ -78,7 +78,7 @@ class Checkpoints:
         disk is full."""
         step = int(state.step)
         with disk_errors(self._directory):
-            if not hosts.largest(hosts.first() and self.holds(step)):  # a listing may be older on another host
+            if not self.holds(step):
                 sums = checksums(state).tolist()
                 if jax.default_backend() == "cpu":
                     # A CPU array may be handed over without a copy, and the next step donates its buffer.
