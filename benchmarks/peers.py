@@ -59,7 +59,7 @@ import torch.nn.functional as F  # noqa: E402
 import transformers  # noqa: E402
 from transformers.models.bert import modeling_bert  # noqa: E402
 
-from jaxdistill import defaults, inputs, process  # noqa: E402
+from jaxdistill import defaults, inputs  # noqa: E402
 from jaxdistill.interop import convert  # noqa: E402
 from jaxdistill.models import Model, Params, preset  # noqa: E402
 from jaxdistill.models.encoder import in_compute_dtype  # noqa: E402
@@ -322,7 +322,6 @@ def against_plain(arguments: argparse.Namespace, step: Step, peer: Step) -> tupl
 
 def main() -> None:
     arguments = ARGUMENTS
-    process.keep_freed_memory()  # as `jaxdistill train` does; PyTorch, in the same process, has it too
     on_gpu = jax.default_backend() == "gpu"
     arguments.dtype = arguments.dtype or ("bfloat16" if on_gpu else "float32")
     peers = (arguments.peers or ("eager,compile" if on_gpu else "textbrewer")).split(",")

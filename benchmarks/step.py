@@ -26,7 +26,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxdistill import configuration, inputs, process
+from jaxdistill import configuration, inputs
 from jaxdistill.data import packing
 from jaxdistill.errors import BadInput
 from jaxdistill.methods.base import Stage
@@ -163,7 +163,6 @@ def main() -> None:
     parser.add_argument("--forward", action="store_true", help="also time the teacher's forward pass alone")
     parser.add_argument("--json", default="", help="write the numbers here")
     arguments, overrides = parser.parse_known_args()
-    process.keep_freed_memory()
     config = configuration.load_config(arguments.config, [text.removeprefix("--config.") for text in overrides])
     mesh = sharding.make_mesh(**config.mesh)
     recipe = resolve(config, vocab_size=config.data.vocab_size, num_records=inputs.MANY, mesh=mesh)

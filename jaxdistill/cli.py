@@ -113,6 +113,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def use_compilation_cache() -> None:
+    """A second start of the same recipe need not compile again; JAX_COMPILATION_CACHE_DIR chooses another place."""
+    import jax
+
+    from jaxdistill.data.files import cache_directory
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "compiled"))
+
+
 def _load(options: argparse.Namespace) -> Any:
     from jaxdistill.configuration import load_config
 
@@ -120,20 +130,20 @@ def _load(options: argparse.Namespace) -> Any:
 
 
 def _train(options: argparse.Namespace) -> str | None:
-    from jaxdistill import process, report, run
+    from jaxdistill import report, run
     from jaxdistill.training import hosts
 
     hosts.connect(options.coordinator, options.num_processes, options.process_id, options.distributed)
-    process.set_up()
+    use_compilation_cache()
     stages = options.stages.split(",") if options.stages else None
     results = run.train(_load(options), options.workdir, stages=stages)
     return report.format_table(results) + f"\nEverything is in {options.workdir}" if hosts.first() else None
 
 
 def _seeds(options: argparse.Namespace) -> str:
-    from jaxdistill import commands, process
+    from jaxdistill import commands
 
-    process.set_up()
+    use_compilation_cache()
     seeds = commands.parse_seeds(options.seeds)
     return commands.seeds(_load(options), options.workdir, seeds)["table"]
 
@@ -189,9 +199,9 @@ def _evaluate(options: argparse.Namespace) -> str:
 
 
 def _finetune(options: argparse.Namespace) -> str:
-    from jaxdistill import finetuning, process
+    from jaxdistill import finetuning
 
-    process.set_up()
+    use_compilation_cache()
     settings = {name: value for name, value in vars(options).items() if name in FINETUNE_SETTINGS and value is not None}
     results = finetuning.finetune(options.model, options.task_file, options.workdir, **settings)
     return json.dumps(results, indent=2)
