@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -72,6 +73,17 @@ def _leave_the_others(code: int) -> None:
 
 
 def _preempted(number: int, frame: object) -> None:
+    ignore = sys.unraisablehook
+
+    def once_more(ignored: Any) -> None:
+        """A destructor or a callback of the garbage collector lets no exception out: the signal would be lost."""
+        if not issubclass(ignored.exc_type, PreemptedNow):
+            return ignore(ignored)
+        again = threading.Timer(0.05, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = once_more
     raise PreemptedNow
 
 

@@ -108,12 +108,30 @@ def test_ctrl_c_saves_says_how_to_resume_and_exits_130(tmp_path, text_source):
     assert "everything is saved" in err and saved()
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_a_signal_between_the_stages_is_one_line_too(capsys, monkeypatch, number, code):
+def at_once(number):
+    os.kill(os.getpid(), number)
+
+
+def in_a_destructor(number):
+    """Where Python drops every exception."""
+    class Dropped:
+        def __del__(self):
+            at_once(number)
+            for _ in range(100):  # the handler runs between two of these
+                pass
+
+    Dropped()
+    time.sleep(5)
+
+
+@pytest.mark.parametrize("number, code, arrive", [
+    (signal.SIGTERM, 75, at_once), (signal.SIGINT, 130, at_once), (signal.SIGTERM, 75, in_a_destructor)])
+def test_a_signal_between_the_stages_is_one_line_too(capsys, monkeypatch, number, code, arrive):
     """While text is prepared or networks are evaluated no loop listens for it."""
     before = {which: signal.getsignal(which) for which in (signal.SIGTERM, signal.SIGINT)}
+    monkeypatch.setattr("sys.unraisablehook", sys.unraisablehook)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background may have been told to ignore it
-    monkeypatch.setattr("jaxdistill.commands.describe_text", lambda *_: os.kill(os.getpid(), number))
+    monkeypatch.setattr("jaxdistill.commands.describe_text", lambda *_: arrive(number))
     try:
         assert cli.main(["describe", "--preset=mobilebert"]) == code
     finally:

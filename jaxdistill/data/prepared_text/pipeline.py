@@ -29,6 +29,7 @@ import apache_beam as beam
 import numpy as np
 import tensorflow_datasets as tfds
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
 from apache_beam.pvalue import AsSingleton
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import create_runner
@@ -66,7 +67,8 @@ def parse_options(text: str) -> tuple[Any, PipelineOptions]:
             given = options.get_all_options(retain_unknown_options=True)
             name = options.view_as(StandardOptions).runner or "DirectRunner"
             runner = FnApiRunner() if name in ("DirectRunner", "direct") else create_runner(name)
-            beam.Pipeline(runner, options)  # which checks them together
+            if refused := PipelineOptionsValidator(options, runner).validate():
+                raise ValueError(" ".join(refused))
     except (Exception, SystemExit) as error:  # argparse prints its usage and ends the process, or would
         reason = said.getvalue().split("error: ")[-1].strip() if isinstance(error, SystemExit) else _reason(error)
         raise BadInput(f"beam_options {text!r} cannot be used: {reason or 'not an option'}; expected OPTION=VALUE,… of Beam, "
