@@ -1,7 +1,7 @@
 """What each objective's gradient needs at full size, plain and fused: temporaries on a TPU chip, and operations.
 
-    python benchmarks/objectives.py [--topology=v5e:2x2] [--shapes=8x512,32x128] [--only=joint] [--residual=bfloat16]
-                                    [--json=FILE]
+    python benchmarks/objectives.py [--topology=v5e:2x2] [--shapes=8x512,32x128] [--only=joint] [--losses=fused]
+                                    [--residual=bfloat16] [--json=FILE]
 
 Compiled ahead of time for chips that need not be there (libtpu: pip install 'jaxdistill[plan]'): IB-BERT_LARGE teacher,
 MobileBERT student, bfloat16 products, residual streams in float32 or as `--residual` says, rows x tokens on a chip. What is
@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--topology", default="v5e:2x2")
     parser.add_argument("--shapes", default="8x512,32x128", help="rows x tokens on a chip")
     parser.add_argument("--only", default=",".join(OBJECTIVES))
+    parser.add_argument("--losses", default="plain,fused")
     parser.add_argument("--residual", default="float32", help="dtype of both residual streams")
     parser.add_argument("--json", default="")
     options = parser.parse_args()
@@ -66,10 +67,10 @@ def main() -> None:
     for shape in options.shapes.split(","):
         rows, length = map(int, shape.split("x"))
         for name in options.only.split(","):
-            for fused in (False, True):
-                lines.append(measure(name, rows, length, fused, mesh, options.residual))
+            for losses in options.losses.split(","):
+                lines.append(measure(name, rows, length, losses == "fused", mesh, options.residual))
                 line = lines[-1]
-                print(f"{name:>10} {shape:>13} {'fused' if fused else 'plain':>7} {line['temporaries_MiB']:8.1f} MiB "
+                print(f"{name:>10} {shape:>13} {losses:>7} {line['temporaries_MiB']:8.1f} MiB "
                       f"{line['operations']:9.2f} x {line['compile_seconds']:9.0f} s", flush=True)
     if options.json:
         with open(options.json, "w") as file:

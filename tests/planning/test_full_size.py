@@ -1,0 +1,61 @@
+"""The goals of README's table of memory, at full size, as the TPU's compiler sees them: slow, with libtpu.
+
+What they guard shows nowhere else. A CPU's program is the same without the barriers and constraints that keep a TPU's small:
+`encoder._only_here`, the barrier in `forward_gradient`, `sharding.gathered_layer`.
+"""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from importlib.metadata import version
+
+import jax
+import pytest
+
+from jaxdistill.configuration import load_config
+from jaxdistill.models import Model, preset
+from jaxdistill.planning import plan
+
+ROOT = pathlib.Path(__file__).parents[2]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the extra `plan` is not installed"),
+    pytest.mark.skipif(version("jax").startswith("0.10."), reason="its compiler is another, and crashes on some of these"),
+]
+
+
+def measured(folder, *arguments):
+    """{(objective, rows, fused): its line} of `benchmarks/objectives.py`."""
+    environment = {name: value for name, value in os.environ.items() if name not in plan.NOT_INHERITED}
+    command = [sys.executable, "benchmarks/objectives.py", f"--json={folder / 'lines.json'}", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment | plan.CHILD_ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = json.loads((folder / "lines.json").read_text())["lines"]
+    return {(line["objective"], line["rows"], line["fused"]): line for line in lines}
+
+
+@pytest.mark.parametrize("residual, strict, names", [("float32", 96, "strict,joint,auxiliary"), ("bfloat16", 48, "strict,joint")])
+def test_what_a_gradient_needs(tmp_path, residual, strict, names):
+    for (name, *_), line in measured(tmp_path, f"--only={names}", f"--residual={residual}", "--losses=fused").items():
+        assert line["temporaries_MiB"] <= (strict if name == "strict" else 0.40 * 1024), line
+        assert line["operations"] <= (1.05 if name == "strict" else 1.10), line
+
+
+def test_what_words_and_relations_need_of_plain_losses(tmp_path):
+    lines = measured(tmp_path, "--only=words,relations")
+    for (name, rows, fused), line in lines.items():
+        if fused:
+            share = line["temporaries_MiB"] / lines[name, rows, False]["temporaries_MiB"]
+            assert share <= {"words": 1 / 2, "relations": 1 / 4}[name], line
+
+
+def test_a_layer_of_a_sharded_teacher_is_fetched_once():
+    """Not once for each part of the rows: the teacher's share of all that is gathered, in its compute dtype."""
+    config = load_config("mobilebert", ["stages.transfer.kind=joint", "stages.transfer.batch_size=64", "mesh.fsdp=4"])
+    stage = plan.plan(config, ["v5e:2x4"], stages=["transfer"])["topologies"][0]["stages"][0]
+    layers = jax.eval_shape(Model(preset("ib_bert_large")).init, jax.random.key(0))["layers"]
+    once = 3 / 4 * 2 * sum(leaf.size for leaf in jax.tree.leaves(layers))
+    assert once < stage["sent_bytes"]["all-gather"] < 1.5 * once, (once, stage["sent_bytes"])
