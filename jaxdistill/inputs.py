@@ -5,6 +5,7 @@ Each is found again on the next call: the tokenizer by its folder, prepared text
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import platform
@@ -202,6 +203,17 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> str:
-    """One line: how many of which devices, and the host's cores."""
+    """One line: how many of which devices, and the host's processor and cores."""
     devices = jax.devices()
-    return f"{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} host cores ({platform.machine()})"
+    return f"{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} host cores ({_processor()})"
+
+
+def _processor() -> str:
+    """'x86_64', or where Linux tells more 'AMD EPYC, family 25, model 17': a name alone may be that of unlike generations."""
+    told: dict[str, str] = {}
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        for line in file:
+            name, _, value = line.partition(":")
+            told.setdefault(name.strip(), value.strip())
+    numbers = [f"{word} {told[name]}" for word, name in (("family", "cpu family"), ("model", "model")) if name in told]
+    return ", ".join([told.get("model name") or platform.machine(), *numbers])
