@@ -55,16 +55,17 @@ def gradient_in_chunks(function: Function, dtype: Any) -> Function:
 
 
 def projected_loss(project: Callable[[Any, jax.Array], jax.Array], function: Callable[..., tuple[jax.Array, Any]],
-                   dtype: Any) -> Callable[..., tuple[jax.Array, Any]]:
+                   dtype: Any, whole: Callable[[Any], Any] = lambda weights: weights) -> Callable[..., tuple[jax.Array, Any]]:
     """A loss of logits = project(weights, x), chunk by chunk: (moving=(weights, x), slices, shared) -> (value, numbers).
 
     `x` [C, ..., D] and `slices` have a leading axis of chunks; `function(logits, slices of one chunk, shared)` is the loss
     of one. Only the gradient with respect to the logits is kept, in `dtype`; the two large products with it are done in
-    one piece in the backward pass, so that weights, which all chunks share, are summed over devices once.
+    one piece in the backward pass, so that weights, which all chunks share, are summed over devices once. `whole` is applied
+    to them ahead of the chunks, not to their gradient.
     """
 
     def over_chunks(moving: Any, slices: Any, shared: Any) -> Any:
-        weights, x = moving
+        weights, x = whole(moving[0]), moving[1]
 
         def one(xs: Any) -> tuple[tuple[jax.Array, Any], jax.Array]:
             result, gradient = jax.value_and_grad(function, has_aux=True)(project(weights, xs[0]), xs[1], shared)

@@ -117,9 +117,8 @@ class Model:
                          else jnp.asarray(positions))
 
         def run(tables: Params, *inputs: Any) -> jax.Array:
-            if self.batch_sharding is not None:  # looked up whole: rows of a split table would have to be sorted out again
-                tables = jax.lax.with_sharding_constraint(tables, NamedSharding(self.batch_sharding.mesh, PartitionSpec()))
-            return _apply(Embeddings(self.config), tables, *inputs)
+            # Looked up whole: rows of a split table would have to be sorted out again.
+            return _apply(Embeddings(self.config), self.whole(tables), *inputs)
 
         embed = jax.checkpoint(run) if self.remat == "full" else run
         return self._constrain(embed(params["embeddings"], dropout_key, ids_BxL, types_BxL, positions_BxL, segments_BxL))
@@ -137,6 +136,12 @@ class Model:
         hidden, taps = jax.checkpoint(run, policy=policy, prevent_cse=not looped)(
             layer_params, dropout_key, hidden_BxLxD, bias_Bx1xLxL)
         return self._constrain(hidden), taps
+
+    def whole(self, tables: Params) -> Params:
+        """`tables` on every device of the mesh, whichever part of them each holds."""
+        if self.batch_sharding is None:
+            return tables
+        return jax.lax.with_sharding_constraint(tables, NamedSharding(self.batch_sharding.mesh, PartitionSpec()))
 
     def _constrain(self, hidden_BxLxD: jax.Array) -> jax.Array:
         if self.batch_sharding is None:

@@ -7,7 +7,7 @@ and the raw sums to report. The plain versions beside them say what is computed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -132,11 +132,12 @@ def student_taps_of(losses: Losses) -> tuple[str, ...]:
 
 
 def word_terms(losses: Losses, scales: Scales, student: tuple[Any, jax.Array], teacher: tuple[Any, jax.Array] | None,
-               batch: Batch, rows: int) -> tuple[jax.Array, Arrays]:
+               batch: Batch, rows: int, whole: Callable[[Any], Any] = lambda weights: weights) -> tuple[jax.Array, Arrays]:
     """MLM and its distillation over the vocabulary, scaled: (value, raw sums), some masked words of every row at a time.
 
     `student`, `teacher`: (weights, features [B, P, D]) as `Model.mlm_features` gives them. `rows`: rows on one device,
-    which the size of a chunk follows. Kept for the backward pass: one [B, P, V] in the student's compute dtype.
+    which the size of a chunk follows. `whole` gathers split weights, once for all chunks. Kept for the backward pass: one
+    [B, P, V] in the student's compute dtype.
     """
     weights, features_BxPxD = student
     chunk = max(1, CHUNK_NUMBERS // (rows * weights["bias"].shape[0]))
@@ -156,6 +157,7 @@ def word_terms(losses: Losses, scales: Scales, student: tuple[Any, jax.Array], t
         return weighted(sums, shared["scales"]), sums
 
     labels = {name: split(batch[name]) for name in ("mlm_labels", "mlm_weights")}
-    shared = {"scales": dict(scales), "teacher": None if teacher is None else teacher[0]}
+    shared = {"scales": dict(scales), "teacher": None if teacher is None else whole(teacher[0])}
     slices = labels, None if teacher is None else split(teacher[1])
-    return projected_loss(vocabulary_logits, function, features_BxPxD.dtype)((weights, split(features_BxPxD)), slices, shared)
+    run = projected_loss(vocabulary_logits, function, features_BxPxD.dtype, whole)
+    return run((weights, split(features_BxPxD)), slices, shared)

@@ -123,7 +123,7 @@ def head_sums(stage: Stage, model: Model, teacher: Model | None, params: Params,
     if words:
         pair = teacher.mlm_features(teacher_params, theirs, masks) if teacher and "mlm" in stage.heads("teacher") else None
         value, sums = fused.word_terms(words, _only(scales, words), model.mlm_features(params, hidden, masks), pair, masks,
-                                       rows_on_a_device(model, masks))
+                                       rows_on_a_device(model, masks), model.whole)
     if others:
         outputs = model.run_heads(params, hidden, masks, _heads(others, "student"), dropout_key)
         read = _heads(others, "teacher")

@@ -52,10 +52,19 @@ def test_what_words_and_relations_need_of_plain_losses(tmp_path):
             assert share <= {"words": 1 / 2, "relations": 1 / 4}[name], line
 
 
-def test_a_layer_of_a_sharded_teacher_is_fetched_once():
-    """Not once for each part of the rows: the teacher's share of all that is gathered, in its compute dtype."""
-    config = load_config("mobilebert", ["stages.transfer.kind=joint", "stages.transfer.batch_size=64", "mesh.fsdp=4"])
-    stage = plan.plan(config, ["v5e:2x4"], stages=["transfer"])["topologies"][0]["stages"][0]
-    layers = jax.eval_shape(Model(preset("ib_bert_large")).init, jax.random.key(0))["layers"]
-    once = 3 / 4 * 2 * sum(leaf.size for leaf in jax.tree.leaves(layers))
-    assert once < stage["sent_bytes"]["all-gather"] < 1.5 * once, (once, stage["sent_bytes"])
+def gathered(stage, *overrides):
+    """Bytes that a chip gathers in a step of `stage`, parameters split in four."""
+    config = load_config("mobilebert", [f"stages.{stage}.batch_size=64", "mesh.fsdp=4", *overrides])
+    found = plan.plan(config, ["v5e:2x4"], stages=[stage])["topologies"][0]["stages"][0]
+    return found["sent_bytes"]["all-gather"]
+
+
+def test_split_parameters_are_fetched_once():
+    """A layer of the teacher not for each part of the rows, the tables of words not for each part of the words (the student's
+    in float32, and once more in bfloat16 where its gradient is taken)."""
+    teacher, student = (jax.eval_shape(Model(preset(name)).init, jax.random.key(0)) for name in ("ib_bert_large", "mobilebert"))
+    layers = 3 / 4 * 2 * sum(leaf.size for leaf in jax.tree.leaves(teacher["layers"]))
+    words = 3 / 4 * 4 * (student["embeddings"]["word"].size + student["mlm"]["extra_embedding"].size)
+    joint, distill = gathered("transfer", "stages.transfer.kind=joint"), gathered("distill")
+    assert layers < joint < 1.5 * layers
+    assert words < distill - joint < 1.75 * words
