@@ -32,13 +32,30 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
     try:
         values(["jaxdistill", *arguments])
         config: Any = values["config"].value
-    except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError, SyntaxError) as error:
-        # ml_collections' KeyErrors carry a quoted, escaped text of several lines.
-        text = str(error.args[0] if isinstance(error, (AttributeError, KeyError)) and error.args else error)
+    except (flags.Error, AttributeError, LookupError, ValueError, TypeError, OSError, SyntaxError) as error:
+        text = str(error)
+        if isinstance(error, (AttributeError, LookupError)):
+            if overrides:  # ml_collections says which field is missing, but not of what, nor which there are
+                must_exist(load_config(name), overrides)
+            text = f"{type(error).__name__}: {text}"
         raise BadInput(f"config {name!r}: {' '.join(text.replace(chr(92), '').split())}") from error
     if not isinstance(config, ConfigDict):
         raise BadInput(f"config {os.fspath(file)!r}: get_config returned {type(config).__name__}; expected a ConfigDict")
     return config
+
+
+def must_exist(config: ConfigDict, overrides: Sequence[str]) -> None:
+    """Raises `BadInput` for an override of a field that `config` does not have."""
+    for override in overrides:
+        names = override.partition("=")[0].split(".")
+        node: Any = config
+        for i, field in enumerate(names):
+            where = ".".join(["config", *names[:i]])
+            if not isinstance(node, ConfigDict):
+                raise BadInput(f"{where} is a value, {node!r}, and has no field {field!r}")
+            if field not in node:
+                raise BadInput(f"{where} has no field {field!r}; {nearest(field, node)}")
+            node = node.get_ref(field).get()
 
 
 def find(path: str) -> epath.Path:
