@@ -12,6 +12,7 @@ import contextlib
 import copy
 import errno
 import hashlib
+import inspect
 import json
 import sys
 from collections.abc import Iterator
@@ -132,8 +133,9 @@ class Checkpoints:
                     return "", page, None
                 if page.pop("digest", None) != _digest(page):
                     return "its page is not the one that was saved", {}, None
-                return "", page, ocp.StandardCheckpointHandler().restore(
-                    folder / "state", args=ocp.args.StandardRestore(target))
+                with _leftovers_unsaid():
+                    return "", page, ocp.StandardCheckpointHandler().restore(
+                        folder / "state", args=ocp.args.StandardRestore(target))
             except Exception as error:  # tensorstore, JSON or missing items: whatever a damaged folder leads to
                 if isinstance(error, PermissionError) or any(name in str(error) for name in TRANSIENT):
                     raise
@@ -203,6 +205,22 @@ def checksums(tree: Any) -> np.ndarray:
     """uint32[leaves]: a number for each array of at most 32-bit elements, in which every bit and its place counts. Sums of
     integers wrap around in any order, so it is the same on every mesh."""
     return np.asarray(_checksums(jax.tree.leaves(tree)))
+
+
+@contextlib.contextmanager
+def _leftovers_unsaid() -> Iterator[None]:
+    """When orbax cannot read one array it drops the readers of the others, each of which would then write a traceback, some
+    of them much later: the one line about the damage would be lost among hundreds."""
+    shown = sys.unraisablehook
+
+    def show(ignored: Any) -> None:
+        loop_gone = isinstance(ignored.exc_value, RuntimeError) and "Event loop is closed" in str(ignored.exc_value)
+        if not (loop_gone or inspect.iscoroutine(ignored.object)):
+            shown(ignored)
+
+    sys.unraisablehook = show
+    yield
+    sys.unraisablehook = shown  # not after an error
 
 
 @contextlib.contextmanager

@@ -1,8 +1,10 @@
 """What is saved comes back to the bit, whole or not at all."""
 
 import errno
+import gc
 import json
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -68,15 +70,19 @@ def test_every_bit_and_its_place_counts_in_a_checksum():
 
 
 @pytest.mark.parametrize("few", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(tmp_path, capsys, few):
-    """Whatever happens to whichever of its files: what is read is one of the two that were saved, to the bit."""
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(tmp_path, capsys, monkeypatch, few):
+    """Whatever happens to whichever of its files: what is read is one of the two that were saved, to the bit. Nothing else is
+    said: no traceback of a reader that was dropped."""
+    ignored = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda it: ignored.append(repr(it.exc_value)))
     checkpoints = Checkpoints(tmp_path / "whole")
     for step in (2, 4):
         checkpoints.save(example(step, seed=step), {"at": step}, wait=True)
     checkpoints.close()
     files = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole" / "4").rglob("*") if path.is_file())
     if few:
-        files = [max(files, key=lambda file: (tmp_path / "whole" / file).stat().st_size)]
+        largest = max(files, key=lambda file: (tmp_path / "whole" / file).stat().st_size)
+        files = [largest, next(file for file in files if "array_metadatas" in file.parts)]
     damages = {
         "deleted": lambda path: path.unlink(),
         "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
@@ -99,7 +105,8 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(tmp_path, c
                 again.save(example(4, seed=9), {"at": 4}, wait=True)  # the run comes to that step again
                 assert equal(again.restore(like(), sharding.make_mesh(1))[0], example(4, seed=9))
             again.close()
-    assert went_back == set(damages)
+    gc.collect()
+    assert went_back == set(damages) and not ignored, ignored[:3]
 
 
 def flip(data):
