@@ -104,6 +104,9 @@ def resolve(config: ConfigDict, *, vocab_size: int, num_records: int, mesh: Mesh
         if model is not None:
             sharding.check_model(mesh, model, whose)
     check_frozen(recipe, bool(config.student.init))
+    longest = max(stage.steps for stage in stages)
+    if config.profile and config.profile[0] >= longest:
+        raise BadInput(f"config.profile={tuple(config.profile)}: nothing to trace, no stage has more than {longest} steps")
     return recipe
 
 
