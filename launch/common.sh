@@ -42,22 +42,29 @@ parse() {
         if [[ $flags == *" $option "* && $1 != *=* ]]; then
             printf -v "$option" true
         elif [[ $valued == *" $option "* || $option == create_flag ]]; then
-            if [[ $1 == *=* ]]; then value=${1#*=}; else value=${2-}; shift; fi
-            [[ -n $value ]] || refuse "option '--$option' needs a value"
+            # What begins with dashes is the next option: `--project --dry_run` must not become a run that costs.
+            if [[ $1 == *=* ]]; then value=${1#*=}; else value=${2-}; [[ $value != --* ]] || value=''; shift; fi
+            [[ -n $value ]] || refuse "option '--$option' needs a value: --$option=..."
             if [[ $option == create_flag ]]; then create_flags+=("$value"); else printf -v "$option" %s "$value"; fi
         else
             refuse "option '$1' is unknown"
         fi
         shift
     done
-    [[ $retries =~ ^[0-9]+$ ]] || refuse "--retries=$retries is no number"
+    [[ $retries =~ ^(0|[1-9][0-9]{0,8})$ ]] || refuse "--retries=$retries is no number"
 }
 
 # need NAME...: the options that have no sensible default.
 need() {
     local name missing=''
     for name in "$@"; do [[ -n ${!name} ]] || missing+=" --$name=..."; done
-    [[ -z $missing ]] || refuse "missing:$missing"
+    [[ -z $missing ]] || refuse "missing:$missing; usage: $(sed -n "\\|^#   launch/$script |{s/^# *//p;q}" "$0")"
+}
+
+# installed PROGRAM...: what a run calls must be there, before anything is asked for again and again.
+installed() {
+    local program
+    for program in "$@"; do $dry_run || command -v "$program" >/dev/null || refuse "$program is not installed here"; done
 }
 
 # Finds the workdir among the arguments of train, and what a loop could not work with. $1: "remote" if it must outlive machines.

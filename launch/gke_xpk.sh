@@ -26,6 +26,7 @@ project='' zone='' cluster='' type='' name=jaxdistill image='' speedrun=false
 parse "project zone cluster type name image" "speedrun" "$@"
 need project zone cluster type
 check_train remote
+installed xpk kubectl gcloud
 [[ $name =~ ^[a-z]([-a-z0-9]{0,14}[a-z0-9])?$ ]] ||
     refuse "--name='$name' is no name of a workload; give at most 16 small letters, digits and dashes"
 type=${type/#v5e-/v5litepod-}

@@ -73,6 +73,7 @@ if ! $in_job; then
         run "${steps[@]}"
         exit
     fi
+    installed sbatch
     command -v jaxdistill >/dev/null || refuse "no jaxdistill here, and a job inherits this environment; activate the one that has it"
     job=$(run "${submit[@]}")
     job=${job%%;*}

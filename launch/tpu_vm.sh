@@ -28,6 +28,7 @@ project='' zone='' type='' name=jaxdistill runtime_version='' log='' spot=false 
 parse "project zone type name runtime_version log" "spot keep speedrun" "$@"
 need project zone type
 check_train remote
+installed gcloud
 [[ $name =~ ^[a-z]([-a-z0-9]{0,60}[a-z0-9])?$ ]] || refuse "--name='$name' is no name; give small letters, digits and dashes"
 
 type=${type/#v5e-/v5litepod-}
@@ -48,6 +49,9 @@ mark=$(printf %s "$workdir" | cksum | cut -d ' ' -f 1)  # the label by which a l
 describe=(gcloud compute tpus queued-resources describe "$name" "${where[@]}"
     --format='value(state.state,tpu.nodeSpec[0].node.labels.jaxdistill)')
 delete=(gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force)
+
+# What a person must change.
+refusals='PERMISSION_DENIED|INVALID_ARGUMENT|UNAUTHENTICATED|ALREADY_EXISTS|unrecognized argument|active account|property must be set'
 
 asked=false  # whether there may be a slice that this run pays for
 ours=false   # whether the slice is known to be this run's: nothing else is ever deleted
@@ -71,7 +75,7 @@ trap remind EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
-# Sets `state` of the slice and `owner`; NONE if there is no slice, UNKNOWN if Google does not answer.
+# Sets `state` of the slice and `owner`; NONE if there is no slice, REFUSED if Google will not say, UNKNOWN if it does not answer.
 look() {
     local answer
     if answer=$("${describe[@]}" 2>"$scratch/error"); then
@@ -80,6 +84,7 @@ look() {
         state=NONE
     else
         state=UNKNOWN
+        if grep -qE "$refusals" "$scratch/error"; then state=REFUSED; fi
         cat "$scratch/error" >&2
     fi
 }
@@ -95,7 +100,7 @@ create() {
     cat "$scratch/error" >&2
     if ((code == 0)); then
         ours=true
-    elif grep -qE 'PERMISSION_DENIED|INVALID_ARGUMENT|UNAUTHENTICATED|ALREADY_EXISTS|unrecognized argument' "$scratch/error"; then
+    elif grep -qE "$refusals" "$scratch/error"; then
         asked=false
         return 2  # a person must change something; all else, quota above all, may pass
     else
@@ -125,6 +130,10 @@ get_slice() {
                 ours=false
                 create || return
                 continue
+                ;;
+            REFUSED)  # to a slice of ours this may be an hour's expired token
+                if $ours; then return 1; fi
+                return 2
                 ;;
             UNKNOWN) return 1 ;;
         esac

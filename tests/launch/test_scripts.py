@@ -56,8 +56,36 @@ def test_what_is_missing_is_one_line_and_calls_nothing(script, world):
     assert "'--config=mobilebert' is unknown" in refused(world.run(script, *GIVEN[script], "--config=mobilebert", *TRAIN))
     assert "come after --" in refused(world.run(script, *GIVEN[script], "mobilebert", *TRAIN))
     assert "--config.order" in refused(world.run(script, *GIVEN[script], *TRAIN, "--stages=teacher"))  # would never be done
-    assert "--retries=many is no number" in refused(world.run(script, *GIVEN[script], "--retries=many", *TRAIN))
+    for number in ("many", "-1", "08"):
+        assert f"--retries={number} is no number" in refused(world.run(script, *GIVEN[script], f"--retries={number}", *TRAIN))
     assert not world.calls()
+
+
+@pytest.mark.parametrize("script", [script for script in GIVEN if GIVEN[script]])
+def test_what_is_missing_comes_with_how_to_call_it(script, world):
+    line = refused(world.run(script, *TRAIN))
+    assert f"usage: launch/{script} {' '.join(GIVEN[script])[:9]}" in line and " -- --config=" in line
+
+
+@pytest.mark.parametrize("script", [script for script in GIVEN if GIVEN[script]])
+def test_an_option_is_no_value_of_the_one_before_it(script, world):
+    """It was: a dry run whose last option lacked its value created a slice."""
+    for option in GIVEN[script]:
+        name = option.split("=")[0]
+        assert f"{name}=..." in refused(world.run(script, *GIVEN[script], name, "--dry-run", *TRAIN))
+    assert not world.calls()
+
+
+@pytest.mark.parametrize("script, program", [
+    ("tpu_vm.sh", "gcloud"), ("gke_xpk.sh", "xpk"), ("gke_xpk.sh", "kubectl"), ("gke_xpk.sh", "gcloud"), ("slurm.sh", "sbatch")])
+def test_a_program_that_is_not_there_is_one_line_and_no_attempt(script, program, world):
+    for tool in ("bash", "dirname", "sed", "cksum", "cut", "mktemp", "rm", "grep", "cat", "tee", "env"):
+        if not (world.bin / tool).exists():
+            (world.bin / tool).symlink_to(shutil.which(tool))
+    (world.bin / program).unlink()
+    done = world.run(script, *GIVEN[script], *TRAIN, PATH=str(world.bin))
+    assert f"{program} is not installed here" in refused(done) and not world.calls() and "BILLED" not in done.stderr
+    assert world.run(script, *GIVEN[script], "--dry-run", *TRAIN, PATH=str(world.bin)).returncode == 0  # it needs none
 
 
 @pytest.mark.parametrize("script", ["tpu_vm.sh", "gke_xpk.sh"])

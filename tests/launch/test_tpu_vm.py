@@ -142,6 +142,17 @@ def test_a_refusal_of_google_stops(world):
     assert done.returncode == 2 and verbs(world) == ["create"] and "who are you?" in done.stderr
 
 
+@pytest.mark.parametrize("words", ["ERROR: PERMISSION_DENIED: who are you?",
+                                   "ERROR: (gcloud) You do not currently have an active account selected."])
+def test_a_refusal_to_say_whether_there_is_a_slice_stops_too(world, words):
+    """But not when the slice is known to be ours: it runs on, and a token that has expired may be renewed."""
+    world["describe_fails"] = [words] * 5
+    done = launch(world)
+    assert done.returncode == 2 and verbs(world) == [] and words in done.stderr and not world.pauses()
+    world["runs"], world["describe_fails"] = ["255 -"], ["", "", "", words, words]
+    assert launch(world).returncode == 0 and verbs(world) == [*ONE, *ONE[1:], "ask", "log", "delete"]
+
+
 def test_failures_in_a_row_end_with_everything_deleted(world):
     world["runs"] = ["1 -"] * 3 + ["75 - SUSPENDED"] + ["1 -"] * 9
     done = launch(world, "--retries=3")
