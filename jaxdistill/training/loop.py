@@ -134,6 +134,8 @@ def run_stage(stage: Stage, model: Model, state: TrainState, teacher: Model | No
             best = checkpoints.restore_best(state, mesh)
             state = state if best is None else best  # no held-out loss was finite
             page["best"] = int(state.step)
+            if stop.agreed():  # meanwhile: all is saved
+                raise stop.error(f"in stage {stage.name!r} after {done} of {stage.steps} steps")
     return state
 
 

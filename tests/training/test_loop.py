@@ -309,6 +309,20 @@ def test_a_signal_during_the_last_evaluation_is_not_lost(tmp_path):
     assert int(run(tmp_path, batches, stage=TRANSFER, evaluate=evaluate).step) == 7 and len(calls) == 6
 
 
+def test_a_signal_while_the_last_state_is_measured_is_not_lost(tmp_path):
+    """A stage with a best one is measured once more at its end, which may take minutes; the next stage must not begin."""
+    def evaluate(_, params):
+        calls.append(0)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"mlm": 1.0}
+
+    calls = []
+    with pytest.raises(Preempted, match="after 7 of 7 steps"):
+        run(tmp_path, batches, stage=BEST, evaluate=evaluate)
+    assert int(run(tmp_path, batches, stage=BEST, evaluate=evaluate).step) == 7 and len(calls) == 1
+
+
 def test_the_clock_leaves_pauses_out(monkeypatch):
     """Seconds of training alone, and a rate that does not count what was spent evaluating."""
     now = [100.0]
