@@ -4,8 +4,8 @@
     python benchmarks/survival.py --restart [--config=quickstart]       # time from a killed run's restart to its next step
 
 SIGKILL comes in turn at a random moment, while a checkpoint is being saved, while the network of a finished stage is being
-written, and while the run ends (export, plots); every fifth time SIGTERM comes, as to a preempted machine, and the process
-must end by itself with exit code 75. The run is the quickstart's in toy size on a text made here,
+written, and while the run ends (export, plots); every fifth time SIGTERM comes instead, as to a preempted machine, which is not
+counted as a kill: the process must end by itself with exit code 75. The run is the quickstart's in toy size on a text made here,
 saved after every step; when it ends before all kills are spent, the next one begins in a new folder. Processes are forked from
 one that has imported everything (and has touched no device), so that what is killed is mostly work. Every start must find
 what the one before left usable, each run must end with exit code 0, DONE, and the student of the uninterrupted run.
@@ -39,14 +39,19 @@ OVERRIDES = ("checkpoint.every_steps=1", "baselines=False", "data.heldout_fracti
 
 @dataclasses.dataclass
 class Campaign:
-    """What happened. `kills`: by moment, as the folder was found afterwards; `preempted`: seconds from SIGTERM to the end of
-    the process; `lives`: how many runs came to DONE, `equal`: how many of them with the student of the uninterrupted one."""
+    """What happened. `kills`: by SIGKILL, by moment, as the folder was found afterwards; `preempted`: seconds from SIGTERM to
+    the end of each process that it ended; `lives`: how many runs came to DONE, `equal`: how many of them with the student of the
+    uninterrupted one."""
 
     kills: dict[str, int] = dataclasses.field(default_factory=dict)
     starts: int = 0
     lives: int = 0
     equal: int = 0
     preempted: list[float] = dataclasses.field(default_factory=list)
+
+    @property
+    def killed(self) -> int:
+        return sum(self.kills.values())
 
 
 def main() -> None:
@@ -66,10 +71,10 @@ def main() -> None:
         else:
             result = campaign(options.kills, options.seed, Path(folder))
             found = dataclasses.asdict(result)
-            print(f"{sum(result.kills.values())} kills in {result.starts} starts: "
+            print(f"{result.killed} kills by SIGKILL in {result.starts} starts: "
                   + ", ".join(f"{count} {moment}" for moment, count in sorted(result.kills.items())))
-            if result.preempted:
-                print(f"preempted: saved and ended with exit code 75 in {max(result.preempted):.1f} s at most")
+            if times := result.preempted:
+                print(f"{len(times)} preempted: saved and ended with exit code 75 in {max(times):.1f} s at most")
             print(f"{result.lives} runs ended, {result.equal} equal to the uninterrupted one to the bit")
     if options.json:
         Path(options.json).write_text(json.dumps(found, indent=1))
@@ -78,8 +83,8 @@ def main() -> None:
 
 
 def campaign(kills: int, seed: int, folder: Path) -> Campaign:
-    """At least `kills` kills, and as many runs as they need; ends with a run that is let end. Raises `RuntimeError` when a
-    start fails by itself, or when a run never ends."""
+    """`kills` kills, SIGTERM between them, and as many runs as they need; ends with a run that is let end. Raises
+    `RuntimeError` when a start fails by itself, or when a run never ends."""
     rng, result = random.Random(seed), Campaign()
     source = folder / "text.txt"
     source.write_text("\n\n".join("\n".join(sentence(rng) for _ in range(rng.randint(3, 6))) for _ in range(80)))
@@ -93,24 +98,23 @@ def campaign(kills: int, seed: int, folder: Path) -> Campaign:
     duration, expected = time.monotonic() - began, student(whole)
     if first.exitcode or not expected:
         raise RuntimeError(f"the uninterrupted run ended with exit code {first.exitcode}; see {whole}.log")
-    while sum(result.kills.values()) < kills or not result.lives:
+    while result.killed < kills or not result.lives:
         workdir = folder / f"life-{result.lives}"
         while not (workdir / "DONE").exists():
             if result.starts > 20 * kills + 20:
                 raise RuntimeError(f"no end in sight after {result.starts} starts")
-            done = sum(result.kills.values())
             process = start(context, source, workdir)
             result.starts += 1
-            kind = MOMENTS[done % len(MOMENTS)]
-            if done < kills and wait_for(kind, workdir, process, rng, duration):
+            kind = MOMENTS[(result.killed + len(result.preempted)) % len(MOMENTS)]
+            if result.killed < kills and wait_for(kind, workdir, process, rng, duration):
                 sent = time.monotonic()
                 os.kill(process.pid or 0, signal.SIGTERM if kind == "preempted" else signal.SIGKILL)
                 process.join()
                 if process.exitcode == PREEMPTED:
                     result.preempted.append(time.monotonic() - sent)
+                elif process.exitcode == -signal.SIGKILL:
+                    result.kills[moment(workdir)] = result.kills.get(moment(workdir), 0) + 1
                 if process.exitcode in (PREEMPTED, -signal.SIGKILL, -signal.SIGTERM):  # the last: not even set up
-                    met = "preempted" if process.exitcode == PREEMPTED else moment(workdir)
-                    result.kills[met] = result.kills.get(met, 0) + 1
                     continue
             process.join()
             if process.exitcode:

@@ -21,9 +21,10 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(tmp_path, kills):
     """To the bit, wherever the kills come; DONE only at the end; preempted processes say so and end in time."""
     result = survival.campaign(kills, 1, tmp_path)
     said = "".join(log.read_text() for log in tmp_path.glob("*.log"))
-    assert sum(result.kills.values()) >= kills and result.equal == result.lives > 0 and "Traceback" not in said
+    assert result.killed >= kills and result.equal == result.lives > 0 and "Traceback" not in said
     if kills == 25:
-        assert {"in a save", "in the report and export", "preempted"} < result.kills.keys() and max(result.preempted) < 30
+        assert {"in a save", "in the report and export"} < result.kills.keys() and len(result.preempted) >= 4
+        assert max(result.preempted) < 30
         assert "everything is saved, run the same command to resume" in said
 
 
