@@ -28,10 +28,10 @@ from jaxdistill.models import Model, Params
 from jaxdistill.resolve import build_stage, stage_seed
 from jaxdistill.students.copying import random_start
 from jaxdistill.training import loop, sharding, state
-from jaxdistill.training.checkpoints import Checkpoints
+from jaxdistill.training.checkpoints import Checkpoints, disk_errors
 from jaxdistill.training.metrics import MetricWriter
 from jaxdistill.training.progress import Progress
-from jaxdistill.workdir import claim
+from jaxdistill.workdir import claim, lock
 
 NAME = "finetune"
 
@@ -58,24 +58,31 @@ def finetune(model_dir: str, task_file: str, workdir: epath.PathLike, *, dev_fil
     train_text, dev_text = _read(task_file, dev_file, text_column, label_column, pair_column)
     folder = epath.Path(workdir).expanduser()
     claim(folder, settings)
+    with lock(folder), disk_errors(folder):
+        claim(folder, settings, locked=True)  # another call may have come between
+        return _finetune(settings, base, base_params, tokenizer, train_text, dev_text, folder)
 
+
+def _finetune(settings: dict[str, Any], base: Model, base_params: Params, tokenizer: Any, train_text: LabelledText,
+              dev_text: LabelledText, folder: epath.Path) -> dict[str, Any]:
+    task_file, batch_size, seed, length = (settings[name] for name in ("task_file", "batch_size", "seed", "sequence_length"))
     names = train_text.label_names
     model = Model(base.config.replace(heads=("sequence_classification",), num_labels=len(names)))
     params = {**random_start(model, seed), **base_params}
-    train_task, dev_task = (tokenize_examples(text, tokenizer, sequence_length) for text in (train_text, dev_text))
-    steps = max(1, round(epochs * len(train_task) / batch_size))
+    train_task, dev_task = (tokenize_examples(text, tokenizer, length) for text in (train_text, dev_text))
+    steps = max(1, round(settings["epochs"] * len(train_task) / batch_size))
     section = defaults.stage("classify", NAME, steps=steps, batch_size=batch_size, optimizer="adamw", dropout=True,
-                             learning_rate=learning_rate, warmup_steps=steps // 10)
+                             learning_rate=settings["learning_rate"], warmup_steps=steps // 10)
     stage = build_stage(NAME, section, len(train_task), model.config.num_layers)
     params, page = _train(stage, model, params, train_task, folder, seed)
 
     predictions, accuracy = _predict(model, params, dev_task, batch_size)
     _write_predictions(folder, dev_text, predictions)
-    results = {"task_file": str(task_file), "train_examples": len(train_task), "dev_examples": len(dev_task),
+    results = {"task_file": task_file, "train_examples": len(train_task), "dev_examples": len(dev_task),
                "labels": list(names), "steps": steps, "seconds": round(page["seconds"], 1), "accuracy": accuracy,
                "majority_accuracy": float(np.mean(dev_task.labels == np.bincount(train_task.labels).argmax())),
                "skipped": page["skipped"], "hardware": inputs.hardware(), "versions": inputs.versions(), "seed": seed}
-    card = interop.model_card({**results, "config_name": f"{epath.Path(model_dir).name} on {epath.Path(task_file).name}"},
+    card = interop.model_card({**results, "config_name": f"{epath.Path(settings['model']).name} on {epath.Path(task_file).name}"},
                               config=model.config, license=None, reason=interop.why_not_huggingface(model.config))
     exported = interop.save_pretrained(folder / "model", model, params, tokenizer, card=card, labels=names, overwrite=True)
     results |= {"model": str(exported.path), "predictions": str(folder / "predictions.tsv")}

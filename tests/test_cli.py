@@ -139,3 +139,20 @@ def test_a_signal_between_the_stages_is_one_line_too(capsys, monkeypatch, number
             signal.signal(which, handler)
     err = capsys.readouterr().err
     assert "run the same command to resume" in err and err.count("\n") == 1
+
+
+def test_what_was_compiled_is_kept_for_the_next_start(tmp_path, monkeypatch):
+    """By every command that trains, in a folder that the environment may choose; a second process finds it there."""
+    code = ("import sys; from jaxdistill import cli; cli.use_compilation_cache(); import jax; "
+            "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0); "
+            "jax.jit(lambda x: x * 3 + 1)(2.0); print(jax.config.jax_compilation_cache_dir)")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMP")}
+    for given, place in (({}, tmp_path / "cache" / "compiled"), ({"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "own")}, tmp_path / "own")):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                              env={**environment, "JAXDISTILL_CACHE": str(tmp_path / "cache"), **given})
+        assert done.stdout.strip() == str(place) and list(place.iterdir()), done.stderr
+    used = []
+    monkeypatch.setattr(cli, "use_compilation_cache", lambda: used.append(1))
+    for command in (["train", "--config=x.py"], ["seeds", "--config=x.py"], ["finetune", "--model=x", "--task_file=x"]):
+        assert cli.main([*command, f"--workdir={tmp_path / 'w'}"]) == 2
+    assert len(used) == 3

@@ -1,5 +1,6 @@
 """prepare, evaluate, export, seeds and finetune as functions, on toy networks and texts."""
 
+import errno
 import json
 
 import jax
@@ -7,8 +8,9 @@ import numpy as np
 import pytest
 
 from jaxdistill import commands, defaults, finetuning, interop
-from jaxdistill.errors import BadInput
+from jaxdistill.errors import BadInput, TrainingStopped
 from jaxdistill.models import Model
+from jaxdistill.workdir import lock
 from tests.conftest import tiny_config, write_text
 
 
@@ -98,6 +100,18 @@ def test_finetune_learns_writes_predictions_and_a_model(finished, tmp_path):
     with pytest.raises(BadInput, match="epochs"):
         finetuning.finetune(str(finished[1] / "student"), str(file), tmp_path / "ft", text_column="sentence",
                             label_column="label", epochs=3, batch_size=8, learning_rate=3e-3, sequence_length=16)
+
+
+def test_finetune_holds_its_workdir_and_says_when_the_disk_is_full(finished, tmp_path, monkeypatch):
+    def train(*_):
+        with pytest.raises(BadInput, match="in use by another run"), lock(tmp_path / "ft"):
+            pass
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(finetuning, "_train", train)
+    with pytest.raises(TrainingStopped, match="cannot write .*make room"):
+        finetuning.finetune(str(finished[1] / "student"), str(task_file(tmp_path / "task.tsv")), tmp_path / "ft",
+                            sequence_length=16)
 
 
 def test_finetune_refuses_what_it_cannot_use(finished, tmp_path):
