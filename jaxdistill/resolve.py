@@ -105,7 +105,7 @@ def resolve(config: ConfigDict, *, vocab_size: int, num_records: int, mesh: Mesh
             sharding.check_model(mesh, model, whose)
     check_frozen(recipe, bool(config.student.init))
     longest = max(stage.steps for stage in stages)
-    if config.profile and config.profile[0] >= longest:
+    if check_window(config) and config.profile[0] >= longest:
         raise BadInput(f"config.profile={tuple(config.profile)}: nothing to trace, no stage has more than {longest} steps")
     return recipe
 
@@ -128,6 +128,14 @@ def choose_fused(config: ConfigDict, mesh: Mesh, stage: Stage, teacher: Model | 
                 or (teacher and followed and len(followed - {-1}) < teacher.config.num_layers and not stage.progressive))
 
 
+def check_window(config: ConfigDict) -> tuple[int, ...]:
+    """The steps to trace. Raises `BadInput` unless they are two, in order, or none."""
+    window = tuple(config.profile)
+    if window and not (len(window) == 2 and all(isinstance(step, int) for step in window) and 0 <= window[0] < window[1]):
+        raise BadInput(f"config.profile={window}; expected two steps, the second one after the first, as (100, 105)")
+    return window
+
+
 def check_settings(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
     """Raises `BadInput` for settings outside their range, and for evaluation batches that do not split over devices."""
     if jax.local_device_count() % mesh.shape["tensor"] and jax.process_count() > 1:
@@ -144,9 +152,7 @@ def check_settings(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
         value = (config[section] if section else config)[field]
         if not 0 <= value < math.inf:
             raise BadInput(f"config.{name}={value}; expected 0 (off) or more")
-    window = tuple(config.profile)
-    if window and not (len(window) == 2 and all(isinstance(step, int) for step in window) and 0 <= window[0] < window[1]):
-        raise BadInput(f"config.profile={window}; expected two steps, the second one after the first, as (100, 105)")
+    check_window(config)
     if not 0 < config.data.mask_rate < 1:
         raise BadInput(f"config.data.mask_rate={config.data.mask_rate}; expected between 0 and 1, as 0.15")
     if config.data.max_predictions > config.data.sequence_length:

@@ -147,7 +147,8 @@ def test_what_was_compiled_is_kept_for_the_next_start(tmp_path, monkeypatch):
             "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0); "
             "jax.jit(lambda x: x * 3 + 1)(2.0); print(jax.config.jax_compilation_cache_dir)")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMP")}
-    for given, place in (({}, tmp_path / "cache" / "compiled"), ({"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "own")}, tmp_path / "own")):
+    own = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "own")}
+    for given, place in (({}, tmp_path / "cache" / "compiled"), (own, tmp_path / "own")):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                               env={**environment, "JAXDISTILL_CACHE": str(tmp_path / "cache"), **given})
         assert done.stdout.strip() == str(place) and list(place.iterdir()), done.stderr
