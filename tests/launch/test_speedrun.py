@@ -53,6 +53,17 @@ def test_another_recipe_and_nothing_twice(world):
     assert all("--config=mobilebert" not in call for call in world.calls())
 
 
+def test_a_student_in_a_bucket_is_not_exported_twice(world):
+    """`export` refuses a folder that is there. A container may read the bucket and have no gcloud."""
+    (world.bin / "gcloud").write_text("#!/bin/sh\nexit 127\n")
+    there = 'test "$3" = gs://b/run/exported'
+    (world.bin / "python").write_text(f'#!/bin/sh\ncase "$2" in *README.md*) {there} ;; *) echo 64 ;; esac\n')
+    assert launch(world, "--workdir=gs://b/run").returncode == 0
+    assert steps(world) == ["prepare", "train", "evaluate"]
+    (world.bin / "python").write_text('#!/bin/sh\ncase "$2" in *README.md*) exit 1 ;; *) echo 64 ;; esac\n')
+    assert launch(world, "--workdir=gs://b/run").returncode == 0 and steps(world)[3:] == ["prepare", "train", "export", "evaluate"]
+
+
 @pytest.mark.parametrize("code", [2, 3, 75, 130])
 def test_a_step_that_fails_is_the_last(world, code):
     world["runs"] = [f"{code} -"]
