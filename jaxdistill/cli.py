@@ -32,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in ("absl", "asyncio"):  # orbax logs with a traceback what it raises as well
             logging.getLogger(name).setLevel(logging.CRITICAL)
         with contextlib.suppress(ValueError):  # only the main thread may; between stages no step loop listens
-            signal.signal(signal.SIGTERM, _preempted)
+            signal.signal(signal.SIGTERM, _asked_to_stop)
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else the shell had it ignored
+                signal.signal(signal.SIGINT, _asked_to_stop)
         try:
             result = options.run(options)
         except ImportError as error:  # the package behind gs:// is only missed when a path is first touched
@@ -72,19 +74,19 @@ def _leave_the_others(code: int) -> None:
             os._exit(code)
 
 
-def _preempted(number: int, frame: object) -> None:
+def _asked_to_stop(number: int, frame: object) -> None:
     ignore = sys.unraisablehook
 
     def once_more(ignored: Any) -> None:
         """A destructor or a callback of the garbage collector lets no exception out: the signal would be lost."""
-        if not issubclass(ignored.exc_type, PreemptedNow):
+        if not issubclass(ignored.exc_type, KeyboardInterrupt):
             return ignore(ignored)
         again = threading.Timer(0.05, os.kill, (os.getpid(), number))
         again.daemon = True
         again.start()
 
     sys.unraisablehook = once_more
-    raise PreemptedNow
+    raise PreemptedNow if number == signal.SIGTERM else KeyboardInterrupt
 
 
 def split_overrides(command: str, rest: Sequence[str], has_recipe: bool) -> list[str]:

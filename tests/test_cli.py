@@ -125,7 +125,8 @@ def in_a_destructor(number):
 
 
 @pytest.mark.parametrize("number, code, arrive", [
-    (signal.SIGTERM, 75, at_once), (signal.SIGINT, 130, at_once), (signal.SIGTERM, 75, in_a_destructor)])
+    (signal.SIGTERM, 75, at_once), (signal.SIGINT, 130, at_once),
+    (signal.SIGTERM, 75, in_a_destructor), (signal.SIGINT, 130, in_a_destructor)])
 def test_a_signal_between_the_stages_is_one_line_too(capsys, monkeypatch, number, code, arrive):
     """While text is prepared or networks are evaluated no loop listens for it."""
     before = {which: signal.getsignal(which) for which in (signal.SIGTERM, signal.SIGINT)}
