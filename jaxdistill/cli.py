@@ -49,10 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(result)
         return 0
     except JaxDistillError as error:
+        if error.exit_code in (75, 130) and argv is None:
+            _ignore_signals()
         print(f"jaxdistill: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         _leave_the_others(error.exit_code)
         return error.exit_code
     except KeyboardInterrupt as stop:
+        if argv is None:
+            _ignore_signals()
         word, code = ("preempted", stop.exit_code) if isinstance(stop, PreemptedNow) else ("interrupted", 130)
         print(f"jaxdistill: {word}; what was finished or saved is kept, run the same command to resume", file=sys.stderr)
         _leave_the_others(code)
@@ -72,6 +76,12 @@ def _leave_the_others(code: int) -> None:
             if jax.process_index() == 0:
                 time.sleep(3)  # it coordinates: without it the others could not end in their own way
             os._exit(code)
+
+
+def _ignore_signals() -> None:
+    """The process ends with the code of the first one; a second would end it with another, or in a traceback."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _asked_to_stop(number: int, frame: object) -> None:

@@ -142,6 +142,38 @@ def test_a_signal_between_the_stages_is_one_line_too(capsys, monkeypatch, number
     assert "run the same command to resume" in err and err.count("\n") == 1
 
 
+IMPATIENT = """
+import atexit, os, signal, sys
+from jaxdistill import cli, commands
+
+first, second = map(int, sys.argv[1:])
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+class Error:
+    def write(self, text):
+        os.kill(os.getpid(), second)
+        sys.__stderr__.write(text)
+    def flush(self): pass
+
+def asked(*_):
+    sys.stderr = Error()
+    os.kill(os.getpid(), first)
+
+commands.describe_text = asked
+atexit.register(os.kill, os.getpid(), second)
+sys.argv = ["jaxdistill", "describe", "--preset=mobilebert"]
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize("first, second, code", [("TERM", "TERM", 75), ("INT", "TERM", 130), ("TERM", "INT", 75)])
+def test_a_second_signal_changes_nothing_once_the_first_ends_the_process(first, second, code):
+    """Schedulers send it again and again; its exit code tells a launcher to go on at once."""
+    numbers = [str(int(signal.Signals[f"SIG{name}"])) for name in (first, second)]
+    done = subprocess.run([sys.executable, "-c", IMPATIENT, *numbers], capture_output=True, text=True)
+    assert done.returncode == code and done.stderr.count("\n") == 1 and "to resume" in done.stderr, done
+
+
 def test_what_was_compiled_is_kept_for_the_next_start(tmp_path, monkeypatch):
     """By every command that trains, in a folder that the environment may choose; a second process finds it there."""
     code = ("import sys; from jaxdistill import cli; cli.use_compilation_cache(); import jax; "
