@@ -34,6 +34,8 @@ SCHEMA = 2
 # tensorstore's names of errors that say nothing about what is stored: the same call may succeed later.
 TRANSIENT = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED", "CANCELLED",
              "ABORTED")
+# A folder that was deleted, a disk or a server that went away; a launcher tries again.
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENXIO, errno.ENODEV)
 
 
 class Checkpoints:
@@ -225,7 +227,8 @@ def _leftovers_unsaid() -> Iterator[None]:
 
 @contextlib.contextmanager
 def disk_errors(path: epath.Path) -> Iterator[None]:
-    """Turns a full or read-only disk into `TrainingStopped`; whatever was saved before is intact."""
+    """Turns a full or read-only disk into `TrainingStopped`, whatever was saved before being intact; one that is gone, or the
+    folder, into `JaxDistillError`."""
     try:
         yield
     except (JaxDistillError, jax.errors.JaxRuntimeError):  # said already; or a device whose memory is full
@@ -236,4 +239,7 @@ def disk_errors(path: epath.Path) -> Iterator[None]:
         if full or "No space left" in text or "RESOURCE_EXHAUSTED" in text or "Permission denied" in text:
             raise TrainingStopped(f"cannot write {path}: {text.splitlines()[0]}; earlier checkpoints are intact: "
                                   "make room (or fix the permission) and run the same command to resume") from error
+        if isinstance(error, OSError) and error.errno in GONE:
+            raise JaxDistillError(f"{path} cannot be used any more ({text.splitlines()[0]}): is its folder, disk or server gone? "
+                                  "Run the same command to resume from what is left") from error
         raise

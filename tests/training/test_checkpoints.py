@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxdistill.errors import BadInput, PreemptedNow, TrainingStopped
+from jaxdistill.errors import BadInput, JaxDistillError, PreemptedNow, TrainingStopped
 from jaxdistill.training import sharding, state
 from jaxdistill.training.checkpoints import Checkpoints, checksums, disk_errors
 from tests.conftest import STUDENT, make_stage, random_params
@@ -314,6 +314,14 @@ def test_other_errors_pass(tmp_path, error):
     with pytest.raises(type(error)) as caught, disk_errors(tmp_path):
         raise error
     assert caught.value is error
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EIO, errno.ESTALE])
+def test_a_folder_that_is_gone_is_one_line_and_may_come_back(tmp_path, number):
+    with pytest.raises(JaxDistillError, match="cannot be used any more .*is its folder, disk or server gone") as caught:
+        with disk_errors(tmp_path), disk_errors(tmp_path / "inner"):
+            raise OSError(number, "words", "metrics.jsonl")
+    assert caught.value.exit_code == 1 and "\n" not in str(caught.value)
 
 
 def test_a_full_disk_is_said_once(tmp_path):
