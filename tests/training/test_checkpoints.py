@@ -318,9 +318,9 @@ def test_other_errors_pass(tmp_path, error):
 
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.EIO, errno.ESTALE])
 def test_a_folder_that_is_gone_is_one_line_and_may_come_back(tmp_path, number):
-    with pytest.raises(JaxDistillError, match="cannot be used any more .*is its folder, disk or server gone") as caught:
-        with disk_errors(tmp_path), disk_errors(tmp_path / "inner"):
-            raise OSError(number, "words", "metrics.jsonl")
+    words = "cannot be used any more .*is its folder, disk or server gone"
+    with pytest.raises(JaxDistillError, match=words) as caught, disk_errors(tmp_path), disk_errors(tmp_path / "inner"):
+        raise OSError(number, "words", "metrics.jsonl")
     assert caught.value.exit_code == 1 and "\n" not in str(caught.value)
 
 
