@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any
 
 from jaxdistill import remote
@@ -84,19 +85,27 @@ def _ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _asked_to_stop(number: int, frame: object) -> None:
+def _asked_to_stop(number: int, frame: FrameType | None) -> None:
     ignore = sys.unraisablehook
 
     def once_more(ignored: Any) -> None:
         """A destructor or a callback of the garbage collector lets no exception out: the signal would be lost."""
         if not issubclass(ignored.exc_type, KeyboardInterrupt):
             return ignore(ignored)
-        again = threading.Timer(0.05, os.kill, (os.getpid(), number))
-        again.daemon = True
-        again.start()
+        _send_again(number)
 
+    while frame is not None:
+        if frame.f_code is once_more.__code__:  # which lets none out either
+            return _send_again(number)
+        frame = frame.f_back
     sys.unraisablehook = once_more
     raise PreemptedNow if number == signal.SIGTERM else KeyboardInterrupt
+
+
+def _send_again(number: int) -> None:
+    again = threading.Timer(0.05, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
 
 
 def split_overrides(command: str, rest: Sequence[str], has_recipe: bool) -> list[str]:

@@ -174,6 +174,38 @@ def test_a_second_signal_changes_nothing_once_the_first_ends_the_process(first, 
     assert done.returncode == code and done.stderr.count("\n") == 1 and "to resume" in done.stderr, done
 
 
+DROPPED_TWICE = """
+import os, signal, sys, time
+from jaxdistill import cli, commands
+
+class Ignored:
+    @property
+    def exc_type(self):
+        os.kill(os.getpid(), signal.SIGTERM)  # while Python tells of the first one
+        return KeyboardInterrupt
+
+def asked(*_):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except KeyboardInterrupt:
+        pass
+    try:
+        sys.unraisablehook(Ignored())
+    except KeyboardInterrupt:
+        print("lost")  # there is nobody else to tell
+    time.sleep(5)
+
+commands.describe_text = asked
+sys.argv = ["jaxdistill", "describe", "--preset=mobilebert"]
+sys.exit(cli.main())
+"""
+
+
+def test_a_signal_while_a_dropped_one_is_sent_again_is_not_lost():
+    done = subprocess.run([sys.executable, "-c", DROPPED_TWICE], capture_output=True, text=True)
+    assert done.returncode == 75 and "lost" not in done.stdout and done.stderr.count("\n") == 1, done
+
+
 def test_what_was_compiled_is_kept_for_the_next_start(tmp_path, monkeypatch):
     """By every command that trains, in a folder that the environment may choose; a second process finds it there."""
     code = ("import sys; from jaxdistill import cli; cli.use_compilation_cache(); import jax; "
