@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -12,7 +13,8 @@ import jax
 from jaxdistill.errors import Interrupted, JaxDistillError, Preempted
 from jaxdistill.training import hosts
 
-ASK_EVERY = 10  # steps: a preempted machine has seconds, and asking costs a round trip
+# How often processes ask each other: a preempted machine has half a minute, and asking costs a round trip.
+ASK_EVERY, ASK_SECONDS = 10, 5.0  # steps at most, and of these no more than take so long
 SAVE = 1  # what the processes tell each other when nobody was asked to stop; signals that we hear of have higher numbers
 
 
@@ -26,6 +28,8 @@ class StopRequest:
         self.signal: int | None = None
         self.save = False
         self._previous: dict[int, Any] = {}
+        self._asked: tuple[int, float] | None = None  # after which step, and when
+        self._next = 0
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
@@ -43,17 +47,25 @@ class StopRequest:
         self.signal = number
 
     def agreed(self, step: int = 0, save: bool = False) -> bool:
-        """Whether to stop after `step`: the same answer on every process, who ask each other at each `ASK_EVERY`th.
+        """Whether to stop after `step`: the same answer on every process, who ask each other after each `ASK_EVERY`th, or
+        more often if steps are slow; without a `step` at once.
 
         The first process's `save`, whether it is time for a checkpoint, is handed on to all as the attribute of that name.
         """
         self.save = False
-        if step % ASK_EVERY and jax.process_count() > 1:
+        if 0 < step < self._next and jax.process_count() > 1:
             return False
         # Never the other way round: a signal may come while the processes wait for each other.
         due = SAVE if save and hosts.first() else 0
         asked = hosts.largest(self.signal or due)
         self.save = asked == SAVE
+        if step and jax.process_count() > 1:
+            now, self._next = time.monotonic(), step + 1
+            if self._asked is not None:
+                before, then = self._asked
+                slowest = hosts.largest(round(1e3 * (now - then)))  # milliseconds, of all: so all ask again after the same step
+                self._next = step + max(1, min(ASK_EVERY, int(1e3 * ASK_SECONDS * (step - before) / max(1, slowest))))
+            self._asked = step, now
         if asked > SAVE:
             self.signal = asked
         return asked > SAVE

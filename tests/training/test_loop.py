@@ -180,6 +180,23 @@ def test_time_is_the_first_process_s(monkeypatch):
         assert (stop.agreed(10, mine), stop.save) == expected
 
 
+@pytest.mark.parametrize("mine, other, asked", [
+    (0.01, 0.01, [1, 2, 12, 22, 32]), (0.01, 1.0, [1, 2, 7, 12, 17, 22, 27, 32]), (9.0, 1.0, list(range(1, 33)))])
+def test_processes_with_slow_steps_ask_each_other_more_often(monkeypatch, mine, other, asked):
+    """A preempted machine must be heard in time, and all must ask after the same step."""
+    now, answers = [0.0], []
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(hosts, "largest", lambda value: (answers.append(value), max(value, int(value * other / mine)))[1])
+    stop, found = loop.StopRequest(), []
+    for step in range(1, 33):
+        now[0] += mine
+        before = len(answers)
+        assert not stop.agreed(500 + step)  # a run that was resumed
+        found += [step] * (len(answers) > before)
+    assert found == asked
+
+
 BEST = make_stage("pretrain", steps=7, learning_rate=0.01, best="mlm")
 
 
