@@ -240,8 +240,14 @@ def _finetune(options: argparse.Namespace) -> str:
     return json.dumps(results, indent=2)
 
 
+def _folder(path: str) -> str:
+    if not path:
+        raise argparse.ArgumentTypeError("it is empty (a variable that is not set?); expected a folder")
+    return path
+
+
 _CONFIG = dict(required=True, metavar="FILE", help="a recipe: a file, or a shipped name such as quickstart or quickstart:smoke")
-_WORKDIR = dict(required=True, metavar="DIR", help="folder of the run; the same folder resumes")
+_WORKDIR = dict(required=True, metavar="DIR", type=_folder, help="folder of the run; the same folder resumes")
 FINETUNE_SETTINGS = ("dev_file", "text_column", "pair_column", "label_column", "epochs", "batch_size", "learning_rate",
                      "sequence_length", "seed")
 
@@ -271,12 +277,12 @@ COMMANDS = {
         json=dict(action="store_true", help="machine-readable")),
     "export": Command(
         "write a finished run's student as a Hugging Face folder", _export, workdir=_WORKDIR,
-        out=dict(required=True, metavar="DIR"),
+        out=dict(required=True, metavar="DIR", type=_folder),
         network=dict(default="student", metavar="NAME", help="another network of the run, e.g. teacher")),
     "convert": Command(
         "write any model we can read in any format we can write, and prove them equal", _convert,
         model=dict(default=None, metavar="DIR", help="a Hugging Face folder or Hub name, one of ours, or a run's workdir"),
-        out=dict(required=True, metavar="DIR", help="a new folder"),
+        out=dict(required=True, metavar="DIR", type=_folder, help="a new folder"),
         to=dict(default=None, metavar="FORMAT", help="huggingface (default where possible), safetensors, msgpack or jaxdistill"),
         network=dict(default=None, metavar="NAME", help="of a workdir: another network than the student, e.g. teacher"),
         **{"from": dict(default="folder", choices=("folder", "tf1"), help="folder, or tf1: a checkpoint of Google's")},

@@ -47,6 +47,7 @@ def test_describe_a_recipe(capsys):
     (["train", "--config=quickstart", "--config.stages.transfer.stepz=3", "--workdir=x"], ["steps"]),
     (["train", "--config=quickstart", "--wrkdir=x"], ["--workdir"]),
     (["train", "--config=quickstart", "--workdir=x", "--confg.seed=1"], ["--confg.seed=1"]),
+    (["train", "--config=quickstart", "--workdir="], ["argument --workdir", "expected a folder"]),
     (["trian"], ["train"]),
     (["export", "--workdir=/nonexistent/run", "--out=x"], ["/nonexistent/run"]),
     (["evaluate", "--model=/nonexistent/model"], ["/nonexistent/model"]),

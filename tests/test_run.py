@@ -479,6 +479,7 @@ def test_a_folder_in_which_a_kill_left_the_lock_alone_is_new(tmp_path, text_sour
 @pytest.mark.parametrize("field, value", [("log_every", 0), ("checkpoint.every_steps", 0), ("evaluation.batch_size", 0),
                                           ("data.mask_rate", 0.0), ("data.max_predictions", 0), ("checkpoint.keep", 0),
                                           ("checkpoint.every_minutes", -1.0), ("watchdog_minutes", float("nan")),
+                                          ("watchdog_minutes", 1e12),
                                           ("profile", (5,)), ("profile", (5, 5)), ("profile", (1, 2, 3)),
                                           ("profile", ("a", "b")),
                                           ("profile", (10**6, 10**6 + 5))])
