@@ -103,9 +103,7 @@ def resolve(config: ConfigDict, *, vocab_size: int, num_records: int, mesh: Mesh
         if model is not None:
             sharding.check_model(mesh, model, whose)
     check_frozen(recipe, bool(config.student.init))
-    longest = max(stage.steps for stage in stages)
-    if check_window(config) and config.profile[0] >= longest:
-        raise BadInput(f"config.profile={tuple(config.profile)}: nothing to trace, no stage has more than {longest} steps")
+    check_profile(tuple(config.profile), max(stage.steps for stage in stages))
     return recipe
 
 
@@ -127,12 +125,12 @@ def choose_fused(config: ConfigDict, mesh: Mesh, stage: Stage, teacher: Model | 
                 or (teacher and followed and len(followed - {-1}) < teacher.config.num_layers and not stage.progressive))
 
 
-def check_window(config: ConfigDict) -> tuple[int, ...]:
-    """The steps to trace. Raises `BadInput` unless they are two, in order, or none."""
-    window = tuple(config.profile)
+def check_profile(window: tuple[int, ...], longest: int) -> None:
+    """Raises `BadInput` unless the steps to trace are none, or two in order that a stage of `longest` steps reaches."""
     if window and not (len(window) == 2 and all(isinstance(step, int) for step in window) and 0 <= window[0] < window[1]):
         raise BadInput(f"config.profile={window}; expected two steps, the second one after the first, as (100, 105)")
-    return window
+    if window and window[0] >= longest:
+        raise BadInput(f"config.profile={window}: nothing to trace, no stage has more than {longest} steps")
 
 
 def check_settings(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
@@ -151,7 +149,6 @@ def check_settings(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
         value = (config[section] if section else config)[field]
         if not 0 <= value <= 1e6:
             raise BadInput(f"config.{name}={value}; expected 0 (off) to a million")
-    check_window(config)
     if not 0 < config.data.mask_rate < 1:
         raise BadInput(f"config.data.mask_rate={config.data.mask_rate}; expected between 0 and 1, as 0.15")
     if config.data.max_predictions > config.data.sequence_length:
