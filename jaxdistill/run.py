@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jaxdistill import defaults, inputs, interop, report
+from jaxdistill.configuration import Overrides, as_config, as_folder, as_names
 from jaxdistill.errors import BadInput, nearest
 from jaxdistill.evaluation import heldout
 from jaxdistill.inputs import Corpus
@@ -44,14 +46,17 @@ from jaxdistill.workdir import Workdir, claim, lock
 Networks = dict[str, Params]
 
 
-def train(config: ConfigDict, workdir: epath.PathLike, *, stages: Sequence[str] | None = None) -> dict[str, Any]:
+def train(config: str | os.PathLike[str] | ConfigDict, workdir: epath.PathLike, overrides: Overrides = (), *,
+          stages: str | Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the recipe in `workdir` and returns what `results.json` holds; the same call resumes.
 
-    `stages`: run only these of `config.order` (their predecessors must be finished). Raises `BadInput` before anything
+    `config`, `overrides`: as `as_config` takes them, e.g. ("quickstart:smoke", {"seed": 1}). `stages`: run only these of
+    `config.order` (their predecessors must be finished). Raises `BadInput` before anything
     is compiled or overwritten; `Interrupted`, `Preempted` and `TrainingStopped` leave a resumable workdir. A step that hangs
     ends the process (`config.watchdog_minutes`).
     """
     started = time.perf_counter()
+    config, workdir, stages = as_config(config, overrides), as_folder(workdir, "workdir"), as_names(stages, "stages")
     mesh = sharding.make_mesh(**config.mesh)
     # A mistake in the recipe must not wait for the corpus: resolve once with sizes that only the text can tell.
     if not config.teacher.init and not config.student.init:
