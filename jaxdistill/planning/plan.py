@@ -40,9 +40,9 @@ def plan(config: str | os.PathLike[str] | ConfigDict, topology: str | Sequence[s
          show: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """What every stage of `config` needs and costs on each topology; JSON-ready.
 
-    `config`, `overrides`: as `train` takes them. `topology`: one or several, as "v5e:16x16". `stages`: only these. `fit`: also the most rows a device that fit. `show` gets a line
-    whenever a compilation begins: they take minutes. Raises `BadInput` for what is wrong with recipe, topology or
-    installation.
+    `config`, `overrides`: as `train` takes them. `topology`: one or several, as "v5e:16x16". `stages`: only these. `fit`: also
+    the most rows a device that fit. `show` gets a line whenever a compilation begins: they take minutes. Raises `BadInput`
+    for what is wrong with recipe, topology or installation.
     """
     config, stages = as_config(config, overrides), as_names(stages, "stages")
     chosen = topologies.find_all(as_names(topology, "topology") or [])
