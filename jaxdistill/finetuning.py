@@ -81,8 +81,12 @@ def finetune(model_dir: PathLike, task_file: PathLike, workdir: epath.PathLike, 
         BadInput: a file, column or setting cannot be used, or the workdir was begun with others.
         TrainingStopped: more than half of the updates were skipped; everything is written.
     """
-    settings: dict[str, Any] = {"text_column": text_column, "label_column": label_column, "pair_column": pair_column,
-                                "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
+    columns = {"text_column": text_column, "label_column": label_column, "pair_column": pair_column}
+    for name, column in columns.items():
+        if not isinstance(column, str | int) and (name, column) != ("pair_column", None):
+            raise BadInput(f"{name}={column!r}: expected the name of a column, or its number from 0")
+    settings: dict[str, Any] = {name: None if column is None else str(column) for name, column in columns.items()}
+    settings |= {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
     places = {"model": model_dir, "task_file": task_file, "dev_file": dev_file}
     _check(settings, places)
     folder = as_folder(workdir, "workdir")
@@ -119,9 +123,6 @@ def _check(settings: dict[str, Any], places: dict[str, Any]) -> None:
         if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= most or (name, value) == ("epochs", 0):
             raise BadInput(f"{name}={str(value)[:60]}: expected a {'whole ' if kind is int else ''}number "
                            + ("above 0" if name == "epochs" else f"from {least} to {most}"))
-    for name in ("text_column", "label_column", "pair_column"):
-        if not isinstance(settings[name], str | int) and (name, settings[name]) != ("pair_column", None):
-            raise BadInput(f"{name}={settings[name]!r}: expected the name of a column, or its number from 0")
     for name in ("task_file", "dev_file"):
         path = places[name]
         if not (isinstance(path, str | os.PathLike) and os.fspath(path)) and (name, path) != ("dev_file", None):
