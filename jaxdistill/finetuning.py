@@ -50,11 +50,10 @@ PathLike = conversion.PathLike
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What is trained: `given` are the parameters that the model brought, `head` says whether its classifier is among
-    them; the others of `params` are drawn."""
+    """What is trained: `given` are the parameters that the model brings (the others are drawn), and `head` says whether its
+    classifier is among them."""
 
     model: Model
-    params: Params
     given: Params
     head: str
     tokenizer: Any
@@ -86,17 +85,18 @@ def finetune(model_dir: PathLike, task_file: PathLike, workdir: epath.PathLike, 
         if not isinstance(column, str | int) and (name, column) != ("pair_column", None):
             raise BadInput(f"{name}={column!r}: expected the name of a column, or its number from 0")
     settings: dict[str, Any] = {name: None if column is None else str(column) for name, column in columns.items()}
-    settings |= {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
+    settings |= {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed,
+                 "sequence_length": sequence_length}
     places = {"model": model_dir, "task_file": task_file, "dev_file": dev_file}
     _check(settings, places)
     folder = as_folder(workdir, "workdir")
     conversion.locate(model_dir, network)  # before much is read
     texts = _read(task_file, dev_file, text_column, label_column, pair_column)
-    start = _start(model_dir, network, texts[0].label_names, seed)
+    start = _start(model_dir, network, texts[0].label_names)
     positions = start.model.config.max_positions
-    settings["sequence_length"] = min(128, positions) if sequence_length is None else sequence_length
-    if settings["sequence_length"] > positions:
-        raise BadInput(f"sequence_length={sequence_length} exceeds the model's max_positions={positions}")
+    length = settings["sequence_length"] = min(128, positions) if sequence_length is None else sequence_length
+    if length > positions:
+        raise BadInput(f"sequence_length={length} exceeds the model's max_positions={positions}")
     stage = _stage(settings, len(texts[0].texts), start.model)
     settings["labels"] = list(texts[0].label_names)
     settings["digests"] = {
@@ -118,8 +118,10 @@ def finetune(model_dir: PathLike, task_file: PathLike, workdir: epath.PathLike, 
 def _check(settings: dict[str, Any], places: dict[str, Any]) -> None:
     """Raises `BadInput` for numbers and paths that cannot be meant, before anything is read."""
     for name, least, most in (("epochs", 0, sys.float_info.max), ("learning_rate", 0, float(np.finfo(np.float32).max)),
-                              ("batch_size", 1, MOST_STEPS), ("seed", 0, MOST_STEPS)):
-        value, kind = settings[name], int if name in ("batch_size", "seed") else int | float
+                              ("batch_size", 1, MOST_STEPS), ("seed", 0, MOST_STEPS), ("sequence_length", 8, MOST_STEPS)):
+        value, kind = settings[name], int | float if name in ("epochs", "learning_rate") else int
+        if name == "sequence_length" and value is None:
+            continue
         if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= most or (name, value) == ("epochs", 0):
             raise BadInput(f"{name}={str(value)[:60]}: expected a {'whole ' if kind is int else ''}number "
                            + ("above 0" if name == "epochs" else f"from {least} to {most}"))
@@ -129,7 +131,7 @@ def _check(settings: dict[str, Any], places: dict[str, Any]) -> None:
             raise BadInput(f"{name}={path!r}: expected the path of a table with a text and a label in each row")
 
 
-def _start(model_dir: PathLike, network: str | None, names: tuple[str, ...], seed: int) -> Start:
+def _start(model_dir: PathLike, network: str | None, names: tuple[str, ...]) -> Start:
     """The model with a head for the labels `names`: its own if that is for the same ones, in whatever order."""
     folder = conversion.locate(model_dir, network)
     base, given, tokenizer = _load(model_dir, network, announced=HEAD in interop.read_config(folder).heads)
@@ -145,7 +147,7 @@ def _start(model_dir: PathLike, network: str | None, names: tuple[str, ...], see
         given[HEAD] = jax.tree.map(lambda x: x[..., order], given[HEAD])  # kernel [D, C] and bias [C]
         head = "the model's own, which has the same labels"
     model = Model(base.config.replace(heads=(HEAD,), num_labels=len(names), regression=False))
-    return Start(model, {**random_start(model, seed), **given}, given, head, tokenizer)
+    return Start(model, given, head, tokenizer)
 
 
 def _load(model_dir: PathLike, network: str | None, announced: bool) -> tuple[Model, Params, Any]:
@@ -215,8 +217,9 @@ def _finetune(settings: dict[str, Any], places: dict[str, Any], stage: Stage, st
     print(f"jaxdistill: the classifier is {start.head}", file=sys.stderr, flush=True)
     seed, names, model = settings["seed"], texts[0].label_names, start.model
     train_task, dev_task = (tokenize_examples(text, start.tokenizer, settings["sequence_length"]) for text in texts)
-    before = digest(start.params)  # which the step takes over
-    params, page = _train(stage, model, start.params, train_task, folder, seed)
+    params = {**random_start(model, seed), **start.given}
+    before = digest(params)  # the step takes them over
+    params, page = _train(stage, model, params, train_task, folder, seed)
 
     predictions, accuracy = _predict(model, params, dev_task, stage.batch_size)
     _write_predictions(folder, texts[1], predictions)
