@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxdistill import conversion, description, inputs, interop, report, run
+from jaxdistill import binding, conversion, description, inputs, interop, report, run
 from jaxdistill.data.loader import heldout_batches
 from jaxdistill.data.prepare import beam_pipeline
 from jaxdistill.data.prepare import prepare as prepare_text
@@ -97,6 +97,18 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return found
 
 
+def check_same_text(config: ConfigDict, first: epath.Path, folder: epath.Path, first_seed: int, seed: int) -> None:
+    """Raises `BadInput` if the run in `folder` read, or would read, another text than the `first` one: margins are paired."""
+    before, own = binding.read(first), binding.read(folder)
+    for split, source in inputs.named_sources(config).items() if before is not None else ():
+        assert before is not None
+        held = before.text[split]
+        differs = own.text[split].source_digest != held.source_digest if own else inputs.changes(source, held, before.documentation)
+        if differs:
+            raise BadInput(f"seed {seed} would read another text than seed {first_seed} did: {source!r} has changed since; bring "
+                           "back the old text, or give a new workdir")
+
+
 def seeds(config: ConfigDict, workdir: epath.PathLike, numbers: Sequence[int] = (0, 1, 2)) -> dict[str, Any]:
     """Runs the recipe once a seed below `workdir` (resuming what is there) and measures the spread.
 
@@ -106,10 +118,12 @@ def seeds(config: ConfigDict, workdir: epath.PathLike, numbers: Sequence[int] = 
     refuse_links(epath.Path(workdir).expanduser())
     resolve(config, vocab_size=config.data.vocab_size, num_records=inputs.MANY, mesh=sharding.make_mesh(**config.mesh))
     losses: dict[str, list[float]] = {}
-    for seed in numbers:
+    folders = [epath.Path(workdir).expanduser() / f"seed-{seed}" for seed in numbers]
+    for seed, folder in zip(numbers, folders):
+        check_same_text(config, folders[0], folder, numbers[0], seed)
         seeded = config.copy_and_resolve_references()
         seeded.seed = seed
-        results = run.train(seeded, epath.Path(workdir) / f"seed-{seed}")
+        results = run.train(seeded, folder)
         for name, row in results["networks"].items():
             losses.setdefault(name, []).append(row["mlm_loss"])
     found: dict[str, Any] = {"seeds": list(numbers), "mlm_loss": losses, "spread": {}, "margin": {}}

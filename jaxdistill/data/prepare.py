@@ -76,6 +76,7 @@ def prepare(
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
     beam_options: str | None = None,
+    expected: str | None = None,
 ) -> PreparedText:
     """Writes the records of a source below `out_dir`, or finds them there from an earlier call with the same settings.
 
@@ -89,9 +90,11 @@ def prepare(
         progress: called with the number of documents done so far, now and then; not by Beam.
         beam_options: prepare with Apache Beam, with these pipeline options ("runner=FlinkRunner,flink_master=HOST:PORT";
             "" is its direct runner in one process). None: here.
+        expected: the digest that the set must have; another one is not prepared.
 
     Raises:
-        BadInput: the source is unusable or holds no text, `out_dir` cannot be written, or Beam cannot do it.
+        BadInput: the source is unusable or holds no text, `out_dir` cannot be written, Beam cannot do it, or the set would
+            not be the one that is expected.
     """
     if sequence_length < 8:
         raise BadInput(
@@ -108,12 +111,22 @@ def prepare(
         "seed": seed,
     }
     digest = files.digest_of(settings)
+    if expected not in (None, digest):
+        raise BadInput(f"the prepared {split} text of this run (digest {expected}) is not in {os.fspath(out_dir)!r} any more, and "
+                       f"{source!r} would make another one ({digest}): bring back the old text or its prepared folder, or use "
+                       "another workdir")
     folder = epath.Path(out_dir).expanduser() / digest
     with files.clear_errors("writing the prepared text to", folder):
         if not (folder / _MARKER).exists():
             sources.check_split(split, heldout_fraction)
             _write(folder, source, tokenizer, settings, digest, progress, beam_options)
     return load_prepared(folder)
+
+
+def find_prepared(out_dir: epath.PathLike, digest: str) -> PreparedText | None:
+    """The set of that digest below `out_dir`, whatever has become of its source; None if it is not there."""
+    folder = epath.Path(out_dir).expanduser() / digest
+    return load_prepared(folder) if (folder / _MARKER).exists() else None
 
 
 def load_prepared(path: epath.PathLike) -> PreparedText:

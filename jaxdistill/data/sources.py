@@ -77,7 +77,7 @@ def check_split(split: str, heldout_fraction: float) -> None:
 def source_digest(source: str) -> str:
     """A digest of what a source holds: of files their names, sizes and contents; of TFDS the name, version and
     checksums; of the default corpus its text. Raises as `read_documents`."""
-    if _is_default(source):
+    if is_default(source):
         from jaxdistill.data.default_corpus import default_corpus
 
         return files.digest_of([source, default_corpus().digest])
@@ -90,7 +90,8 @@ def source_digest(source: str) -> str:
     return text_files.digest(epath.Path(source).expanduser())
 
 
-def _is_default(source: str) -> bool:
+def is_default(source: str) -> bool:
+    """Whether a source is the default corpus, or a part of it. Raises BadInput for a part that there is not."""
     name, _, part = source.partition(":")
     if name != "default":
         return False
@@ -116,7 +117,7 @@ def parts(source: str, split: str = "all") -> list[Part]:
     """The parts of a source in order: read one after another they are what `read_documents` gives. Raises as it does."""
     from jaxdistill.data import text_files
 
-    if _is_default(source):
+    if is_default(source):
         from jaxdistill.data.default_corpus import default_corpus
 
         corpus = default_corpus()

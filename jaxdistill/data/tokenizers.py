@@ -168,6 +168,15 @@ def load_tokenizer(path: epath.PathLike, lowercase: bool = True) -> Any:
     return tokenizer
 
 
+def save_tokenizer(tokenizer: Any, folder: epath.Path) -> None:
+    """Writes its files, vocab.txt last; transformers itself writes to local folders only."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as local:
+        tokenizer.save_pretrained(local)
+        for path in sorted(epath.Path(local).iterdir(), key=lambda path: path.name == "vocab.txt"):
+            files.write_whole(folder / path.name, path.read_text())
+
+
 def _check_files(folder: epath.Path) -> None:
     """Raises BadInput for a folder whose files are too large, or name a class that is no tokenizer with a Rust backend:
     transformers finds any class of its own by that name, and some of the slow ones unpickle files."""
