@@ -76,6 +76,11 @@ def write(workdir: epath.Path, inputs: Inputs, tokenizer: Any) -> None:
     if tokenizer_digest(load_tokenizer(workdir / TOKENIZER)) != inputs.tokenizer:
         raise BadInput("the tokenizer is another one when it is saved and loaded again; save it with transformers' "
                        "save_pretrained first, and give that folder as config.data.tokenizer")
+    record(workdir, inputs)
+
+
+def record(workdir: epath.Path, inputs: Inputs) -> None:
+    """Writes `inputs.json`."""
     write_whole(workdir / FILE, json.dumps(dataclasses.asdict(inputs), indent=2) + "\n")
 
 

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.command is None:
             parser.print_help()
             return 2
-        recipe = bool(vars(options).get("config")) and options.command != "convert"
+        recipe = options.command == "train" or bool(vars(options).get("config")) and options.command != "convert"
         options.overrides = split_overrides(options.command, rest, recipe)
         for name in ("absl", "asyncio"):  # orbax logs with a traceback what it raises as well
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -162,10 +162,22 @@ def _load(options: argparse.Namespace) -> Any:
     return load_config(options.config, options.overrides)
 
 
+def _stored_recipe(workdir: str) -> str:
+    """The recipe of the run in a workdir. Raises `BadInput` if there is none."""
+    from etils import epath
+
+    file = epath.Path(workdir).expanduser() / "config.json"
+    if not file.exists():
+        raise BadInput(f"train needs --config=FILE: {workdir!r} holds no run yet whose recipe could be continued; see 'jaxdistill "
+                       "train --help'")
+    return os.fspath(file)
+
+
 def _train(options: argparse.Namespace) -> str | None:
     from jaxdistill import report, run
     from jaxdistill.training import hosts
 
+    options.config = options.config or _stored_recipe(options.workdir)
     hosts.connect(options.coordinator, options.num_processes, options.process_id, options.distributed)
     use_compilation_cache()
     stages = options.stages.split(",") if options.stages else None
@@ -253,7 +265,8 @@ FINETUNE_SETTINGS = ("dev_file", "text_column", "pair_column", "label_column", "
 
 COMMANDS = {
     "train": Command(
-        "run a recipe from text to exported student, or resume it", _train, config=_CONFIG, workdir=_WORKDIR,
+        "run a recipe from text to exported student, or resume it", _train, workdir=_WORKDIR,
+        config={**_CONFIG, "required": False, "help": f"{_CONFIG['help']}; default: that of the run in --workdir"},
         stages=dict(default="", metavar="A,B", help="only these stages of the recipe, one at a time or several"),
         distributed=dict(action="store_true", help="one of several processes; the environment (TPU VM, GKE, Slurm) says which"),
         coordinator=dict(default="", metavar="HOST:PORT", help="one of several processes; the address of process 0"),
