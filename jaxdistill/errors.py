@@ -8,6 +8,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MOST_LISTED = 10
+LONGEST_NAME = 80  # characters of a value or name in a message
+LONGEST_LINE = 700
+
 
 class JaxDistillError(Exception):
     """Base of every error that ends a command with one clear line. `exit_code` is what the shell sees."""
@@ -45,9 +49,41 @@ class PreemptedNow(KeyboardInterrupt):
     exit_code = 75
 
 
-def nearest(given: str, valid: Iterable[str]) -> str:
-    """A half-sentence naming the closest valid name, then all of them: for the end of a `BadInput` message."""
-    names = sorted(str(name) for name in valid)
-    close = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}valid: {', '.join(names) or '(none)'}"
+def nearest(given: object, valid: Iterable[object], otherwise: str = "") -> str:
+    """A half-sentence naming the closest valid name, then at most ten of them: for the end of a `BadInput` message.
+
+    `otherwise`: say this where no name is close, and never list them. A number is not corrected: the nearest of other
+    numbers says nothing about what was meant.
+    """
+    names = sorted({str(name) for name in valid})
+    close = [] if _is_number(given) else difflib.get_close_matches(str(given), names, n=MOST_LISTED, cutoff=0.6)
+    hint = f"did you mean {shortened(close[0])!r}? " if close else ""
+    if otherwise:
+        return hint.strip() or otherwise
+    if len(names) > MOST_LISTED:  # the nearest of them first
+        names = [*close, *(name for name in names if name not in close)]
+    return f"{hint}valid: {listed(names)}"
+
+
+def listed(names: Iterable[object], most: int = MOST_LISTED) -> str:
+    """"a, b, c and 4 more": at most so many of the names, each cut where it is long; "(none)" without any."""
+    shown = [shortened(name) for name in names]
+    more = f" and {len(shown) - most:,} more" if len(shown) > most else ""
+    return (", ".join(shown[:most]) or "(none)") + more
+
+
+def shortened(value: object, longest: int = LONGEST_NAME) -> str:
+    """The text of a value on one line, its middle left out if it has more than `longest` characters."""
+    text = " ".join(str(value).split())
+    if len(text) <= longest:
+        return text
+    end = longest // 3
+    return f"{text[: longest - end - 5]} ... {text[len(text) - end :]}"
+
+
+def _is_number(given: object) -> bool:
+    try:
+        float(str(given))
+    except ValueError:
+        return False
+    return True

@@ -24,8 +24,7 @@ def lacks(error: ImportError) -> BadInput | None:
     """The error in one line if it came from a remote path whose package is not installed."""
     for scheme, package in (("gs", "gcsfs"), ("s3", "s3fs"), ("az", "adlfs")):
         if package in str(error):
-            extra = "'jaxdistill[gcs]'" if scheme == "gs" else package
-            return BadInput(f"a {scheme}:// path was given, but {package} is not installed: pip install {extra}, or give a "
+            return BadInput(f"a {scheme}:// path was given, but {package} is not installed: pip install {package}, or give a "
                             "folder of this machine")
     return None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import hashlib
 import json
@@ -90,12 +89,7 @@ def nearest_beside(path: epath.Path) -> str:
         siblings = sorted(child.name for child in folder.iterdir())
     except OSError:
         siblings = []
-    close = [sibling for sibling in siblings if sibling != name][:12]
-    return f"in {os.fspath(folder)!r}: {nearest(name, close if len(siblings) <= 12 else _closest(name, siblings))}"
-
-
-def _closest(name: str, siblings: list[str]) -> list[str]:
-    return difflib.get_close_matches(name, siblings, n=6, cutoff=0.3)
+    return f"in {os.fspath(folder)!r}: {nearest(name, siblings)}"
 
 
 def check_features(folder: epath.Path) -> None:

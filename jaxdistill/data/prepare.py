@@ -193,7 +193,7 @@ def beam_pipeline() -> Any:
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "apache_beam":
             raise
-        raise BadInput("beam_options were given, but Apache Beam is not installed: pip install 'jaxdistill[beam]', or leave "
+        raise BadInput("beam_options were given, but Apache Beam is not installed: pip install apache-beam, or leave "
                        "them out to prepare the text in this process") from error
     return pipeline
 

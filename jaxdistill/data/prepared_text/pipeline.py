@@ -75,7 +75,7 @@ def parse_options(text: str) -> tuple[Any, PipelineOptions]:
                        "e.g. runner=DirectRunner,direct_num_workers=2") from error
     unknown = sorted(given.keys() - known.keys())
     if unknown and name not in _PORTABLE:
-        close = nearest(unknown[0], known).split("valid:")[0].strip() or "see Beam's pipeline options"
+        close = nearest(unknown[0], known, "see Beam's pipeline options")
         raise BadInput(f"beam_options {text!r}: Beam has no option {unknown[0]!r}; {close}")
     return runner, options
 
