@@ -6,11 +6,17 @@ Everything below the roof raises these; only `cli.main` catches them. A library 
 from __future__ import annotations
 
 import difflib
+import errno
+import os
+import sys
 from collections.abc import Iterable
 
 MOST_LISTED = 10
 LONGEST_NAME = 80  # characters of a value or name in a message
 LONGEST_LINE = 700
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EIO,
+             errno.EMFILE, errno.ENFILE)
 
 
 class JaxDistillError(Exception):
@@ -87,3 +93,25 @@ def _is_number(given: object) -> bool:
     except ValueError:
         return False
     return True
+
+
+def explained(error: Exception) -> JaxDistillError | None:
+    """The error in one line if it tells of the machine or the files, and not of a mistake in this code; else None."""
+    said = shortened(error, 300)
+    if isinstance(error, OSError) and (error.errno in _FULL or error.errno in _UNUSABLE):
+        where = f" {shortened(error.filename)!r}" if error.filename else ""
+        if error.errno in _FULL:
+            return TrainingStopped(f"cannot write{where}: {os.strerror(error.errno)}; make room, or choose another place")
+        return BadInput(f"cannot use{where}: {os.strerror(error.errno or 0)}; check the path and its permissions")
+    if "No space left" in said:  # as libraries in other languages say it
+        return TrainingStopped(f"cannot write: {said}; make room, or choose another place")
+    if isinstance(error, MemoryError) or (type(error).__name__.endswith("RuntimeError") and "RESOURCE_EXHAUSTED" in said):
+        return TrainingStopped(f"out of memory ({said or 'MemoryError'}); give a smaller batch_size, sequence_length or network")
+    if isinstance(error, (RuntimeError, AssertionError)) and (jax := sys.modules.get("jax")) is not None:
+        try:
+            jax.devices()
+        except (RuntimeError, AssertionError) as no_devices:  # its own message may be empty
+            return BadInput(f"JAX cannot use the devices of JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r}; set it to "
+                            "cpu or leave it out, or install what those devices need, e.g. pip install 'jax[cuda12]'"
+                            f"{f' ({shortened(no_devices, 200)})' if str(no_devices) else ''}")
+    return None
