@@ -15,10 +15,10 @@ from jaxdistill.data.loader import heldout_batches
 from jaxdistill.data.prepare import beam_pipeline
 from jaxdistill.data.prepare import prepare as prepare_text
 from jaxdistill.data.tokenizers import load_tokenizer
-from jaxdistill.errors import BadInput
+from jaxdistill.errors import BadInput, shortened
 from jaxdistill.evaluation import heldout
 from jaxdistill.models import preset
-from jaxdistill.resolve import model_config, resolve
+from jaxdistill.resolve import MANY, check_seed, model_config, resolve
 from jaxdistill.training import sharding
 from jaxdistill.workdir import Workdir, refuse_links
 
@@ -92,6 +92,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         found = tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise BadInput(f"--seeds={text!r}; expected whole numbers with commas, e.g. --seeds=0,1,2") from error
+    for seed in found:
+        check_seed(seed, f"--seeds={shortened(text)!r}: seed")
     if len(set(found)) != len(found):
         raise BadInput(f"--seeds={text!r} names a seed twice; one run a seed")
     return found
@@ -104,7 +106,7 @@ def seeds(config: ConfigDict, workdir: epath.PathLike, numbers: Sequence[int] = 
     student - baseline by seed (paired: one seed has one teacher, one data order and the same held-out rows).
     """
     refuse_links(epath.Path(workdir).expanduser())
-    resolve(config, vocab_size=config.data.vocab_size, num_records=inputs.MANY, mesh=sharding.make_mesh(**config.mesh))
+    resolve(config, vocab_size=config.data.vocab_size, num_records=MANY, mesh=sharding.make_mesh(**config.mesh))
     losses: dict[str, list[float]] = {}
     for seed in numbers:
         seeded = config.copy_and_resolve_references()

@@ -30,7 +30,6 @@ from jaxdistill.errors import BadInput
 from jaxdistill.models import Model, Params
 from jaxdistill.training.progress import Progress
 
-MANY = 10**9  # stands for the number of records before the text is read
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "transformers", "numpy")
 
 

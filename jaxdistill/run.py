@@ -20,6 +20,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jaxdistill import defaults, inputs, interop, report
+from jaxdistill.configuration import check_fields
 from jaxdistill.errors import BadInput, nearest
 from jaxdistill.evaluation import heldout
 from jaxdistill.inputs import Corpus
@@ -29,7 +30,17 @@ from jaxdistill.models.encoder import in_compute_dtype
 from jaxdistill.models.parameters import count, digest
 from jaxdistill.models.sizes import parameter_shapes, tap_shapes
 from jaxdistill.objectives import projections
-from jaxdistill.resolve import TEACHER, Recipe, check_settings, predictions_a_row, resolve, stage_seed, trace
+from jaxdistill.resolve import (
+    MANY,
+    TEACHER,
+    Recipe,
+    check_memory,
+    check_settings,
+    predictions_a_row,
+    resolve,
+    stage_seed,
+    trace,
+)
 from jaxdistill.students.copying import copy_embeddings_and_heads, random_start
 from jaxdistill.training import hosts, loop, sharding, state
 from jaxdistill.training.checkpoints import Checkpoints, disk_errors
@@ -52,11 +63,12 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, stages: Sequence[str] 
     ends the process (`config.watchdog_minutes`).
     """
     started = time.perf_counter()
+    check_fields(config)
     mesh = sharding.make_mesh(**config.mesh)
+    check_settings(config, mesh)
     # A mistake in the recipe must not wait for the corpus: resolve once with sizes that only the text can tell.
     if not config.teacher.init and not config.student.init:
-        resolve(config, vocab_size=config.data.vocab_size, num_records=inputs.MANY, mesh=mesh)
-    check_settings(config, mesh)
+        check_memory(resolve(config, vocab_size=config.data.vocab_size, num_records=MANY, mesh=mesh), config, mesh)
     folder = hosts.in_turn(lambda: open_workdir(workdir, config))
     hosts.check_same("the workdir they see", folder.contents())
     hosts.check_same("their recipes", [config.to_dict(), list(stages or ())])
@@ -81,6 +93,7 @@ def resolve_and_trace(config: ConfigDict, folder: Workdir, corpus: Corpus, mesh:
     check_predecessors(recipe, wanted, folder)
     if config.data.packing:
         check_pad(recipe, corpus)
+    check_memory(recipe, config, mesh)
     for stage in wanted:
         trace(recipe, stage, config.data)
         if (notice := kept_taps(recipe, stage, config.data.sequence_length)) and hosts.first():

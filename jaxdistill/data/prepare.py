@@ -93,10 +93,7 @@ def prepare(
     Raises:
         BadInput: the source is unusable or holds no text, `out_dir` cannot be written, or Beam cannot do it.
     """
-    if sequence_length < 8:
-        raise BadInput(
-            f"sequence_length={sequence_length}: a pair needs at least 8 tokens; use 8 or more (BERT: 128, 512)"
-        )
+    check_length(sequence_length)
     settings = {
         "format": _FORMAT_VERSION,
         "source": sources.source_digest(source),
@@ -114,6 +111,12 @@ def prepare(
             sources.check_split(split, heldout_fraction)
             _write(folder, source, tokenizer, settings, digest, progress, beam_options)
     return load_prepared(folder)
+
+
+def check_length(sequence_length: int, shown: str = "sequence_length") -> None:
+    """Raises BadInput unless rows can have that length."""
+    if not 8 <= sequence_length < 2**31:
+        raise BadInput(f"{shown}={sequence_length}; a pair needs at least 8 tokens, use 8 or more (BERT: 128, 512)")
 
 
 def load_prepared(path: epath.PathLike) -> PreparedText:

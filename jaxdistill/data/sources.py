@@ -64,14 +64,12 @@ def _read(source: str, split: str, heldout_fraction: float) -> Iterator[Document
         raise BadInput(f"source {source!r} holds no text in the part asked for: give text, or another heldout_fraction")
 
 
-def check_split(split: str, heldout_fraction: float) -> None:
+def check_split(split: str, heldout_fraction: float, shown: str = "heldout_fraction") -> None:
     """Raises BadInput unless there can be such a split."""
     if split not in SPLITS:
         raise BadInput(f"split={split!r}: {nearest(split, SPLITS)}")
     if not 0.0 < heldout_fraction < 1.0:
-        raise BadInput(
-            f"heldout_fraction={heldout_fraction}: expected a number between 0 and 1, e.g. {HELDOUT_FRACTION}"
-        )
+        raise BadInput(f"{shown}={heldout_fraction}: expected a number between 0 and 1, e.g. {HELDOUT_FRACTION}")
 
 
 def source_digest(source: str) -> str:
