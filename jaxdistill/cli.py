@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         recipe = bool(vars(options).get("config")) and options.command != "convert"
         options.overrides = split_overrides(options.command, rest, recipe)
-        for name in ("absl", "asyncio"):  # orbax logs with a traceback what it raises as well
+        for name in ("absl", "asyncio", "gcsfs"):  # orbax and gcsfs log with a traceback what it raises as well
             logging.getLogger(name).setLevel(logging.CRITICAL)
         with contextlib.suppress(ValueError):  # only the main thread may; between stages no step loop listens
             signal.signal(signal.SIGTERM, _asked_to_stop)
@@ -240,7 +240,7 @@ def _convert(options: argparse.Namespace) -> str:
 def _evaluate(options: argparse.Namespace) -> str:
     from jaxdistill import commands
 
-    numbers = commands.evaluate(options.model, options.source, teacher=options.teacher, split=options.split,
+    numbers = commands.evaluate(options.model, options.source, teacher=options.teacher, split=options.split, documents=options.documents,
                                 sequence_length=options.sequence_length, max_examples=options.max_examples)
     return json.dumps(numbers, indent=2)
 
@@ -309,6 +309,7 @@ COMMANDS = {
         source=dict(default="default:heldout", help="text: a file, a folder, tfds:NAME or default:heldout"),
         teacher=dict(default="", metavar="DIR", help="also measure agreement with this model"),
         split=dict(default="all", help="train, heldout or all of the source"),
+        documents=dict(default="blank_lines", metavar="WHAT", help="what separates those of a .txt file: blank_lines or lines"),
         sequence_length=dict(type=int, default=128), max_examples=dict(type=int, default=4096)),
     "finetune": Command(
         "fine-tune a model folder on one text classification file", _finetune,

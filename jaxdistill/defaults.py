@@ -27,6 +27,7 @@ def recipe(name: str) -> ConfigDict:
             "source": "default",  # "default", a file or folder, or tfds:NAME[/CONFIG][:SPLIT]
             "heldout": "",  # another source; "" keeps a part of `source` apart
             "heldout_fraction": 0.02,
+            "documents": "blank_lines",  # what separates those of a .txt file; "lines": each line is one
             "tokenizer": "",  # a folder or vocab.txt; "": the teacher folder's, else one is trained
             "vocab_size": 8192,  # of a tokenizer trained here
             "lowercase": True,

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import platform
+import sys
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -24,10 +26,11 @@ from jaxdistill.data.default_corpus import default_corpus, installed_versions
 from jaxdistill.data.files import cache_directory, digest_of, write_whole
 from jaxdistill.data.loader import heldout_batches, make_loader, packing_plan
 from jaxdistill.data.prepare import PreparedText, prepare
-from jaxdistill.data.sources import read_documents, source_digest
+from jaxdistill.data.sources import BLANK_LINES, check, more_documents, read_documents, source_digest
 from jaxdistill.data.tokenizers import describe, load_tokenizer, train_wordpiece
 from jaxdistill.errors import BadInput
 from jaxdistill.models import Model, Params
+from jaxdistill.training import hosts
 from jaxdistill.training.progress import Progress
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "transformers", "numpy")
@@ -62,6 +65,9 @@ def load_corpus(config: ConfigDict, workdir: epath.Path, beam_options: str | Non
     """
     d = config.data
     folder = data_folder(config, workdir)
+    for notice in check_text(config):
+        if hosts.first():
+            print(f"jaxdistill: {notice}", file=sys.stderr, flush=True)
     for source in (d.source, d.heldout):
         if beam_options is not None and source.startswith("tfds:"):
             tfds_text.ready(source, beam_options)
@@ -70,17 +76,41 @@ def load_corpus(config: ConfigDict, workdir: epath.Path, beam_options: str | Non
             default_corpus(progress=bar.reach)
     tokenizer = find_tokenizer(config, tokenizer_home(config, workdir))
     options: dict[str, Any] = {"sequence_length": d.sequence_length, "heldout_fraction": d.heldout_fraction, "seed": config.seed,
-                               "beam_options": beam_options}
+                               "documents": d.documents, "beam_options": beam_options}
     parts = {}
     for split, source in (("train", d.source), ("heldout", d.heldout or d.source)):
         part = "all" if d.heldout else split
         with Progress(None, f"preparing {split} text", unit="documents") as bar:
             parts[split] = prepare(source, tokenizer, folder, split=part, progress=bar.reach, **options)
     for split, text in parts.items():
-        if text.num_documents < 2:
-            raise BadInput(f"the {split} text is a single document, so a random next sentence has nowhere to come from: "
-                           "separate documents by blank lines, or change config.data.heldout or heldout_fraction")
+        check_several(text.num_documents, split, d.documents)
     return Corpus(tokenizer, describe(tokenizer).size, parts["train"], parts["heldout"])
+
+
+def check_text(config: ConfigDict) -> list[str]:
+    """Notices about the recipe's text. Raises `BadInput` for a source, or a place for prepared text, that cannot be used."""
+    d = config.data
+    if d.path and not remote.is_remote(d.path):
+        place = epath.Path(d.path).expanduser()
+        if place.exists() and not place.is_dir():
+            raise BadInput(f"config.data.path={d.path!r} is a file; give a folder for prepared text, or leave it out")
+    return check(dict.fromkeys((d.source, d.heldout or d.source)), d.documents)
+
+
+def check_parts(config: ConfigDict) -> None:
+    """Reads as far as the second document of each part of the text, if it is files. Raises `BadInput` if there is none."""
+    d = config.data
+    for split, source in (("train", d.source), ("heldout", d.heldout or d.source)):
+        if not source.startswith(("default", "tfds:")):
+            check_several(len(list(itertools.islice(
+                read_documents(source, "all" if d.heldout else split, d.heldout_fraction, d.documents), 2))), split, d.documents)
+
+
+def check_several(number: int, split: str, documents: str) -> None:
+    """Raises `BadInput` unless a part of the text has several documents: a random next sentence is another one's."""
+    if number < 2:
+        raise BadInput(f"the {split} text is a single document, so a random next sentence has nowhere to come from: "
+                       f"{more_documents(documents)}")
 
 
 def data_folder(config: ConfigDict, workdir: epath.Path) -> epath.Path:
@@ -136,13 +166,14 @@ def find_tokenizer(config: ConfigDict, folder: epath.Path) -> Any:
                 raise
             raise BadInput(f"{error}. A given model brings its tokenizer; another one is named by config.data.tokenizer") from error
     split = "all" if d.heldout else "train"
-    text = digest_of([source_digest(d.source), split, None if d.heldout else d.heldout_fraction])[:12]
+    named = [source_digest(d.source), split, None if d.heldout else d.heldout_fraction]
+    text = digest_of([*named, d.documents] if d.documents != BLANK_LINES else named)[:12]
     kept = folder / f"tokenizer-{text}{_kind(config)}"
     if not (kept / "vocab.txt").exists():  # which is written last
 
         def texts() -> Iterator[str]:
             with Progress(None, "training the WordPiece vocabulary", unit="documents") as bar:
-                for document in read_documents(d.source, split, d.heldout_fraction):
+                for document in read_documents(d.source, split, d.heldout_fraction, d.documents):
                     yield document.text
                     bar.update(1)
 

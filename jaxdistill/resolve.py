@@ -142,7 +142,7 @@ def check_settings(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
     if jax.local_device_count() % mesh.shape["tensor"] and jax.process_count() > 1:
         raise BadInput(f"config.mesh.tensor={mesh.shape['tensor']} does not divide the {jax.local_device_count()} devices of "
                        "each process, so processes would have to share rows; use a divisor")
-    check_seed(config.seed)
+    check_text_settings(config)
     for name in ("evaluation.batch_size", "evaluation.max_examples", "checkpoint.every_steps", "checkpoint.keep",
                  "log_every", "max_skipped_in_a_row", "data.max_predictions"):
         section, _, field = name.rpartition(".")
@@ -154,12 +154,6 @@ def check_settings(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
         value = (config[section] if section else config)[field]
         if not 0 <= value <= 1e6:
             raise BadInput(f"config.{name}={value}; expected 0 (off) to a million")
-    d = config.data
-    if not (d.tokenizer or config.teacher.init or config.student.init):
-        tokenizers.check_size(d.vocab_size, "config.data.vocab_size")
-    prepare.check_length(d.sequence_length, "config.data.sequence_length")
-    if not d.heldout:
-        sources.check_split("train", d.heldout_fraction, "config.data.heldout_fraction")
     if not 0 < config.data.mask_rate < 1:
         raise BadInput(f"config.data.mask_rate={config.data.mask_rate}; expected between 0 and 1, as 0.15")
     if config.data.max_predictions > config.data.sequence_length:
@@ -190,6 +184,17 @@ def check_seed(seed: int, shown: str = "config.seed") -> None:
     """Raises `BadInput` unless networks and data can be drawn from `seed`."""
     if not 0 <= seed <= LARGEST_SEED:
         raise BadInput(f"{shown}={shortened(seed)}; expected a whole number from 0 to {LARGEST_SEED}")
+
+
+def check_text_settings(config: ConfigDict) -> None:
+    """Raises `BadInput` for settings of the prepared text outside their range."""
+    check_seed(config.seed)
+    d = config.data
+    if not (d.tokenizer or config.teacher.init or config.student.init):
+        tokenizers.check_size(d.vocab_size, "config.data.vocab_size")
+    prepare.check_length(d.sequence_length, "config.data.sequence_length")
+    if not d.heldout:
+        sources.check_split("train", d.heldout_fraction, "config.data.heldout_fraction")
 
 
 def active_order(config: ConfigDict) -> tuple[str, ...]:

@@ -69,6 +69,8 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, stages: Sequence[str] 
     # A mistake in the recipe must not wait for the corpus: resolve once with sizes that only the text can tell.
     if not config.teacher.init and not config.student.init:
         check_memory(resolve(config, vocab_size=config.data.vocab_size, num_records=MANY, mesh=mesh), config, mesh)
+    if not (epath.Path(workdir).expanduser() / "config.json").exists():  # else the text may be prepared, and gone since
+        hosts.together(lambda: (inputs.check_text(config), inputs.check_parts(config)))
     folder = hosts.in_turn(lambda: open_workdir(workdir, config))
     hosts.check_same("the workdir they see", folder.contents())
     hosts.check_same("their recipes", [config.to_dict(), list(stages or ())])

@@ -73,6 +73,7 @@ def prepare(
     sequence_length: int,
     split: str = "train",
     heldout_fraction: float = sources.HELDOUT_FRACTION,
+    documents: str = sources.BLANK_LINES,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
     beam_options: str | None = None,
@@ -84,7 +85,7 @@ def prepare(
         tokenizer: from `tokenizers`.
         out_dir: where prepared sets are kept.
         sequence_length: L, the length of a row; a record has at most L - 3 tokens.
-        split, heldout_fraction: as `sources.read_documents` takes them.
+        split, heldout_fraction, documents: as `sources.read_documents` takes them.
         seed: draws which records are short.
         progress: called with the number of documents done so far, now and then; not by Beam.
         beam_options: prepare with Apache Beam, with these pipeline options ("runner=FlinkRunner,flink_master=HOST:PORT";
@@ -104,6 +105,8 @@ def prepare(
         "short_fraction": SHORT_FRACTION,
         "seed": seed,
     }
+    if documents != sources.BLANK_LINES:  # younger than sets that must still be found
+        settings["documents"] = documents
     digest = files.digest_of(settings)
     folder = epath.Path(out_dir).expanduser() / digest
     with files.clear_errors("writing the prepared text to", folder):
@@ -219,7 +222,7 @@ def _write_here(
     """Writes the records and their sizes below `working`, in this process: (the data set's folder, its counts)."""
     from jaxdistill.data.prepared_text import builder as builders  # imports tensorflow_datasets
 
-    documents = sources.read_documents(source, settings["split"], settings["heldout_fraction"])
+    documents = sources.read_documents(source, settings["split"], settings["heldout_fraction"], separator(settings))
     counts = {"num_records": 0, "num_documents": 0, "num_tokens": 0}
     sizes = array.array("i")
     cut = Cutter(tokenizer, settings)
@@ -267,10 +270,13 @@ def _records(
 
 def no_documents(settings: dict[str, Any]) -> BadInput:
     """The error when a text makes no record at all."""
-    return BadInput(
-        f"the split {settings['split']!r} of the text holds no document of two tokens or more: "
-        "give more text, or another heldout_fraction"
-    )
+    return BadInput(f"the split {settings['split']!r} of the text holds no document of two tokens or more: "
+                    f"{sources.more_documents(separator(settings))}")
+
+
+def separator(settings: dict[str, Any]) -> str:
+    """What separates the documents of a .txt file, from the settings that name a prepared set."""
+    return settings.get("documents", sources.BLANK_LINES)
 
 
 class Cutter:
