@@ -16,21 +16,26 @@ from types import FrameType
 from typing import Any
 
 from jaxdistill import remote
-from jaxdistill.errors import BadInput, JaxDistillError, PreemptedNow, nearest
+from jaxdistill.errors import LONGEST_LINE, BadInput, JaxDistillError, PreemptedNow, explained, nearest, shortened
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code (0 done, 2 bad input, 3 stopped, 75 preempted, 130 interrupted)."""
     given = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal that knows ASCII alone is shown other letters as \u00e9
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        options, rest = parser.parse_known_args(given)
+        try:
+            options, rest = parser.parse_known_args(given)
+        finally:  # --help prints and leaves
+            _print()
         if options.command is None:
-            parser.print_help()
+            _print(parser.format_help())
             return 2
         recipe = options.command == "train" or bool(vars(options).get("config")) and options.command != "convert"
         options.overrides = split_overrides(options.command, rest, recipe)
-        for name in ("absl", "asyncio"):  # orbax logs with a traceback what it raises as well
+        for name in ("absl", "asyncio", "gcsfs"):  # orbax and gcsfs log with a traceback what it raises as well
             logging.getLogger(name).setLevel(logging.CRITICAL)
         with contextlib.suppress(ValueError):  # only the main thread may; between stages no step loop listens
             signal.signal(signal.SIGTERM, _asked_to_stop)
@@ -43,16 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise line from error
             raise
         except Exception as error:
-            if (line := remote.refused(error)) is not None:
+            if (line := remote.refused(error) or explained(error)) is not None:
                 raise line from error
             raise
-        if result is not None:
-            print(result)
+        _print(result)
         return 0
     except JaxDistillError as error:
         if error.exit_code in (75, 130) and argv is None:
             _ignore_signals()
-        print(f"jaxdistill: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        print(f"jaxdistill: {shortened(error, LONGEST_LINE)}", file=sys.stderr, flush=True)
         _leave_the_others(error.exit_code)
         return error.exit_code
     except KeyboardInterrupt as stop:
@@ -62,9 +66,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"jaxdistill: {word}; what was finished or saved is kept, run the same command to resume", file=sys.stderr)
         _leave_the_others(code)
         return code
-    except BrokenPipeError:  # `jaxdistill describe | head`
-        sys.stderr.close()
-        return 0
+
+
+def _print(result: str | None = None) -> None:
+    """Writes the answer, and what is still in the buffer. Raises `JaxDistillError` unless standard output takes it."""
+    try:
+        if result is not None:
+            print(result)
+        sys.stdout.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError, ValueError):  # Python would try once more at its end, and complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # `jaxdistill describe | head`
+            raise JaxDistillError(f"the answer cannot be written to standard output: {error.strerror or error}") from error
 
 
 def _leave_the_others(code: int) -> None:
@@ -238,7 +252,7 @@ def _convert(options: argparse.Namespace) -> str:
 def _evaluate(options: argparse.Namespace) -> str:
     from jaxdistill import commands
 
-    numbers = commands.evaluate(options.model, options.source, teacher=options.teacher, split=options.split,
+    numbers = commands.evaluate(options.model, options.source, teacher=options.teacher, split=options.split, documents=options.documents,
                                 sequence_length=options.sequence_length, max_examples=options.max_examples)
     return json.dumps(numbers, indent=2)
 
@@ -308,6 +322,7 @@ COMMANDS = {
         source=dict(default="default:heldout", help="text: a file, a folder, tfds:NAME or default:heldout"),
         teacher=dict(default="", metavar="DIR", help="also measure agreement with this model"),
         split=dict(default="all", help="train, heldout or all of the source"),
+        documents=dict(default="blank_lines", metavar="WHAT", help="what separates those of a .txt file: blank_lines or lines"),
         sequence_length=dict(type=int, default=128), max_examples=dict(type=int, default=4096)),
     "finetune": Command(
         "fine-tune a model folder on one text classification file", _finetune,

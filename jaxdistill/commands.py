@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,14 +12,16 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jaxdistill import binding, conversion, description, inputs, interop, report, run
+from jaxdistill.configuration import check_fields
 from jaxdistill.data.loader import heldout_batches
 from jaxdistill.data.prepare import beam_pipeline
 from jaxdistill.data.prepare import prepare as prepare_text
+from jaxdistill.data.sources import check as check_source
 from jaxdistill.data.tokenizers import load_tokenizer
-from jaxdistill.errors import BadInput
+from jaxdistill.errors import BadInput, shortened
 from jaxdistill.evaluation import heldout
 from jaxdistill.models import preset
-from jaxdistill.resolve import model_config, resolve
+from jaxdistill.resolve import MANY, check_seed, check_text_settings, model_config, resolve
 from jaxdistill.training import sharding
 from jaxdistill.workdir import Workdir, refuse_links
 
@@ -30,6 +33,10 @@ def prepare(config: ConfigDict, workdir: epath.PathLike, beam_options: str | Non
     """
     if beam_options is not None:
         beam_pipeline().parse_options(beam_options)  # before a vocabulary is trained
+    check_fields(config)
+    check_text_settings(config)
+    inputs.check_text(config)
+    inputs.check_parts(config)
     folder = Workdir(workdir, config)
     return inputs.load_corpus(config, folder.path, beam_options).describe(config)
 
@@ -59,14 +66,16 @@ def export(workdir: epath.PathLike, out: epath.PathLike, network: str = "student
 
 
 def evaluate(model_dir: str, source: str = "default:heldout", *, teacher: str = "", split: str = "all",
-             sequence_length: int = 128, max_examples: int = 4096, batch_size: int = 32, seed: int = 0,
-             cache: epath.PathLike | None = None) -> dict[str, float]:
+             documents: str = "blank_lines", sequence_length: int = 128, max_examples: int = 4096, batch_size: int = 32,
+             seed: int = 0, cache: epath.PathLike | None = None) -> dict[str, float]:
     """Masked-LM and NSP numbers of any model folder on `source`; with `teacher` also the agreement with that model.
 
     Rows and masks follow from `seed` alone, so two models with one tokenizer are measured on the same words.
     """
     from jaxdistill.data.files import cache_directory
 
+    for notice in check_source([source], documents):
+        print(f"jaxdistill: {notice}", file=sys.stderr, flush=True)
     model, params = interop.from_pretrained(model_dir)
     if not set(model.config.heads) & {"mlm", "nsp"}:
         raise BadInput(f"{model_dir!r} has neither an MLM nor an NSP head (heads: {', '.join(model.config.heads) or 'none'}); "
@@ -74,7 +83,8 @@ def evaluate(model_dir: str, source: str = "default:heldout", *, teacher: str = 
     if sequence_length > model.config.max_positions:
         raise BadInput(f"sequence_length={sequence_length} exceeds the model's max_positions={model.config.max_positions}")
     tokenizer = load_tokenizer(interop.locate(model_dir))
-    text = prepare_text(source, tokenizer, cache or cache_directory() / "prepared", sequence_length=sequence_length, split=split)
+    text = prepare_text(source, tokenizer, cache or cache_directory() / "prepared", sequence_length=sequence_length, split=split,
+                        documents=documents)
     rows = heldout_batches(text, batch_size=batch_size, seed=seed, max_examples=max_examples,
                            max_predictions=max(1, round(0.15 * sequence_length)))
     pair: dict[str, Any] = {}
@@ -92,6 +102,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         found = tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise BadInput(f"--seeds={text!r}; expected whole numbers with commas, e.g. --seeds=0,1,2") from error
+    for seed in found:
+        check_seed(seed, f"--seeds={shortened(text)!r}: seed")
     if len(set(found)) != len(found):
         raise BadInput(f"--seeds={text!r} names a seed twice; one run a seed")
     return found
@@ -116,7 +128,7 @@ def seeds(config: ConfigDict, workdir: epath.PathLike, numbers: Sequence[int] = 
     student - baseline by seed (paired: one seed has one teacher, one data order and the same held-out rows).
     """
     refuse_links(epath.Path(workdir).expanduser())
-    resolve(config, vocab_size=config.data.vocab_size, num_records=inputs.MANY, mesh=sharding.make_mesh(**config.mesh))
+    resolve(config, vocab_size=config.data.vocab_size, num_records=MANY, mesh=sharding.make_mesh(**config.mesh))
     losses: dict[str, list[float]] = {}
     folders = [epath.Path(workdir).expanduser() / f"seed-{seed}" for seed in numbers]
     for seed, folder in zip(numbers, folders):

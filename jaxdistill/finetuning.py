@@ -25,7 +25,7 @@ from jaxdistill.data.tokenizers import load_tokenizer
 from jaxdistill.errors import BadInput
 from jaxdistill.methods.base import Stage
 from jaxdistill.models import Model, Params
-from jaxdistill.resolve import build_stage, stage_seed
+from jaxdistill.resolve import build_stage, check_seed, stage_seed
 from jaxdistill.students.copying import random_start
 from jaxdistill.training import loop, sharding, state
 from jaxdistill.training.checkpoints import Checkpoints, disk_errors
@@ -52,6 +52,7 @@ def finetune(model_dir: str, task_file: str, workdir: epath.PathLike, *, dev_fil
     base, base_params = interop.from_pretrained(model_dir, heads=())
     if sequence_length > base.config.max_positions:
         raise BadInput(f"sequence_length={sequence_length} exceeds the model's max_positions={base.config.max_positions}")
+    check_seed(seed, "seed")
     if epochs <= 0 or batch_size < 1:
         raise BadInput(f"epochs={epochs}, batch_size={batch_size}: expected both above 0")
     tokenizer = load_tokenizer(interop.locate(model_dir))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import platform
 import sys
@@ -25,14 +26,14 @@ from jaxdistill.data.default_corpus import default_corpus, installed_versions
 from jaxdistill.data.files import cache_directory, digest_of
 from jaxdistill.data.loader import heldout_batches, make_loader, packing_plan
 from jaxdistill.data.prepare import PreparedText, find_prepared, prepare
-from jaxdistill.data.sources import is_default, parts, read_documents, source_digest
+from jaxdistill.data.sources import BLANK_LINES, check, is_default, more_documents, read_documents, source_digest
 from jaxdistill.data.tokenizers import describe, load_tokenizer, save_tokenizer, tokenizer_digest, train_wordpiece
 from jaxdistill.errors import BadInput
 from jaxdistill.models import Model, Params
+from jaxdistill.training import hosts
 from jaxdistill.training.progress import Progress
 
 Given = dict[str, tuple[Model, Params]]  # "teacher" and "student", as far as a recipe gives them by folder or name
-MANY = 10**9  # stands for the number of records before the text is read
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "transformers", "numpy")
 
 
@@ -67,14 +68,6 @@ def named_sources(config: ConfigDict) -> dict[str, str]:
     return {"train": config.data.source, "heldout": config.data.heldout or config.data.source}
 
 
-def check_sources(config: ConfigDict, workdir: epath.Path) -> None:
-    """Raises `BadInput` for text that is not there, before anything else is done; a bound run has its own."""
-    if binding.read(workdir) is None:
-        for source in dict.fromkeys(named_sources(config).values()):
-            if not (is_default(source) or source.startswith("tfds:")):
-                parts(source)
-
-
 def load_corpus(config: ConfigDict, workdir: epath.Path, beam_options: str | None = None) -> Corpus:
     """Tokenizer and both parts of the text, made (with `beam_options` by Apache Beam) or found. In a workdir where something
     was trained they are those that it was trained with.
@@ -84,8 +77,9 @@ def load_corpus(config: ConfigDict, workdir: epath.Path, beam_options: str | Non
     d = config.data
     sources = named_sources(config)
     held = binding.read(workdir)
-    if held is not None:
-        check_kept(config, held)
+    for notice in check_text(config) if held is None else check_kept(config, held):
+        if hosts.first():
+            print(f"jaxdistill: {notice}", file=sys.stderr, flush=True)
     for source in sources.values():
         if beam_options is not None and source.startswith("tfds:"):
             tfds_text.ready(source, beam_options)
@@ -95,7 +89,7 @@ def load_corpus(config: ConfigDict, workdir: epath.Path, beam_options: str | Non
     tokenizer = find_tokenizer(config, tokenizer_home(config, workdir)) if held is None else binding.bound_tokenizer(workdir, held)
     folder = data_folder(config, workdir)
     options: dict[str, Any] = {"sequence_length": d.sequence_length, "heldout_fraction": d.heldout_fraction, "seed": config.seed,
-                               "beam_options": beam_options}
+                               "documents": d.documents, "beam_options": beam_options}
     found = {}
     for split, source in sources.items():
         kept = None if held is None else find_prepared(folder, held.text[split].digest)
@@ -107,9 +101,7 @@ def load_corpus(config: ConfigDict, workdir: epath.Path, beam_options: str | Non
             found[split] = prepare(source, tokenizer, folder, split=part, progress=bar.reach, **options,
                                    expected=None if held is None else held.text[split].digest)
     for split, text in found.items():
-        if text.num_documents < 2:
-            raise BadInput(f"the {split} text is a single document, so a random next sentence has nowhere to come from: "
-                           "separate documents by blank lines, or change config.data.heldout or heldout_fraction")
+        check_several(text.num_documents, split, d.documents)
     documentation: Mapping[str, Any] = {} if held is None else held.documentation
     if held is None and is_default(d.source):
         corpus = default_corpus()
@@ -117,23 +109,24 @@ def load_corpus(config: ConfigDict, workdir: epath.Path, beam_options: str | Non
     return Corpus(tokenizer, describe(tokenizer).size, found["train"], found["heldout"], documentation)
 
 
-def check_kept(config: ConfigDict, held: Inputs) -> None:
-    """Compares what a recipe names now with what its run is bound to. Text that has changed where it stood is said on standard
-    error: the run keeps its own. Raises `BadInput` for text under another name, or a named tokenizer, that is another one."""
+def check_kept(config: ConfigDict, held: Inputs) -> list[str]:
+    """Compares what a recipe names now with what its run is bound to. Text that has changed where it stood is a notice: the run
+    keeps its own. Raises `BadInput` for text under another name, or a named tokenizer, that is another one."""
+    notices = []
     for split, source in named_sources(config).items():
         before = held.text[split]
         changed = changes(source, before, held.documentation)
         if changed and source != before.source:
             raise BadInput(f"the {split} text of this workdir's run is {before.source!r}, and {source!r} holds another one; use "
                            "another workdir, or give the same text to resume")
-        said = split == "heldout" and before.source == held.text["train"].source
-        if changed and not said and jax.process_index() == 0:
-            print(f"jaxdistill: {source!r} is not what it was when this run began ({changed}); the run keeps the text and the "
-                  "tokenizer that it began with, a new workdir takes the new ones", file=sys.stderr)
+        if changed:
+            notices.append(f"{source!r} is not what it was when this run began ({changed}); the run keeps the text and the tokenizer "
+                           "that it began with, a new workdir takes the new ones")
     place = config.data.tokenizer or config.teacher.init or config.student.init
     if place and epath.Path(place).expanduser().exists() and tokenizer_digest(given_tokenizer(config)) != held.tokenizer:
         raise BadInput(f"the tokenizer in {place!r} is not the one that this run began with; use another workdir, or give the "
                        "same one to resume")
+    return list(dict.fromkeys(notices))
 
 
 def changes(source: str, before: Text, documentation: Mapping[str, Any]) -> str:
@@ -148,6 +141,32 @@ def changes(source: str, before: Text, documentation: Mapping[str, Any]) -> str:
     except BadInput as error:
         return str(error).partition(";")[0]
     return "" if now_there == before.source_digest else f"digest {before.source_digest[:12]}, now {now_there[:12]}"
+
+
+def check_text(config: ConfigDict) -> list[str]:
+    """Notices about the recipe's text. Raises `BadInput` for a source, or a place for prepared text, that cannot be used."""
+    d = config.data
+    if d.path and not remote.is_remote(d.path):
+        place = epath.Path(d.path).expanduser()
+        if place.exists() and not place.is_dir():
+            raise BadInput(f"config.data.path={d.path!r} is a file; give a folder for prepared text, or leave it out")
+    return check(dict.fromkeys((d.source, d.heldout or d.source)), d.documents)
+
+
+def check_parts(config: ConfigDict) -> None:
+    """Reads as far as the second document of each part of the text, if it is files. Raises `BadInput` if there is none."""
+    d = config.data
+    for split, source in (("train", d.source), ("heldout", d.heldout or d.source)):
+        if not source.startswith(("default", "tfds:")):
+            check_several(len(list(itertools.islice(
+                read_documents(source, "all" if d.heldout else split, d.heldout_fraction, d.documents), 2))), split, d.documents)
+
+
+def check_several(number: int, split: str, documents: str) -> None:
+    """Raises `BadInput` unless a part of the text has several documents: a random next sentence is another one's."""
+    if number < 2:
+        raise BadInput(f"the {split} text is a single document, so a random next sentence has nowhere to come from: "
+                       f"{more_documents(documents)}")
 
 
 def data_folder(config: ConfigDict, workdir: epath.Path) -> epath.Path:
@@ -212,13 +231,14 @@ def find_tokenizer(config: ConfigDict, folder: epath.Path) -> Any:
     if (given := given_tokenizer(config)) is not None:
         return given
     split = "all" if d.heldout else "train"
-    text = digest_of([source_digest(d.source), split, None if d.heldout else d.heldout_fraction])[:12]
+    named = [source_digest(d.source), split, None if d.heldout else d.heldout_fraction]
+    text = digest_of([*named, d.documents] if d.documents != BLANK_LINES else named)[:12]
     kept = folder / f"tokenizer-{text}{_kind(config)}"
     if not (kept / "vocab.txt").exists():  # which is written last
 
         def texts() -> Iterator[str]:
             with Progress(None, "training the WordPiece vocabulary", unit="documents") as bar:
-                for document in read_documents(d.source, split, d.heldout_fraction):
+                for document in read_documents(d.source, split, d.heldout_fraction, d.documents):
                     yield document.text
                     bar.update(1)
 

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from jaxdistill import binding, defaults, inputs, interop, report
 from jaxdistill.binding import Inputs
+from jaxdistill.configuration import check_fields
 from jaxdistill.data.tokenizers import describe
 from jaxdistill.errors import BadInput, TrainingStopped, nearest
 from jaxdistill.evaluation import heldout
@@ -33,7 +34,17 @@ from jaxdistill.models.encoder import in_compute_dtype
 from jaxdistill.models.parameters import count, digest
 from jaxdistill.models.sizes import parameter_shapes, tap_shapes
 from jaxdistill.objectives import projections
-from jaxdistill.resolve import TEACHER, Recipe, check_settings, predictions_a_row, resolve, stage_seed, trace
+from jaxdistill.resolve import (
+    MANY,
+    TEACHER,
+    Recipe,
+    check_memory,
+    check_settings,
+    predictions_a_row,
+    resolve,
+    stage_seed,
+    trace,
+)
 from jaxdistill.students.copying import copy_embeddings_and_heads, random_start
 from jaxdistill.training import hosts, loop, sharding, state
 from jaxdistill.training.checkpoints import Checkpoints, checksums, disk_errors
@@ -58,6 +69,7 @@ def train(config: ConfigDict, workdir: epath.PathLike, *, stages: Sequence[str] 
     ends the process (`config.watchdog_minutes`).
     """
     started = time.perf_counter()
+    check_fields(config)
     mesh = sharding.make_mesh(**config.mesh)
     path = epath.Path(workdir).expanduser()
     # What can be refused without work is refused before work: a recipe first, given models, then text and workdir.
@@ -83,7 +95,9 @@ def check_before(config: ConfigDict, path: epath.Path, mesh: jax.sharding.Mesh, 
     """The given models. Raises `BadInput` for all that is wrong with a recipe and what it names, as far as that can be told
     before its text is read: sizes that only the text can tell are guessed."""
     if not config.teacher.init and not config.student.init:
-        choose_stages(resolve(config, vocab_size=config.data.vocab_size, num_records=inputs.MANY, mesh=mesh), stages)
+        recipe = resolve(config, vocab_size=config.data.vocab_size, num_records=MANY, mesh=mesh)
+        check_memory(recipe, config, mesh)
+        choose_stages(recipe, stages)
     workdir_check(path, config.to_dict())
     loaded = inputs.load_models(config)
     if loaded:
@@ -91,9 +105,13 @@ def check_before(config: ConfigDict, path: epath.Path, mesh: jax.sharding.Mesh, 
         words = config.data.vocab_size if tokenizer is None else describe(tokenizer).size
         models = {name: model for name, (model, _) in loaded.items()}
         inputs.check_vocabulary(config, models, words)
-        choose_stages(resolve(config, vocab_size=words, num_records=inputs.MANY, mesh=mesh,
-                              **{f"loaded_{name}": model for name, model in models.items()}), stages)
-    inputs.check_sources(config, path)
+        recipe = resolve(config, vocab_size=words, num_records=MANY, mesh=mesh,
+                         **{f"loaded_{name}": model for name, model in models.items()})
+        check_memory(recipe, config, mesh)
+        choose_stages(recipe, stages)
+    if binding.read(path) is None:  # else the run has its own text
+        inputs.check_text(config)
+        inputs.check_parts(config)
     return loaded
 
 
@@ -125,6 +143,7 @@ def resolve_and_trace(config: ConfigDict, folder: Workdir, corpus: Corpus, mesh:
     check_predecessors(recipe, wanted, folder)
     if config.data.packing:
         check_pad(recipe, corpus)
+    check_memory(recipe, config, mesh)
     for stage in wanted:
         trace(recipe, stage, config.data)
         if (notice := kept_taps(recipe, stage, config.data.sequence_length)) and hosts.first():

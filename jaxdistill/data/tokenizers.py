@@ -61,8 +61,7 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, lowercase: bool = Tru
     Raises:
         BadInput: vocab_size is too small, or the texts are empty.
     """
-    if vocab_size < 100:
-        raise BadInput(f"vocab_size={vocab_size}: expected at least 100 (BERT: 30522); raise it")
+    check_size(vocab_size)
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
     normalizer = normalizers.BertNormalizer(lowercase=lowercase)
@@ -87,6 +86,12 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, lowercase: bool = Tru
     model.train_from_iterator(_repeated(learnt), trainer)
     vocab = model.get_vocab()
     return _from_vocabulary(sorted(vocab, key=lambda token: vocab[token])[:vocab_size], lowercase)
+
+
+def check_size(vocab_size: int, shown: str = "vocab_size") -> None:
+    """Raises BadInput unless a vocabulary of that size can be trained; the trainer makes room for all of it at once."""
+    if not 100 <= vocab_size <= _LARGEST_VOCABULARY:
+        raise BadInput(f"{shown}={vocab_size}; expected 100 to {_LARGEST_VOCABULARY} words (BERT: 30522)")
 
 
 def _alphabet(words: Counter[str]) -> list[str]:

@@ -243,8 +243,7 @@ def _new_folder(directory: str | os.PathLike[str], overwrite: bool) -> Iterator[
         raise BadInput(f"{target} is a file; give the name of a folder to write")
     present = [path.name for path in target.iterdir()] if target.exists() else []
     if present and not overwrite:
-        raise BadInput(f"{target} is not empty; choose another folder (save_pretrained(…, overwrite=True) replaces the model "
-                       "in it)")
+        raise BadInput(f"{target} is not empty; choose another folder, or remove what is in it")
     foreign = sorted(name for name in present if name not in MODEL_FILES and not name.endswith(".safetensors"))
     if foreign:
         raise BadInput(f"{target} holds {', '.join(foreign[:4])}, which is no part of a saved model, so it is not "

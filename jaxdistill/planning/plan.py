@@ -44,7 +44,7 @@ def plan(config: ConfigDict, topology_names: Sequence[str], *, stages: Sequence[
     """
     chosen = topologies.find_all(list(topology_names))
     if importlib.util.find_spec("libtpu") is None:
-        raise BadInput("planning compiles with libtpu, which is not installed; pip install 'jaxdistill[plan]'")
+        raise BadInput("planning compiles with libtpu, which is not installed; pip install 'jax[tpu]'")
     found = [plan_one(config, topology, stages, fit, show) for topology in chosen]
     guessed = any(stage.get("program", {}).get("guessed") for one in found for stage in one["stages"])
     return {"config": config.name, "topologies": found,
