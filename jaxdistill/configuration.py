@@ -6,12 +6,13 @@ the wheel as `jaxdistill.configs`.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import sys
 import traceback
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -24,23 +25,34 @@ from jaxdistill.errors import BadInput, listed, nearest, shortened
 
 _EXPECTED = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", tuple: "a tuple, as (1, 2)"}
 
+Overrides = Mapping[str, Any] | Sequence[str]
 
-def load_config(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
+
+def load_config(name: str | os.PathLike[str], overrides: Overrides = ()) -> ConfigDict:
     """The recipe `name` (a path or the name of a shipped one, with an optional `:variant`), locked.
 
-    `overrides`: "stages.transfer.steps=100" and the like. Raises `BadInput` for an unknown recipe or one that cannot be
-    read, a misspelt field (with the nearest name), a value of the wrong type, or an override that would do nothing.
+    `overrides`: "stages.transfer.steps=100" and the like, or a mapping {"stages.transfer.steps": 100} (or nested). Raises
+    `BadInput` for an unknown recipe or one that cannot be read, a misspelt field (with the nearest name), a value of the wrong
+    type, or an override that would do nothing.
     """
+    if not isinstance(name, str | os.PathLike):
+        raise BadInput(f"config is a {type(name).__name__}; expected a recipe's name or file, or the ConfigDict of load_config")
+    name = os.fspath(name)
     scheme, _, rest = name.rpartition("://")  # of gs://BUCKET/RECIPE.py:VARIANT
     path, _, variant = rest.partition(":")
     file = find(f"{scheme}://{path}" if scheme else path)
     config = _stored(file, variant) if file.name.endswith(".json") else _from_python(file, variant)
     check_fields(config, f"config {shortened(name)!r}")
+    return _overridden(config, _texts(overrides)).lock()
+
+
+def _overridden(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """`config` itself, with its fields set."""
     for override in overrides:
         _override(config, override)
-    check_fields(config, "config")
+    check_fields(config)
     _check_used(config, [override.partition("=")[0] for override in overrides])
-    return config.lock()
+    return config
 
 
 def _from_python(file: epath.Path, variant: str) -> ConfigDict:
@@ -63,6 +75,58 @@ def _from_python(file: epath.Path, variant: str) -> ConfigDict:
         raise BadInput(f"config {shown!r}: get_config returned {type(config).__name__}; expected a ConfigDict, as "
                        "jaxdistill.defaults.recipe(NAME) makes one")
     return config
+
+
+def as_config(config: str | os.PathLike[str] | ConfigDict, overrides: Overrides = ()) -> ConfigDict:
+    """A recipe however it is given: by name or file, or loaded already; with `overrides` as in `load_config`.
+
+    A `ConfigDict` that is given is not changed. Raises `BadInput` as `load_config` does, and for other types.
+    """
+    if not isinstance(config, ConfigDict):
+        return load_config(config, overrides)
+    changes = _texts(overrides)
+    return _overridden(copy.deepcopy(config) if changes else config, changes)
+
+
+def _texts(overrides: Any) -> list[str]:
+    """Overrides as the command line has them, so that both mean the same and are refused alike."""
+    if isinstance(overrides, Mapping | ConfigDict):
+        return [f"{name}={_text(value)}" for name, value in _flat(overrides)]
+    overrides = [overrides] if isinstance(overrides, str) else overrides
+    if not isinstance(overrides, Sequence) or not all(isinstance(override, str) and "=" in override for override in overrides):
+        raise BadInput(f"overrides={str(overrides)[:80]}: expected a mapping such as {{'seed': 1}}, or strings such as 'seed=1'")
+    return list(overrides)
+
+
+def _flat(overrides: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in overrides.items():
+        if isinstance(value, Mapping | ConfigDict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str | os.PathLike):
+        return os.fspath(value)
+    value = value.tolist() if hasattr(value, "tolist") else value  # NumPy's numbers have a repr of their own
+    return repr(tuple(value) if isinstance(value, list) else value)
+
+
+def as_names(names: str | Sequence[str] | None, what: str) -> list[str] | None:
+    """Names given one by one, or in one string with commas; None if none are. `what` is for the message of `BadInput`."""
+    if names is None or isinstance(names, str):
+        return [name.strip() for name in names.split(",")] if names else None
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise BadInput(f"{what}={str(names)[:80]!r}: expected names, as 'a,b' or ['a', 'b']")
+    return list(names) or None
+
+
+def as_folder(path: Any, what: str) -> epath.Path:
+    """The path `path` of the argument `what`. Raises `BadInput` unless it is one."""
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise BadInput(f"{what}={path!r}: expected the path of a folder")
+    return epath.Path(path).expanduser()
 
 
 def _stored(file: epath.Path, variant: str) -> ConfigDict:

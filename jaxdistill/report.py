@@ -33,7 +33,7 @@ def write_results(workdir: epath.PathLike, results: Mapping[str, Any], name: str
     finite become null."""
     path = epath.Path(workdir) / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(_plain(results), indent=2, sort_keys=False, allow_nan=False) + "\n"
+    text = json.dumps(plain(results), indent=2, sort_keys=False, allow_nan=False) + "\n"
     beside = path.with_name(name + ".tmp")
     beside.write_text(text)
     beside.replace(path)
@@ -174,14 +174,14 @@ def _flat(value: Any) -> str:
     return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON-ready: NumPy and JAX scalars as numbers, arrays as lists, what is not finite as None."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): plain(inner) for key, inner in value.items()}
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if isinstance(value, str | int | float | bool | None) else str(value)

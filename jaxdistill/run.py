@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ from ml_collections import ConfigDict
 
 from jaxdistill import binding, defaults, inputs, interop, report
 from jaxdistill.binding import Inputs
-from jaxdistill.configuration import check_fields
+from jaxdistill.configuration import Overrides, as_config, as_folder, as_names
 from jaxdistill.data.tokenizers import describe
 from jaxdistill.errors import BadInput, TrainingStopped, nearest
 from jaxdistill.evaluation import heldout
@@ -61,17 +62,18 @@ Networks = dict[str, Params]
 Write = Callable[[int, dict[str, float]], None]
 
 
-def train(config: ConfigDict, workdir: epath.PathLike, *, stages: Sequence[str] | None = None) -> dict[str, Any]:
+def train(config: str | os.PathLike[str] | ConfigDict, workdir: epath.PathLike, overrides: Overrides = (), *,
+          stages: str | Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the recipe in `workdir` and returns what `results.json` holds; the same call resumes.
 
-    `stages`: run only these of `config.order` (their predecessors must be finished). Raises `BadInput` before anything
+    `config`, `overrides`: as `as_config` takes them, e.g. ("quickstart:smoke", {"seed": 1}). `stages`: run only these of
+    `config.order` (their predecessors must be finished). Raises `BadInput` before anything
     is compiled or overwritten; `Interrupted`, `Preempted` and `TrainingStopped` leave a resumable workdir. A step that hangs
     ends the process (`config.watchdog_minutes`).
     """
     started = time.perf_counter()
-    check_fields(config)
+    config, path, stages = as_config(config, overrides), as_folder(workdir, "workdir"), as_names(stages, "stages")
     mesh = sharding.make_mesh(**config.mesh)
-    path = epath.Path(workdir).expanduser()
     # What can be refused without work is refused before work: a recipe first, given models, then text and workdir.
     check_settings(config, mesh)
     loaded = hosts.together(lambda: check_before(config, path, mesh, stages))

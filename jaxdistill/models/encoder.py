@@ -81,6 +81,8 @@ class Model:
         [B, S, 2] and [B, S, C]. Raises `BadInput` for an unknown tap or head, for rows longer than the position table,
         and for a packed batch that lacks a field or is given to a head that reads whole rows.
         """
+        check_arguments(params, batch)
+        taps, heads = _names(taps), None if heads is None else _names(heads)
         for tap in taps:
             if tap not in TAPS:
                 raise BadInput(f"tap {tap!r} is unknown; {nearest(tap, TAPS)}")
@@ -242,6 +244,25 @@ class Model:
         features = _apply(heads_lib.modules(self.config)["mlm"], params["mlm"], None, rows, None, dropout=False)
         weights = {name: params["mlm"][name] for name in ("bias", "extra_embedding") if name in params["mlm"]}
         return {**weights, "word": params["embeddings"]["word"]}, features
+
+
+def _names(given: Sequence[str]) -> Sequence[str]:
+    """One name is not a sequence of letters."""
+    return (given,) if isinstance(given, str) else given
+
+
+def check_arguments(params: Any, batch: Any) -> None:
+    """Raises `BadInput` for what is no parameter tree of ours, or no batch: the message says what is expected."""
+    if not isinstance(params, Mapping) or not {"embeddings", "layers"} <= set(params):
+        given = (f"a {type(params).__name__}" if not isinstance(params, Mapping) else
+                 "a tree with 'params' above them; give its 'params'" if "params" in params else
+                 f"a tree with {', '.join(map(str, list(params)[:4])) or 'nothing'}")
+        raise BadInput("params are the tree that Model.init and jaxdistill.from_pretrained return, with 'embeddings' and "
+                       f"'layers' in it; given: {given}")
+    if not isinstance(batch, Mapping) or "input_ids" not in batch:
+        given = f"the names {', '.join(map(str, list(batch)[:4]))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+        raise BadInput("a batch maps 'input_ids' (and 'attention_mask', 'token_type_ids', …) to whole numbers of shape "
+                       f"[batch, length]; given: {given}")
 
 
 def attention_mask(batch: Batch) -> jax.Array:
