@@ -98,11 +98,13 @@ def test_a_signal_saves_and_the_resumed_run_is_the_uninterrupted_one(tmp_path, n
     assert log.losses() == whole.losses() and [step for step, _ in log.rows] == list(range(1, 8)) == log.shown
 
 
-@pytest.mark.parametrize("at", [0, 6])
-def test_a_signal_at_the_first_and_the_last_step(tmp_path, at):
+@pytest.mark.parametrize("at, error", [(0, KeyboardInterrupt), (1, Interrupted), (6, Interrupted)])
+def test_a_signal_at_the_first_and_the_last_step(tmp_path, at, error):
+    """Before the first there is nothing to save, and it would have to be compiled first."""
     expected = run(tmp_path / "a", batches)
-    with pytest.raises(Interrupted, match=f"after {at + 1} of 7"):
+    with pytest.raises(error, match=f"after {at + 1} of 7" if at else None):
         run(tmp_path / "b", lambda first: batches(first, signal_at=at))
+    assert Checkpoints(tmp_path / "b").latest() == (at + 1 if at else None)
     assert equal(run(tmp_path / "b", batches), expected)
 
 
