@@ -35,7 +35,7 @@ from jaxdistill.training.watchdog import Watchdog
 HostBatches = Iterator[dict[str, np.ndarray]]
 Ended = tuple[int, Any]  # (steps done, metrics) of a step
 AHEAD_SECONDS, AHEAD_STEPS = 1.0, 16  # how much work the device is given ahead: no more than either
-SHOW_SECONDS = 1.0  # steps between the reports are shown so often
+SHOW_SECONDS = 1.0  # between reports, how often the newest step is shown
 # (layer, parameters) -> losses on held-out text: of that layer, before and after each progressive phase; of other stages
 # (where it is ignored), at the checkpoints that are told apart by them.
 Evaluator = Callable[[int, Params], dict[str, float]]
@@ -210,7 +210,7 @@ def _report(stage: Stage, step: int, metrics: Any, reporting: Reporting, limits:
 
 
 class Ahead:
-    """The steps that the device was given and that have not ended, as far as is known."""
+    """The steps that the device was given and that have not ended, as far as is known. `used`: it was given any."""
 
     def __init__(self) -> None:
         self._steps: collections.deque[tuple[int, Any, float]] = collections.deque()  # the last: when it was handed over
@@ -226,7 +226,6 @@ class Ahead:
     def wait(self, left: int | None = None) -> Iterator[Ended]:
         """The steps that ended since the last call, until no more than `left` have not. Default: as many as the device
         needs a second for, none if a step takes longer. Signals are heard meanwhile, as they would not be inside JAX."""
-        nap = 1e-3
         while True:
             ended = []
             while self._steps and all(leaf.is_ready() for leaf in jax.tree.leaves(self._steps[0][1])):
@@ -236,13 +235,12 @@ class Ahead:
                 seconds = (now - max(self._last, ended[0][2])) / len(ended)
                 # Slower is believed at once, faster by and by.
                 self._seconds = max(seconds, seconds if math.isinf(self._seconds) else (self._seconds + seconds) / 2)
-                self._last, nap = now, 1e-3
+                self._last = now
                 yield from (step[:2] for step in ended)
             allowed = min(AHEAD_STEPS, int(AHEAD_SECONDS / max(self._seconds, 1e-6))) if left is None else left
             if len(self._steps) <= allowed:
                 return
-            time.sleep(nap)
-            nap = min(2 * nap, 5e-3)
+            time.sleep(min(max(self._seconds / 8, 1e-4), 5e-3))
 
 
 class Timer:
