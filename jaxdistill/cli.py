@@ -8,21 +8,30 @@ import json
 import logging
 import math
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from types import FrameType
 from typing import Any
 
-from jaxdistill import __version__, remote
+from jaxdistill import __version__, remote, signals
 from jaxdistill.errors import LONGEST_LINE, BadInput, JaxDistillError, PreemptedNow, explained, nearest, shortened
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code (0 done, 2 bad input, 3 stopped or not finite, 75 preempted, 130
-    interrupted)."""
+    interrupted).
+
+    Without `argv` it is the whole process's, and signals are its own from then on.
+    """
+    undo = signals.listen()
+    try:
+        return _main(argv)
+    finally:
+        if argv is not None:
+            undo()
+
+
+def _main(argv: Sequence[str] | None) -> int:
     given = [with_underscores(argument) for argument in (sys.argv[1:] if argv is None else argv)]
     parser = build_parser()
     if hasattr(sys.stdout, "reconfigure"):  # a terminal that knows ASCII alone is shown other letters as \u00e9
@@ -40,10 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.warnings, options.code = [], 0
         for name in ("absl", "asyncio", "gcsfs"):  # orbax and gcsfs log with a traceback what it raises as well
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        with contextlib.suppress(ValueError):  # only the main thread may; between stages no step loop listens
-            signal.signal(signal.SIGTERM, _asked_to_stop)
-            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else the shell had it ignored
-                signal.signal(signal.SIGINT, _asked_to_stop)
         try:
             result = options.run(options)
         except ImportError as error:  # the package behind gs:// is only missed when a path is first touched
@@ -60,15 +65,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return options.code
     except JaxDistillError as error:
         if error.exit_code in (75, 130) and argv is None:
-            _ignore_signals()
-        print(f"jaxdistill: {shortened(error, LONGEST_LINE)}", file=sys.stderr, flush=True)
+            signals.ignore()
+        signals.say(f"jaxdistill: {shortened(error, LONGEST_LINE)}")
         _leave_the_others(error.exit_code)
         return error.exit_code
-    except KeyboardInterrupt as stop:
+    except (KeyboardInterrupt, Exception) as stop:
+        if not isinstance(stop, KeyboardInterrupt) and signals.asked is None:
+            raise
         if argv is None:
-            _ignore_signals()
-        word, code = ("preempted", stop.exit_code) if isinstance(stop, PreemptedNow) else ("interrupted", 130)
-        print(f"jaxdistill: {word}; what was finished or saved is kept, run the same command to resume", file=sys.stderr)
+            signals.ignore()
+        # Code below Python, and imports, may have made another error of what the handler raised.
+        code = stop.exit_code if isinstance(stop, PreemptedNow) else signals.CODES[signals.asked or signals.signal.SIGINT]
+        signals.say(signals.line(code))
         _leave_the_others(code)
         return code
 
@@ -96,35 +104,6 @@ def _leave_the_others(code: int) -> None:
             if jax.process_index() == 0:
                 time.sleep(3)  # it coordinates: without it the others could not end in their own way
             os._exit(code)
-
-
-def _ignore_signals() -> None:
-    """The process ends with the code of the first one; a second would end it with another, or in a traceback."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _asked_to_stop(number: int, frame: FrameType | None) -> None:
-    ignore = sys.unraisablehook
-
-    def once_more(ignored: Any) -> None:
-        """A destructor or a callback of the garbage collector lets no exception out: the signal would be lost."""
-        if not issubclass(ignored.exc_type, KeyboardInterrupt):
-            return ignore(ignored)
-        _send_again(number)
-
-    while frame is not None:
-        if frame.f_code is once_more.__code__:  # which lets none out either
-            return _send_again(number)
-        frame = frame.f_back
-    sys.unraisablehook = once_more
-    raise PreemptedNow if number == signal.SIGTERM else KeyboardInterrupt
-
-
-def _send_again(number: int) -> None:
-    again = threading.Timer(0.05, os.kill, (os.getpid(), number))
-    again.daemon = True
-    again.start()
 
 
 def with_underscores(argument: str) -> str:
@@ -195,8 +174,14 @@ class WithDefaults(argparse.HelpFormatter):
         return f"{text} (default: %(default)s)".strip() if given else text
 
 
+def program() -> str:
+    """What the user typed: the usage line must work when it is copied."""
+    module = os.path.basename(sys.argv[0]) == "__main__.py"
+    return "python -m jaxdistill" if module else "jaxdistill"
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(prog="jaxdistill", description="Compress BERT-type encoders with JAX.", allow_abbrev=False)
+    parser = OneLineParser(prog=program(), description="Compress BERT-type encoders with JAX.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"jaxdistill {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=OneLineParser)
     for name, command in COMMANDS.items():

@@ -89,7 +89,7 @@ def train(config: str | os.PathLike[str] | ConfigDict, workdir: epath.PathLike, 
         hosts.check_same("given models", given)
         bound = hosts.together(lambda: bind(config, folder, corpus, given))
         with disk_errors(folder.path):  # a disk may fill up at any write
-            run = Run(config, folder, corpus, recipe, mesh, {name: params for name, (_, params) in loaded.items()}, bound)
+            run = Run(config, folder, corpus, recipe, mesh, {name: params for name, (_, params) in loaded.items()}, bound, wanted)
             return _train(run, wanted, started)
 
 
@@ -228,9 +228,9 @@ class Run:
     """The state of a run between stages: the networks trained so far."""
 
     def __init__(self, config: ConfigDict, folder: Workdir, corpus: Corpus, recipe: Recipe, mesh: jax.sharding.Mesh,
-                 loaded: Networks, bound: Inputs) -> None:
+                 loaded: Networks, bound: Inputs, wanted: Sequence[Stage] = ()) -> None:
         self.config, self.folder, self.corpus, self.recipe, self.mesh = config, folder, corpus, recipe, mesh
-        self.loaded, self.bound = loaded, bound
+        self.loaded, self.bound, self.wanted = loaded, bound, wanted
         self.networks: Networks = {TEACHER: loaded[TEACHER]} if TEACHER in loaded else {}
         self.pages: dict[str, dict[str, Any]] = {}
         self.teacher_sha = digest(loaded[TEACHER]) if TEACHER in loaded else ""
@@ -257,8 +257,8 @@ class Run:
             params, page = self._train_from(checkpoints, stage, model)
             with StopRequest() as stop:  # what was trained is kept first
                 page = hosts.together(lambda: self.folder.save_stage(stage.name, model, params, page, self.corpus.tokenizer))
-            if stop.agreed():
-                raise stop.error(f"after stage {stage.name!r}")
+                if stop.agreed():
+                    raise stop.error(f"after stage {stage.name!r}")
         except BaseException:  # Ctrl-C too: saves under way must end before Python does
             checkpoints.close()
             raise
@@ -290,7 +290,7 @@ class Run:
         page["examples"] = self.recipe.first_example[stage.name] + stage.steps * stage.batch_size
         teacher_params = sharding.place(self.mesh, in_compute_dtype(teacher.config, self.networks[TEACHER])) if teacher else {}
         batches = inputs.batches(config, self.corpus.train, batch_size=stage.batch_size, start_example=example)
-        flops = step_flops(stage, model, teacher, config.data.sequence_length, predictions_a_row(config.data))
+        flops = self._flops(stage)
         with self._reporting(stage, done, flops) as reporting:
             reporting = dataclasses.replace(reporting, write=keeping_last_loss(page, reporting.write))
             limits = loop.Limits(
@@ -326,13 +326,26 @@ class Run:
             yield loop.Reporting(write=lambda *_: None, show=lambda *_: None, every=every)
             return
         with MetricWriter(self.folder.path) as writer, \
-                Progress(stage.steps, stage.name, initial=done, tokens_per_unit=stage.batch_size * length) as bar:
+                Progress(stage.steps, stage.name, initial=done, tokens_per_unit=stage.batch_size * length,
+                         later=self._later(stage) / sum(flops.values())) as bar:
             writer.rewind(stage.name, done, stage.network)
             yield loop.Reporting(
                 write=lambda step, scalars: writer.write(stage.name, step, scalars, stage.network),
                 show=lambda step, scalars: bar.reach(step, loss=scalars["loss"]),
                 rates=lambda rate: rates(rate, stage.batch_size, length, flops, self.mesh),
                 every=every, flush=writer.flush)
+
+    def _flops(self, stage: Stage) -> dict[str, float]:
+        """Of a step."""
+        teacher = self.recipe.teacher if stage.needs_teacher else None
+        return step_flops(stage, self.recipe.model(stage.network), teacher, self.config.data.sequence_length,
+                          predictions_a_row(self.config.data))
+
+    def _later(self, stage: Stage) -> float:
+        """FLOPs of the stages that this call runs after `stage`."""
+        after = self.recipe.stages[self.recipe.stages.index(stage) + 1:]
+        return sum(other.steps * sum(self._flops(other).values()) for other in after
+                   if other in self.wanted and self.folder.finished(other.name) is None)
 
     def _start(self, stage: Stage, model: Model) -> Params:
         """Where a network's parameters come from. The order is important: an earlier stage, a folder, a copy, chance.
