@@ -38,7 +38,12 @@ def read(directory: epath.Path, largest: int) -> State | None:
         return None
     first, state = present[0], _read(directory, present[0], largest)
     for other in present[1:]:
-        if different := _differing(state, _read(directory, other, largest)):
+        try:
+            also = _read(directory, other, largest)
+        except BadInput as error:  # nobody can take it for the truth; a pointer in place of a large file, for one
+            convert.say(f"{first} is read, since the other file cannot be: {error}")
+            continue
+        if different := _differing(state, also):
             raise BadInput(f"{directory}: {first} and {other} hold different weights ({different}), so one of them is stale; "
                            "delete the one that is not wanted")
     return state
