@@ -50,10 +50,11 @@ class Recipe:
         return self.teacher
 
 
-def model_config(section: ConfigDict, vocab_size: int) -> ModelConfig:
-    """The `model` section as a `ModelConfig`; a vocabulary of 0 becomes the tokenizer's, another must equal it."""
+def model_config(section: ConfigDict, vocab_size: int, rows: int = 0) -> ModelConfig:
+    """The `model` section as a `ModelConfig`; a vocabulary of 0 becomes the tokenizer's or, if a given model's table is longer,
+    as long as that (`rows`)."""
     values = section.model.to_dict()
-    values["vocab_size"] = values["vocab_size"] or vocab_size
+    values["vocab_size"] = values["vocab_size"] or max(vocab_size, rows)
     if values["vocab_size"] < vocab_size:
         raise BadInput(f"the tokenizer has {vocab_size} words but the model's vocab_size is {values['vocab_size']}; "
                        "set model.vocab_size=0 to follow the tokenizer")
@@ -68,11 +69,13 @@ def resolve(config: ConfigDict, *, vocab_size: int, num_records: int, mesh: Mesh
     packing), `MANY` before it is read.
     """
     order = active_order(config)
-    student = _in_its_dtypes(loaded_student, config.student) or Model(model_config(config.student, vocab_size))
+    # Tables are padded to a round number in many folders; copies and soft targets need as many rows in both networks.
+    rows = max((model.config.vocab_size for model in (loaded_teacher, loaded_student) if model is not None), default=0)
+    student = _in_its_dtypes(loaded_student, config.student) or Model(model_config(config.student, vocab_size, rows))
     sections = [config.stages[name] for name in order]
     uses_teacher = any(s.network == TEACHER or s.start == "copy" or s.kind not in ("pretrain", "classify") for s in sections)
     loaded_teacher = _in_its_dtypes(loaded_teacher, config.teacher)
-    teacher = (loaded_teacher or Model(model_config(config.teacher, vocab_size))) if uses_teacher else None
+    teacher = (loaded_teacher or Model(model_config(config.teacher, vocab_size, rows))) if uses_teacher else None
     stages: list[Stage] = []
     starts: dict[str, str] = {}
     first_example: dict[str, int] = {}
@@ -251,8 +254,8 @@ def check_fit(stage: Stage, model: Model, teacher: Model | None) -> None:
     assert teacher is not None
     ours, theirs = model.config, teacher.config
     if ours.vocab_size != theirs.vocab_size:
-        raise BadInput(f"teacher and student have different vocabularies: {theirs.vocab_size} and {ours.vocab_size} "
-                       "words; both must use the teacher's tokenizer")
+        raise BadInput(f"the word tables of teacher and student have {theirs.vocab_size} and {ours.vocab_size} rows; they must "
+                       "have as many: leave vocab_size of the network that is not given at 0, or give two models that do")
     for head in stage.heads("teacher"):
         if head not in theirs.heads:
             raise BadInput(f"stage {stage.name!r} needs the teacher's head {head!r}, which it does not have (its heads: "

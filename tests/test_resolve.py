@@ -51,7 +51,7 @@ MISTAKES = {
         {"student.model.vocab_size": 50},
         "tokenizer has 120 words but the model's vocab_size is 50.*vocab_size=0",
     ),
-    "vocabularies": ({"student.model.vocab_size": 130}, "different vocabularies: 120 and 130"),
+    "vocabularies": ({"student.model.vocab_size": 130}, "have 120 and 130 rows"),
     "no head": (
         {"student.model.heads": ("mlm",)},
         "stage 'distill' needs the head 'nsp', which 'student' does not have",

@@ -10,6 +10,7 @@ are built without one, so PyTorch's 1e-5 holds there whatever `layer_norm_eps` s
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -226,9 +227,7 @@ def from_huggingface(values: dict[str, Any], where: str) -> ModelConfig:
 
     `pooler` is what the config announces. Raises `BadInput` for other kinds of model and for what we do not have.
     """
-    family = values.get("model_type")
-    if family not in (*CLASS_NAMES, IB_BERT):
-        raise BadInput(f"{where} has model_type={family!r}; expected 'bert', 'mobilebert' or 'ib_bert'. Give another model")
+    family = model_type(values, where)
     mobile = family == "mobilebert"
     default = {key: defaults[mobile] for key, (_, *defaults) in SHARED_KEYS.items()}
     if family == IB_BERT:
@@ -248,6 +247,24 @@ def from_huggingface(values: dict[str, Any], where: str) -> ModelConfig:
         fields["pooler"] = "tanh" if values["classifier_activation"] else "first_token"
     check_kinds(fields, where)
     return ModelConfig(**fields, heads=())
+
+
+def model_type(values: dict[str, Any], where: str) -> str:
+    """"bert", "mobilebert" or "ib_bert", from the `model_type` of a config.json or, in an old one without, from the class it
+    names. Raises `BadInput` for any other."""
+    family = values.get("model_type")
+    classes = values.get("architectures") or ()
+    if family is None:
+        named = [re.match(r"(?:TF|Flax)?(Bert|MobileBert|IBBert)(?:Model|For|LMHead)", str(name)) for name in classes]
+        family = next(({"Bert": "bert", "MobileBert": "mobilebert", "IBBert": IB_BERT}[match[1]] for match in named if match), None)
+    if family in (*CLASS_NAMES, IB_BERT):
+        return str(family)
+    if family is None and not classes:
+        raise BadInput(f'{where} has no model_type; if the model is a BERT, add the line "model_type": "bert", to it '
+                       '(or "mobilebert")')
+    kind = f"architectures={[str(name)[:60] for name in list(classes)[:2]]}" if family is None else f"model_type={str(family)[:60]!r}"
+    raise BadInput(f"{where} has {kind}, which is not read: encoders are of model_type 'bert' or 'mobilebert' (or 'ib_bert', our "
+                   "own). Take a model of these types; what was trained as another type cannot be loaded as one of them")
 
 
 def check_kinds(fields: dict[str, Any], where: str) -> None:

@@ -34,6 +34,8 @@ def modernise(raw: Mapping[str, np.ndarray], values: dict[str, Any], where: str,
 
     With tied embeddings (the default) transformers overwrites the output table by the word table when it loads.
     """
+    if before := convert.wrapper(raw, where):
+        convert.say(f"{where}: the tensors' names begin with {before!r}, which is left out")
     state = convert.strip_prefix(raw)
     bias = state.pop("cls.predictions.decoder.bias", None)
     if bias is not None:
@@ -55,6 +57,12 @@ def describe(config: ModelConfig, state: State, values: dict[str, Any], director
         for head in heads:
             if head not in HEADS:
                 raise BadInput(f"heads={tuple(heads)!r}: {head!r} is unknown; {nearest(head, HEADS)}")
+    words = state.get(convert.WORDS)
+    if words is not None and words.ndim == 2 and words.shape == (words.shape[0], config.word_size) and (
+            len(words) != config.vocab_size):
+        raise BadInput(f"{where}: the word table has {len(words)} rows, but config.json says vocab_size={config.vocab_size}; "
+                       f"set vocab_size to {len(words)} in config.json (rows that no token of the tokenizer has are never read), "
+                       "or take both files from one export")
     pooling = sentence_pooling(directory)
     found = held_heads(state, values, where, wanted=heads)
     if pooling is not None:

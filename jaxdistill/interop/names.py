@@ -17,6 +17,7 @@ Letters: A heads, K head width, D inter-block width, E word-table width, V vocab
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -248,8 +249,20 @@ def unused(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def is_ignorable(name: str) -> bool:
     """Whether a tensor of a foreign file can be left aside: buffers, tied copies, and what MobileBERT owns unread."""
     return (
-        name.endswith(".position_ids")
+        name.endswith((".position_ids", ".token_type_ids"))
         or name.startswith(("cls.predictions.decoder.", "pooler.dense.", "embeddings.embedding_transformation."))
         or name == "cls.predictions.dense.weight"
         or ".bottleneck.attention." in name
     )
+
+
+_OF_TRAINING = re.compile(
+    # Losses, optimizers and what else a training module holds; moments and counters, under whatever name.
+    r"(loss_fct|loss_fn|loss|criterion|optimizer|optimizers|lr_scheduler|scheduler|scaler|ema|swa|metrics?)\."
+    r"|(.*\.)?(exp_avg|exp_avg_sq|adam_[mv]|momentum_buffer|num_batches_tracked|total_ops|total_params|n_averaged"
+    r"|(global_)?step)$")
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a tensor of a foreign file was there for training alone."""
+    return _OF_TRAINING.match(name) is not None

@@ -59,4 +59,5 @@ def read_params(directory: epath.Path, config: ModelConfig) -> Params:
     if flat is None:
         raise BadInput(f"{directory} has no {hf_torch.WEIGHTS}; export the model again")
     convert.check_tree(config, flat, str(directory / hf_torch.WEIGHTS))
+    convert.check_finite(flat, str(directory / hf_torch.WEIGHTS))
     return parameters.unflatten({name: jnp.asarray(array) for name, array in flat.items()})

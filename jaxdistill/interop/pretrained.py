@@ -19,7 +19,7 @@ from etils import epath
 
 from jaxdistill import remote
 from jaxdistill.errors import BadInput, nearest
-from jaxdistill.interop import configs, contents, convert, hf_flax, hf_torch, own_format
+from jaxdistill.interop import configs, contents, convert, hf_flax, hf_torch, own_format, weight_files
 from jaxdistill.interop.model_card import model_card
 from jaxdistill.models import Model, ModelConfig, Params
 
@@ -28,11 +28,12 @@ TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "spec
 SENTENCE_FILES = ("modules.json", "1_Pooling", "2_Normalize", "sentence_bert_config.json",
                   "config_sentence_transformers.json")
 CARD = "README.md"
-# What `save_pretrained` can write: Hugging Face's folder with both kinds of weights or with one, or our own folder.
+# What `save_pretrained` can write: Hugging Face's folder with model.safetensors, which every reader takes ("huggingface" and
+# "safetensors" are the same), or with flax_model.msgpack, or our own folder. Never both files: one of them would become stale.
 FORMATS = ("huggingface", "safetensors", "msgpack", own_format.MODEL_TYPE)
 SAFETENSORS = (hf_torch.WEIGHTS, hf_torch.INDEX, "model-*.safetensors")
 # What a model folder may hold; `overwrite` replaces folders of these alone.
-MODEL_FILES = ("config.json", CARD, hf_torch.INDEX, hf_flax.WEIGHTS, *TOKENIZER_FILES, *SENTENCE_FILES)
+MODEL_FILES = ("config.json", CARD, hf_torch.INDEX, hf_flax.WEIGHTS, hf_flax.INDEX, *TOKENIZER_FILES, *SENTENCE_FILES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +69,9 @@ def from_pretrained(name_or_dir: str | os.PathLike[str], heads: Sequence[str] | 
         config, params = _pick_heads(config, params, heads, str(directory))
         return Model(config.replace(dtype=dtype, residual_dtype="float32")), params
     config = configs.from_huggingface(values, where)
-    largest = convert.largest_bytes(config)
-    raw = hf_torch.read_state(directory, largest)
-    if raw is None:
-        raw = hf_flax.read_state(directory, largest)
+    raw = weight_files.read(directory, convert.largest_bytes(config))
     if raw is None:
         raise BadInput(_nothing_to_load(directory))
-    raw = hf_flax.in_pytorch_names(raw)
     state = contents.modernise(raw, values, str(directory), tied=heads is None or "mlm" in heads)
     config = contents.describe(config, state, values, directory, heads)
     params = convert.from_state(config, state, str(directory), strict_heads=heads is None)
@@ -98,8 +95,21 @@ def read_config(name_or_dir: str | os.PathLike[str]) -> ModelConfig:
 def read_values(directory: epath.Path) -> dict[str, Any]:
     """The config.json of a folder as it stands there; `BadInput` if there is none, or none that can be read."""
     if not (directory / "config.json").exists():
-        raise BadInput(f"{directory} has no config.json; it holds {listing(directory)}. Give the folder of a saved model")
+        inside = _models_inside(directory)
+        advice = f"Give {directory / inside[0]}" if inside else "Give the folder of a saved model"
+        raise BadInput(f"{directory} has no config.json; it holds {listing(directory)}. {advice}")
     return hf_torch.read_json(directory / "config.json")
+
+
+def check_weights(directory: epath.Path) -> None:
+    """Raises `BadInput` if a Hugging Face folder holds two files of different weights, as `from_pretrained` does."""
+    if weight_files.several(directory):
+        weight_files.read(directory, largest_weights(directory))
+
+
+def largest_weights(directory: epath.Path) -> int:
+    """How many bytes the weights of a Hugging Face folder can have at most, by its config.json."""
+    return convert.largest_bytes(configs.from_huggingface(read_values(directory), str(directory / "config.json")))
 
 
 def save_pretrained(directory: str | os.PathLike[str], model: Model, params: Params, tokenizer: Any = None, *,
@@ -116,8 +126,8 @@ def save_pretrained(directory: str | os.PathLike[str], model: Model, params: Par
         tokenizer: a transformers tokenizer, or a folder whose tokenizer files are copied; None: none.
         card: the text of README.md; default a minimal one.
         labels: names of the classes of a classification head, in order.
-        to: one of `FORMATS`, if it must be that: "safetensors" and "msgpack" are Hugging Face's folder with the
-            weights of PyTorch or of Flax alone.
+        to: one of `FORMATS`, if it must be that: "huggingface" and "safetensors" are Hugging Face's folder with
+            model.safetensors, which PyTorch and Flax classes read, "msgpack" with flax_model.msgpack.
         problem_type: what transformers makes of a classifier's outputs, "" for no word about it; None: "regression" where
             the config says so.
 
@@ -195,10 +205,7 @@ def _write_huggingface(directory: epath.Path, config: ModelConfig, params: Param
     if configs.held_heads(config):
         state = convert.add_prefix(state, family)
     _write_json(directory / "config.json", configs.to_huggingface(config, labels))
-    if to != "msgpack":
-        hf_torch.write_state(directory, state)
-    if to != "safetensors":
-        hf_flax.write_state(directory, state)
+    (hf_flax if to == "msgpack" else hf_torch).write_state(directory, state)
     if "embedding" in config.heads:
         for name, values in contents.sentence_files(config).items():
             _write_json(directory / name, values)
@@ -211,13 +218,33 @@ def _write_json(path: epath.Path, values: Any) -> None:
 
 def _check_tokenizer(tokenizer: Any, vocab_size: int) -> None:
     """Raises `BadInput` for a tokenizer that makes ids the model has no rows for, and for what is no tokenizer."""
-    if tokenizer is None or isinstance(tokenizer, (str, os.PathLike)):
+    if tokenizer is None:
         return
-    if not hasattr(tokenizer, "save_pretrained"):
+    if isinstance(tokenizer, (str, os.PathLike)):
+        size, where = _entries(epath.Path(tokenizer)), f" in {os.fspath(tokenizer)}"
+    elif hasattr(tokenizer, "save_pretrained"):
+        size, where = len(tokenizer), ""
+    else:
         raise BadInput(f"tokenizer is a {type(tokenizer).__name__}; expected a transformers tokenizer or a folder")
-    if len(tokenizer) > vocab_size:
-        raise BadInput(f"the tokenizer has {len(tokenizer)} entries but the model's vocab_size is {vocab_size}; "
-                       "save the tokenizer that the model was trained with")
+    if size > vocab_size:
+        raise BadInput(f"the tokenizer{where} has {size} entries but the model's vocab_size is {vocab_size}; "
+                       "take the tokenizer that the model was trained with, or leave its files out")
+
+
+def _entries(folder: epath.Path) -> int:
+    """How many ids the tokenizer in a folder has, as its files say: the highest and 1; 0 where there are no such files."""
+    if (folder / "tokenizer.json").exists():
+        values = hf_torch.read_json(folder / "tokenizer.json")
+        vocabulary = (values.get("model") or {}).get("vocab") or {}
+        ids = list(vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary)))
+        ids += [token.get("id") for token in values.get("added_tokens") or [] if isinstance(token, dict)]
+    elif (folder / "vocab.txt").exists():
+        ids = list(range(len((folder / "vocab.txt").read_text().rstrip("\n").split("\n"))))
+        added = folder / "added_tokens.json"
+        ids += list(hf_torch.read_json(added).values()) if added.exists() else []
+    else:
+        ids = []
+    return 1 + max((number for number in ids if isinstance(number, int)), default=-1)
 
 
 def _write_tokenizer(directory: epath.Path, tokenizer: Any) -> None:
@@ -246,7 +273,7 @@ def _new_folder(directory: str | os.PathLike[str], overwrite: bool) -> Iterator[
     present = [path.name for path in target.iterdir()] if target.exists() else []
     if present and not overwrite:
         raise BadInput(f"{target} is not empty; choose another folder, or remove what is in it")
-    foreign = sorted(name for name in present if name not in MODEL_FILES and not name.endswith(".safetensors"))
+    foreign = sorted(name for name in present if name not in MODEL_FILES and not name.endswith((".safetensors", ".msgpack")))
     if foreign:
         raise BadInput(f"{target} holds {', '.join(foreign[:4])}, which is no part of a saved model, so it is not "
                        "replaced; choose another folder")
@@ -290,8 +317,24 @@ def _pick_heads(config: ModelConfig, params: Params, heads: Sequence[str] | None
 def _nothing_to_load(directory: epath.Path) -> str:
     if has_only_pickles(directory):
         return only_pickles(str(directory))
+    advice = "Save the model in one of these formats"
+    others = sorted(path.name for path in directory.iterdir() if path.name.endswith((".safetensors", ".msgpack")))
+    if any(name.startswith("adapter_model") for name in others):
+        advice = "An adapter alone is no model: merge it into its model in PEFT (merge_and_unload) and save that"
+    elif others:
+        advice = f"To load {others[0]}, rename it to model{epath.Path(others[0]).suffix}".replace("model.msgpack", hf_flax.WEIGHTS)
+    elif inside := _models_inside(directory):
+        advice = f"Give {directory / inside[0]}"
     return (f"{directory} has no {hf_torch.WEIGHTS}, {hf_torch.INDEX} or {hf_flax.WEIGHTS}; it holds "
-            f"{listing(directory)}. Save the model in one of these formats")
+            f"{listing(directory)}. {advice}")
+
+
+def _models_inside(directory: epath.Path) -> list[str]:
+    """Folders of models right inside a folder, as a Trainer's checkpoints or sentence-transformers' parts lie there, the
+    last checkpoint first."""
+    found = [path.name for path in directory.iterdir() if path.is_dir() and (path / "config.json").exists()
+             and (path / "config.json").stat().length > 2 and not path.name.endswith("_Pooling")]
+    return sorted(found, key=lambda name: [-int(number) for number in re.findall("[0-9]+", name)])
 
 
 def has_only_pickles(directory: epath.Path) -> bool:
