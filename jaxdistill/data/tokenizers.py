@@ -221,6 +221,7 @@ def mended_settings(folder: epath.Path) -> dict[str, Any] | None:
 
     None if it does. It does not where transformers 5 wrote "TokenizersBackend" or a list of extra special tokens, where
     nothing names a class, and where it is silent about case: transformers 4 then folds case whatever tokenizer.json says.
+    sentence-transformers folds case (and keeps accents) if its own file says so.
 
     Raises:
         BadInput: a file cannot be read, or there is nothing to load.
@@ -250,6 +251,9 @@ def mended_settings(folder: epath.Path) -> dict[str, Any] | None:
                  "tokenize_chinese_chars": ("handle_chinese_chars", True)}
         changes |= {flag: normalizer[key] for flag, (key, default) in flags.items()
                     if flag not in settings and normalizer.get(key, default) != default}
+    folds = settings.get("do_lower_case", normalizer.get("lowercase", True))
+    if bert and not folds and _read_json(folder, "sentence_bert_config.json").get("do_lower_case") is True:
+        changes |= {"do_lower_case": True, "strip_accents": bool(normalizer.get("strip_accents"))}
     if changes and given is None:
         changes["tokenizer_class"] = "BertTokenizer" if bert else "PreTrainedTokenizerFast"
     return {**settings, **changes} if changes else None

@@ -216,6 +216,12 @@ def labels(values: dict[str, Any], config: ModelConfig) -> list[str] | None:
     return next((names for names in _class_names(values) if len(names) == count), None)
 
 
+def names_misfit(values: dict[str, Any], config: ModelConfig) -> bool:
+    """Whether a config.json names classes of a classifier, but not one for each."""
+    return (not {"sequence_classification", "token_classification"}.isdisjoint(config.heads)
+            and any(values.get(key) for key in ("id2label", "label2id", "labels")) and labels(values, config) is None)
+
+
 def _class_names(values: dict[str, Any]) -> list[list[str]]:
     """The lists of names that a config.json gives, one for each key that names classes 0, 1, … without a gap."""
     id2label, label2id, ours = (values.get(key) for key in ("id2label", "label2id", "labels"))

@@ -122,8 +122,8 @@ def sentence_head(directory: epath.Path, hidden_size: int) -> dict[str, Any] | N
     where = str(root / "modules.json")
     expected = ["Transformer", "Pooling", *(kind for kind in ("Dense", "Normalize") if kind in kinds)]
     if kinds != expected:
-        foreign = next((kind for kind in kinds if kind not in expected), " -> ".join(kinds))
-        raise _refused(where, f"it has the module {foreign[:80]}", "Transformer, Pooling, and behind them Dense, Normalize or both")
+        raise _refused(where, f"its modules are {', '.join(kinds)[:150] or 'none'}",
+                       "Transformer, Pooling, and behind them perhaps Dense and Normalize")
     settings = read_optional(root / paths[0] / SENTENCE_SETTINGS[0])
     for key, usual in (("transformer_task", "feature-extraction"), ("module_output_name", "token_embeddings")):
         if settings.get(key, usual) != usual:
@@ -179,7 +179,7 @@ def dense_state(directory: epath.Path, config: ModelConfig) -> State:
     return state
 
 
-def sentence_files(config: ModelConfig, settings: Mapping[str, dict[str, Any]] = MappingProxyType({})) -> dict[str, Any]:
+def sentence_files(config: ModelConfig, settings: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
     """{relative path: JSON value} that make a folder load in sentence-transformers, of every version, with our head.
 
     `settings`: from `sentence_settings`, what the folder that the model was loaded from said besides.
@@ -207,16 +207,19 @@ def sentence_files(config: ModelConfig, settings: Mapping[str, dict[str, Any]] =
     return files
 
 
-def sentence_settings(directory: epath.Path) -> dict[str, dict[str, Any]]:
+def sentence_settings(directory: epath.Path) -> dict[str, Any]:
     """{relative path: JSON value}: what a sentence-transformers folder says beyond the network, such as its maximal length,
-    prompts and similarity, to be written again beside the same network."""
+    prompts and similarity, to be written again beside the same network. A cross-encoder's modules.json is among it."""
     modules = sentence_modules(directory)
     root, paths = (modules[0], modules[2]) if modules else (directory, ["", "1_Pooling"])
     found = {SENTENCE_SETTINGS[0]: read_optional(directory / SENTENCE_SETTINGS[0]),
              SENTENCE_SETTINGS[1]: read_optional(root / SENTENCE_SETTINGS[1]),
              "1_Pooling/config.json": {key: value for key, value in read_optional(root / paths[1] / "config.json").items()
                                        if key == "include_prompt" and value is not True}}
-    return {name: values for name, values in found.items() if values}
+    settings: dict[str, Any] = {name: values for name, values in found.items() if values}
+    if modules is None and (directory / "modules.json").exists():  # a transformer alone, or it would have been refused
+        settings["modules.json"] = json.loads((directory / "modules.json").read_text())
+    return settings
 
 
 def read_optional(path: epath.Path) -> dict[str, Any]:

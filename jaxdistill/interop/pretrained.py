@@ -41,7 +41,7 @@ class Said:
     settings of sentence-transformers by file. `left_out`: keys that are not written again."""
 
     keys: dict[str, Any]
-    sentence: dict[str, dict[str, Any]]
+    sentence: dict[str, Any]
     left_out: tuple[str, ...] = ()
 
 
@@ -226,16 +226,17 @@ def said_by(directory: epath.Path, config: ModelConfig) -> Said:
     values = read_values(directory)
     own = values.get("model_type") == own_format.MODEL_TYPE
     keys = values.get(own_format.SAID, {}) if own else configs.other_keys(values, config)
-    return Said(keys if isinstance(keys, dict) else {},
-                contents.sentence_settings(directory) if "embedding" in config.heads else {},
-                tuple(key for key in configs.LEFT_OUT if key in values))
+    left_out = [key for key in configs.LEFT_OUT if key in values]
+    if configs.names_misfit(values, config):
+        left_out.append("the names of classes, which are not one for each output,")
+    return Said(keys if isinstance(keys, dict) else {}, contents.sentence_settings(directory), tuple(left_out))
 
 
 def _write_said(directory: epath.Path, config: ModelConfig, source: Said) -> None:
     """Adds to a new folder what the model's former one said; keys of another family's config.json mean nothing there."""
     values = hf_torch.read_json(directory / "config.json")
     own = values["model_type"] == own_format.MODEL_TYPE
-    if own and source.keys:
+    if own and source.keys.keys() - {"model_type"}:
         _write_json(directory / "config.json", {**values, own_format.SAID: source.keys})
     elif not own and source.keys.get("model_type") == values["model_type"]:
         _write_json(directory / "config.json", dict(sorted((values | source.keys).items())))
