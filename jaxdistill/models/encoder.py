@@ -78,7 +78,7 @@ class Model:
         (default all). `dropout_key`: dropout is on when given. `num_layers`: stop after so many blocks (then no head
         runs). Outputs: `last_hidden_state` [B, L, D], `pooler_output` [B, D], and by head `mlm_logits` [B, L or P, V],
         `nsp_logits` [B, 2], `logits` [B, C], [B, L, C] or (the score of one choice a row) [B, 1],
-        `start_logits`/`end_logits` [B, L], `embedding` [B, D]; all float32.
+        `start_logits`/`end_logits` [B, L], `embedding` [B, D] (or what is pooled and projected); all float32.
         In a packed batch what is pooled is [B, S, D], and `nsp_logits` and `logits` of pooled vectors are
         [B, S, 2] and [B, S, C]. Raises `BadInput` for an unknown tap or head, for rows longer than the position table,
         for ids, types and positions outside their tables (NaN under `jit`, where the numbers are not known), and for a
@@ -237,7 +237,8 @@ class Model:
                 both = _apply(modules[name], params[name], None, hidden_BxLxD)
                 outputs |= {"start_logits": both[..., 0], "end_logits": both[..., 1]}
             elif name == "embedding":
-                outputs["embedding"] = heads_lib.sentence_embedding(self.config, hidden_BxLxD, attention_mask(batch))
+                outputs["embedding"] = _apply(heads_lib.Embedding(self.config), params.get(name, {}), None, hidden_BxLxD,
+                                              attention_mask(batch), dropout=False)
         return outputs
 
     def mlm_features(self, params: Params, hidden_BxLxD: jax.Array, batch: Batch) -> tuple[Params, jax.Array]:
