@@ -52,8 +52,8 @@ def _main(argv: Sequence[str] | None) -> int:
         try:
             result = options.run(options)
         except ImportError as error:  # the package behind gs:// is only missed when a path is first touched
-            if (line := remote.lacks(error)) is not None:
-                raise line from error
+            if (lack := remote.lacks(error)) is not None:
+                raise lack from error
             raise
         except Exception as error:
             if (line := remote.refused(error) or explained(error)) is not None:

@@ -120,8 +120,8 @@ def check_kept(config: ConfigDict, held: Inputs) -> list[str]:
             raise BadInput(f"the {split} text of this workdir's run is {before.source!r}, and {source!r} holds another one; use "
                            "another workdir, or give the same text to resume")
         if changed:
-            notices.append(f"{source!r} is not what it was when this run began ({changed}); the run keeps the text and the tokenizer "
-                           "that it began with, a new workdir takes the new ones")
+            notices.append(f"{source!r} is not what it was when this run began ({changed}); the run keeps the text and the "
+                           "tokenizer that it began with, a new workdir takes the new ones")
     place = config.data.tokenizer or config.teacher.init or config.student.init
     if place and epath.Path(place).expanduser().exists() and tokenizer_digest(given_tokenizer(config)) != held.tokenizer:
         raise BadInput(f"the tokenizer in {place!r} is not the one that this run began with; use another workdir, or give the "
