@@ -8,68 +8,90 @@ import json
 import logging
 import math
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from types import FrameType
 from typing import Any
 
-from jaxdistill import __version__, remote
-from jaxdistill.errors import BadInput, JaxDistillError, PreemptedNow, nearest
+from jaxdistill import __version__, remote, signals
+from jaxdistill.errors import LONGEST_LINE, BadInput, JaxDistillError, PreemptedNow, explained, nearest, shortened
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code (0 done, 2 bad input, 3 stopped or not finite, 75 preempted, 130
-    interrupted)."""
+    interrupted).
+
+    Without `argv` it is the whole process's, and signals are its own from then on.
+    """
+    undo = signals.listen()
+    try:
+        return _main(argv)
+    finally:
+        if argv is not None:
+            undo()
+
+
+def _main(argv: Sequence[str] | None) -> int:
     given = [with_underscores(argument) for argument in (sys.argv[1:] if argv is None else argv)]
     parser = build_parser()
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal that knows ASCII alone is shown other letters as \u00e9
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        options, rest = parser.parse_known_args(given)
+        try:
+            options, rest = parser.parse_known_args(given)
+        finally:  # --help prints and leaves
+            _print()
         if options.command is None:
-            parser.print_help()
+            _print(parser.format_help())
             return 2
-        recipe = bool(vars(options).get("config")) and options.command != "convert"
+        recipe = options.command == "train" or bool(vars(options).get("config")) and options.command != "convert"
         options.overrides = split_overrides(options.command, rest, recipe)
         options.warnings, options.code = [], 0
-        for name in ("absl", "asyncio"):  # orbax logs with a traceback what it raises as well
+        for name in ("absl", "asyncio", "gcsfs"):  # orbax and gcsfs log with a traceback what it raises as well
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        with contextlib.suppress(ValueError):  # only the main thread may; between stages no step loop listens
-            signal.signal(signal.SIGTERM, _asked_to_stop)
-            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else the shell had it ignored
-                signal.signal(signal.SIGINT, _asked_to_stop)
         try:
             result = options.run(options)
         except ImportError as error:  # the package behind gs:// is only missed when a path is first touched
-            if (line := remote.lacks(error)) is not None:
-                raise line from error
+            if (lack := remote.lacks(error)) is not None:
+                raise lack from error
             raise
         except Exception as error:
-            if (line := remote.refused(error)) is not None:
+            if (line := remote.refused(error) or explained(error)) is not None:
                 raise line from error
             raise
-        if result is not None:
-            print(result)
+        _print(result)
         for warning in options.warnings:
             print(f"jaxdistill: warning: {warning}", file=sys.stderr, flush=True)
         return options.code
     except JaxDistillError as error:
         if error.exit_code in (75, 130) and argv is None:
-            _ignore_signals()
-        print(f"jaxdistill: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            signals.ignore()
+        signals.say(f"jaxdistill: {shortened(error, LONGEST_LINE)}")
         _leave_the_others(error.exit_code)
         return error.exit_code
-    except KeyboardInterrupt as stop:
+    except (KeyboardInterrupt, Exception) as stop:
+        if not isinstance(stop, KeyboardInterrupt) and signals.asked is None:
+            raise
         if argv is None:
-            _ignore_signals()
-        word, code = ("preempted", stop.exit_code) if isinstance(stop, PreemptedNow) else ("interrupted", 130)
-        print(f"jaxdistill: {word}; what was finished or saved is kept, run the same command to resume", file=sys.stderr)
+            signals.ignore()
+        # Code below Python, and imports, may have made another error of what the handler raised.
+        code = stop.exit_code if isinstance(stop, PreemptedNow) else signals.CODES[signals.asked or signals.signal.SIGINT]
+        signals.say(signals.line(code))
         _leave_the_others(code)
         return code
-    except BrokenPipeError:  # `jaxdistill describe | head`
-        sys.stderr.close()
-        return 0
+
+
+def _print(result: str | None = None) -> None:
+    """Writes the answer, and what is still in the buffer. Raises `JaxDistillError` unless standard output takes it."""
+    try:
+        if result is not None:
+            print(result)
+        sys.stdout.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError, ValueError):  # Python would try once more at its end, and complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # `jaxdistill describe | head`
+            raise JaxDistillError(f"the answer cannot be written to standard output: {error.strerror or error}") from error
 
 
 def _leave_the_others(code: int) -> None:
@@ -82,35 +104,6 @@ def _leave_the_others(code: int) -> None:
             if jax.process_index() == 0:
                 time.sleep(3)  # it coordinates: without it the others could not end in their own way
             os._exit(code)
-
-
-def _ignore_signals() -> None:
-    """The process ends with the code of the first one; a second would end it with another, or in a traceback."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _asked_to_stop(number: int, frame: FrameType | None) -> None:
-    ignore = sys.unraisablehook
-
-    def once_more(ignored: Any) -> None:
-        """A destructor or a callback of the garbage collector lets no exception out: the signal would be lost."""
-        if not issubclass(ignored.exc_type, KeyboardInterrupt):
-            return ignore(ignored)
-        _send_again(number)
-
-    while frame is not None:
-        if frame.f_code is once_more.__code__:  # which lets none out either
-            return _send_again(number)
-        frame = frame.f_back
-    sys.unraisablehook = once_more
-    raise PreemptedNow if number == signal.SIGTERM else KeyboardInterrupt
-
-
-def _send_again(number: int) -> None:
-    again = threading.Timer(0.05, os.kill, (os.getpid(), number))
-    again.daemon = True
-    again.start()
 
 
 def with_underscores(argument: str) -> str:
@@ -181,8 +174,14 @@ class WithDefaults(argparse.HelpFormatter):
         return f"{text} (default: %(default)s)".strip() if given else text
 
 
+def program() -> str:
+    """What the user typed: the usage line must work when it is copied."""
+    module = os.path.basename(sys.argv[0]) == "__main__.py"
+    return "python -m jaxdistill" if module else "jaxdistill"
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(prog="jaxdistill", description="Compress BERT-type encoders with JAX.", allow_abbrev=False)
+    parser = OneLineParser(prog=program(), description="Compress BERT-type encoders with JAX.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"jaxdistill {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=OneLineParser)
     for name, command in COMMANDS.items():
@@ -211,10 +210,22 @@ def _load(options: argparse.Namespace) -> Any:
     return load_config(options.config, options.overrides)
 
 
+def _stored_recipe(workdir: str) -> str:
+    """The recipe of the run in a workdir. Raises `BadInput` if there is none."""
+    from etils import epath
+
+    file = epath.Path(workdir).expanduser() / "config.json"
+    if not file.exists():
+        raise BadInput(f"train needs --config=FILE: {workdir!r} holds no run yet whose recipe could be continued; see 'jaxdistill "
+                       "train --help'")
+    return os.fspath(file)
+
+
 def _train(options: argparse.Namespace) -> str | None:
     from jaxdistill import report, run
     from jaxdistill.training import hosts
 
+    options.config = options.config or _stored_recipe(options.workdir)
     hosts.connect(options.coordinator, options.num_processes, options.process_id, options.distributed)
     use_compilation_cache()
     results = run.train(_load(options), options.workdir, stages=options.stages)
@@ -282,7 +293,7 @@ def _evaluate(options: argparse.Namespace) -> str:
 
     return as_json(options, commands.evaluate(
         options.model, options.source, teacher=options.teacher, network=options.network, split=options.split,
-        sequence_length=options.sequence_length, max_examples=options.max_examples))
+        documents=options.documents, sequence_length=options.sequence_length, max_examples=options.max_examples))
 
 
 def _finetune(options: argparse.Namespace) -> str:
@@ -316,7 +327,8 @@ FINETUNE_SETTINGS = ("dev_file", "text_column", "pair_column", "label_column", "
 
 COMMANDS = {
     "train": Command(
-        "run a recipe from text to exported student, or resume it", _train, config=_CONFIG, workdir=_WORKDIR,
+        "run a recipe from text to exported student, or resume it", _train, workdir=_WORKDIR,
+        config={**_CONFIG, "required": False, "help": f"{_CONFIG['help']}; default: that of the run in --workdir"},
         stages=dict(default="", metavar="A,B", help="only these stages of the recipe, one at a time or several"),
         distributed=dict(action="store_true", help="one of several processes; the environment (TPU VM, GKE, Slurm) says which"),
         coordinator=dict(default="", metavar="HOST:PORT", help="one of several processes; the address of process 0"),
@@ -360,6 +372,7 @@ COMMANDS = {
         source=dict(default="default:heldout", metavar="TEXT", help="text: a file, a folder, tfds:NAME or default:heldout"),
         teacher=dict(default="", metavar="DIR", help="also measure agreement with this model; of a run's workdir, its teacher"),
         split=dict(default="all", metavar="PART", help="train, heldout or all of the source"), sequence_length=_LENGTH,
+        documents=dict(default="blank_lines", metavar="WHAT", help="what separates those of a .txt file: blank_lines or lines"),
         max_examples=dict(type=int, default=4096, metavar="N", help="rows at most, a sample of the text's"), json=_IS_JSON),
     "finetune": Command(
         "fine-tune a model on one text classification file", _finetune, model=_MODEL, network=_NETWORK,

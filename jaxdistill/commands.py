@@ -5,22 +5,24 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxdistill import conversion, description, inputs, interop, report, run
+from jaxdistill import binding, conversion, description, inputs, interop, report, run
 from jaxdistill.configuration import Overrides, as_config, as_folder, load_config, shipped_recipes
 from jaxdistill.data.loader import heldout_batches
 from jaxdistill.data.prepare import beam_pipeline
 from jaxdistill.data.prepare import prepare as prepare_text
+from jaxdistill.data.sources import check as check_source
 from jaxdistill.data.tokenizers import tokenizer_digest
-from jaxdistill.errors import BadInput, nearest
+from jaxdistill.errors import BadInput, nearest, shortened
 from jaxdistill.evaluation import heldout
 from jaxdistill.models import PRESETS, Model, ModelConfig, preset
-from jaxdistill.resolve import TEACHER, model_config, resolve
+from jaxdistill.resolve import MANY, TEACHER, check_seed, check_text_settings, model_config, resolve
 from jaxdistill.training import sharding
 from jaxdistill.workdir import Workdir, refuse_links
 
@@ -35,6 +37,9 @@ def prepare(config: str | os.PathLike[str] | ConfigDict, workdir: epath.PathLike
     config, workdir = as_config(config, overrides), as_folder(workdir, "workdir")
     if beam_options is not None:
         beam_pipeline().parse_options(beam_options)  # before a vocabulary is trained
+    check_text_settings(config)
+    inputs.check_text(config)
+    inputs.check_parts(config)
     folder = Workdir(workdir, config)
     return inputs.load_corpus(config, folder.path, beam_options).describe(config)
 
@@ -109,7 +114,7 @@ def export(workdir: epath.PathLike, out: epath.PathLike, network: str = "student
 
 
 def evaluate(model_dir: conversion.PathLike, source: conversion.PathLike = "default:heldout", *,
-             teacher: conversion.PathLike = "", network: str | None = None, split: str = "all",
+             teacher: conversion.PathLike = "", network: str | None = None, split: str = "all", documents: str = "blank_lines",
              sequence_length: int | None = None, max_examples: int = 4096, batch_size: int = 32, seed: int = 0,
              cache: epath.PathLike | None = None) -> dict[str, float]:
     """Masked-LM and NSP numbers of a model on `source`; with `teacher` also the agreement with that model.
@@ -125,6 +130,8 @@ def evaluate(model_dir: conversion.PathLike, source: conversion.PathLike = "defa
     for name, value in (("max_examples", max_examples), ("batch_size", batch_size)):
         if value < 1:
             raise BadInput(f"{name}={value}: expected 1 or more")
+    for notice in check_source([os.fspath(source)], documents):
+        print(f"jaxdistill: {notice}", file=sys.stderr, flush=True)
     model, params, tokenizer = conversion.load(model_dir, network)
     if not set(model.config.heads) & {"mlm", "nsp"}:
         raise BadInput(f"{os.fspath(model_dir)!r} has neither an MLM nor an NSP head (heads: "
@@ -142,7 +149,8 @@ def evaluate(model_dir: conversion.PathLike, source: conversion.PathLike = "defa
     length = min(128, positions) if sequence_length is None else sequence_length
     if length > positions:
         raise BadInput(f"sequence_length={length} exceeds the max_positions={positions} of the model or its teacher")
-    text = prepare_text(os.fspath(source), tokenizer, cache or cache_directory() / "prepared", sequence_length=length, split=split)
+    text = prepare_text(os.fspath(source), tokenizer, cache or cache_directory() / "prepared", sequence_length=length, split=split,
+                        documents=documents)
     rows = heldout_batches(text, batch_size=batch_size, seed=seed, max_examples=max_examples,
                            max_predictions=max(1, round(0.15 * length)))
     return heldout.evaluate(model, params, rows, mesh=sharding.make_mesh(1), **pair)
@@ -154,9 +162,23 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         found = tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise BadInput(f"--seeds={text!r}; expected whole numbers with commas, e.g. --seeds=0,1,2") from error
+    for seed in found:
+        check_seed(seed, f"--seeds={shortened(text)!r}: seed")
     if len(set(found)) != len(found):
         raise BadInput(f"--seeds={text!r} names a seed twice; one run a seed")
     return found
+
+
+def check_same_text(config: ConfigDict, first: epath.Path, folder: epath.Path, first_seed: int, seed: int) -> None:
+    """Raises `BadInput` if the run in `folder` read, or would read, another text than the `first` one: margins are paired."""
+    before, own = binding.read(first), binding.read(folder)
+    for split, source in inputs.named_sources(config).items() if before is not None else ():
+        assert before is not None
+        held = before.text[split]
+        differs = own.text[split].source_digest != held.source_digest if own else inputs.changes(source, held, before.documentation)
+        if differs:
+            raise BadInput(f"seed {seed} would read another text than seed {first_seed} did: {source!r} has changed since; bring "
+                           "back the old text, or give a new workdir")
 
 
 def seeds(config: str | os.PathLike[str] | ConfigDict, workdir: epath.PathLike, numbers: str | Sequence[int] = (0, 1, 2), *,
@@ -170,12 +192,14 @@ def seeds(config: str | os.PathLike[str] | ConfigDict, workdir: epath.PathLike, 
     config, workdir = as_config(config, overrides), as_folder(workdir, "workdir")
     numbers = parse_seeds(numbers) if isinstance(numbers, str) else numbers
     refuse_links(workdir)
-    resolve(config, vocab_size=config.data.vocab_size, num_records=inputs.MANY, mesh=sharding.make_mesh(**config.mesh))
+    resolve(config, vocab_size=config.data.vocab_size, num_records=MANY, mesh=sharding.make_mesh(**config.mesh))
     losses: dict[str, list[float]] = {}
-    for seed in numbers:
+    folders = [workdir / f"seed-{seed}" for seed in numbers]
+    for seed, folder in zip(numbers, folders):
+        check_same_text(config, folders[0], folder, numbers[0], seed)
         seeded = config.copy_and_resolve_references()
         seeded.seed = seed
-        results = run.train(seeded, workdir / f"seed-{seed}")
+        results = run.train(seeded, folder)
         for name, row in results["networks"].items():
             losses.setdefault(name, []).append(row["mlm_loss"])
     found: dict[str, Any] = {"seeds": list(numbers), "mlm_loss": losses, "spread": {}, "margin": {}}

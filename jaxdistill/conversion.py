@@ -18,7 +18,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jaxdistill import inputs, interop, report, run
-from jaxdistill.data.tokenizers import describe, load_tokenizer
+from jaxdistill.data.tokenizers import describe, load_tokenizer, mended_settings
 from jaxdistill.errors import BadInput
 from jaxdistill.interop import tf1
 from jaxdistill.interop.hf_torch import read_json
@@ -33,7 +33,8 @@ PathLike = str | os.PathLike[str]
 @dataclasses.dataclass(frozen=True)
 class Source:
     """A loaded model with what belongs to it: for the card its `title` and a run's `results`, or the `card` of a
-    folder, which holds for folders of its own kind (`own`: our format); `shown` is for messages."""
+    folder, which holds for folders of its own kind (`own`: our format), and what it `said` besides; `shown` is for
+    messages."""
 
     model: Model
     params: Params
@@ -45,6 +46,7 @@ class Source:
     results: dict[str, Any] = dataclasses.field(default_factory=dict)
     card: str | None = None
     own: bool = False
+    said: interop.Said | None = None
 
 
 class Line(str):
@@ -107,6 +109,11 @@ def load_vocabulary(file: PathLike) -> Any:
     folded = load_tokenizer(file, lowercase=True)
     cased = any(token != token.lower() for token in folded.get_vocab() if token not in folded.all_special_tokens)
     return load_tokenizer(file, lowercase=False) if cased else folded
+
+
+def kept_tokenizer(folder: epath.Path) -> Any:
+    """The folder itself, whose tokenizer files are copied, or what they load as where transformers could not read them."""
+    return folder if mended_settings(folder) is None else load_tokenizer(folder)
 
 
 def is_run(path: epath.Path) -> bool:
@@ -183,9 +190,10 @@ def _from_folder(model: PathLike, folder: epath.Path) -> Source:
         card = (folder / "README.md").read_text()
     except (OSError, UnicodeDecodeError):  # none, or none that can be read: a fresh one is written
         card = None
-    return Source(loaded, params, epath.Path(os.fspath(model)).name, os.fspath(model), folder if has_tokenizer else None,
+    return Source(loaded, params, epath.Path(os.fspath(model)).name, os.fspath(model),
+                  kept_tokenizer(folder) if has_tokenizer else None,
                   interop.labels(values, loaded.config), values.get("problem_type") or "",
-                  card=card, own=own)
+                  card=card, own=own, said=interop.said_by(folder, loaded.config))
 
 
 def _write(out: PathLike, source: Source, to: str | None) -> Line:
@@ -194,13 +202,15 @@ def _write(out: PathLike, source: Source, to: str | None) -> Line:
     if card is None:
         card = run.run_card(source.model, source.results, name=None if source.results else source.title, reason=reason)
     written = interop.save_pretrained(out, source.model, source.params, source.tokenizer, labels=source.labels, to=to, card=card,
-                                      problem_type=source.problem_type)
+                                      problem_type=source.problem_type, source=source.said)
     try:
         interop.verify_export(written.path, source.model, source.params)
     except BaseException:
         written.path.rmtree()  # it did not exist before
         raise
     why = f" ({reason})" if reason and to is None else ""
+    if source.said is not None and source.said.left_out:
+        why += f" without {' and '.join(source.said.left_out)} of config.json"
     form = to or written.format
     facts = {"model": source.shown, "path": str(written.path), "format": form, "reason": reason if to is None else None,
              "parameters": count(source.params), "verified": True}

@@ -40,6 +40,16 @@ def write_results(workdir: epath.PathLike, results: Mapping[str, Any], name: str
     return path
 
 
+def read_results(workdir: epath.PathLike) -> dict[str, Any]:
+    """What `results.json` holds; {} if there is none, or none that can be read."""
+    path = epath.Path(workdir) / RESULTS_FILE
+    try:
+        found = json.loads(path.read_text()) if path.exists() else {}
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def format_table(results: Mapping[str, Any]) -> str:
     """Networks and stages as aligned plain text, then what the numbers say, then what they were obtained with."""
     blocks = []
@@ -60,7 +70,8 @@ def format_table(results: Mapping[str, Any]) -> str:
         ("config_name", "config"), ("corpus", "corpus"), ("hardware", "hardware"), ("versions", "versions"),
         ("seed", "seed"), ("seconds", "seconds in all"), ("student_sha256", "student SHA-256"))
         if results.get(key) is not None]
-    return "\n\n".join([*blocks, *(["\n".join(facts)] if facts else [])])
+    warnings = [f"WARNING: {line}" for line in results.get("warnings") or ()]  # last, where they are read
+    return "\n\n".join([*blocks, *("\n".join(lines) for lines in (facts, warnings) if lines)])
 
 
 def corpus_line(corpus: Any) -> str:

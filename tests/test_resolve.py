@@ -36,7 +36,7 @@ MISTAKES = {
         "config.stages.distill: give exactly one of steps, examples or epochs",
     ),
     "no length": ({"stages.distill.steps": 0}, "config.stages.distill: give exactly one of steps"),
-    "negative length": ({"stages.distill.steps": -1}, "config.stages.distill: give exactly one of steps.*'steps': -1"),
+    "negative length": ({"stages.distill.steps": -1}, "config.stages.distill: give exactly one of steps.*steps=-1"),
     "start": ({"stages.transfer.start": "cold"}, "config.stages.transfer.start='cold' is unknown; valid: copy, random"),
     "freezing": ({"stages.transfer.freezing": "hard"}, "config.stages.transfer.freezing='hard'"),
     "too few steps": (
@@ -51,7 +51,7 @@ MISTAKES = {
         {"student.model.vocab_size": 50},
         "tokenizer has 120 words but the model's vocab_size is 50.*vocab_size=0",
     ),
-    "vocabularies": ({"student.model.vocab_size": 130}, "different vocabularies: 120 and 130"),
+    "vocabularies": ({"student.model.vocab_size": 130}, "have 120 and 130 rows"),
     "no head": (
         {"student.model.heads": ("mlm",)},
         "stage 'distill' needs the head 'nsp', which 'student' does not have",

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import flax.serialization
 import jax
 import numpy as np
 import pytest
@@ -59,7 +58,7 @@ def marker(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a text, a task file and a good model with its tokenizer, in both formats of Hugging Face's."""
+    """A folder with a text, a task file and a good model with its tokenizer."""
     folder = tmp_path_factory.mktemp("good")
     text = write_text(folder / "text.txt").read_text()
     (folder / "task.tsv").write_text("".join(f"sentence {n} of it\t{n % 2}\n" for n in range(40)))
@@ -113,7 +112,6 @@ def test_weights_that_are_a_pickle(
     tmp_path: Path,
 ) -> None:
     (good / "model.safetensors").unlink()
-    (good / "flax_model.msgpack").unlink()
     (good / name).write_bytes(packed(pickle.dumps(Payload(marker))))
     with pytest.raises(BadInput):
         interop.from_pretrained(good)
@@ -350,10 +348,8 @@ def test_nothing_that_we_write_is_read_by_unpickling(finished: Any, whole: Path,
         assert names.pop(), "it does not tell"
         commands.export(workdir, tmp_path / "out")
         commands.evaluate(str(tmp_path / "out"), str(whole / "text.txt"), sequence_length=16, cache=tmp_path / "cache")
-        for kept in ("model.safetensors", "flax_model.msgpack"):
-            (tmp_path / "out" / kept).rename(tmp_path / kept)
-            interop.from_pretrained(tmp_path / "out")
-            (tmp_path / kept).rename(tmp_path / "out" / kept)
+        interop.save_pretrained(tmp_path / "flax", *interop.from_pretrained(tmp_path / "out"), to="msgpack")
+        interop.from_pretrained(tmp_path / "flax")
         interop.from_pretrained(Path(workdir) / "stages" / "teacher")
         checkpoints = Checkpoints(tmp_path / "checkpoints")
         checkpoints.save(example(1), {}, wait=True)
@@ -419,10 +415,7 @@ def test_shards_of_elsewhere(good: Path, tmp_path: Path) -> None:
 
 
 def test_a_good_folder_passes_all_guards(good: Path) -> None:
-    for kept in ("model.safetensors", "flax_model.msgpack"):
-        content = (good / kept).read_bytes()
-        assert jax.tree.leaves(interop.from_pretrained(good)[1])
-        (good / kept).unlink()
-        if kept == "flax_model.msgpack":
-            assert flax.serialization.msgpack_restore(content)
+    model, params = interop.from_pretrained(good)
+    interop.save_pretrained(good.parent / "flax", model, params, to="msgpack")
+    assert jax.tree.leaves(interop.from_pretrained(good.parent / "flax")[1])
     load_tokenizer(good)

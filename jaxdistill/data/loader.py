@@ -18,7 +18,7 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
-from jaxdistill.data import masking, packing, pairs, randomness, records
+from jaxdistill.data import masking, packing, pairs, randomness, records, sources
 from jaxdistill.data.prepare import PreparedText
 from jaxdistill.errors import BadInput
 
@@ -338,7 +338,7 @@ def _check(prepared: PreparedText, max_predictions: int, mask_rate: float, nsp: 
     if nsp and prepared.num_documents < 2:
         raise BadInput(
             "the prepared text is a single document, so a random next sentence has nowhere to come from: "
-            "separate documents by blank lines, or turn next-sentence prediction off (nsp=False)"
+            f"{sources.more_documents()}"
         )
 
 

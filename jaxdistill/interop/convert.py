@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -21,6 +22,10 @@ from jaxdistill.models import Model, ModelConfig, Params, parameters
 
 State = dict[str, np.ndarray]
 PREFIXES = ("bert.", "mobilebert.", "ib_bert.")
+WORDS = "embeddings.word_embeddings.weight"
+# What other programs put before all names: DataParallel, torch.compile, FSDP, PEFT, and modules that hold a BERT.
+WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "base_model", "model", "backbone", "encoder", "network",
+                      "auto_model", "0", "transformer", "student", "bert", "mobilebert", "ib_bert"})
 
 
 def to_state(config: ModelConfig, params: Params, family: str) -> State:
@@ -65,11 +70,16 @@ def from_state(config: ModelConfig, state: Mapping[str, np.ndarray], where: str,
         used.update(theirs)
         arrays = [layout.to_ours(np.asarray(state[name], np.float32), one) for name in theirs]
         flat[row.ours] = jnp.asarray(np.stack(arrays) if row.stacked else arrays[0])
+    check_finite(flat, where)
     extra = [name for name in state if name not in used and not names.is_ignorable(name)]
-    if not strict_heads:
-        extra = [name for name in extra if name.startswith(names.BASE)]
-    complain("holds unknown", extra, where,
-             "config.json does not describe this file; if only a head is foreign, heads=() loads the encoder alone")
+    left = [name for name in extra if names.is_leftover(name)]
+    if left:
+        say(f"{where} holds {_several(left)} left from training, which are not used")
+    extra = [name for name in extra if name not in left and (strict_heads or name.startswith(names.BASE))]
+    if any(name.startswith(names.BASE) for name in extra):
+        complain("holds unknown", extra, where, "config.json does not describe this file: take both from the same export")
+    complain("holds unknown", extra, where, "they are no part of a BERT, but of another head; jaxdistill.from_pretrained(DIR, "
+             "heads=()) loads the encoder alone, and save_pretrained writes it as a folder that every command takes")
     return parameters.unflatten(flat)
 
 
@@ -112,14 +122,51 @@ def complain(what: str, tensors: Iterable[str], where: str, advice: str) -> None
     """Raises `BadInput` naming the first few of `tensors`, if there are any."""
     tensors = sorted(tensors)
     if tensors:
-        more = f" and {len(tensors) - 4} more" if len(tensors) > 4 else ""
-        raise BadInput(f"{where} {what} {len(tensors)} tensor{'s' if len(tensors) > 1 else ''}: "
-                       f"{', '.join(tensors[:4])}{more}; {advice}")
+        raise BadInput(f"{where} {what} {_several(tensors)}; {advice}")
+
+
+def _several(tensors: list[str]) -> str:
+    """"5 tensors: a, b, c, d and 1 more"."""
+    more = f" and {len(tensors) - 4} more" if len(tensors) > 4 else ""
+    return f"{len(tensors)} tensor{'s' if len(tensors) > 1 else ''}: {', '.join(tensors[:4])}{more}"
+
+
+def check_finite(flat: Mapping[str, Any], where: str) -> None:
+    """Raises `BadInput` naming the parameters that hold NaN or infinite numbers."""
+    complain("holds numbers that are not finite in", [name for name, x in flat.items() if not np.isfinite(np.asarray(x)).all()],
+             where, "training diverged, or the numbers were too large for float16: take other weights")
+
+
+def say(line: str) -> None:
+    """One line on stderr about what was loaded in another way than it lies there."""
+    print(f"jaxdistill: {line}", file=sys.stderr, flush=True)
+
+
+def wrapper(tensors: Iterable[str], where: str = "the file") -> str:
+    """What stands before all names of a state, such as "module.", and belongs to no model of ours; "" for nothing.
+
+    It is told by the word table. Raises `BadInput` for a name that no known program puts there, since it may be that of
+    another kind of model, and for two word tables, neither of which stands where it belongs.
+    """
+    found = []
+    for path in (name.removesuffix(WORDS) for name in tensors if f".{name}".endswith(f".{WORDS}")):
+        base = next((base for base in PREFIXES if f".{path}".endswith(f".{base}")), "")
+        found.append(path.removesuffix(base))
+    if not found or "" in found:
+        return ""
+    if len(found) > 1:
+        raise BadInput(f"{where} holds {len(found)} word tables, under {found[0]!r} and {found[1]!r}; save the encoder that is "
+                       "wanted alone")
+    if not WRAPPERS.issuperset(found[0].split(".")[:-1]):
+        raise BadInput(f"{where}: the tensors' names begin with {found[0]!r}; expected '{PREFIXES[0]}' or nothing, as in a BERT. "
+                       "Take the weights of a BERT, or rename them")
+    return found[0]
 
 
 def strip_prefix(state: Mapping[str, np.ndarray]) -> State:
-    """Names in base-model form, with TF1's `gamma`/`beta` of old checkpoints modernised."""
-    return {modern_name(name): array for name, array in state.items()}
+    """Names in base-model form, with TF1's `gamma`/`beta` of old checkpoints modernised, and without a `wrapper`."""
+    before = wrapper(state)
+    return {modern_name(name.removeprefix(before)): array for name, array in state.items()}
 
 
 def modern_name(name: str) -> str:

@@ -29,9 +29,20 @@ def read_state(directory: epath.Path, largest: int) -> State | None:
     `largest`: how many bytes the described model can need at most. Raises `BadInput` for larger files (before they are
     read), a damaged file, a missing shard, or an index that points out of the folder.
     """
-    if (directory / WEIGHTS).exists():
-        check_size(directory, [WEIGHTS], largest)
-        return read_file(directory / WEIGHTS)
+    state = read_whole(directory, largest)
+    return read_shards(directory, largest) if state is None else state
+
+
+def read_whole(directory: epath.Path, largest: int) -> State | None:
+    """`read_state` of model.safetensors alone."""
+    if not (directory / WEIGHTS).exists():
+        return None
+    check_size(directory, [WEIGHTS], largest)
+    return read_file(directory / WEIGHTS)
+
+
+def read_shards(directory: epath.Path, largest: int) -> State | None:
+    """`read_state` of the shards that model.safetensors.index.json lists."""
     if not (directory / INDEX).exists():
         return None
     files, promised = read_index(directory, INDEX, ".safetensors")

@@ -17,6 +17,7 @@ Letters: A heads, K head width, D inter-block width, E word-table width, V vocab
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -196,12 +197,19 @@ HEADS: dict[str, tuple[Row, ...]] = {
         Row("question_answering/dense/kernel", "qa_outputs.weight", "cls/squad/output_weights", "linear"),
         Row("question_answering/dense/bias", "qa_outputs.bias", "cls/squad/output_bias"),
     ),
-    "embedding": (),  # pooling has no parameters
+    "embedding": (),  # pooling has no parameters; the dense layer behind it: EMBEDDING_DENSE
     "multiple_choice": (
         Row("multiple_choice/dense/kernel", "classifier.weight", "", "linear"),
         Row("multiple_choice/dense/bias", "classifier.bias", ""),
     ),
 }
+
+# The dense layer of sentence-transformers, which lies in a file of its own: its folder stands before its name here.
+EMBEDDING_FOLDER = "2_Dense"
+EMBEDDING_DENSE = (
+    Row("embedding/dense/kernel", f"{EMBEDDING_FOLDER}.linear.weight", "", "linear"),
+    Row("embedding/dense/bias", f"{EMBEDDING_FOLDER}.linear.bias", ""),
+)
 
 # Beginnings of names that the base model owns, and that take the prefix in a model with heads.
 BASE = ("embeddings.", "encoder.", "pooler.")
@@ -223,6 +231,8 @@ def rows(config: ModelConfig) -> tuple[Row, ...]:
         found += HEADS[head]
     if "mlm" in config.heads and config.word_size < config.hidden_size:
         found += MLM_EXTRA
+    if "embedding" in config.heads and config.embedding_features is not None:
+        found += EMBEDDING_DENSE
     return tuple(_fill(row, "{norm}", "FakeLayerNorm" if config.norm == "no_norm" else "LayerNorm") for row in found)
 
 
@@ -248,8 +258,20 @@ def unused(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def is_ignorable(name: str) -> bool:
     """Whether a tensor of a foreign file can be left aside: buffers, tied copies, and what MobileBERT owns unread."""
     return (
-        name.endswith(".position_ids")
+        name.endswith((".position_ids", ".token_type_ids"))
         or name.startswith(("cls.predictions.decoder.", "pooler.dense.", "embeddings.embedding_transformation."))
         or name == "cls.predictions.dense.weight"
         or ".bottleneck.attention." in name
     )
+
+
+_OF_TRAINING = re.compile(
+    # Losses, optimizers and what else a training module holds; moments and counters, under whatever name.
+    r"(loss_fct|loss_fn|loss|criterion|optimizer|optimizers|lr_scheduler|scheduler|scaler|ema|swa|metrics?)\."
+    r"|(.*\.)?(exp_avg|exp_avg_sq|adam_[mv]|momentum_buffer|num_batches_tracked|total_ops|total_params|n_averaged"
+    r"|(global_)?step)$")
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a tensor of a foreign file was there for training alone."""
+    return _OF_TRAINING.match(name) is not None

@@ -1,7 +1,8 @@
 """Our own folder, for models that Hugging Face cannot express: config.json, model.safetensors. Called by `pretrained`.
 
 config.json is {"model_type": "jaxdistill", "format_version": 1, "config": the fields of ModelConfig} and, if the classes of
-a classification head have names, "labels": those in order; the tensors carry our names
+a classification head have names, "labels": those in order, and "huggingface": what the Hugging Face config.json of the same
+model said beside its architecture; the tensors carry our names
 ("layers/attention/query/kernel"), layers stacked, and come back equal to the bit.
 """
 
@@ -21,6 +22,8 @@ from jaxdistill.models import ModelConfig, Params, parameters
 
 MODEL_TYPE = "jaxdistill"
 FORMAT_VERSION = 1
+# Keys of the Hugging Face config.json that the model came with, for the way back.
+SAID = "huggingface"
 
 
 def write(directory: epath.Path, config: ModelConfig, params: Params, labels: Sequence[str] | None = None) -> None:
@@ -59,4 +62,5 @@ def read_params(directory: epath.Path, config: ModelConfig) -> Params:
     if flat is None:
         raise BadInput(f"{directory} has no {hf_torch.WEIGHTS}; export the model again")
     convert.check_tree(config, flat, str(directory / hf_torch.WEIGHTS))
+    convert.check_finite(flat, str(directory / hf_torch.WEIGHTS))
     return parameters.unflatten({name: jnp.asarray(array) for name, array in flat.items()})

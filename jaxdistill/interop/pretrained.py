@@ -19,20 +19,31 @@ from etils import epath
 
 from jaxdistill import remote
 from jaxdistill.errors import BadInput, nearest
-from jaxdistill.interop import configs, contents, convert, hf_flax, hf_torch, own_format
+from jaxdistill.interop import configs, contents, convert, hf_flax, hf_torch, names, own_format, weight_files
 from jaxdistill.interop.model_card import model_card
 from jaxdistill.models import Model, ModelConfig, Params
 
 TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
                    "added_tokens.json")
-SENTENCE_FILES = ("modules.json", "1_Pooling", "2_Normalize", "sentence_bert_config.json",
-                  "config_sentence_transformers.json")
+SENTENCE_FILES = ("modules.json", "1_Pooling", names.EMBEDDING_FOLDER, "2_Normalize", "3_Normalize",
+                  *contents.SENTENCE_SETTINGS)
 CARD = "README.md"
-# What `save_pretrained` can write: Hugging Face's folder with both kinds of weights or with one, or our own folder.
+# What `save_pretrained` can write: Hugging Face's folder with model.safetensors, which every reader takes ("huggingface" and
+# "safetensors" are the same), or with flax_model.msgpack, or our own folder. Never both files: one of them would become stale.
 FORMATS = ("huggingface", "safetensors", "msgpack", own_format.MODEL_TYPE)
 SAFETENSORS = (hf_torch.WEIGHTS, hf_torch.INDEX, "model-*.safetensors")
 # What a model folder may hold; `overwrite` replaces folders of these alone.
-MODEL_FILES = ("config.json", CARD, hf_torch.INDEX, hf_flax.WEIGHTS, *TOKENIZER_FILES, *SENTENCE_FILES)
+MODEL_FILES = ("config.json", CARD, hf_torch.INDEX, hf_flax.WEIGHTS, hf_flax.INDEX, *TOKENIZER_FILES, *SENTENCE_FILES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Said:
+    """What a model folder says that is no part of the network: keys of its config.json beside ours (and its model_type), and
+    settings of sentence-transformers by file. `left_out`: keys that are not written again."""
+
+    keys: dict[str, Any]
+    sentence: dict[str, Any]
+    left_out: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,15 +79,12 @@ def from_pretrained(name_or_dir: str | os.PathLike[str], heads: Sequence[str] | 
         config, params = _pick_heads(config, params, heads, str(directory))
         return Model(config.replace(dtype=dtype, residual_dtype="float32")), params
     config = configs.from_huggingface(values, where)
-    largest = convert.largest_bytes(config)
-    raw = hf_torch.read_state(directory, largest)
-    if raw is None:
-        raw = hf_flax.read_state(directory, largest)
+    raw = weight_files.read(directory, convert.largest_bytes(config))
     if raw is None:
         raise BadInput(_nothing_to_load(directory))
-    raw = hf_flax.in_pytorch_names(raw)
     state = contents.modernise(raw, values, str(directory), tied=heads is None or "mlm" in heads)
     config = contents.describe(config, state, values, directory, heads)
+    state |= contents.dense_state(directory, config)
     params = convert.from_state(config, state, str(directory), strict_heads=heads is None)
     return Model(config.replace(dtype=dtype, residual_dtype="float32")), params
 
@@ -89,22 +97,35 @@ def read_config(name_or_dir: str | os.PathLike[str]) -> ModelConfig:
     if values.get("model_type") == own_format.MODEL_TYPE:
         return own_format.read_config(values, where)
     config = configs.from_huggingface(values, where)
-    names = [re.sub("^(Mobile|IB)?Bert", "", str(name)) for name in values.get("architectures") or ()]
-    heads = next((configs.ARCHITECTURES[name] for name in names if name in configs.ARCHITECTURES), ())
-    pooling = contents.sentence_pooling(directory)
+    classes = [re.sub("^(Mobile|IB)?Bert", "", str(name)) for name in values.get("architectures") or ()]
+    heads = next((configs.ARCHITECTURES[name] for name in classes if name in configs.ARCHITECTURES), ())
+    pooling = contents.sentence_head(directory, config.hidden_size)
     return config.replace(heads=heads + (("embedding",) if pooling is not None else ()), **(pooling or {}))
 
 
 def read_values(directory: epath.Path) -> dict[str, Any]:
     """The config.json of a folder as it stands there; `BadInput` if there is none, or none that can be read."""
     if not (directory / "config.json").exists():
-        raise BadInput(f"{directory} has no config.json; it holds {listing(directory)}. Give the folder of a saved model")
+        inside = _models_inside(directory)
+        advice = f"Give {directory / inside[0]}" if inside else "Give the folder of a saved model"
+        raise BadInput(f"{directory} has no config.json; it holds {listing(directory)}. {advice}")
     return hf_torch.read_json(directory / "config.json")
+
+
+def check_weights(directory: epath.Path) -> None:
+    """Raises `BadInput` if a Hugging Face folder holds two files of different weights, as `from_pretrained` does."""
+    if weight_files.several(directory):
+        weight_files.read(directory, largest_weights(directory))
+
+
+def largest_weights(directory: epath.Path) -> int:
+    """How many bytes the weights of a Hugging Face folder can have at most, by its config.json."""
+    return convert.largest_bytes(configs.from_huggingface(read_values(directory), str(directory / "config.json")))
 
 
 def save_pretrained(directory: str | os.PathLike[str], model: Model, params: Params, tokenizer: Any = None, *,
                     card: str | None = None, labels: Sequence[str] | None = None, overwrite: bool = False,
-                    to: str | None = None, problem_type: str | None = None) -> Exported:
+                    to: str | None = None, problem_type: str | None = None, source: Said | None = None) -> Exported:
     """Writes a complete folder that transformers loads, or, if it has no class for the model, one of our own format.
 
     The folder is written beside its final place and moved there whole: it is never half there.
@@ -116,10 +137,11 @@ def save_pretrained(directory: str | os.PathLike[str], model: Model, params: Par
         tokenizer: a transformers tokenizer, or a folder whose tokenizer files are copied; None: none.
         card: the text of README.md; default a minimal one.
         labels: names of the classes of a classification head, in order.
-        to: one of `FORMATS`, if it must be that: "safetensors" and "msgpack" are Hugging Face's folder with the
-            weights of PyTorch or of Flax alone.
+        to: one of `FORMATS`, if it must be that: "huggingface" and "safetensors" are Hugging Face's folder with
+            model.safetensors, which PyTorch and Flax classes read, "msgpack" with flax_model.msgpack.
         problem_type: what transformers makes of a classifier's outputs, "" for no word about it; None: "regression" where
             the config says so.
+        source: what the folder that the same model was loaded from said besides: it is written again. From `said_by`.
 
     Raises:
         BadInput: the folder is not free, `params` are not the model's, tokenizer or labels do not fit the model, or the
@@ -132,6 +154,8 @@ def save_pretrained(directory: str | os.PathLike[str], model: Model, params: Par
             _write_huggingface(partial, model.config, params, labels, to or "huggingface")
         else:
             own_format.write(partial, model.config, params, labels)
+        if source is not None:
+            _write_said(partial, model.config, source)
         if problem_type is not None:
             values = {**hf_torch.read_json(partial / "config.json"), "problem_type": problem_type}
             _write_json(partial / "config.json", {name: x for name, x in values.items() if (name, x) != ("problem_type", "")})
@@ -176,7 +200,8 @@ def _fetch(name: str) -> epath.Path:
     import huggingface_hub
 
     try:
-        patterns = ["config.json", "modules.json", "1_Pooling/config.json", *TOKENIZER_FILES]
+        modules = ["modules.json", "*_Pooling/config.json", "*_Dense/config.json", f"*_Dense/{hf_torch.WEIGHTS}"]
+        patterns = ["config.json", *modules, *contents.SENTENCE_SETTINGS, *TOKENIZER_FILES]
         directory = epath.Path(huggingface_hub.snapshot_download(name, allow_patterns=[*patterns, *SAFETENSORS]))
         if not any((directory / file).exists() for file in (hf_torch.WEIGHTS, hf_torch.INDEX)):
             directory = epath.Path(huggingface_hub.snapshot_download(name, allow_patterns=[*patterns, hf_flax.WEIGHTS]))
@@ -192,16 +217,41 @@ def _write_huggingface(directory: epath.Path, config: ModelConfig, params: Param
                        to: str) -> None:
     family, _ = configs.family_of(config)
     state = convert.to_state(config, params, family)
+    dense = {name.removeprefix(f"{names.EMBEDDING_FOLDER}."): state.pop(name) for name in list(state)
+             if name.startswith(names.EMBEDDING_FOLDER)}
     if configs.held_heads(config):
         state = convert.add_prefix(state, family)
     _write_json(directory / "config.json", configs.to_huggingface(config, labels))
-    if to != "msgpack":
-        hf_torch.write_state(directory, state)
-    if to != "safetensors":
-        hf_flax.write_state(directory, state)
+    (hf_flax if to == "msgpack" else hf_torch).write_state(directory, state)
     if "embedding" in config.heads:
         for name, values in contents.sentence_files(config).items():
             _write_json(directory / name, values)
+    if dense:
+        hf_torch.write_file(directory / names.EMBEDDING_FOLDER / hf_torch.WEIGHTS, dense, {"format": "pt"})
+
+
+def said_by(directory: epath.Path, config: ModelConfig) -> Said:
+    """What a model folder says beside its network. Raises `BadInput` for a file that cannot be read."""
+    values = read_values(directory)
+    own = values.get("model_type") == own_format.MODEL_TYPE
+    keys = values.get(own_format.SAID, {}) if own else configs.other_keys(values, config)
+    left_out = [key for key in configs.LEFT_OUT if key in values]
+    if configs.names_misfit(values, config):
+        left_out.append("the names of classes, which are not one for each output,")
+    return Said(keys if isinstance(keys, dict) else {}, contents.sentence_settings(directory), tuple(left_out))
+
+
+def _write_said(directory: epath.Path, config: ModelConfig, source: Said) -> None:
+    """Adds to a new folder what the model's former one said; keys of another family's config.json mean nothing there."""
+    values = hf_torch.read_json(directory / "config.json")
+    own = values["model_type"] == own_format.MODEL_TYPE
+    if own and source.keys.keys() - {"model_type"}:
+        _write_json(directory / "config.json", {**values, own_format.SAID: source.keys})
+    elif not own and source.keys.get("model_type") == values["model_type"]:
+        _write_json(directory / "config.json", dict(sorted((values | source.keys).items())))
+    files = contents.sentence_files(config, source.sentence) if "embedding" in config.heads and not own else source.sentence
+    for name, content in files.items():
+        _write_json(directory / name, content)
 
 
 def _write_json(path: epath.Path, values: Any) -> None:
@@ -211,13 +261,33 @@ def _write_json(path: epath.Path, values: Any) -> None:
 
 def _check_tokenizer(tokenizer: Any, vocab_size: int) -> None:
     """Raises `BadInput` for a tokenizer that makes ids the model has no rows for, and for what is no tokenizer."""
-    if tokenizer is None or isinstance(tokenizer, (str, os.PathLike)):
+    if tokenizer is None:
         return
-    if not hasattr(tokenizer, "save_pretrained"):
+    if isinstance(tokenizer, (str, os.PathLike)):
+        size, where = _entries(epath.Path(tokenizer)), f" in {os.fspath(tokenizer)}"
+    elif hasattr(tokenizer, "save_pretrained"):
+        size, where = len(tokenizer), ""
+    else:
         raise BadInput(f"tokenizer is a {type(tokenizer).__name__}; expected a transformers tokenizer or a folder")
-    if len(tokenizer) > vocab_size:
-        raise BadInput(f"the tokenizer has {len(tokenizer)} entries but the model's vocab_size is {vocab_size}; "
-                       "save the tokenizer that the model was trained with")
+    if size > vocab_size:
+        raise BadInput(f"the tokenizer{where} has {size} entries but the model's vocab_size is {vocab_size}; "
+                       "take the tokenizer that the model was trained with, or leave its files out")
+
+
+def _entries(folder: epath.Path) -> int:
+    """How many ids the tokenizer in a folder has, as its files say: the highest and 1; 0 where there are no such files."""
+    if (folder / "tokenizer.json").exists():
+        values = hf_torch.read_json(folder / "tokenizer.json")
+        vocabulary = (values.get("model") or {}).get("vocab") or {}
+        ids = list(vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary)))
+        ids += [token.get("id") for token in values.get("added_tokens") or [] if isinstance(token, dict)]
+    elif (folder / "vocab.txt").exists():
+        ids = list(range(len((folder / "vocab.txt").read_text().rstrip("\n").split("\n"))))
+        added = folder / "added_tokens.json"
+        ids += list(hf_torch.read_json(added).values()) if added.exists() else []
+    else:
+        ids = []
+    return 1 + max((number for number in ids if isinstance(number, int)), default=-1)
 
 
 def _write_tokenizer(directory: epath.Path, tokenizer: Any) -> None:
@@ -245,9 +315,8 @@ def _new_folder(directory: str | os.PathLike[str], overwrite: bool) -> Iterator[
         raise BadInput(f"{target} is a file; give the name of a folder to write")
     present = [path.name for path in target.iterdir()] if target.exists() else []
     if present and not overwrite:
-        raise BadInput(f"{target} is not empty; choose another folder (save_pretrained(…, overwrite=True) replaces the model "
-                       "in it)")
-    foreign = sorted(name for name in present if name not in MODEL_FILES and not name.endswith(".safetensors"))
+        raise BadInput(f"{target} is not empty; choose another folder, or remove what is in it")
+    foreign = sorted(name for name in present if name not in MODEL_FILES and not name.endswith((".safetensors", ".msgpack")))
     if foreign:
         raise BadInput(f"{target} holds {', '.join(foreign[:4])}, which is no part of a saved model, so it is not "
                        "replaced; choose another folder")
@@ -291,8 +360,24 @@ def _pick_heads(config: ModelConfig, params: Params, heads: Sequence[str] | None
 def _nothing_to_load(directory: epath.Path) -> str:
     if has_only_pickles(directory):
         return only_pickles(str(directory))
+    advice = "Save the model in one of these formats"
+    others = sorted(path.name for path in directory.iterdir() if path.name.endswith((".safetensors", ".msgpack")))
+    if any(name.startswith("adapter_model") for name in others):
+        advice = "An adapter alone is no model: merge it into its model in PEFT (merge_and_unload) and save that"
+    elif others:
+        advice = f"To load {others[0]}, rename it to model{epath.Path(others[0]).suffix}".replace("model.msgpack", hf_flax.WEIGHTS)
+    elif inside := _models_inside(directory):
+        advice = f"Give {directory / inside[0]}"
     return (f"{directory} has no {hf_torch.WEIGHTS}, {hf_torch.INDEX} or {hf_flax.WEIGHTS}; it holds "
-            f"{listing(directory)}. Save the model in one of these formats")
+            f"{listing(directory)}. {advice}")
+
+
+def _models_inside(directory: epath.Path) -> list[str]:
+    """Folders of models right inside a folder, as a Trainer's checkpoints or sentence-transformers' parts lie there, the
+    last checkpoint first."""
+    found = [path.name for path in directory.iterdir() if path.is_dir() and (path / "config.json").exists()
+             and (path / "config.json").stat().length > 2 and not path.name.endswith("_Pooling")]
+    return sorted(found, key=lambda name: [-int(number) for number in re.findall("[0-9]+", name)])
 
 
 def has_only_pickles(directory: epath.Path) -> bool:

@@ -22,7 +22,7 @@ from jaxdistill.errors import BadInput, nearest
 from jaxdistill.models import heads as heads_lib
 from jaxdistill.models.block import BLOCK_TAPS, Block
 from jaxdistill.models.config import HEADS, ModelConfig
-from jaxdistill.models.embeddings import Embeddings
+from jaxdistill.models.embeddings import Embeddings, check_ids
 
 Params = dict[str, Any]
 Batch = Mapping[str, Any]
@@ -30,8 +30,10 @@ Arrays = dict[str, jax.Array]
 
 # `embeddings` is hidden state 0; `hidden_moments` are the mean and variance over D of all N + 1 hidden states.
 TAPS = ("embeddings", *BLOCK_TAPS, "hidden_moments")
-# Large enough that a masked key gets no weight, small enough that its sums stay finite in float32.
-MASKED_SCORE = -1e9
+# Half of float32's lowest number. As with the lowest, which PyTorch takes, a masked key gets no weight beside any real one,
+# and where all keys are masked they get equal weights. Half leaves room: the lowest plus a negative score can be -inf, and
+# a loss that multiplies its logarithm by a weight of 0 then gives NaN.
+MASKED_SCORE = float(jnp.finfo(jnp.float32).min) / 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +78,11 @@ class Model:
         (default all). `dropout_key`: dropout is on when given. `num_layers`: stop after so many blocks (then no head
         runs). Outputs: `last_hidden_state` [B, L, D], `pooler_output` [B, D], and by head `mlm_logits` [B, L or P, V],
         `nsp_logits` [B, 2], `logits` [B, C], [B, L, C] or (the score of one choice a row) [B, 1],
-        `start_logits`/`end_logits` [B, L], `embedding` [B, D]; all float32.
+        `start_logits`/`end_logits` [B, L], `embedding` [B, D] (or what is pooled and projected); all float32.
         In a packed batch what is pooled is [B, S, D], and `nsp_logits` and `logits` of pooled vectors are
         [B, S, 2] and [B, S, C]. Raises `BadInput` for an unknown tap or head, for rows longer than the position table,
-        and for a packed batch that lacks a field or is given to a head that reads whole rows.
+        for ids, types and positions outside their tables (NaN under `jit`, where the numbers are not known), and for a
+        packed batch that lacks a field or is given to a head that reads whole rows.
         """
         check_arguments(params, batch)
         taps, heads = _names(taps), None if heads is None else _names(heads)
@@ -111,6 +114,7 @@ class Model:
         if ids_BxL.shape[1] > self.config.max_positions:
             raise BadInput(f"input_ids has rows of {ids_BxL.shape[1]} tokens but the model has max_positions="
                            f"{self.config.max_positions}; shorten the rows")
+        check_ids(self.config, batch)
         types = batch.get("token_type_ids")
         types_BxL = jnp.zeros_like(ids_BxL) if types is None else jnp.asarray(types)
         segments_BxL = segment_ids(batch)
@@ -233,14 +237,14 @@ class Model:
                 both = _apply(modules[name], params[name], None, hidden_BxLxD)
                 outputs |= {"start_logits": both[..., 0], "end_logits": both[..., 1]}
             elif name == "embedding":
-                outputs["embedding"] = heads_lib.sentence_embedding(self.config, hidden_BxLxD, attention_mask(batch))
+                outputs["embedding"] = _apply(heads_lib.Embedding(self.config), params.get(name, {}), None, hidden_BxLxD,
+                                              attention_mask(batch), dropout=False)
         return outputs
 
     def mlm_features(self, params: Params, hidden_BxLxD: jax.Array, batch: Batch) -> tuple[Params, jax.Array]:
         """The MLM head but for its product with the vocabulary: (`weights` of `heads.vocabulary_logits`, [B, P or L, D])."""
         positions = batch.get("mlm_positions")
-        rows = hidden_BxLxD if positions is None else jnp.take_along_axis(
-            hidden_BxLxD, jnp.asarray(positions)[..., None], axis=1)
+        rows = hidden_BxLxD if positions is None else tokens_at(hidden_BxLxD, positions)
         features = _apply(heads_lib.modules(self.config)["mlm"], params["mlm"], None, rows, None, dropout=False)
         weights = {name: params["mlm"][name] for name in ("bias", "extra_embedding") if name in params["mlm"]}
         return {**weights, "word": params["embeddings"]["word"]}, features
@@ -288,7 +292,14 @@ def first_tokens(hidden_BxLxD: jax.Array, batch: Batch) -> jax.Array:
     row's first where there is none: `example_weights` are 0 there)."""
     if segment_ids(batch) is None:
         return hidden_BxLxD[:, 0]
-    return jnp.take_along_axis(hidden_BxLxD, jnp.asarray(batch["cls_positions"])[..., None], axis=1)
+    return tokens_at(hidden_BxLxD, batch["cls_positions"])
+
+
+def tokens_at(hidden_BxLxD: jax.Array, positions: Any) -> jax.Array:
+    """[B, P, D] of the places int[B, P] of each row; NaN outside the row, as in `embeddings.rows_of`."""
+    places_BxP = jnp.asarray(positions)
+    places_BxP = jnp.where(places_BxP < 0, hidden_BxLxD.shape[1], places_BxP)
+    return jnp.take_along_axis(hidden_BxLxD, places_BxP[..., None], axis=1)
 
 
 def attention_bias(batch: Batch) -> jax.Array:

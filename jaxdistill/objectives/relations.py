@@ -36,7 +36,7 @@ def attention_mse(student_BxAxLxL: jax.Array, teacher_BxAxLxL: jax.Array, batch:
     """Squared difference of the scores before the softmax; mean over heads, sum over pairs of real query and real key (in
     a packed row, of one text). TinyBERT's released code counts pads in; here they are out."""
     pairs_Bx1xLxL = real_pairs(batch)
-    # Zeros before any arithmetic, as in `hidden.real_only`: masked keys hold -1e9.
+    # Zeros before any arithmetic, as in `hidden.real_only`: masked keys hold `MASKED_SCORE`.
     student, teacher = (jnp.where(pairs_Bx1xLxL, x.astype(jnp.float32), 0.0)
                         for x in (student_BxAxLxL, jax.lax.stop_gradient(teacher_BxAxLxL)))
     return jnp.sum(jnp.mean((teacher - student) ** 2, axis=1))

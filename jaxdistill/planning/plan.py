@@ -47,7 +47,7 @@ def plan(config: str | os.PathLike[str] | ConfigDict, topology: str | Sequence[s
     config, stages = as_config(config, overrides), as_names(stages, "stages")
     chosen = topologies.find_all(as_names(topology, "topology") or [])
     if importlib.util.find_spec("libtpu") is None:
-        raise BadInput("planning compiles with libtpu, which is not installed; pip install 'jaxdistill[plan]'")
+        raise BadInput("planning compiles with libtpu, which is not installed; pip install 'jax[tpu]'")
     found = [plan_one(config, one, stages, fit, show) for one in chosen]
     guessed = any(stage.get("program", {}).get("guessed") for one in found for stage in one["stages"])
     return {"config": config.name, "topologies": found,

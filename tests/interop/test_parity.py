@@ -142,3 +142,23 @@ def test_exact_and_tanh_gelu_are_told_apart(tmp_path: Path) -> None:
     other = Model(model.config.replace(activation="gelu_tanh"))
     with pytest.raises(AssertionError):
         oracle.assert_same(oracle.our_outputs(other, params, inputs), oracle.torch_outputs(network, inputs))
+
+
+@pytest.mark.parametrize("variant", ["bert", "mobilebert", "tiny"])
+def test_masks_are_theirs_at_the_extremes(variant: str, tmp_path: Path) -> None:
+    """A row of nothing but pads has equal weights on all of them, and no pad leaks into hidden states of 1e9 and more."""
+    network = oracle.random_torch(variant)
+    inputs = oracle.batch()
+    inputs["attention_mask"][1] = 0
+    for scale in (1.0, 3e9) if variant != "bert" else (1.0,):  # a LayerNorm takes any size away
+        with torch.no_grad():
+            for name, value in network.named_parameters():
+                if "embeddings.LayerNorm" in name:
+                    value.mul_(scale)
+        network.save_pretrained(tmp_path / f"{scale}")
+        model, params = interop.from_pretrained(tmp_path / f"{scale}")
+        theirs = oracle.torch_outputs(network, inputs)
+        np.testing.assert_allclose(theirs["attentions"][:, 1], 1 / oracle.LENGTH, rtol=1e-6)
+        ours = oracle.our_outputs(model, params, inputs)
+        oracle.assert_same(ours, theirs)
+        assert scale == 1 or np.abs(theirs["hidden_states"][:, 0]).max() > 1e9

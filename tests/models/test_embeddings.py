@@ -76,3 +76,44 @@ def test_a_pad_counts_in_the_trigram_of_the_last_token():
 def test_unusable_ids_are_refused(ids, words):
     with pytest.raises(BadInput, match=words):
         Model(PLAIN).embed(jax.eval_shape(Model(PLAIN).init, jax.random.key(0)), {"input_ids": ids})
+
+
+OUTSIDE = [("input_ids", -1, "input_ids holds -1; expected 0 to 19, below the model's vocab_size; take the tokenizer"),
+           ("input_ids", 20, "input_ids holds 20"), ("input_ids", 2**32 + 3, "holds 4294967299"),
+           ("token_type_ids", -1, "token_type_ids holds -1; expected 0 to 1, below the model's type_vocab_size"),
+           ("position_ids", 16, "position_ids holds 16; expected 0 to 15, below the model's max_positions"),
+           ("position_ids", -3, "position_ids holds -3"),
+           ("mlm_positions", -1, "mlm_positions holds -1; expected 0 to 5, places in a row"),
+           ("cls_positions", 6, "cls_positions holds 6; expected 0 to 5")]
+
+
+def batch_with(name, value):
+    """A batch, packed if `name` needs that, with one number of the field `name` replaced."""
+    batch = {"input_ids": IDS, "token_type_ids": TYPES, "position_ids": np.arange(6) + 0 * IDS, "mlm_positions": IDS[:, :2] % 5,
+             "segment_ids": np.ones_like(IDS), "cls_positions": np.zeros((2, 1), int)}
+    batch[name] = batch[name].astype(np.int64)
+    batch[name][1, 0] = value
+    return batch
+
+
+@pytest.mark.parametrize("as_array", [np.asarray, jnp.asarray], ids=["numpy", "jax"])
+@pytest.mark.parametrize("name, value, words", OUTSIDE)
+def test_numbers_without_a_row_are_refused_where_they_are_known(name, value, words, as_array):
+    model, params = Model(PLAIN), random_params(PLAIN)
+    batch = batch_with(name, value)
+    if as_array is jnp.asarray and value > 2**31:
+        return  # there is no such jax.Array
+    with pytest.raises(BadInput, match=words):
+        model.apply(params, {**batch, name: as_array(batch[name])})
+
+
+@pytest.mark.parametrize("config", [PLAIN, TRIGRAM], ids=["plain", "trigram"])
+def test_numbers_without_a_row_give_nan_under_jit(config):
+    model, params = Model(config), random_params(config)
+    outputs = jax.jit(lambda p, b: model.apply(p, b)[0])
+    assert all(np.isfinite(x).all() for x in outputs(params, batch_with("input_ids", 3)).values())
+    for name, value, _ in OUTSIDE:
+        if value < 2**31:
+            found = outputs(params, batch_with(name, value))
+            read = {"mlm_positions": "mlm_logits", "cls_positions": "nsp_logits"}.get(name, "last_hidden_state")
+            assert np.isnan(found[read][1, 0]).all() and np.isfinite(found[read][0]).all(), (name, value)

@@ -13,7 +13,7 @@ import pytest
 from jaxdistill.data import packing
 from jaxdistill.errors import BadInput
 from jaxdistill.models import Model, preset
-from jaxdistill.models.encoder import attention_bias
+from jaxdistill.models.encoder import MASKED_SCORE, attention_bias
 from jaxdistill.models.parameters import flatten
 from jaxdistill.objectives.terms import LOSSES
 from tests.conftest import SMALL, STUDENT, TEACHER, pretraining_batch, random_params
@@ -155,7 +155,7 @@ def test_bias_is_by_block_only_if_packed():
     assert bias.shape == (5, 1, LENGTH, LENGTH) and bias.dtype == np.float32
     for row, query, key in np.ndindex(5, LENGTH, LENGTH):
         same = packed["segment_ids"][row, query] == packed["segment_ids"][row, key]
-        assert bias[row, 0, query, key] == (0 if same else -1e9)
+        assert bias[row, 0, query, key] == (0 if same else np.float32(MASKED_SCORE))
     assert attention_bias(plain).shape == (len(plain["input_ids"]), 1, 1, LENGTH + 1)
 
 

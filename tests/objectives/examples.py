@@ -3,6 +3,7 @@
 import numpy as np
 
 from jaxdistill.methods.base import Term
+from jaxdistill.models.encoder import MASKED_SCORE
 from jaxdistill.objectives import terms
 
 LENGTHS = (6, 4, 1)
@@ -40,7 +41,7 @@ def tap(kind, batch, seed):
     if kind in ("query", "key", "value"):
         return rng.normal(size=(rows, length, HEADS, 3)).astype(np.float32)
     if kind == "attention_scores":
-        pads = -1e9 * (1 - batch["attention_mask"])[:, None, None, :]
+        pads = MASKED_SCORE * (1 - batch["attention_mask"])[:, None, None, :]
         return (rng.normal(size=(rows, HEADS, length, length)) + pads).astype(np.float32)
     shape = {"mlm_logits": (rows, 3, WORDS), "nsp_logits": (rows, 2), "logits": (rows, CLASSES)}[kind]
     return rng.normal(size=shape).astype(np.float32)

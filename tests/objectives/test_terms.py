@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxdistill.errors import BadInput
+from jaxdistill.models.encoder import MASKED_SCORE
 from jaxdistill.objectives.terms import count_everything, loss_named
 from tests.objectives.examples import COUNTS, LOSSES, PER_LAYER, REFERENCES, WITH_TEACHER, example, float64, tap
 
@@ -40,7 +41,7 @@ def padded(name, student, teacher, batch, by, value):
 
     def grow(x, kind):
         if kind == "attention_scores":
-            return widen(widen(x, (3,), by, -1e9), (2,), by, value)
+            return widen(widen(x, (3,), by, MASKED_SCORE), (2,), by, value)
         along = {"hidden": (1,), "query": (1,), "key": (1,), "value": (1,), "hidden_moments": (2,)}
         return widen(x, along.get(kind, ()), by, value)
 
@@ -142,7 +143,7 @@ def test_a_row_of_pads_alone_is_finite(name):
     student, teacher = (tap(kind, batch, 3) for kind in (LOSSES[name].student, LOSSES[name].teacher))
     student[2], teacher[(slice(None), 2) if LOSSES[name].teacher == "hidden_moments" else 2] = 0.0, 0.0
     if LOSSES[name].student == "attention_scores":
-        student[2] = teacher[2] = -1e9
+        student[2] = teacher[2] = MASKED_SCORE
     value, gradient, _ = value_and_gradients(name, student, teacher, batch)
     assert np.isfinite(value) and np.isfinite(gradient).all() and not gradient[2].any()
 

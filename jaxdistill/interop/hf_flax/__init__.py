@@ -14,7 +14,6 @@ from jaxdistill.interop.hf_flax.weights import (
     INDEX,
     WEIGHTS,
     in_pytorch_names,
-    read_state,
     state_from_tree,
     tree_from_state,
     write_state,
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from jaxdistill.interop.hf_flax.models import *  # noqa: F403
     from jaxdistill.interop.hf_flax.registration import register_with_transformers as register_with_transformers
 
-__all__ = ["CLASSES", "INDEX", "WEIGHTS", "in_pytorch_names", "read_state", "register_with_transformers",
+__all__ = ["CLASSES", "INDEX", "WEIGHTS", "in_pytorch_names", "register_with_transformers",
            "state_from_tree", "tree_from_state", "write_state"]
 
 

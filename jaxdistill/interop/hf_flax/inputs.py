@@ -11,11 +11,7 @@ import numpy as np
 
 from jaxdistill.errors import BadInput
 from jaxdistill.models import ModelConfig
-
-# {input: the field of ModelConfig that it stays below, what to do if it does not}
-TABLES = {"input_ids": ("vocab_size", "take the tokenizer that belongs to the model"),
-          "token_type_ids": ("type_vocab_size", "leave them away, or take the tokenizer that belongs to the model"),
-          "position_ids": ("max_positions", "leave them away, or count from 0 in rows that fit")}
+from jaxdistill.models.embeddings import TABLES, check_range, known
 
 
 def check(config: ModelConfig, given: Mapping[str, Any], axes: tuple[str, ...]) -> dict[str, jax.Array]:
@@ -33,8 +29,10 @@ def check(config: ModelConfig, given: Mapping[str, Any], axes: tuple[str, ...]) 
             continue
         array = value if isinstance(value, jax.Array) else _to_numpy(name, value)
         if name in TABLES:
+            if not jnp.issubdtype(array.dtype, jnp.integer):
+                raise BadInput(f"{name} is {array.dtype}{list(array.shape)}; expected whole numbers")
             field, advice = TABLES[name]
-            array = _below(name, array, getattr(config, field), f"{field}; {advice}")
+            check_range(name, array, getattr(config, field), f"below the model's {field}; {advice}")
         else:
             _check_mask(name, array)
         if name == "input_ids" and (array.ndim != len(axes) or 0 in array.shape[1:]):
@@ -58,30 +56,9 @@ def _to_numpy(name: str, value: Any) -> np.ndarray:
     return array
 
 
-def _below(name: str, array: Any, limit: int, explanation: str) -> Any:
-    """`array`, of whole numbers from 0 to `limit` - 1 as far as they are known; unknown ones below 0 become `limit`."""
-    if not jnp.issubdtype(array.dtype, jnp.integer):
-        raise BadInput(f"{name} is {array.dtype}{list(array.shape)}; expected whole numbers")
-    if isinstance(array, jax.core.Tracer):
-        array = array.astype(jnp.int32)
-        return jnp.where(array < 0, limit, array)  # a row that is not there is NaN; -1 would be the last one
-    known = _known(array)
-    outside = known[(known < 0) | (known >= limit)]
-    if outside.size:
-        raise BadInput(f"{name} holds {outside[0]}; expected 0 to {limit - 1}, below the model's {explanation}")
-    return array
-
-
 def _check_mask(name: str, array: Any) -> None:
-    known = _known(array)
+    numbers = known(array)
     with np.errstate(invalid="ignore"):
-        wrong = known[(known < 0) | (known.astype(np.int32) != known)]
+        wrong = numbers[(numbers < 0) | (numbers.astype(np.int32) != numbers)]
     if wrong.size:
         raise BadInput(f"{name} holds {wrong[0]}; expected 1 for a token and 0 for padding, not what is added to scores")
-
-
-def _known(array: Any) -> np.ndarray:
-    """The numbers of an array; none of them under `jit`, or if some are on other hosts."""
-    if isinstance(array, jax.core.Tracer) or not (isinstance(array, np.ndarray) or array.is_fully_addressable):
-        return np.zeros(0, np.int32)
-    return jax.device_get(array)

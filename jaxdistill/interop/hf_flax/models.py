@@ -19,6 +19,7 @@ import flax.serialization
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
+import numpy as np
 import safetensors
 from etils import epath
 from flax.core import freeze, unfreeze
@@ -26,7 +27,7 @@ from transformers.modeling_flax_utils import FlaxPreTrainedModel
 from transformers.models.mobilebert.configuration_mobilebert import MobileBertConfig
 
 from jaxdistill.errors import BadInput
-from jaxdistill.interop import configs, own_format, pretrained
+from jaxdistill.interop import configs, convert, own_format, pretrained, weight_files
 from jaxdistill.interop.hf_flax import tree as tree_lib
 from jaxdistill.interop.hf_flax import weights
 from jaxdistill.interop.hf_flax.ib_bert import IBBertConfig
@@ -65,19 +66,22 @@ class _FlaxEncoder(FlaxPreTrainedModel):
                         *model_args: Any, **kwargs: Any) -> Any:
         """As in every class of transformers, but that nothing pickled is opened: `from_pt` reads safetensors.
 
-        Raises `BadInput` for a local folder of another kind of model, for damaged weights and where there is only a pickle.
+        Raises `BadInput` for a local folder of another kind of model, or with two files of different weights, for damaged
+        weights, numbers that are not finite, and where there is only a pickle.
         """
         given = os.path.expanduser(str(pretrained_model_name_or_path))
         folder = epath.Path(given) / (kwargs.get("subfolder") or "")
         if "config" not in kwargs:
             _check_kind(cls, folder)
+        if (folder / "config.json").exists():
+            pretrained.check_weights(folder)
         pickled = pretrained.has_only_pickles(folder) if folder.is_dir() else given.endswith(PICKLED)
         # Without from_pt transformers takes PyTorch's safetensors too, knows Flax's when they lie there as well, and never
         # asks the Hub for a pickle. Only a file that is given by itself may have any name.
         from_pt = bool(kwargs.pop("from_pt", False)) and given.endswith(".safetensors") and os.path.isfile(given)
         try:
             if not pickled:
-                return super().from_pretrained(given, dtype, *model_args, from_pt=from_pt, **kwargs)
+                return _finite(_load(super().from_pretrained, given, dtype, *model_args, from_pt=from_pt, **kwargs), given)
         except safetensors.SafetensorError as error:
             raise BadInput(f"{given} cannot be read as safetensors ({error}); it is damaged or cut short: fetch or export it "
                            "again") from error
@@ -100,6 +104,17 @@ class _FlaxEncoder(FlaxPreTrainedModel):
     def load_flax_sharded_weights(cls, shard_files: Sequence[str]) -> Any:
         """The same of shards."""
         return weights.read_trees([epath.Path(file) for file in shard_files])
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """As in every class of transformers, but that weights saved there before go: what is left is one model.
+
+        Weights of another kind of file (safetensors, msgpack) stay if they are the same.
+        """
+        folder = epath.Path(os.path.expanduser(str(save_directory)))
+        before = weight_files.snapshot(folder)
+        super().save_pretrained(str(folder), *args, **kwargs)
+        if before:
+            weight_files.supersede(folder, before, pretrained.largest_weights(folder))
 
     def enable_gradient_checkpointing(self) -> None:
         """From now on the backward pass keeps nothing of a block but its input, and computes the rest again."""
@@ -256,6 +271,26 @@ class FlaxIBBertForMultipleChoice(FlaxIBBertPreTrainedModel):
     """With one score a choice; inputs are [B, C, L]."""
 
     kind = "ForMultipleChoice"
+
+
+def _load(load: Any, given: str, *args: Any, **kwargs: Any) -> Any:
+    """`load` as it is, with PyTorch's safetensors and `_do_init=False` too: transformers needs parameters to put them in."""
+    try:
+        return load(given, *args, **kwargs)
+    except ValueError as error:
+        if kwargs.get("_do_init", True) or "_do_init=False" not in str(error):
+            raise
+    model = load(given, *args, **{**kwargs, "_do_init": True})
+    params, model._params, model._is_initialized = model.params, None, False
+    return model, params
+
+
+def _finite(loaded: Any, where: str) -> Any:
+    """What was loaded, a model or (model, params); `BadInput` for numbers that are not finite."""
+    params = loaded[1] if isinstance(loaded, tuple) else loaded.params
+    flat = flax.traverse_util.flatten_dict(unfreeze(params), sep="/")
+    convert.check_finite({name: x for name, x in flat.items() if isinstance(x, (jax.Array, np.ndarray))}, where)
+    return loaded
 
 
 def _check_kind(cls: Any, folder: epath.Path) -> None:

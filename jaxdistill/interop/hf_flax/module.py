@@ -87,6 +87,9 @@ class EncoderModule(nn.Module):
         batch = {name: value.reshape(-1, value.shape[-1]) for name, value in batch.items()}
         drops = not deterministic and max(model.config.hidden_dropout, model.config.attention_dropout,
                                           model.config.classifier_dropout) > 0
+        if drops and not self.has_rng("dropout"):
+            raise BadInput("train=True turns dropout on, which needs a key: pass dropout_rng=jax.random.key(0), split anew for every "
+                           "step")
         key = self.make_rng("dropout") if drops else None
         found, hidden, attentions = _forward(model, prefix, output_hidden_states, output_attentions, tree, batch,
                                              head_mask, key)

@@ -57,17 +57,23 @@ def write_state(directory: epath.Path, state: State) -> None:
     (directory / WEIGHTS).write_bytes(flax.serialization.msgpack_serialize(tree_from_state(state)))
 
 
-def read_state(directory: epath.Path, largest: int) -> State | None:
-    """The folder's flax_model.msgpack, whole or in shards, under PyTorch names; None if there is none.
+def read_whole(directory: epath.Path, largest: int) -> State | None:
+    """The folder's flax_model.msgpack under PyTorch names; None if there is none.
 
-    `largest`: how many bytes the described model can need at most. Raises `BadInput` for larger files (before they are
-    read), damaged or missing ones, and those that hold anything but arrays under names.
+    `largest`: how many bytes the described model can need at most. Raises `BadInput` for a larger file (before it is
+    read), a damaged one, and one that holds anything but arrays under names.
     """
-    files, promised = [WEIGHTS], set[str]()
     if not (directory / WEIGHTS).exists():
-        if not (directory / INDEX).exists():
-            return None
-        files, promised = hf_torch.read_index(directory, INDEX, ".msgpack")
+        return None
+    hf_torch.check_size(directory, [WEIGHTS], largest)
+    return state_from_tree(read_tree(directory / WEIGHTS))
+
+
+def read_shards(directory: epath.Path, largest: int) -> State | None:
+    """`read_whole` of the shards that flax_model.msgpack.index.json lists; `BadInput` for a missing one too."""
+    if not (directory / INDEX).exists():
+        return None
+    files, promised = hf_torch.read_index(directory, INDEX, ".msgpack")
     hf_torch.check_size(directory, files, largest)
     tree = read_trees([directory / file for file in files])
     lost = sorted(promised - set(flax.traverse_util.flatten_dict(tree, sep="/")))
