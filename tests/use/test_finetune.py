@@ -146,7 +146,8 @@ def test_a_diverged_run_is_not_done(tmp_path, model, finetune):
 
 @pytest.mark.parametrize("option", [
     "epochs=1e30", "epochs=1e308", "epochs=nan", "epochs=inf", "epochs=-1", "epochs=0", "learning_rate=-1e-4",
-    "learning_rate=nan", "learning_rate=inf", "learning_rate=1e39", "batch_size=0", "batch_size=-8", "sequence_length=1000000000",
+    "learning_rate=nan", "learning_rate=inf", "learning_rate=1e39", "batch_size=0", "batch_size=-8", "batch_size=100000000",
+    "sequence_length=1000000000",
     "sequence_length=-1", "seed=-1", "seed=99999999999999999999"])
 def test_a_number_that_cannot_be_meant_is_refused_before_anything_is_made(tmp_path, model, finetune, option):
     name = option.partition("=")[0]
