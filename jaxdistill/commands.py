@@ -127,9 +127,9 @@ def evaluate(model_dir: conversion.PathLike, source: conversion.PathLike = "defa
 
     if not isinstance(source, str | os.PathLike) or not os.fspath(source):
         raise BadInput(f"source={source!r}: expected a file, a folder, tfds:NAME or default:heldout")
-    for name, value in (("max_examples", max_examples), ("batch_size", batch_size)):
-        if value < 1:
-            raise BadInput(f"{name}={value}: expected 1 or more")
+    for name, value in (("max_examples", max_examples), ("batch_size", batch_size), ("sequence_length", sequence_length)):
+        if (name, value) != ("sequence_length", None) and (not isinstance(value, int) or value < 1):
+            raise BadInput(f"{name}={value!r}: expected a whole number from 1")
     for notice in check_source([os.fspath(source)], documents):
         print(f"jaxdistill: {notice}", file=sys.stderr, flush=True)
     model, params, tokenizer = conversion.load(model_dir, network)
