@@ -240,8 +240,9 @@ def _convert(options: argparse.Namespace) -> str:
 def _evaluate(options: argparse.Namespace) -> str:
     from jaxdistill import commands
 
-    numbers = commands.evaluate(options.model, options.source, teacher=options.teacher, split=options.split, documents=options.documents,
-                                sequence_length=options.sequence_length, max_examples=options.max_examples)
+    numbers = commands.evaluate(options.model, options.source, teacher=options.teacher, split=options.split,
+                                documents=options.documents, sequence_length=options.sequence_length,
+                                max_examples=options.max_examples)
     return json.dumps(numbers, indent=2)
 
 

@@ -149,8 +149,8 @@ def _override(config: ConfigDict, override: str) -> None:
     """Sets one field as the command line says. Raises `BadInput` if there is none, or for a value of another type."""
     must_exist(config, [override])
     field, _, value = override.partition("=")
-    if isinstance(config_flags.GetValue(field, config), ConfigDict):
-        raise BadInput(f"config.{field} is a section; set one of its fields: {listed(sorted(config_flags.GetValue(field, config)))}")
+    if isinstance(section := config_flags.GetValue(field, config), ConfigDict):
+        raise BadInput(f"config.{field} is a section; set one of its fields: {listed(sorted(section))}")
     values = flags.FlagValues()
     arguments = ["jaxdistill", f"--config.{override}"]
     try:
