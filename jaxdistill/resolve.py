@@ -85,7 +85,14 @@ def resolve(config: ConfigDict, *, vocab_size: int, num_records: int, mesh: Mesh
         stage = dataclasses.replace(stage, fused=choose_fused(config, mesh, stage, teacher))
         if section.start not in STARTS:
             raise BadInput(f"config.stages.{name}.start={section.start!r} is unknown; valid: {', '.join(STARTS)}")
-        starts.setdefault(stage.network, "random" if stage.network == TEACHER else section.start)
+        if stage.network == TEACHER and section.start != "random":
+            raise BadInput(f"config.stages.{name}.start={section.start!r}: a teacher starts at random, or from "
+                           "config.teacher.init=FOLDER; set it to 'random'")
+        begun = starts.setdefault(stage.network, section.start)
+        if section.start not in (begun, "copy"):
+            first = next(stage for stage in stages if stage.network == section.network)
+            raise BadInput(f"config.stages.{name}.start={section.start!r} would do nothing: its network begins in stage "
+                           f"{first.name!r}; set config.stages.{first.name}.start")
         first_example[name] = seen.get(stage.network, 0)
         seen[stage.network] = first_example[name] + stage.steps * stage.batch_size
         stages.append(stage)
