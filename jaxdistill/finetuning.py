@@ -9,7 +9,6 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -29,14 +28,15 @@ from jaxdistill.data.classification import (
 )
 from jaxdistill.data.files import digest_of
 from jaxdistill.data.tokenizers import tokenizer_digest
-from jaxdistill.errors import BadInput
+from jaxdistill.errors import BadInput, listed, shortened
 from jaxdistill.interop.hf_torch import read_json
 from jaxdistill.methods.base import Stage
+from jaxdistill.methods.settings import LARGEST_COUNT
 from jaxdistill.models import Model, Params
 from jaxdistill.models.parameters import digest
-from jaxdistill.resolve import build_stage, stage_seed
+from jaxdistill.resolve import build_stage, check_seed, stage_seed
 from jaxdistill.students.copying import random_start
-from jaxdistill.training import loop, sharding, state
+from jaxdistill.training import loop, memory, sharding, state
 from jaxdistill.training.checkpoints import Checkpoints, disk_errors
 from jaxdistill.training.metrics import MetricWriter
 from jaxdistill.training.progress import Progress
@@ -44,17 +44,15 @@ from jaxdistill.workdir import claim, lock, read_page
 
 NAME = "finetune"
 HEAD = "sequence_classification"
-MOST_STEPS = 2**31 - 1  # they are counted in int32
 PathLike = conversion.PathLike
 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What is trained: `given` are the parameters that the model brought, `head` says whether its classifier is among
-    them; the others of `params` are drawn."""
+    """What is trained: `given` are the parameters that the model brings (the others are drawn), and `head` says whether its
+    classifier is among them."""
 
     model: Model
-    params: Params
     given: Params
     head: str
     tokenizer: Any
@@ -86,18 +84,20 @@ def finetune(model_dir: PathLike, task_file: PathLike, workdir: epath.PathLike, 
         if not isinstance(column, str | int) and (name, column) != ("pair_column", None):
             raise BadInput(f"{name}={column!r}: expected the name of a column, or its number from 0")
     settings: dict[str, Any] = {name: None if column is None else str(column) for name, column in columns.items()}
-    settings |= {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
+    settings |= {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed,
+                 "sequence_length": sequence_length}
     places = {"model": model_dir, "task_file": task_file, "dev_file": dev_file}
     _check(settings, places)
     folder = as_folder(workdir, "workdir")
     conversion.locate(model_dir, network)  # before much is read
     texts = _read(task_file, dev_file, text_column, label_column, pair_column)
-    start = _start(model_dir, network, texts[0].label_names, seed)
+    start = _start(model_dir, network, texts[0].label_names)
     positions = start.model.config.max_positions
-    settings["sequence_length"] = min(128, positions) if sequence_length is None else sequence_length
-    if settings["sequence_length"] > positions:
-        raise BadInput(f"sequence_length={sequence_length} exceeds the model's max_positions={positions}")
+    length = settings["sequence_length"] = min(128, positions) if sequence_length is None else sequence_length
+    if length > positions:
+        raise BadInput(f"sequence_length={length} exceeds the model's max_positions={positions}")
     stage = _stage(settings, len(texts[0].texts), start.model)
+    _check_memory(stage, start.model, length)
     settings["labels"] = list(texts[0].label_names)
     settings["digests"] = {
         "model": digest_of([start.model.config.to_dict(), digest(start.given)]),
@@ -118,18 +118,23 @@ def finetune(model_dir: PathLike, task_file: PathLike, workdir: epath.PathLike, 
 def _check(settings: dict[str, Any], places: dict[str, Any]) -> None:
     """Raises `BadInput` for numbers and paths that cannot be meant, before anything is read."""
     for name, least, most in (("epochs", 0, sys.float_info.max), ("learning_rate", 0, float(np.finfo(np.float32).max)),
-                              ("batch_size", 1, MOST_STEPS), ("seed", 0, MOST_STEPS)):
-        value, kind = settings[name], int if name in ("batch_size", "seed") else int | float
+                              ("batch_size", 1, LARGEST_COUNT), ("sequence_length", 8, LARGEST_COUNT)):
+        value, kind = settings[name], int | float if name in ("epochs", "learning_rate") else int
+        if name == "sequence_length" and value is None:
+            continue
         if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= most or (name, value) == ("epochs", 0):
-            raise BadInput(f"{name}={str(value)[:60]}: expected a {'whole ' if kind is int else ''}number "
+            raise BadInput(f"{name}={shortened(value)}: expected a {'whole ' if kind is int else ''}number "
                            + ("above 0" if name == "epochs" else f"from {least} to {most}"))
+    if not isinstance(settings["seed"], int):
+        raise BadInput(f"seed={settings['seed']!r}: expected a whole number")
+    check_seed(settings["seed"], "seed")
     for name in ("task_file", "dev_file"):
         path = places[name]
         if not (isinstance(path, str | os.PathLike) and os.fspath(path)) and (name, path) != ("dev_file", None):
             raise BadInput(f"{name}={path!r}: expected the path of a table with a text and a label in each row")
 
 
-def _start(model_dir: PathLike, network: str | None, names: tuple[str, ...], seed: int) -> Start:
+def _start(model_dir: PathLike, network: str | None, names: tuple[str, ...]) -> Start:
     """The model with a head for the labels `names`: its own if that is for the same ones, in whatever order."""
     folder = conversion.locate(model_dir, network)
     base, given, tokenizer = _load(model_dir, network, announced=HEAD in interop.read_config(folder).heads)
@@ -137,7 +142,7 @@ def _start(model_dir: PathLike, network: str | None, names: tuple[str, ...], see
     if HEAD in base.config.heads:
         theirs = interop.labels(read_json(folder / "config.json"), base.config)
         head = "new: that of the model names no labels" if theirs is None else (
-            f"new: that of the model is for other labels ({_some(theirs)}) than the task ({_some(names)})")
+            f"new: that of the model is for other labels ({listed(theirs)}) than the task ({listed(names)})")
     given = {name: tree for name, tree in given.items() if name != HEAD or sorted(theirs or ()) == sorted(names)}
     if HEAD in given:
         assert theirs is not None
@@ -145,7 +150,7 @@ def _start(model_dir: PathLike, network: str | None, names: tuple[str, ...], see
         given[HEAD] = jax.tree.map(lambda x: x[..., order], given[HEAD])  # kernel [D, C] and bias [C]
         head = "the model's own, which has the same labels"
     model = Model(base.config.replace(heads=(HEAD,), num_labels=len(names), regression=False))
-    return Start(model, {**random_start(model, seed), **given}, given, head, tokenizer)
+    return Start(model, given, head, tokenizer)
 
 
 def _load(model_dir: PathLike, network: str | None, announced: bool) -> tuple[Model, Params, Any]:
@@ -158,21 +163,29 @@ def _load(model_dir: PathLike, network: str | None, announced: bool) -> tuple[Mo
     return conversion.load(model_dir, network, heads=())
 
 
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(name if len(name) <= 30 else f"{name[:30]}…" for name in names[:5])
-    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
-
-
 def _stage(settings: dict[str, Any], examples: int, model: Model) -> Stage:
     batch_size = settings["batch_size"]
     steps = settings["epochs"] * examples / batch_size
-    if steps > MOST_STEPS:
+    if steps > LARGEST_COUNT:
         raise BadInput(f"epochs={settings['epochs']}: {examples:,} examples give {steps:.3g} steps of batch_size={batch_size}; "
-                       f"expected at most {MOST_STEPS:,} steps")
+                       f"expected at most {LARGEST_COUNT:,} steps")
     count = max(1, round(steps))
     section = defaults.stage("classify", NAME, steps=count, batch_size=batch_size, optimizer="adamw", dropout=True,
                              learning_rate=float(settings["learning_rate"]), warmup_steps=count // 10)
     return build_stage(NAME, section, examples, model.config.num_layers)
+
+
+def _mesh(stage: Stage) -> jax.sharding.Mesh:
+    """Every device, or one if the batch does not split over them."""
+    return sharding.make_mesh(1 if stage.batch_size % len(jax.devices()) else -1)
+
+
+def _check_memory(stage: Stage, model: Model, length: int) -> None:
+    """Raises `BadInput` for a batch that no memory here can hold."""
+    rows, mesh = stage.batch_size, _mesh(stage)
+    batch = {name: jax.ShapeDtypeStruct((rows, length), np.int32) for name in ("input_ids", "attention_mask", "token_type_ids")}
+    memory.check("fine-tuning", memory.step_bytes(stage, model, None, {}, batch, mesh), mesh,
+                 f"batch_size={rows} or sequence_length={length}")
 
 
 def _refuse_other(folder: epath.Path, settings: dict[str, Any], places: dict[str, Any]) -> None:
@@ -187,8 +200,8 @@ def _refuse_other(folder: epath.Path, settings: dict[str, Any], places: dict[str
         raise BadInput(f"workdir {str(folder)!r} was begun by {who}; give a new one")
     labels = held.get("labels")
     if labels != settings["labels"]:
-        raise BadInput(f"workdir {str(folder)!r} was begun with the labels {_some(labels or ())}, and {places['task_file']!s} now "
-                       f"has {_some(settings['labels'])}; use another workdir, or give back the labels to resume")
+        raise BadInput(f"workdir {str(folder)!r} was begun with the labels {listed(labels or ())}, and {places['task_file']!s} now "
+                       f"has {listed(settings['labels'])}; use another workdir, or give back the labels to resume")
     changed = [f"the {name.replace('_', ' ')} ({places.get(name) or places['task_file' if name == 'dev_file' else 'model']})"
                for name, now in settings["digests"].items() if before.get(name) != now]
     if changed:
@@ -215,8 +228,9 @@ def _finetune(settings: dict[str, Any], places: dict[str, Any], stage: Stage, st
     print(f"jaxdistill: the classifier is {start.head}", file=sys.stderr, flush=True)
     seed, names, model = settings["seed"], texts[0].label_names, start.model
     train_task, dev_task = (tokenize_examples(text, start.tokenizer, settings["sequence_length"]) for text in texts)
-    before = digest(start.params)  # which the step takes over
-    params, page = _train(stage, model, start.params, train_task, folder, seed)
+    params = {**random_start(model, seed), **start.given}
+    before = digest(params)  # the step takes them over
+    params, page = _train(stage, model, params, train_task, folder, seed)
 
     predictions, accuracy = _predict(model, params, dev_task, stage.batch_size)
     _write_predictions(folder, texts[1], predictions)
@@ -249,7 +263,7 @@ def _read(task_file: PathLike, dev_file: PathLike | None, text_column: str | int
 
 def _train(stage: Stage, model: Model, params: Params, task: TokenizedTask, folder: epath.Path, seed: int
            ) -> tuple[Params, dict[str, Any]]:
-    mesh = sharding.make_mesh(1 if stage.batch_size % len(jax.devices()) else -1)
+    mesh = _mesh(stage)
     checkpoints = Checkpoints(folder / "checkpoints" / stage.name)
     train_state, page = state.create(stage, params), dict[str, Any](seconds=0.0)
     if checkpoints.latest() is not None:

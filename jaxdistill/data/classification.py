@@ -19,7 +19,7 @@ from etils import epath
 
 from jaxdistill.data import files, loader, randomness, text_files, tokenizers
 from jaxdistill.data.loader import Batch
-from jaxdistill.errors import BadInput, nearest
+from jaxdistill.errors import BadInput, nearest, shortened
 
 Column = str | int
 LARGEST_TABLE = 2**31  # bytes of memory, about; some kilobytes of .xz may unpack to gigabytes
@@ -115,26 +115,21 @@ def read_classification_tsv(
     given = [row[places[1]].strip() for _, row in rows]
     names = tuple(label_names) if label_names is not None else tuple(sorted(set(given), key=_label_order))
     if len(names) < 2:
-        raise BadInput(f"{shown!r} column {label_column!r} holds one label only, {_short(names[0])}: is it the label column?")
+        raise BadInput(f"{shown!r} column {label_column!r} holds one label only, {shortened(names[0])!r}: is it the label column?")
     rows_a_label = len(given) / len(names)
     if label_names is None and len(names) > MANY_LABELS and rows_a_label < (10 if len(names) > VERY_MANY_LABELS else 2):
         raise BadInput(f"{shown!r} column {label_column!r} holds {len(names):,} labels in {len(given):,} rows, as "
-                       f"{_short(names[0])}: it is text or numbers, not classes; give the label column")
+                       f"{shortened(names[0])!r}: it is text or numbers, not classes; give the label column")
     number_of = {name: number for number, name in enumerate(names)}
     for (line, _), label in zip(rows, given):
         if label not in number_of:
-            raise BadInput(f"{shown!r} line {line}: label {_short(label)}: {nearest(label[:100], names)}")
+            raise BadInput(f"{shown!r} line {line}: label {shortened(label)!r}: {nearest(shortened(label), names)}")
     return LabelledText(
         texts=tuple(row[places[0]].strip() for _, row in rows),
         pairs=None if pair_column is None else tuple(row[places[2]].strip() for _, row in rows),
         labels=np.array([number_of[label] for label in given], np.int32),
         label_names=names,
     )
-
-
-def _short(text: str) -> str:
-    """A cell for a message."""
-    return repr(text if len(text) <= 60 else f"{text[:60]}…")
 
 
 def _with_limit(lines: Iterator[str], shown: str) -> Iterator[str]:
@@ -170,7 +165,7 @@ def _place(column: Column, header: list[str], shown: str) -> int:
     if str(column).isdigit() and str(column) not in header:
         return int(column)
     if column not in header:
-        raise BadInput(f"{shown!r} has no column {column!r}: {nearest(str(column), [cell[:60] for cell in header])}")
+        raise BadInput(f"{shown!r} has no column {column!r}: {nearest(str(column), map(shortened, header))}")
     return header.index(str(column))
 
 

@@ -181,11 +181,11 @@ def why_own_format(config: ModelConfig, to: str | None = None) -> str | None:
 
 def locate(name_or_dir: str | os.PathLike[str]) -> epath.Path:
     """The folder itself, or the local copy of the Hub model of that name."""
-    if not isinstance(name_or_dir, str | os.PathLike):
-        raise BadInput(f"the model is a {type(name_or_dir).__name__}; expected a folder or a name of the Hugging Face Hub")
+    if not isinstance(name_or_dir, str | os.PathLike) or not os.fspath(name_or_dir):
+        raise BadInput(f"the model is {str(name_or_dir)[:60]!r}; expected a folder or a name of the Hugging Face Hub")
     text = os.fspath(name_or_dir)
     directory = epath.Path(text).expanduser()
-    if text and directory.is_dir():
+    if directory.is_dir():
         return directory
     if directory.exists():
         raise BadInput(f"{text} is a file; give the folder that holds config.json and the weights")
