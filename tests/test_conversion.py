@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxdistill import cli, conversion, interop
-from jaxdistill.data.tokenizers import load_tokenizer, train_wordpiece
+from jaxdistill.data.tokenizers import load_tokenizer
 from jaxdistill.errors import BadInput
 from jaxdistill.models import Model, preset
 from jaxdistill.models.parameters import digest, flatten, unflatten
