@@ -34,7 +34,7 @@ from jaxdistill.models import Model, Params
 from jaxdistill.models.encoder import in_compute_dtype
 from jaxdistill.models.sizes import parameter_shapes
 from jaxdistill.planning.compiled import Program
-from jaxdistill.resolve import Recipe, predictions_a_row, resolve
+from jaxdistill.resolve import MANY, Recipe, predictions_a_row, resolve
 from jaxdistill.run import choose_stages
 from jaxdistill.students.copying import random_start
 from jaxdistill.training import loop, sharding, state
@@ -165,7 +165,7 @@ def main() -> None:
     arguments, overrides = parser.parse_known_args()
     config = configuration.load_config(arguments.config, [text.removeprefix("--config.") for text in overrides])
     mesh = sharding.make_mesh(**config.mesh)
-    recipe = resolve(config, vocab_size=config.data.vocab_size, num_records=inputs.MANY, mesh=mesh)
+    recipe = resolve(config, vocab_size=config.data.vocab_size, num_records=MANY, mesh=mesh)
     chosen = choose_stages(recipe, arguments.stages.split(",") if arguments.stages else None)
     lines = []
     print(f"{inputs.hardware()}; {dict(mesh.shape)}; jax {jax.__version__}")

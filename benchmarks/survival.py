@@ -2,6 +2,7 @@
 
     python benchmarks/survival.py [--kills=25] [--seed=0] [--json=PATH]
     python benchmarks/survival.py --restart [--config=quickstart]       # time from a killed run's restart to its next step
+    python benchmarks/survival.py --sigterm [--step_seconds=0.05,2,30]  # time from SIGTERM to the end of the process
 
 SIGKILL comes in turn at a random moment, while a checkpoint is being saved, while the network of a finished stage is being
 written, and while the run ends (export, plots); every fifth time SIGTERM comes instead, as to a preempted machine, which is not
@@ -10,6 +11,8 @@ saved after every step; when it ends before all kills are spent, the next one be
 one that has imported everything (and has touched no device), so that what is killed is mostly work. Every start must find
 what the one before left usable, each run must end with exit code 0, DONE, and the student of the uninterrupted run.
 `--restart` uses real processes of `jaxdistill train`: start of the process to the end of its first step, compilation cache warm.
+`--sigterm` makes each step of the toy run as long as asked, by matrix products inside the compiled step, and sends SIGTERM at a
+random moment of its first steps; the process must end with exit code 75 and have saved.
 """
 
 from __future__ import annotations
@@ -60,6 +63,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--restart", action="store_true", help="measure the time to the first step after a kill instead")
     parser.add_argument("--config", default="quickstart", help="of --restart")
+    parser.add_argument("--sigterm", action="store_true", help="measure the time from SIGTERM to the end instead")
+    parser.add_argument("--step_seconds", default="0.05,2,30", help="of --sigterm")
+    parser.add_argument("--repeats", type=int, default=5, help="of --sigterm, for each length of a step")
     parser.add_argument("--json", default="", help="write the numbers here")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -68,6 +74,13 @@ def main() -> None:
             times = found["seconds"]
             print(f"restart of {options.config} to the end of its first step: median {statistics.median(times):.1f} s, "
                   f"{min(times):.1f} to {max(times):.1f} of {len(times)}")
+        elif options.sigterm:
+            found = {"exit_seconds": {}}
+            for length in map(float, options.step_seconds.split(",")):
+                times = sigterm(length, options.repeats, options.seed, Path(folder))
+                found["exit_seconds"][length] = times
+                print(f"steps of {length:g} s: SIGTERM to exit median {statistics.median(times):.1f} s, {min(times):.1f} to "
+                      f"{max(times):.1f} of {len(times)}", flush=True)
         else:
             result = campaign(options.kills, options.seed, Path(folder))
             found = dataclasses.asdict(result)
@@ -78,7 +91,7 @@ def main() -> None:
             print(f"{result.lives} runs ended, {result.equal} equal to the uninterrupted one to the bit")
     if options.json:
         Path(options.json).write_text(json.dumps(found, indent=1))
-    if not options.restart and (result.equal != result.lives or not result.lives):
+    if not options.restart and not options.sigterm and (result.equal != result.lives or not result.lives):
         sys.exit(1)
 
 
@@ -86,11 +99,7 @@ def campaign(kills: int, seed: int, folder: Path) -> Campaign:
     """`kills` kills, SIGTERM between them, and as many runs as they need; ends with a run that is let end. Raises
     `RuntimeError` when a start fails by itself, or when a run never ends."""
     rng, result = random.Random(seed), Campaign()
-    source = folder / "text.txt"
-    source.write_text("\n\n".join("\n".join(sentence(rng) for _ in range(rng.randint(3, 6))) for _ in range(80)))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["jaxdistill.run", "jaxdistill.cli", "jaxdistill.report", "jaxdistill.plots", "grain",
-                                    "tensorflow_datasets", "transformers"])
+    source, context = text(folder, rng), forkserver()
     whole = folder / "whole"
     began = time.monotonic()
     first = start(context, source, whole)
@@ -122,6 +131,21 @@ def campaign(kills: int, seed: int, folder: Path) -> Campaign:
         result.lives += 1
         result.equal += student(workdir) == expected
     return result
+
+
+def text(folder: Path, rng: random.Random) -> Path:
+    """A text file of made-up documents."""
+    source = folder / "text.txt"
+    source.write_text("\n\n".join("\n".join(sentence(rng) for _ in range(rng.randint(3, 6))) for _ in range(80)))
+    return source
+
+
+def forkserver() -> Any:
+    """Forks processes that have imported everything and touched no device."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["jaxdistill.run", "jaxdistill.cli", "jaxdistill.report", "jaxdistill.plots", "grain",
+                                    "tensorflow_datasets", "transformers"])
+    return context
 
 
 def sentence(rng: random.Random) -> str:
@@ -186,6 +210,72 @@ def student(workdir: Path) -> str:
         return ""
     sha: str = json.loads((workdir / "results.json").read_text())["student_sha256"]
     return sha
+
+
+def sigterm(length: float, repeats: int, seed: int, folder: Path) -> list[float]:
+    """Seconds from SIGTERM to the end of a process whose steps take `length` seconds. Raises `RuntimeError` if one does not
+    end with exit code 75, or has saved nothing."""
+    rng, context, times = random.Random(seed), forkserver(), []
+    source = text(folder, rng)
+    for attempt in range(repeats):
+        workdir = folder / f"sigterm-{length:g}-{attempt}"
+        process = context.Process(target=train_slowly, args=(str(source), str(workdir), length), daemon=True)
+        process.start()
+        while process.is_alive() and not Path(f"{workdir}.begun").exists():
+            time.sleep(0.01)
+        time.sleep(rng.uniform(1, 2) * max(length, 2.0))
+        sent = time.monotonic()
+        os.kill(process.pid or 0, signal.SIGTERM)
+        process.join()
+        times.append(time.monotonic() - sent)
+        saved = [path for path in workdir.glob("checkpoints/*/*") if path.name.isdigit()]
+        if process.exitcode != PREEMPTED or not saved:
+            raise RuntimeError(f"exit code {process.exitcode}, {len(saved)} checkpoints; see {workdir}.log")
+    return times
+
+
+def train_slowly(source: str, workdir: str, length: float) -> None:
+    """As `train`, one long stage whose steps also multiply matrices for `length` seconds; WORKDIR.begun is written when the
+    second batch is asked for: the first step is compiled."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxdistill import cli, inputs
+    from jaxdistill.training import loop
+
+    def work(times: Any, start: Any) -> Any:
+        return jax.lax.fori_loop(0, times, lambda _, x: jnp.tanh(x @ x), jnp.full((384, 384), 0.001) + start)[0, 0]
+
+    def seconds(times: int, warm: Any = jax.jit(work)) -> float:
+        began = time.monotonic()
+        warm(times, 0.0).block_until_ready()
+        return time.monotonic() - began
+
+    seconds(10)
+    times = round(length / min(seconds(100) / 100 for _ in range(5)))
+    real_step, real_batches = loop.make_step, inputs.batches
+
+    def make_step(*arguments: Any) -> Any:
+        step = real_step(*arguments)
+
+        def longer(*given: Any) -> Any:  # one executable, whose outputs are there at once
+            state, metrics = step(*given)
+            return state, {**metrics, "work": work(times, 0 * metrics["loss"])}
+
+        return longer
+
+    def batches(*arguments: Any, **options: Any) -> Any:
+        for number, batch in enumerate(real_batches(*arguments, **options)):
+            if number == 1:
+                Path(workdir + ".begun").touch()
+            yield batch
+
+    loop.make_step, inputs.batches = make_step, batches  # type: ignore[assignment]
+    with open(workdir + ".log", "a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        code = cli.main(["train", "--config=quickstart:smoke", f"--workdir={workdir}", f"--config.data.source={source}",
+                         "--config.order=('teacher',)", "--config.stages.teacher.steps=100000",
+                         "--config.data.heldout_fraction=0.25"])
+    sys.exit(code)
 
 
 def restart(config: str, folder: Path, repeats: int = 5) -> list[float]:

@@ -21,7 +21,7 @@ _WHERE = {
     "convert": "jaxdistill.conversion",
     "convert_tf1": "jaxdistill.conversion",
     "plan": "jaxdistill.planning.plan",
-    "describe": "jaxdistill.description",
+    "describe": "jaxdistill.commands",
     "from_pretrained": "jaxdistill.interop",
     "save_pretrained": "jaxdistill.interop",
     "register_with_transformers": "jaxdistill.interop.hf_flax",
@@ -31,6 +31,7 @@ _WHERE = {
 }
 
 if TYPE_CHECKING:
+    from jaxdistill.commands import describe as describe
     from jaxdistill.commands import evaluate as evaluate
     from jaxdistill.commands import export as export
     from jaxdistill.commands import prepare as prepare
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from jaxdistill.configuration import load_config as load_config
     from jaxdistill.conversion import convert as convert
     from jaxdistill.conversion import convert_tf1 as convert_tf1
-    from jaxdistill.description import describe as describe
     from jaxdistill.finetuning import finetune as finetune
     from jaxdistill.interop import from_pretrained as from_pretrained
     from jaxdistill.interop import save_pretrained as save_pretrained

@@ -6,65 +6,92 @@ import argparse
 import contextlib
 import json
 import logging
+import math
 import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import Sequence
-from types import FrameType
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from jaxdistill import remote
-from jaxdistill.errors import BadInput, JaxDistillError, PreemptedNow, nearest
+from jaxdistill import __version__, remote, signals
+from jaxdistill.errors import LONGEST_LINE, BadInput, JaxDistillError, PreemptedNow, explained, nearest, shortened
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit code (0 done, 2 bad input, 3 stopped, 75 preempted, 130 interrupted)."""
-    given = list(sys.argv[1:] if argv is None else argv)
-    parser = build_parser()
+    """Runs one command; returns its exit code (0 done, 2 bad input, 3 stopped or not finite, 75 preempted, 130
+    interrupted).
+
+    Without `argv` it is the whole process's, and signals are its own from then on.
+    """
+    undo = signals.listen()
     try:
-        options, rest = parser.parse_known_args(given)
+        return _main(argv)
+    finally:
+        if argv is not None:
+            undo()
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    given = [with_underscores(argument) for argument in (sys.argv[1:] if argv is None else argv)]
+    parser = build_parser()
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal that knows ASCII alone is shown other letters as \u00e9
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            options, rest = parser.parse_known_args(given)
+        finally:  # --help prints and leaves
+            _print()
         if options.command is None:
-            parser.print_help()
+            _print(parser.format_help())
             return 2
-        recipe = bool(vars(options).get("config")) and options.command != "convert"
+        recipe = options.command == "train" or bool(vars(options).get("config")) and options.command != "convert"
         options.overrides = split_overrides(options.command, rest, recipe)
-        for name in ("absl", "asyncio"):  # orbax logs with a traceback what it raises as well
+        options.warnings, options.code = [], 0
+        for name in ("absl", "asyncio", "gcsfs"):  # orbax and gcsfs log with a traceback what it raises as well
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        with contextlib.suppress(ValueError):  # only the main thread may; between stages no step loop listens
-            signal.signal(signal.SIGTERM, _asked_to_stop)
-            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else the shell had it ignored
-                signal.signal(signal.SIGINT, _asked_to_stop)
         try:
             result = options.run(options)
         except ImportError as error:  # the package behind gs:// is only missed when a path is first touched
-            if (line := remote.lacks(error)) is not None:
-                raise line from error
+            if (lack := remote.lacks(error)) is not None:
+                raise lack from error
             raise
         except Exception as error:
-            if (line := remote.refused(error)) is not None:
+            if (line := remote.refused(error) or explained(error)) is not None:
                 raise line from error
             raise
-        if result is not None:
-            print(result)
-        return 0
+        _print(result)
+        for warning in options.warnings:
+            print(f"jaxdistill: warning: {warning}", file=sys.stderr, flush=True)
+        return options.code
     except JaxDistillError as error:
         if error.exit_code in (75, 130) and argv is None:
-            _ignore_signals()
-        print(f"jaxdistill: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            signals.ignore()
+        signals.say(f"jaxdistill: {shortened(error, LONGEST_LINE)}")
         _leave_the_others(error.exit_code)
         return error.exit_code
-    except KeyboardInterrupt as stop:
+    except (KeyboardInterrupt, Exception) as stop:
+        if not isinstance(stop, KeyboardInterrupt) and signals.asked is None:
+            raise
         if argv is None:
-            _ignore_signals()
-        word, code = ("preempted", stop.exit_code) if isinstance(stop, PreemptedNow) else ("interrupted", 130)
-        print(f"jaxdistill: {word}; what was finished or saved is kept, run the same command to resume", file=sys.stderr)
+            signals.ignore()
+        # Code below Python, and imports, may have made another error of what the handler raised.
+        code = stop.exit_code if isinstance(stop, PreemptedNow) else signals.CODES[signals.asked or signals.signal.SIGINT]
+        signals.say(signals.line(code))
         _leave_the_others(code)
         return code
-    except BrokenPipeError:  # `jaxdistill describe | head`
-        sys.stderr.close()
-        return 0
+
+
+def _print(result: str | None = None) -> None:
+    """Writes the answer, and what is still in the buffer. Raises `JaxDistillError` unless standard output takes it."""
+    try:
+        if result is not None:
+            print(result)
+        sys.stdout.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError, ValueError):  # Python would try once more at its end, and complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # `jaxdistill describe | head`
+            raise JaxDistillError(f"the answer cannot be written to standard output: {error.strerror or error}") from error
 
 
 def _leave_the_others(code: int) -> None:
@@ -79,33 +106,36 @@ def _leave_the_others(code: int) -> None:
             os._exit(code)
 
 
-def _ignore_signals() -> None:
-    """The process ends with the code of the first one; a second would end it with another, or in a traceback."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+def with_underscores(argument: str) -> str:
+    """`--task-file=a-b` -> `--task_file=a-b`; fields of a recipe and values stay as they are."""
+    name, equals, value = argument.partition("=")
+    if not name.startswith("--") or name.startswith("--config."):
+        return argument
+    return "--" + name[2:].replace("-", "_") + equals + value
 
 
-def _asked_to_stop(number: int, frame: FrameType | None) -> None:
-    ignore = sys.unraisablehook
+def as_json(options: argparse.Namespace, found: Any) -> str:
+    """`found` as JSON. JSON has no NaN: numbers that are not finite become null, and the command says so and exits with 3."""
+    from jaxdistill.report import plain
 
-    def once_more(ignored: Any) -> None:
-        """A destructor or a callback of the garbage collector lets no exception out: the signal would be lost."""
-        if not issubclass(ignored.exc_type, KeyboardInterrupt):
-            return ignore(ignored)
-        _send_again(number)
-
-    while frame is not None:
-        if frame.f_code is once_more.__code__:  # which lets none out either
-            return _send_again(number)
-        frame = frame.f_back
-    sys.unraisablehook = once_more
-    raise PreemptedNow if number == signal.SIGTERM else KeyboardInterrupt
+    bad = sorted(not_finite(found))
+    if bad:
+        options.warnings.append(f"not finite, so null: {', '.join(bad[:10])}{' and more' if len(bad) > 10 else ''}; is the model "
+                                "whole, and its tokenizer its own?")
+        options.code = 3
+    return json.dumps(plain(found), indent=2, allow_nan=False)
 
 
-def _send_again(number: int) -> None:
-    again = threading.Timer(0.05, os.kill, (os.getpid(), number))
-    again.daemon = True
-    again.start()
+def not_finite(found: Any, name: str = "") -> Iterator[str]:
+    """The names of the numbers in `found` that are not finite."""
+    if isinstance(found, float) and not math.isfinite(found):
+        yield name
+    elif isinstance(found, dict):
+        for key, value in found.items():
+            yield from not_finite(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(found, list | tuple):
+        for number, value in enumerate(found):
+            yield from not_finite(value, f"{name}[{number}]")
 
 
 def split_overrides(command: str, rest: Sequence[str], has_recipe: bool) -> list[str]:
@@ -135,11 +165,29 @@ class OneLineParser(argparse.ArgumentParser):
         raise BadInput(f"{message}; see '{self.prog} --help'")
 
 
+class WithDefaults(argparse.HelpFormatter):
+    """Help that ends in the default, where an option has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        given = action.default not in (None, "", argparse.SUPPRESS) and action.default is not False
+        return f"{text} (default: %(default)s)".strip() if given else text
+
+
+def program() -> str:
+    """What the user typed: the usage line must work when it is copied."""
+    module = os.path.basename(sys.argv[0]) == "__main__.py"
+    return "python -m jaxdistill" if module else "jaxdistill"
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(prog="jaxdistill", description="Compress BERT-type encoders with JAX.", allow_abbrev=False)
+    parser = OneLineParser(prog=program(), description="Compress BERT-type encoders with JAX.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"jaxdistill {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=OneLineParser)
     for name, command in COMMANDS.items():
-        sub = commands.add_parser(name, help=command.help, description=command.help, allow_abbrev=False)
+        fields = _FIELDS if command.options.get("config") in (_CONFIG, _RECIPE) else None
+        sub = commands.add_parser(name, help=command.help, description=command.help, allow_abbrev=False, epilog=fields,
+                                  formatter_class=WithDefaults)
         for option, keywords in command.options.items():
             sub.add_argument(f"--{option}", **keywords)
         sub.set_defaults(run=command.run)
@@ -162,15 +210,29 @@ def _load(options: argparse.Namespace) -> Any:
     return load_config(options.config, options.overrides)
 
 
+def _stored_recipe(workdir: str) -> str:
+    """The recipe of the run in a workdir. Raises `BadInput` if there is none."""
+    from etils import epath
+
+    file = epath.Path(workdir).expanduser() / "config.json"
+    if not file.exists():
+        raise BadInput(f"train needs --config=FILE: {workdir!r} holds no run yet whose recipe could be continued; see 'jaxdistill "
+                       "train --help'")
+    return os.fspath(file)
+
+
 def _train(options: argparse.Namespace) -> str | None:
     from jaxdistill import report, run
     from jaxdistill.training import hosts
 
+    options.config = options.config or _stored_recipe(options.workdir)
     hosts.connect(options.coordinator, options.num_processes, options.process_id, options.distributed)
     use_compilation_cache()
-    stages = options.stages.split(",") if options.stages else None
-    results = run.train(_load(options), options.workdir, stages=stages)
-    return report.format_table(results) + f"\nEverything is in {options.workdir}" if hosts.first() else None
+    results = run.train(_load(options), options.workdir, stages=options.stages)
+    if not hosts.first():
+        return None
+    return as_json(options, results) if options.json else (
+        f"{report.format_table(results)}\nEverything is in {options.workdir}")
 
 
 def _seeds(options: argparse.Namespace) -> str:
@@ -178,35 +240,37 @@ def _seeds(options: argparse.Namespace) -> str:
 
     use_compilation_cache()
     seeds = commands.parse_seeds(options.seeds)
-    return commands.seeds(_load(options), options.workdir, seeds)["table"]
+    found = commands.seeds(_load(options), options.workdir, seeds)
+    return as_json(options, found) if options.json else found["table"]
 
 
 def _prepare(options: argparse.Namespace) -> str:
     from jaxdistill import commands
 
-    return json.dumps(commands.prepare(_load(options), options.workdir, options.beam_options), indent=2)
+    return as_json(options, commands.prepare(_load(options), options.workdir, options.beam_options))
 
 
 def _describe(options: argparse.Namespace) -> str:
     from jaxdistill import commands
 
-    return commands.describe_text(options.preset, _load(options) if options.config else None, options.json)
+    return commands.describe_text(options.preset, _load(options) if options.config else None, options.json, options.model or "",
+                                  options.network)
 
 
 def _plan(options: argparse.Namespace) -> str:
     from jaxdistill.planning.plan import plan
     from jaxdistill.planning.table import format_plan
 
-    stages = options.stages.split(",") if options.stages else None
-    found = plan(_load(options), options.topology, stages=stages, fit=options.fit,
+    found = plan(_load(options), options.topology, stages=options.stages, fit=options.fit,
                  show=lambda line: print(line, file=sys.stderr, flush=True))
-    return json.dumps(found, indent=2) if options.json else format_plan(found)
+    return as_json(options, found) if options.json else format_plan(found)
 
 
 def _export(options: argparse.Namespace) -> str:
     from jaxdistill import commands
 
-    return commands.export(options.workdir, options.out, options.network)
+    line = commands.export(options.workdir, options.out, options.network)
+    return as_json(options, line.facts) if options.json else line
 
 
 def _convert(options: argparse.Namespace) -> str:
@@ -220,24 +284,26 @@ def _convert(options: argparse.Namespace) -> str:
             raise BadInput(f"convert{' --from=tf1' if kind == 'tf1' else ''} needs --{name}=…; see 'jaxdistill convert --help'")
     for name in given.keys() - {*needed, *optional}:
         raise BadInput(f"--{name} does not go with --from={kind}; see 'jaxdistill convert --help'")
-    return (conversion.convert_tf1 if kind == "tf1" else conversion.convert)(out=options.out, to=options.to, **given)
+    line = (conversion.convert_tf1 if kind == "tf1" else conversion.convert)(out=options.out, to=options.to, **given)
+    return as_json(options, line.facts) if options.json else line
 
 
 def _evaluate(options: argparse.Namespace) -> str:
     from jaxdistill import commands
 
-    numbers = commands.evaluate(options.model, options.source, teacher=options.teacher, split=options.split,
-                                sequence_length=options.sequence_length, max_examples=options.max_examples)
-    return json.dumps(numbers, indent=2)
+    return as_json(options, commands.evaluate(
+        options.model, options.source, teacher=options.teacher, network=options.network, split=options.split,
+        documents=options.documents, sequence_length=options.sequence_length, max_examples=options.max_examples))
 
 
 def _finetune(options: argparse.Namespace) -> str:
     from jaxdistill import finetuning
 
     use_compilation_cache()
-    settings = {name: value for name, value in vars(options).items() if name in FINETUNE_SETTINGS and value is not None}
+    settings = {name: getattr(options, name) for name in FINETUNE_SETTINGS}
     results = finetuning.finetune(options.model, options.task_file, options.workdir, **settings)
-    return json.dumps(results, indent=2)
+    options.warnings += results["warnings"]
+    return as_json(options, results)
 
 
 def _folder(path: str) -> str:
@@ -247,63 +313,79 @@ def _folder(path: str) -> str:
 
 
 _CONFIG = dict(required=True, metavar="FILE", help="a recipe: a file, or a shipped name such as quickstart or quickstart:smoke")
+_RECIPE = {**_CONFIG, "required": False, "default": ""}
+_FIELDS = ("Any field of the recipe is changed by --config.FIELD=VALUE, as --config.seed=1 or --config.stages.transfer.steps=100; "
+           "the fields are in the recipe's file and in jaxdistill/defaults.py.")
 _WORKDIR = dict(required=True, metavar="DIR", type=_folder, help="folder of the run; the same folder resumes")
+_MODEL = dict(required=True, metavar="DIR", type=_folder, help="a Hugging Face folder or Hub name, one of ours, or a run's workdir")
+_NETWORK = dict(default=None, metavar="NAME", help="of a run's workdir: another network than the student, e.g. teacher")
+_JSON = dict(action="store_true", help="the answer for a program")
+_IS_JSON = dict(action="store_true", help="the answer for a program, as it always is")
+_LENGTH = dict(type=int, default=None, metavar="N", help="tokens a row (default: 128, or what the model can take)")
 FINETUNE_SETTINGS = ("dev_file", "text_column", "pair_column", "label_column", "epochs", "batch_size", "learning_rate",
-                     "sequence_length", "seed")
+                     "sequence_length", "seed", "network")
 
 COMMANDS = {
     "train": Command(
-        "run a recipe from text to exported student, or resume it", _train, config=_CONFIG, workdir=_WORKDIR,
+        "run a recipe from text to exported student, or resume it", _train, workdir=_WORKDIR,
+        config={**_CONFIG, "required": False, "help": f"{_CONFIG['help']}; default: that of the run in --workdir"},
         stages=dict(default="", metavar="A,B", help="only these stages of the recipe, one at a time or several"),
         distributed=dict(action="store_true", help="one of several processes; the environment (TPU VM, GKE, Slurm) says which"),
         coordinator=dict(default="", metavar="HOST:PORT", help="one of several processes; the address of process 0"),
-        num_processes=dict(type=int, default=None), process_id=dict(type=int, default=None)),
+        num_processes=dict(type=int, default=None, metavar="N", help="one of several processes; how many there are"),
+        process_id=dict(type=int, default=None, metavar="I", help="one of several processes; which one, from 0"), json=_JSON),
     "seeds": Command(
         "run a recipe with several seeds and report the spread", _seeds, config=_CONFIG, workdir=_WORKDIR,
-        seeds=dict(default="0,1,2", metavar="0,1,2", help="the seeds, one run each below the workdir")),
+        seeds=dict(default="0,1,2", metavar="0,1,2", help="the seeds, one run each below the workdir"),
+        json=_JSON),
     "prepare": Command(
         "prepare a recipe's text and tokenizer, and no more", _prepare, config=_CONFIG, workdir=_WORKDIR,
         beam_options=dict(default=None, metavar="A=1,B=2",
-                          help="with Apache Beam and these pipeline options, e.g. runner=DirectRunner,direct_num_workers=2")),
+                          help="with Apache Beam and these pipeline options, e.g. runner=DirectRunner,direct_num_workers=2"),
+        json=_IS_JSON),
     "describe": Command(
-        "parameters, FLOPs and taps of a preset, or of a recipe's teacher and student", _describe,
-        preset=dict(default="", metavar="NAME"), config=dict(default="", metavar="FILE"),
-        json=dict(action="store_true", help="machine-readable")),
+        "parameters, FLOPs and taps of a preset, of a recipe's teacher and student, or of a model", _describe,
+        preset=dict(default="", metavar="NAME", help="a published network, as mobilebert or ib_bert_large"), config=_RECIPE,
+        model={**_MODEL, "required": False}, network=_NETWORK, json=_JSON),
     "plan": Command(
         "compile a recipe for TPU slices that are not there: does it fit, how fast, how long", _plan, config=_CONFIG,
         topology=dict(required=True, action="append", metavar="NAME", help="a slice, as v5e:16x16; several with commas"),
         stages=dict(default="", metavar="A,B", help="only these stages of the recipe"),
         fit=dict(action="store_true", help="also find the largest batch that fits: several compilations a stage"),
-        json=dict(action="store_true", help="machine-readable")),
+        json=_JSON),
     "export": Command(
         "write a finished run's student as a Hugging Face folder", _export, workdir=_WORKDIR,
         out=dict(required=True, metavar="DIR", type=_folder),
-        network=dict(default="student", metavar="NAME", help="another network of the run, e.g. teacher")),
+        network=dict(default="student", metavar="NAME", help="another network of the run, e.g. teacher"), json=_JSON),
     "convert": Command(
         "write any model we can read in any format we can write, and prove them equal", _convert,
-        model=dict(default=None, metavar="DIR", help="a Hugging Face folder or Hub name, one of ours, or a run's workdir"),
+        model={**_MODEL, "required": False},
         out=dict(required=True, metavar="DIR", type=_folder, help="a new folder"),
         to=dict(default=None, metavar="FORMAT", help="huggingface (default where possible), safetensors, msgpack or jaxdistill"),
-        network=dict(default=None, metavar="NAME", help="of a workdir: another network than the student, e.g. teacher"),
+        network=_NETWORK, json=_JSON,
         **{"from": dict(default="folder", choices=("folder", "tf1"), help="folder, or tf1: a checkpoint of Google's")},
         checkpoint=dict(default=None, metavar="PREFIX", help="tf1: DIR/bert_model.ckpt, DIR/mobilebert_variables.ckpt"),
         config=dict(default=None, metavar="FILE", help="tf1: the bert_config.json that came with it"),
         vocab=dict(default=None, metavar="FILE", help="tf1: default is vocab.txt beside it")),
     "evaluate": Command(
-        "held-out masked-LM and NSP numbers of any model folder", _evaluate,
-        model=dict(required=True, metavar="DIR", help="a Hugging Face folder or one of ours"),
-        source=dict(default="default:heldout", help="text: a file, a folder, tfds:NAME or default:heldout"),
-        teacher=dict(default="", metavar="DIR", help="also measure agreement with this model"),
-        split=dict(default="all", help="train, heldout or all of the source"),
-        sequence_length=dict(type=int, default=128), max_examples=dict(type=int, default=4096)),
+        "held-out masked-LM and NSP numbers of any model", _evaluate, model=_MODEL, network=_NETWORK,
+        source=dict(default="default:heldout", metavar="TEXT", help="text: a file, a folder, tfds:NAME or default:heldout"),
+        teacher=dict(default="", metavar="DIR", help="also measure agreement with this model; of a run's workdir, its teacher"),
+        split=dict(default="all", metavar="PART", help="train, heldout or all of the source"), sequence_length=_LENGTH,
+        documents=dict(default="blank_lines", metavar="WHAT", help="what separates those of a .txt file: blank_lines or lines"),
+        max_examples=dict(type=int, default=4096, metavar="N", help="rows at most, a sample of the text's"), json=_IS_JSON),
     "finetune": Command(
-        "fine-tune a model folder on one text classification file", _finetune,
-        model=dict(required=True, metavar="DIR"), task_file=dict(required=True, metavar="TSV"), workdir=_WORKDIR,
-        dev_file=dict(default=None, metavar="TSV", help="default: a part of the task file is kept apart"),
-        text_column=dict(default=None), pair_column=dict(default=None), label_column=dict(default=None),
-        epochs=dict(type=float, default=None), batch_size=dict(type=int, default=None),
-        learning_rate=dict(type=float, default=None), sequence_length=dict(type=int, default=None),
-        seed=dict(type=int, default=None)),
+        "fine-tune a model on one text classification file", _finetune, model=_MODEL, network=_NETWORK,
+        task_file=dict(required=True, metavar="FILE", help="a table, .tsv or .csv, with a text and a label in each row"),
+        workdir=_WORKDIR, dev_file=dict(default=None, metavar="FILE", help="default: a part of the task file is kept apart"),
+        text_column=dict(default="0", metavar="NAME", help="by name or number"),
+        pair_column=dict(default=None, metavar="NAME", help="a second text (default: none)"),
+        label_column=dict(default="1", metavar="NAME", help="by name or number"),
+        epochs=dict(type=float, default=3.0, metavar="X", help="times that the task file is read"),
+        batch_size=dict(type=int, default=32, metavar="N", help="rows a step"),
+        learning_rate=dict(type=float, default=1e-4, metavar="X", help="highest rate, after 10%% of the steps"),
+        sequence_length=_LENGTH, seed=dict(type=int, default=0, metavar="N", help="of the head, the order and dropout"),
+        json=_IS_JSON),
 }
 
 if __name__ == "__main__":

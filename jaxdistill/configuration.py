@@ -1,12 +1,18 @@
 """A recipe by path or by name, with overrides: `configs/quickstart.py`, `quickstart:smoke`, `--config.seed=1`.
 
-Called by the command line, notebooks and scripts. Files in `configs/` travel in the wheel as `jaxdistill.configs`.
+A workdir's config.json is a recipe too. Called by the command line, notebooks and scripts. Files in `configs/` travel in
+the wheel as `jaxdistill.configs`.
 """
 
 from __future__ import annotations
 
+import copy
+import json
 import os
-from collections.abc import Sequence
+import sys
+import traceback
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -14,34 +20,227 @@ from etils import epath
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
-from jaxdistill.errors import BadInput, nearest
+from jaxdistill import defaults
+from jaxdistill.errors import BadInput, listed, nearest, shortened
+
+_EXPECTED = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", tuple: "a tuple, as (1, 2)"}
+
+Overrides = Mapping[str, Any] | Sequence[str]
 
 
-def load_config(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
+def load_config(name: str | os.PathLike[str], overrides: Overrides = ()) -> ConfigDict:
     """The recipe `name` (a path or the name of a shipped one, with an optional `:variant`), locked.
 
-    `overrides`: "stages.transfer.steps=100" and the like. Raises `BadInput` for an unknown recipe, a misspelt field
-    (with the nearest name) or a value of the wrong type.
+    `overrides`: "stages.transfer.steps=100" and the like, or a mapping {"stages.transfer.steps": 100} (or nested). Raises
+    `BadInput` for an unknown recipe or one that cannot be read, a misspelt field (with the nearest name), a value of the wrong
+    type, or an override that would do nothing.
     """
-    path, _, variant = name.partition(":")
-    file = find(path)
-    arguments = [f"--config={os.fspath(file)}" + (f":{variant}" if variant else ""),
-                 *(f"--config.{override}" for override in overrides)]
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=["jaxdistill", *arguments])
-    try:
-        values(["jaxdistill", *arguments])
-        config: Any = values["config"].value
-    except (flags.Error, AttributeError, LookupError, ValueError, TypeError, OSError, SyntaxError) as error:
-        text = str(error)
-        if isinstance(error, (AttributeError, LookupError)):
-            if overrides:  # ml_collections says which field is missing, but not of what, nor which there are
-                must_exist(load_config(name), overrides)
-            text = f"{type(error).__name__}: {text}"
-        raise BadInput(f"config {name!r}: {' '.join(text.replace(chr(92), '').split())}") from error
-    if not isinstance(config, ConfigDict):
-        raise BadInput(f"config {os.fspath(file)!r}: get_config returned {type(config).__name__}; expected a ConfigDict")
+    if not isinstance(name, str | os.PathLike):
+        raise BadInput(f"config is a {type(name).__name__}; expected a recipe's name or file, or the ConfigDict of load_config")
+    name = os.fspath(name)
+    scheme, _, rest = name.rpartition("://")  # of gs://BUCKET/RECIPE.py:VARIANT
+    path, _, variant = rest.partition(":")
+    file = find(f"{scheme}://{path}" if scheme else path)
+    config = _stored(file, variant) if file.name.endswith(".json") else _from_python(file, variant)
+    check_fields(config, f"config {shortened(name)!r}")
+    return _overridden(config, _texts(overrides)).lock()
+
+
+def _overridden(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """`config` itself, with its fields set."""
+    for override in overrides:
+        _override(config, override)
+    check_fields(config)
+    _check_used(config, [override.partition("=")[0] for override in overrides])
     return config
+
+
+def _from_python(file: epath.Path, variant: str) -> ConfigDict:
+    """What `get_config` of a Python file returns. Raises `BadInput` with the line of the file that is to blame."""
+    shown = os.fspath(file)
+    module = types.ModuleType("jaxdistill_recipe")
+    module.__file__ = shown
+    sys.modules[module.__name__] = module  # dataclasses look their module up
+    try:
+        exec(compile(file.read_bytes(), shown, "exec"), module.__dict__)
+        if not callable(getattr(module, "get_config", None)):
+            raise BadInput("it has no function get_config(); a recipe returns jaxdistill.defaults.recipe(NAME), filled in")
+        config = module.get_config(variant) if variant else module.get_config()
+    except (Exception, SystemExit) as error:  # whatever a file may raise
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == shown]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        what = str(error) if isinstance(error, BadInput) else f"{type(error).__name__}: {error}"
+        raise BadInput(f"config {shown!r}{f', line {line}' if line else ''}: {what}") from error
+    if not isinstance(config, ConfigDict):
+        raise BadInput(f"config {shown!r}: get_config returned {type(config).__name__}; expected a ConfigDict, as "
+                       "jaxdistill.defaults.recipe(NAME) makes one")
+    return config
+
+
+def as_config(config: str | os.PathLike[str] | ConfigDict, overrides: Overrides = ()) -> ConfigDict:
+    """A recipe however it is given: by name or file, or loaded already; with `overrides` as in `load_config`.
+
+    A `ConfigDict` that is given is not changed. Raises `BadInput` as `load_config` does, and for other types.
+    """
+    if not isinstance(config, ConfigDict):
+        return load_config(config, overrides)
+    changes = _texts(overrides)
+    return _overridden(copy.deepcopy(config) if changes else config, changes)
+
+
+def _texts(overrides: Any) -> list[str]:
+    """Overrides as the command line has them, so that both mean the same and are refused alike."""
+    if isinstance(overrides, Mapping | ConfigDict):
+        return [f"{name}={_text(value)}" for name, value in _flat(overrides)]
+    overrides = [overrides] if isinstance(overrides, str) else overrides
+    if not isinstance(overrides, Sequence) or not all(isinstance(override, str) and "=" in override for override in overrides):
+        raise BadInput(f"overrides={str(overrides)[:80]}: expected a mapping such as {{'seed': 1}}, or strings such as 'seed=1'")
+    return list(overrides)
+
+
+def _flat(overrides: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in overrides.items():
+        if isinstance(value, Mapping | ConfigDict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str | os.PathLike):
+        return os.fspath(value)
+    value = value.tolist() if hasattr(value, "tolist") else value  # NumPy's numbers have a repr of their own
+    return repr(tuple(value) if isinstance(value, list) else value)
+
+
+def as_names(names: str | Sequence[str] | None, what: str) -> list[str] | None:
+    """Names given one by one, or in one string with commas; None if none are. `what` is for the message of `BadInput`."""
+    if names is None or isinstance(names, str):
+        return [name.strip() for name in names.split(",")] if names else None
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise BadInput(f"{what}={str(names)[:80]!r}: expected names, as 'a,b' or ['a', 'b']")
+    return list(names) or None
+
+
+def as_folder(path: Any, what: str) -> epath.Path:
+    """The path `path` of the argument `what`. Raises `BadInput` unless it is one."""
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise BadInput(f"{what}={path!r}: expected the path of a folder")
+    return epath.Path(path).expanduser()
+
+
+def _stored(file: epath.Path, variant: str) -> ConfigDict:
+    """The recipe that a run stored as config.json; fields that are younger than it take their defaults."""
+    shown = os.fspath(file)
+    if variant:
+        raise BadInput(f"config {shown!r} is a stored recipe and has no variants; leave ':{variant}' out")
+    try:
+        values = json.loads(file.read_text())
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"config {shown!r} is not JSON ({error}); give a workdir's config.json or a Python file") from error
+    if not isinstance(values, dict) or not {"name", "stages", "order", "teacher", "student"} <= values.keys():
+        raise BadInput(f"config {shown!r} is no recipe: it lacks stages, order, teacher or student; give the config.json of a "
+                       "workdir of 'train', or a Python file")
+    try:
+        config = defaults.recipe(str(values["name"]))
+        for name in ("teacher", "student"):
+            network = dict(values.pop(name))
+            config[name] = defaults.network("bert_base", **_tuples(network.pop("model")))
+            _fill(config[name], network, name)
+        for name, section in values.pop("stages").items():
+            config.stages[name] = defaults.stage(**_tuples(section))
+        _fill(config, values, "")
+    except (AttributeError, TypeError, ValueError, KeyError) as error:
+        raise BadInput(f"config {shown!r} cannot be used: {error}") from error
+    return config
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has lists alone."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def _fill(section: ConfigDict, values: dict[str, Any], where: str) -> None:
+    for name, value in _tuples(values).items():
+        if name not in section:
+            raise BadInput(f"config{where and '.'}{where} has no field {name!r}; {nearest(name, section)}")
+        if isinstance(section[name], ConfigDict):
+            _fill(section[name], value, f"{where}.{name}" if where else name)
+        else:
+            section[name] = value
+
+
+def check_fields(config: ConfigDict, where: str = "config") -> None:
+    """Raises `BadInput` unless `config` has the fields of `defaults`, no others, and values of their types."""
+    stage = defaults.stage("pretrain", "student")
+    like = defaults.recipe("")
+    for name in ("teacher", "student"):
+        like[name] = defaults.network("bert_base")
+    if not isinstance(config.get("stages"), ConfigDict):
+        raise BadInput(f"{where} has no stages; a recipe is jaxdistill.defaults.recipe(NAME), filled in")
+    for name in config.stages:
+        like.stages[name] = stage
+    _check_section(config, like, where)
+
+
+def _check_section(section: Any, like: ConfigDict, where: str) -> None:
+    if not isinstance(section, ConfigDict):
+        raise BadInput(f"{where}={shortened(repr(section))}; expected a section with the fields {listed(sorted(like))}")
+    for name in section:
+        if name not in like:
+            raise BadInput(f"{where} has no field {name!r}; {nearest(name, like)}")
+    if missing := [name for name in like if name not in section]:
+        raise BadInput(f"{where} lacks {listed(missing)}; sections are made by recipe, network and stage of jaxdistill.defaults")
+    for name in like:
+        if isinstance(like[name], ConfigDict):
+            _check_section(section[name], like[name], f"{where}.{name}")
+        else:
+            _check_value(section[name], like.get_type(name), like[name] is None, f"{where}.{name}")
+
+
+def _check_value(value: Any, kind: type, optional: bool, where: str) -> None:
+    if value is None and optional:
+        return
+    number = isinstance(value, int) and not isinstance(value, bool)
+    fits = {int: number, float: number or isinstance(value, float)}.get(kind, isinstance(value, kind))
+    if not fits:
+        raise BadInput(f"{where}={shortened(repr(value))}; expected {_EXPECTED[kind]}")
+    if number and abs(value) >= 2**63:
+        raise BadInput(f"{where}={shortened(value)}; expected less than 2**63")
+
+
+def _override(config: ConfigDict, override: str) -> None:
+    """Sets one field as the command line says. Raises `BadInput` if there is none, or for a value of another type."""
+    must_exist(config, [override])
+    field, _, value = override.partition("=")
+    if isinstance(config_flags.GetValue(field, config), ConfigDict):
+        raise BadInput(f"config.{field} is a section; set one of its fields: {listed(sorted(config_flags.GetValue(field, config)))}")
+    values = flags.FlagValues()
+    arguments = ["jaxdistill", f"--config.{override}"]
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=False, sys_argv=arguments)
+        values(arguments)
+    except (flags.Error, AttributeError, LookupError, ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+        expected = _EXPECTED.get(config_flags.GetType(field, config), "another value")
+        raise BadInput(f"config.{field}={shortened(value)!r}; expected {expected}") from error
+
+
+def _check_used(config: ConfigDict, overridden: Sequence[str]) -> None:
+    """Raises `BadInput` for an override that would do nothing beside what else the recipe says."""
+    d = config.data
+    tokenizer = d.tokenizer or config.teacher.init or config.student.init
+    for field in overridden:
+        section, _, last = field.rpartition(".")
+        why = ""
+        if section in ("teacher.model", "student.model") and last not in ("dtype", "residual_dtype"):
+            init = config[section.partition(".")[0]].init
+            why = init and f"the network is that of config.{section.partition('.')[0]}.init={init!r}"
+        elif field == "data.vocab_size":
+            why = tokenizer and f"the tokenizer is that of {tokenizer!r}"
+        elif field == "data.heldout_fraction":
+            why = d.heldout and f"held-out text is config.data.heldout={d.heldout!r}"
+        if why:
+            raise BadInput(f"config.{field} would do nothing: {why}; leave one of the two out")
 
 
 def must_exist(config: ConfigDict, overrides: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict, config_dict
 
 from jaxdistill.errors import BadInput, nearest
 from jaxdistill.methods import KINDS
+from jaxdistill.methods.settings import OWN_FIELDS, check_read
 from jaxdistill.models import preset
 from jaxdistill.models.config import check_fields
 
@@ -26,6 +27,7 @@ def recipe(name: str) -> ConfigDict:
             "source": "default",  # "default", a file or folder, or tfds:NAME[/CONFIG][:SPLIT]
             "heldout": "",  # another source; "" keeps a part of `source` apart
             "heldout_fraction": 0.02,
+            "documents": "blank_lines",  # what separates those of a .txt file; "lines": each line is one
             "tokenizer": "",  # a folder or vocab.txt; "": the teacher folder's, else one is trained
             "vocab_size": 8192,  # of a tokenizer trained here
             "lowercase": True,
@@ -94,20 +96,14 @@ def stage(kind: str, network: str, **changes: Any) -> ConfigDict:
         "weight_decay": 0.01, "clip_norm": 1.0, "bias_correction": False, "dropout": False, "moves": ("",)[:0],
         # Skip updates whose loss is so many standard deviations above its recent mean (0: none); hand on the state with the
         # lowest held-out "loss" (or term), as measured at each step-based checkpoint ("": the last).
-        "skip_above": 0.0, "best": "",
-        # Transfer: weights of the published code, layer map (empty: i to i), freezing of lower layers.
-        "feature_map": 100.0, "mean": 5000.0, "variance": 5.0, "attention": 1.0, "layer_map": (0,)[:0],
-        "freezing": "soft", "active_multiplier": 3.0, "tf1_unmasked": False, "tf1_statistics": False,
-        # Relations: weights, how many relation heads, the teacher's layer (from 0).
-        "query_relation": 1.0, "key_relation": 1.0, "value_relation": 1.0, "relation_heads": 48, "teacher_layer": -1,
-        # TinyBERT's squared errors: weights, and whether hidden states pass a learned projection to the teacher's width.
-        "hidden_mse": 1.0, "attention_mse": 1.0, "embedding_mse": 1.0, "projection": True,
-        # Distillation: share of the true word in the target, weight of next-sentence prediction.
-        "alpha": 0.5, "nsp": 1.0,
+        "skip_above": 0.0, "best": "", "tf1_unmasked": False, **OWN_FIELDS,
     }
-    for name in changes:
+    for name, value in changes.items():
         if name not in defaults:
             raise BadInput(f"stage field {name!r} is unknown; {nearest(name, defaults)}")
+        if isinstance(value, list):
+            changes[name] = tuple(value)
+    check_read(kind, changes, f"stage({kind!r}, {network!r})")
     return ConfigDict({**defaults, **changes})
 
 

@@ -15,6 +15,9 @@ from etils import epath
 from jaxdistill.errors import BadInput
 
 
+SCHEMES = ("gs", "s3", "az")  # of the stores that epath reads
+
+
 def is_remote(path: epath.PathLike) -> bool:
     """Whether a path is a URL, not a place in this machine's file system."""
     return "://" in str(path)
@@ -24,20 +27,19 @@ def lacks(error: ImportError) -> BadInput | None:
     """The error in one line if it came from a remote path whose package is not installed."""
     for scheme, package in (("gs", "gcsfs"), ("s3", "s3fs"), ("az", "adlfs")):
         if package in str(error):
-            extra = "'jaxdistill[gcs]'" if scheme == "gs" else package
-            return BadInput(f"a {scheme}:// path was given, but {package} is not installed: pip install {extra}, or give a "
+            return BadInput(f"a {scheme}:// path was given, but {package} is not installed: pip install {package}, or give a "
                             "folder of this machine")
     return None
 
 
 def refused(error: Exception) -> BadInput | None:
-    """The error in one line if a remote store gave it: no credentials, no permission, no such bucket."""
-    theirs = type(error).__module__.split(".")[0] in ("gcsfs", "google")
+    """The error in one line if a remote store gave it: no network, no credentials, no permission, no such bucket."""
+    theirs = type(error).__module__.split(".")[0] in ("gcsfs", "google", "aiohttp")
     if not theirs and not (isinstance(error, OSError) and error.errno is None and "Forbidden" in str(error)):
         return None
     first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return BadInput(f"the remote folder cannot be used ({type(error).__name__}: {first[:200]}); check its name and your "
-                    "credentials (gcloud auth application-default login)")
+    return BadInput(f"the remote folder cannot be used ({type(error).__name__}: {first[:200]}); check its name, the "
+                    "network and your credentials (gcloud auth application-default login)")
 
 
 def entries(folder: epath.Path) -> list[epath.Path]:

@@ -33,11 +33,21 @@ def write_results(workdir: epath.PathLike, results: Mapping[str, Any], name: str
     finite become null."""
     path = epath.Path(workdir) / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(_plain(results), indent=2, sort_keys=False, allow_nan=False) + "\n"
+    text = json.dumps(plain(results), indent=2, sort_keys=False, allow_nan=False) + "\n"
     beside = path.with_name(name + ".tmp")
     beside.write_text(text)
     beside.replace(path)
     return path
+
+
+def read_results(workdir: epath.PathLike) -> dict[str, Any]:
+    """What `results.json` holds; {} if there is none, or none that can be read."""
+    path = epath.Path(workdir) / RESULTS_FILE
+    try:
+        found = json.loads(path.read_text()) if path.exists() else {}
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def format_table(results: Mapping[str, Any]) -> str:
@@ -60,7 +70,8 @@ def format_table(results: Mapping[str, Any]) -> str:
         ("config_name", "config"), ("corpus", "corpus"), ("hardware", "hardware"), ("versions", "versions"),
         ("seed", "seed"), ("seconds", "seconds in all"), ("student_sha256", "student SHA-256"))
         if results.get(key) is not None]
-    return "\n\n".join([*blocks, *(["\n".join(facts)] if facts else [])])
+    warnings = [f"WARNING: {line}" for line in results.get("warnings") or ()]  # last, where they are read
+    return "\n\n".join([*blocks, *("\n".join(lines) for lines in (facts, warnings) if lines)])
 
 
 def corpus_line(corpus: Any) -> str:
@@ -163,14 +174,14 @@ def _flat(value: Any) -> str:
     return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON-ready: NumPy and JAX scalars as numbers, arrays as lists, what is not finite as None."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): plain(inner) for key, inner in value.items()}
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -6,6 +6,7 @@ Called by run, and by commands that only want to know what a recipe means.
 from __future__ import annotations
 
 import dataclasses
+import math
 import zlib
 from typing import Any
 
@@ -15,16 +16,19 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxdistill.data import packing
-from jaxdistill.errors import BadInput, nearest
+from jaxdistill.data import packing, prepare, sources, tokenizers
+from jaxdistill.errors import BadInput, listed, nearest, shortened
 from jaxdistill.methods import KINDS
 from jaxdistill.methods.base import Stage, Term
+from jaxdistill.methods.settings import LARGEST_COUNT
 from jaxdistill.models import Model, ModelConfig
 from jaxdistill.models.encoder import in_compute_dtype
 from jaxdistill.students.copying import copied_names
-from jaxdistill.training import sharding, state
+from jaxdistill.training import memory, sharding, state
 from jaxdistill.training.step import make_step
 
+LARGEST_SEED = 2**31 - 1  # jax takes 32 bits, and students start from the next one
+MANY = 10**9  # stands for the number of records before the text is read
 TEACHER = "teacher"
 STARTS = ("copy", "random")
 
@@ -62,7 +66,7 @@ def resolve(config: ConfigDict, *, vocab_size: int, num_records: int, mesh: Mesh
     """Builds models and stages and checks that they fit each other, the data and the mesh. Raises `BadInput`.
 
     `vocab_size`: of the tokenizer; `num_records`: rows of the prepared text, for lengths given in epochs (packed rows with
-    packing).
+    packing), `MANY` before it is read.
     """
     order = active_order(config)
     # Tables are padded to a round number in many folders; copies and soft targets need as many rows in both networks.
@@ -141,12 +145,13 @@ def check_settings(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
     if jax.local_device_count() % mesh.shape["tensor"] and jax.process_count() > 1:
         raise BadInput(f"config.mesh.tensor={mesh.shape['tensor']} does not divide the {jax.local_device_count()} devices of "
                        "each process, so processes would have to share rows; use a divisor")
+    check_text_settings(config)
     for name in ("evaluation.batch_size", "evaluation.max_examples", "checkpoint.every_steps", "checkpoint.keep",
                  "log_every", "max_skipped_in_a_row", "data.max_predictions"):
         section, _, field = name.rpartition(".")
         value = (config[section] if section else config)[field]
-        if value < 1:
-            raise BadInput(f"config.{name}={value}; expected 1 or more")
+        if not 1 <= value <= LARGEST_COUNT:
+            raise BadInput(f"config.{name}={value}; expected 1 to {LARGEST_COUNT}")
     for name in ("checkpoint.every_minutes", "watchdog_minutes"):
         section, _, field = name.rpartition(".")
         value = (config[section] if section else config)[field]
@@ -160,6 +165,39 @@ def check_settings(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
     if config.evaluation.batch_size % sharding.batch_parts(mesh):
         raise BadInput(f"config.evaluation.batch_size={config.evaluation.batch_size} does not divide by "
                        f"{sharding.batch_parts(mesh)} devices; use a multiple")
+
+
+def check_memory(recipe: Recipe, config: ConfigDict, mesh: Mesh) -> None:
+    """Raises `BadInput` for sizes that cannot fit into the memory that is there, whatever compiles."""
+    for stage in recipe.stages:
+        model, teacher = recipe.model(stage.network), recipe.teacher if stage.needs_teacher else None
+        needs = memory.step_bytes(stage, model, teacher, given_parameters(teacher), stage_batch(stage, config.data), mesh)
+        memory.check(f"stage {stage.name!r}", needs, mesh,
+                     f"config.stages.{stage.name}.batch_size={stage.batch_size}, config.data.sequence_length="
+                     f"{config.data.sequence_length} or vocab_size={model.config.vocab_size}, or take a smaller network")
+    rows, length = config.evaluation.batch_size, config.data.sequence_length
+    batch = abstract_batch(rows, length, config.data.max_predictions)
+    parts = sharding.batch_parts(mesh)
+    needs = {"a batch": memory.tree_bytes(batch) // parts,
+             "hidden states and attention": memory.forward_bytes(recipe.student, rows // parts, length, mesh)}
+    memory.check("evaluation", needs, mesh, f"config.evaluation.batch_size={rows}")
+
+
+def check_seed(seed: int, shown: str = "config.seed") -> None:
+    """Raises `BadInput` unless networks and data can be drawn from `seed`."""
+    if not 0 <= seed <= LARGEST_SEED:
+        raise BadInput(f"{shown}={shortened(seed)}; expected a whole number from 0 to {LARGEST_SEED}")
+
+
+def check_text_settings(config: ConfigDict) -> None:
+    """Raises `BadInput` for settings of the prepared text outside their range."""
+    check_seed(config.seed)
+    d = config.data
+    if not (d.tokenizer or config.teacher.init or config.student.init):
+        tokenizers.check_size(d.vocab_size, "config.data.vocab_size")
+    prepare.check_length(d.sequence_length, "config.data.sequence_length")
+    if not d.heldout:
+        sources.check_split("train", d.heldout_fraction, "config.data.heldout_fraction")
 
 
 def active_order(config: ConfigDict) -> tuple[str, ...]:
@@ -179,14 +217,19 @@ def active_order(config: ConfigDict) -> tuple[str, ...]:
 def build_stage(name: str, section: ConfigDict, num_records: int, num_layers: int) -> Stage:
     """The section as a `Stage`, its length in steps."""
     lengths = {field: section[field] for field in ("steps", "examples", "epochs") if section[field]}
-    if len(lengths) != 1 or min(lengths.values()) < 0:
-        raise BadInput(f"config.stages.{name}: give exactly one of steps, examples or epochs above 0; given: {lengths}")
+    if len(lengths) != 1 or not 0 < min(lengths.values()) < math.inf:
+        raise BadInput(f"config.stages.{name}: give exactly one of steps, examples or epochs, finite and above 0; given: "
+                       f"{listed(f'{field}={value}' for field, value in lengths.items())}")
     if section.kind not in KINDS:
         raise BadInput(f"config.stages.{name}.kind={section.kind!r} is unknown; {nearest(section.kind, KINDS)}")
     settings: Any = section.copy_and_resolve_references()
     if not section.steps:
         count = section.examples or section.epochs * num_records
-        settings.steps = max(1, round(count / section.batch_size))
+        steps = max(1, round(count / max(1, section.batch_size)))
+        settings.steps = min(steps, LARGEST_COUNT) if section.epochs and num_records == MANY else steps
+        if settings.steps > LARGEST_COUNT:
+            raise BadInput(f"config.stages.{name}: {listed(f'{field}={value}' for field, value in lengths.items())} are "
+                           f"{settings.steps:,} steps of {section.batch_size} rows; expected at most {LARGEST_COUNT:,}")
     return KINDS[section.kind](name, settings, num_layers)
 
 
@@ -277,10 +320,13 @@ def trace(recipe: Recipe, stage: Stage, data: ConfigDict) -> Any:
     model = recipe.model(stage.network)
     teacher = recipe.teacher if stage.needs_teacher else None
     like = state.shapes(stage, model, teacher)
-    teacher_like = given_parameters(teacher)
-    batch = abstract_batch(stage.batch_size, data.sequence_length, predictions_a_row(data),
-                           packing.segments_a_row(data.sequence_length) if data.packing else None)
-    return jax.eval_shape(make_step(stage, model, teacher), like, teacher_like, batch)
+    return jax.eval_shape(make_step(stage, model, teacher), like, given_parameters(teacher), stage_batch(stage, data))
+
+
+def stage_batch(stage: Stage, data: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of the batches that `stage` trains on."""
+    return abstract_batch(stage.batch_size, data.sequence_length, predictions_a_row(data),
+                          packing.segments_a_row(data.sequence_length) if data.packing else None)
 
 
 def given_parameters(teacher: Model | None) -> Any:

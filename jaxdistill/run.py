@@ -7,11 +7,13 @@ are read from their folders, the stage in progress from its newest checkpoint.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
+import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -19,9 +21,13 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxdistill import defaults, inputs, interop, report
-from jaxdistill.errors import BadInput, nearest
+from jaxdistill import binding, defaults, inputs, interop, report
+from jaxdistill.binding import Inputs
+from jaxdistill.configuration import Overrides, as_config, as_folder, as_names
+from jaxdistill.data.tokenizers import describe
+from jaxdistill.errors import BadInput, TrainingStopped, nearest
 from jaxdistill.evaluation import heldout
+from jaxdistill.health import check_trained, stage_warnings
 from jaxdistill.inputs import Corpus
 from jaxdistill.methods.base import Stage
 from jaxdistill.models import Model, Params
@@ -29,10 +35,20 @@ from jaxdistill.models.encoder import in_compute_dtype
 from jaxdistill.models.parameters import count, digest
 from jaxdistill.models.sizes import parameter_shapes, tap_shapes
 from jaxdistill.objectives import projections
-from jaxdistill.resolve import TEACHER, Recipe, check_settings, predictions_a_row, resolve, stage_seed, trace
+from jaxdistill.resolve import (
+    MANY,
+    TEACHER,
+    Recipe,
+    check_memory,
+    check_settings,
+    predictions_a_row,
+    resolve,
+    stage_seed,
+    trace,
+)
 from jaxdistill.students.copying import copy_embeddings_and_heads, random_start
 from jaxdistill.training import hosts, loop, sharding, state
-from jaxdistill.training.checkpoints import Checkpoints, disk_errors
+from jaxdistill.training.checkpoints import Checkpoints, checksums, disk_errors
 from jaxdistill.training.forward import walks
 from jaxdistill.training.interruption import StopRequest
 from jaxdistill.training.metrics import MetricWriter
@@ -40,52 +56,101 @@ from jaxdistill.training.progress import Progress
 from jaxdistill.training.speed import rates, step_flops
 from jaxdistill.training.step import make_losses
 from jaxdistill.workdir import Workdir, claim, lock
+from jaxdistill.workdir import check as workdir_check
 
 Networks = dict[str, Params]
+Write = Callable[[int, dict[str, float]], None]
 
 
-def train(config: ConfigDict, workdir: epath.PathLike, *, stages: Sequence[str] | None = None) -> dict[str, Any]:
+def train(config: str | os.PathLike[str] | ConfigDict, workdir: epath.PathLike, overrides: Overrides = (), *,
+          stages: str | Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the recipe in `workdir` and returns what `results.json` holds; the same call resumes.
 
-    `stages`: run only these of `config.order` (their predecessors must be finished). Raises `BadInput` before anything
+    `config`, `overrides`: as `as_config` takes them, e.g. ("quickstart:smoke", {"seed": 1}). `stages`: run only these of
+    `config.order` (their predecessors must be finished). Raises `BadInput` before anything
     is compiled or overwritten; `Interrupted`, `Preempted` and `TrainingStopped` leave a resumable workdir. A step that hangs
     ends the process (`config.watchdog_minutes`).
     """
     started = time.perf_counter()
+    config, path, stages = as_config(config, overrides), as_folder(workdir, "workdir"), as_names(stages, "stages")
     mesh = sharding.make_mesh(**config.mesh)
-    # A mistake in the recipe must not wait for the corpus: resolve once with sizes that only the text can tell.
-    if not config.teacher.init and not config.student.init:
-        resolve(config, vocab_size=config.data.vocab_size, num_records=inputs.MANY, mesh=mesh)
+    # What can be refused without work is refused before work: a recipe first, given models, then text and workdir.
     check_settings(config, mesh)
-    folder = hosts.in_turn(lambda: open_workdir(workdir, config))
+    loaded = hosts.together(lambda: check_before(config, path, mesh, stages))
+    folder = hosts.in_turn(lambda: open_workdir(path, config))
     hosts.check_same("the workdir they see", folder.contents())
     hosts.check_same("their recipes", [config.to_dict(), list(stages or ())])
     with contextlib.ExitStack() as held:
         hosts.in_turn(lambda: hold(held, folder, config) if hosts.first() else None)
         corpus = hosts.in_turn(lambda: inputs.load_corpus(config, folder.path))
         hosts.check_same("prepared text (source, settings or versions)", [corpus.train.digest, corpus.heldout.digest])
-        recipe, wanted, loaded = hosts.together(lambda: resolve_and_trace(config, folder, corpus, mesh, stages))
-        hosts.check_same("given models", {name: digest(params) for name, params in loaded.items()})
+        recipe, wanted = hosts.together(lambda: resolve_and_trace(config, folder, corpus, mesh, stages, loaded))
+        given = {name: binding.model_digest(model, params) for name, (model, params) in loaded.items()}
+        hosts.check_same("given models", given)
+        bound = hosts.together(lambda: bind(config, folder, corpus, given))
         with disk_errors(folder.path):  # a disk may fill up at any write
-            return _train(config, folder, corpus, recipe, mesh, loaded, wanted, started)
+            run = Run(config, folder, corpus, recipe, mesh, {name: params for name, (_, params) in loaded.items()}, bound, wanted)
+            return _train(run, wanted, started)
+
+
+def check_before(config: ConfigDict, path: epath.Path, mesh: jax.sharding.Mesh, stages: Sequence[str] | None) -> inputs.Given:
+    """The given models. Raises `BadInput` for all that is wrong with a recipe and what it names, as far as that can be told
+    before its text is read: sizes that only the text can tell are guessed."""
+    if not config.teacher.init and not config.student.init:
+        recipe = resolve(config, vocab_size=config.data.vocab_size, num_records=MANY, mesh=mesh)
+        check_memory(recipe, config, mesh)
+        choose_stages(recipe, stages)
+    workdir_check(path, config.to_dict())
+    loaded = inputs.load_models(config)
+    if loaded:
+        tokenizer = inputs.known_tokenizer(config, path)
+        words = config.data.vocab_size if tokenizer is None else describe(tokenizer).size
+        models = {name: model for name, (model, _) in loaded.items()}
+        inputs.check_vocabulary(config, models, words)
+        recipe = resolve(config, vocab_size=words, num_records=MANY, mesh=mesh,
+                         **{f"loaded_{name}": model for name, model in models.items()})
+        check_memory(recipe, config, mesh)
+        choose_stages(recipe, stages)
+    if binding.read(path) is None:  # else the run has its own text
+        inputs.check_text(config)
+        inputs.check_parts(config)
+    return loaded
+
+
+def bind(config: ConfigDict, folder: Workdir, corpus: Corpus, given: dict[str, str]) -> Inputs:
+    """Binds the workdir to what its run reads, or compares that with what it is bound to. Raises `BadInput` if it differs."""
+    held, now = binding.read(folder.path), corpus.bound(config, given)
+    if held is None:
+        older = report.read_results(folder.path).get("corpus") if binding.begun(folder.path) else None
+        if older and any(older.get(part, {}).get("digest") != text.digest for part, text in now.text.items()):
+            raise BadInput(f"workdir {str(folder.path)!r} is of a version that did not record what a run reads, and its text has "
+                           "changed since; use another workdir, or install what was installed then")
+        if hosts.first():
+            binding.write(folder.path, now, corpus.tokenizer)
+        return now
+    binding.check_models(held, given, {name: config[name].init for name in ("teacher", "student")})
+    if hosts.first() and held.text != now.text:  # the same text at another place
+        binding.record(folder.path, dataclasses.replace(held, text=now.text))
+    return held
 
 
 def resolve_and_trace(config: ConfigDict, folder: Workdir, corpus: Corpus, mesh: jax.sharding.Mesh,
-                      stages: Sequence[str] | None) -> tuple[Recipe, list[Stage], Networks]:
-    """(recipe, stages to run, parameters of given models), everything checked and every step traced."""
-    found = {name: inputs.load_model(config[name], corpus.vocab_size, name) for name in ("teacher", "student")}
-    loaded = {name: pair for name, pair in found.items() if pair is not None}
+                      stages: Sequence[str] | None, loaded: inputs.Given) -> tuple[Recipe, list[Stage]]:
+    """(recipe, stages to run), everything checked and every step traced."""
+    models = {name: model for name, (model, _) in loaded.items()}
+    inputs.check_vocabulary(config, models, corpus.vocab_size)
     recipe = resolve(config, vocab_size=corpus.vocab_size, num_records=inputs.rows_an_epoch(config, corpus.train), mesh=mesh,
-                     **{f"loaded_{name}": model for name, (model, _) in loaded.items()})
+                     **{f"loaded_{name}": model for name, model in models.items()})
     wanted = choose_stages(recipe, stages)
     check_predecessors(recipe, wanted, folder)
     if config.data.packing:
         check_pad(recipe, corpus)
+    check_memory(recipe, config, mesh)
     for stage in wanted:
         trace(recipe, stage, config.data)
         if (notice := kept_taps(recipe, stage, config.data.sequence_length)) and hosts.first():
             print(f"jaxdistill: {notice}", file=sys.stderr)
-    return recipe, wanted, {name: params for name, (_, params) in loaded.items()}
+    return recipe, wanted
 
 
 def kept_taps(recipe: Recipe, stage: Stage, length: int) -> str:
@@ -118,9 +183,8 @@ def open_workdir(path: epath.PathLike, config: ConfigDict) -> Workdir:
     return folder
 
 
-def _train(config: ConfigDict, folder: Workdir, corpus: Corpus, recipe: Recipe, mesh: jax.sharding.Mesh,
-           loaded: Networks, wanted: Sequence[Stage], started: float) -> dict[str, Any]:
-    run = Run(config, folder, corpus, recipe, mesh, loaded)
+def _train(run: Run, wanted: Sequence[Stage], started: float) -> dict[str, Any]:
+    folder, recipe = run.folder, run.recipe
     hosts.together(lambda: folder.clear_done() if hosts.first() else None)
     for stage in recipe.stages:
         if stage in wanted or folder.finished(stage.name) is not None:
@@ -164,9 +228,9 @@ class Run:
     """The state of a run between stages: the networks trained so far."""
 
     def __init__(self, config: ConfigDict, folder: Workdir, corpus: Corpus, recipe: Recipe, mesh: jax.sharding.Mesh,
-                 loaded: Networks) -> None:
+                 loaded: Networks, bound: Inputs, wanted: Sequence[Stage] = ()) -> None:
         self.config, self.folder, self.corpus, self.recipe, self.mesh = config, folder, corpus, recipe, mesh
-        self.loaded = loaded
+        self.loaded, self.bound, self.wanted = loaded, bound, wanted
         self.networks: Networks = {TEACHER: loaded[TEACHER]} if TEACHER in loaded else {}
         self.pages: dict[str, dict[str, Any]] = {}
         self.teacher_sha = digest(loaded[TEACHER]) if TEACHER in loaded else ""
@@ -177,8 +241,7 @@ class Run:
         model = self.recipe.model(stage.network)
         page = self.folder.finished(stage.name)
         if page is not None:
-            self._check_teacher(stage, page)
-            self._check_lineage(stage, page)
+            self._check_page(stage, page)
             if hosts.first():  # a run killed between saving and tidying
                 self.folder.checkpoints(stage.name).rmtree(missing_ok=True)
             params = self.folder.load_stage(stage.name, model)
@@ -193,9 +256,9 @@ class Run:
         try:
             params, page = self._train_from(checkpoints, stage, model)
             with StopRequest() as stop:  # what was trained is kept first
-                page = hosts.together(lambda: self.folder.save_stage(stage.name, model, params, page))
-            if stop.agreed():
-                raise stop.error(f"after stage {stage.name!r}")
+                page = hosts.together(lambda: self.folder.save_stage(stage.name, model, params, page, self.corpus.tokenizer))
+                if stop.agreed():
+                    raise stop.error(f"after stage {stage.name!r}")
         except BaseException:  # Ctrl-C too: saves under way must end before Python does
             checkpoints.close()
             raise
@@ -209,25 +272,27 @@ class Run:
             "stage": stage.name, "network": stage.network, "steps": stage.steps, "seed": config.seed, "seconds": 0.0,
             "first_example": self.recipe.first_example[stage.name], "lineage": self._lineage(stage),
             "teacher": {"path": self.teacher_path, "sha256": self.teacher_sha} if stage.needs_teacher else None,
+            "inputs": self.bound.digest,
         }
         like = state.shapes(stage, model, teacher)
         if checkpoints.latest() is not None:
             train_state, held = checkpoints.restore(like, self.mesh)
-            self._check_teacher(stage, held)
-            self._check_lineage(stage, held)
-            page |= {name: held[name] for name in ("seconds", "layers") if name in held}
+            self._check_page(stage, held)
+            page |= {name: held[name] for name in ("seconds", "layers", "began_as", "last_loss") if name in held}
         else:
             key = jax.random.key(stage_seed(config.seed, stage.name))
             create = jax.jit(lambda params: state.create(stage, params, model, teacher, key),
                              out_shardings=sharding.shardings(self.mesh, like))
             train_state = create(self._start(stage, model))
+            page["began_as"] = checksums(train_state.params).tolist()
         done = int(train_state.step)
         example = page["first_example"] + done * stage.batch_size
         page["examples"] = self.recipe.first_example[stage.name] + stage.steps * stage.batch_size
         teacher_params = sharding.place(self.mesh, in_compute_dtype(teacher.config, self.networks[TEACHER])) if teacher else {}
         batches = inputs.batches(config, self.corpus.train, batch_size=stage.batch_size, start_example=example)
-        flops = step_flops(stage, model, teacher, config.data.sequence_length, predictions_a_row(config.data))
+        flops = self._flops(stage)
         with self._reporting(stage, done, flops) as reporting:
+            reporting = dataclasses.replace(reporting, write=keeping_last_loss(page, reporting.write))
             limits = loop.Limits(
                 config.checkpoint.every_steps, 60 * config.checkpoint.every_minutes, config.max_skipped_in_a_row,
                 60 * config.watchdog_minutes, (config.profile, self.folder.trace(stage.name, stage.network)))
@@ -238,7 +303,19 @@ class Run:
                 seed=stage_seed(config.seed, stage.name), checkpoints=checkpoints, page=page,
                 reporting=reporting, limits=limits, evaluate=evaluate)
         page["skipped"] = int(train_state.skipped)
+        page["moved"] = checksums(train_state.params).tolist() != page.pop("began_as", None)
+        hosts.together(lambda: self._check_trained(stage, page))
         return hosts.to_host(projections.drop(train_state.params)), page
+
+    def _check_trained(self, stage: Stage, page: dict[str, Any]) -> None:
+        """Raises `TrainingStopped` if a stage hardly trained its network; `results.json` says so too."""
+        try:
+            check_trained(stage.name, steps=stage.steps, skipped=page["skipped"])
+        except TrainingStopped as error:
+            if hosts.first():
+                before = {"config_name": self.config.name, "seed": self.config.seed, **report.read_results(self.folder.path)}
+                report.write_results(self.folder.path, {**before, "warnings": [str(error)]})
+            raise
 
     @contextlib.contextmanager
     def _reporting(self, stage: Stage, done: int, flops: dict[str, float]) -> Iterator[loop.Reporting]:
@@ -249,13 +326,26 @@ class Run:
             yield loop.Reporting(write=lambda *_: None, show=lambda *_: None, every=every)
             return
         with MetricWriter(self.folder.path) as writer, \
-                Progress(stage.steps, stage.name, initial=done, tokens_per_unit=stage.batch_size * length) as bar:
+                Progress(stage.steps, stage.name, initial=done, tokens_per_unit=stage.batch_size * length,
+                         later=self._later(stage) / sum(flops.values())) as bar:
             writer.rewind(stage.name, done, stage.network)
             yield loop.Reporting(
                 write=lambda step, scalars: writer.write(stage.name, step, scalars, stage.network),
                 show=lambda step, scalars: bar.reach(step, loss=scalars["loss"]),
                 rates=lambda rate: rates(rate, stage.batch_size, length, flops, self.mesh),
                 every=every, flush=writer.flush)
+
+    def _flops(self, stage: Stage) -> dict[str, float]:
+        """Of a step."""
+        teacher = self.recipe.teacher if stage.needs_teacher else None
+        return step_flops(stage, self.recipe.model(stage.network), teacher, self.config.data.sequence_length,
+                          predictions_a_row(self.config.data))
+
+    def _later(self, stage: Stage) -> float:
+        """FLOPs of the stages that this call runs after `stage`."""
+        after = self.recipe.stages[self.recipe.stages.index(stage) + 1:]
+        return sum(other.steps * sum(self._flops(other).values()) for other in after
+                   if other in self.wanted and self.folder.finished(other.name) is None)
 
     def _start(self, stage: Stage, model: Model) -> Params:
         """Where a network's parameters come from. The order is important: an earlier stage, a folder, a copy, chance.
@@ -272,6 +362,14 @@ class Run:
             assert self.recipe.teacher is not None
             params, _ = copy_embeddings_and_heads(model, params, self.recipe.teacher, self.networks[TEACHER])
         return params
+
+    def _check_page(self, stage: Stage, page: dict[str, Any]) -> None:
+        """Raises `BadInput` unless a stage's page, or that of its checkpoint, is of this run: text, teacher, stages before it."""
+        if page.get("inputs", self.bound.digest) != self.bound.digest:
+            raise BadInput(f"stage {stage.name!r} in this workdir was run on other text, or with another tokenizer, than its "
+                           f"{binding.FILE} says; use another workdir")
+        self._check_teacher(stage, page)
+        self._check_lineage(stage, page)
 
     def _check_teacher(self, stage: Stage, page: dict[str, Any]) -> None:
         held = (page.get("teacher") or {}).get("sha256")
@@ -318,8 +416,19 @@ class Run:
 
         return evaluate
 
+    def reported(self) -> dict[str, Any] | None:
+        """What `results.json` holds, if it is of just these networks and stages, measured as the recipe asks."""
+        found = report.read_results(self.folder.path)
+        measured = {name: row.get("sha256") for name, row in (found.get("networks") or {}).items()}
+        same = (measured == {name: digest(params) for name, params in self.networks.items()}
+                and (found.get("stages") or {}).keys() == self.pages.keys() and found.get("evaluation") == measured_as(self.config)
+                and found.get("inputs") == self.bound.digest)
+        return found if same else None
+
     def results(self) -> dict[str, Any]:
         """Measures every network on held-out text and gathers what `results.json` holds."""
+        if (before := self.reported()) is not None:
+            return before
         config, recipe = self.config, self.recipe
         rows = inputs.heldout(config, self.corpus.heldout)
         networks: dict[str, Any] = {}
@@ -346,7 +455,8 @@ class Run:
                     "tokens_per_second": round(rate * config.data.sequence_length, 1)}
         found: dict[str, Any] = {
             "config_name": config.name, "seed": config.seed, "networks": networks, "stages": stages,
-            "corpus": self.corpus.describe(config), "heldout_rows": measured,
+            "corpus": self.corpus.describe(config), "heldout_rows": measured, "evaluation": measured_as(config),
+            "inputs": self.bound.digest, "warnings": self.warnings(networks),
             "hardware": inputs.hardware(), "versions": inputs.versions(),
         }
         layered = [name for name in stages if "layers" in self.pages[name]]
@@ -358,17 +468,50 @@ class Run:
             found["student_sha256"] = networks["student"]["sha256"]
         return found
 
+    def warnings(self, networks: dict[str, Any]) -> list[str]:
+        """What the numbers say against stages and networks, a line each."""
+        found = []
+        for name, page in self.pages.items():
+            last = page.get("last_loss", 0.0)  # None: it was not finite
+            found += stage_warnings(name, steps=page["steps"], skipped=page["skipped"], moved=page.get("moved", True),
+                                    last_loss=math.nan if last is None else last)
+        for name, row in networks.items():
+            bad = [key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
+            found += [f"network {name!r}: {', '.join(bad)} on held-out text is not finite"] if bad else []
+        return found
+
     def report(self, results: dict[str, Any], started: float) -> None:
-        """Writes results, the student as a Hugging Face folder (loaded back, its outputs compared), and plots."""
-        results["seconds"] = round(time.perf_counter() - started, 1)
-        report.write_results(self.folder.path, results)  # before the export, so that nothing measured can be lost to it
-        if self.config.export and "student" in self.networks:
+        """Writes results, the student as a Hugging Face folder (loaded back, its outputs compared), and plots; of a run that was
+        reported before only what is missing."""
+        student = self.folder.path / "student"
+        again = "seconds" in results
+        if not again:
+            results["seconds"] = round(time.perf_counter() - started, 1)
+            report.write_results(self.folder.path, results)  # before the export, so that nothing measured can be lost to it
+        if self.config.export and "student" in self.networks and not (again and "export" in results and student.exists()):
             model, params = self.recipe.model("student"), self.networks["student"]
-            results["export"] = export_model(self.folder.path / "student", model, params, self.corpus.tokenizer, results,
-                                             overwrite=True)
+            results["export"] = export_model(student, model, params, self.corpus.tokenizer, results, overwrite=True)
+            again = False
+        if again and (self.folder.path / "plots").exists():
+            return
         report.write_plots(self.folder.path, results)
         results["seconds"] = round(time.perf_counter() - started, 1)
         report.write_results(self.folder.path, results)
+
+
+def keeping_last_loss(page: dict[str, Any], write: Write) -> Write:
+    """`write`, which also leaves the newest loss in `page`: None if it is not finite."""
+    def keep(step: int, scalars: dict[str, float]) -> None:
+        if "loss" in scalars:
+            page["last_loss"] = scalars["loss"] if math.isfinite(scalars["loss"]) else None
+        write(step, scalars)
+
+    return keep
+
+
+def measured_as(config: ConfigDict) -> dict[str, Any]:
+    """The settings that results on held-out text depend on beside the recipe's fixed fields."""
+    return config.evaluation.to_dict()
 
 
 def rows_to_choose_by(config: ConfigDict) -> int:

@@ -1,8 +1,10 @@
 """The folder of a run: its recipe, the network each finished stage left, and where everything else goes. Called by run.
 
     config.json          the recipe; another recipe is refused here
-    data/                prepared text and, if one was trained here, the tokenizer (of a remote workdir the text is in the cache)
-    stages/NAME/         the network after stage NAME, in our own format; stage.json is written last and marks it whole
+    inputs.json          digests of what the run reads, and tokenizer/, its tokenizer (see `binding`)
+    data/                prepared text and vocabularies trained on it (of a remote workdir the text is in the cache)
+    stages/NAME/         the network after stage NAME with its tokenizer, in our own format; stage.json is written last and
+                         marks it whole
     checkpoints/NAME/    the stage in progress
     metrics.jsonl, tensorboard/, results.json, plots/, student/ (the exported folder)
     DONE                 written last of all, when every stage of the recipe is finished and reported; launchers wait for it
@@ -22,6 +24,7 @@ from ml_collections import ConfigDict
 
 from jaxdistill import defaults, remote
 from jaxdistill.data.files import write_whole
+from jaxdistill.data.tokenizers import save_tokenizer
 from jaxdistill.errors import BadInput
 from jaxdistill.interop import own_format
 from jaxdistill.models import Model, Params
@@ -33,8 +36,11 @@ from jaxdistill.training.checkpoints import disk_errors
 # stage's page holds the lineage that its result depends on.
 FREE = ("order", "baselines", "mesh", "checkpoint", "log_every", "watchdog_minutes", "profile", "export", "data.path",
         "evaluation", "objectives")
+# Places of what a run reads: what lies there is compared by content (see `binding`), so it may be moved.
+PLACES = ("data.source", "data.heldout", "data.tokenizer", "teacher.init", "student.init")
 
-
+MOST_DIFFERENCES = 10  # named in one message
+INPUTS = "inputs.json"
 SHARED = ".shared"
 DONE = "DONE"
 
@@ -87,8 +93,9 @@ class Workdir:
                 raise BadInput(f"{file} is damaged (it has no {name}); delete {file.parent} to train the stage again")
         return page
 
-    def save_stage(self, stage: str, model: Model, params: Params, page: dict[str, Any]) -> dict[str, Any]:
-        """Writes the network after `stage` (the first process does); the marker comes last, so a stage is whole or not there."""
+    def save_stage(self, stage: str, model: Model, params: Params, page: dict[str, Any], tokenizer: Any = None) -> dict[str, Any]:
+        """Writes the network after `stage`, with its tokenizer (the first process does); the marker comes last, so a stage is
+        whole or not there."""
         folder = self.stage(stage)
         page = {**page, "sha256": digest(params)}
         if not hosts.first():
@@ -96,6 +103,8 @@ class Workdir:
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             own_format.write(folder, model.config, params)
+            if tokenizer is not None:
+                save_tokenizer(tokenizer, folder)
             write_whole(folder / "stage.json", json.dumps(page, indent=2) + "\n")
         return page
 
@@ -113,21 +122,29 @@ class Workdir:
         return params
 
 
-def claim(path: epath.Path, config: dict[str, Any], locked: bool = False) -> None:
-    """Makes `path` the workdir of `config`. Raises `BadInput` if it belongs to another, is in use, holds links that lead out
-    of it, or cannot be written. `locked`: the caller holds its lock."""
-    wanted = json.loads(json.dumps(config))
+def check(path: epath.Path, config: dict[str, Any]) -> None:
+    """Raises `BadInput` if `path` cannot be the workdir of `config`: it belongs to another recipe, holds something else, or
+    links that lead out of it. Writes nothing."""
     refuse_links(path)
     try:
-        path.mkdir(parents=True, exist_ok=True)
         file = path / "config.json"
         if file.exists():
             if (path / "stages").exists() or (path / "checkpoints").exists():  # before that nothing depends on it
-                _refuse_other(path, read_page(file, "put back a copy of it"), wanted)
+                _refuse_other(path, read_page(file, "put back a copy of it"), json.loads(json.dumps(config)))
         elif any(not entry.name.startswith(".") for entry in remote.entries(path)):  # a kill may leave .lock alone
             raise BadInput(f"workdir {str(path)!r} is not empty and holds no run; give a new or empty folder")
+    except OSError as error:
+        raise BadInput(f"cannot use workdir {str(path)!r}: {error.strerror or error}; give a writable folder") from error
+
+
+def claim(path: epath.Path, config: dict[str, Any], locked: bool = False) -> None:
+    """Makes `path` the workdir of `config`. Raises `BadInput` as `check`, and if it is in use or cannot be written. `locked`:
+    the caller holds its lock."""
+    check(path, config)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
         with contextlib.nullcontext() if locked else lock(path):  # a run that is under way there has its own recipe
-            write_whole(file, json.dumps(wanted, indent=2) + "\n")
+            write_whole(path / "config.json", json.dumps(config, indent=2) + "\n")
     except OSError as error:
         raise BadInput(f"cannot use workdir {str(path)!r}: {error.strerror or error}; give a writable folder") from error
 
@@ -187,14 +204,18 @@ def _refuse_other(path: epath.Path, held: dict[str, Any], wanted: dict[str, Any]
     # A field that is younger than the workdir was what it is by default.
     now = flat(wanted)
     before = {**{name: value for name, value in flat(defaults.recipe("").to_dict()).items() if name in now}, **flat(held)}
-    for name in sorted(before.keys() | now.keys()):
-        if any(name == free or name.startswith(free + ".") for free in FREE):
-            continue
-        if name.startswith("stages.") and (name not in before or name not in now):
-            continue  # a stage that was added or taken away says nothing about the others
-        if before.get(name) != now.get(name):
-            raise BadInput(f"workdir {str(path)!r} belongs to a run with config.{name}={before.get(name)!r}, now "
-                           f"{now.get(name)!r}; use another workdir, or the same settings to resume")
+    # A stage that was added or taken away says nothing about the others.
+    names = [name for name in sorted(before.keys() | now.keys())
+             if not (name.startswith("stages.") and (name not in before or name not in now)) and before.get(name) != now.get(name)]
+    if (path / INPUTS).exists():
+        names = [name for name in names if not (name in PLACES and before.get(name) and now.get(name))]
+    differ = [f"config.{name}={before.get(name)!r}, now {now.get(name)!r}" for name in names
+              if not any(name == free or name.startswith(free + ".") for free in FREE)]
+    if differ:
+        recipe = held.get("name") or held.get("config_name")
+        more = f"; and {len(differ) - MOST_DIFFERENCES} more" if len(differ) > MOST_DIFFERENCES else ""
+        raise BadInput(f"workdir {str(path)!r} belongs to a run{f' of recipe {recipe!r}' if recipe else ''} with "
+                       f"{'; '.join(differ[:MOST_DIFFERENCES])}{more}; use another workdir, or the same settings to resume")
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

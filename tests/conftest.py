@@ -20,6 +20,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ["JAXDISTILL_PROGRESS"] = "0"
 
 import random
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,8 @@ import pytest
 from jaxdistill import defaults
 from jaxdistill.methods import KINDS
 from jaxdistill.models import Model, preset
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what started the tests may have had it ignored
 
 SMALL = dict(
     vocab_size=19,

@@ -29,11 +29,11 @@ def test_overrides_keep_their_types():
 @pytest.mark.parametrize("override, expected", [
     ("stages.transfer.stepz=7", "config.stages.transfer has no field 'stepz'; did you mean 'steps'"),
     ("sead=1", "config has no field 'sead'; did you mean 'seed'"),
-    ("data.foo=1", "config.data has no field 'foo'; valid: .*source"),
+    ("data.foo=1", "config.data has no field 'foo'; valid: .*heldout"),
     ("stages.nobody.steps=1", "config.stages has no field 'nobody'; valid: .*distill, random_start, teacher"),
     ("stages.transfer.layer_map[0]=1", r"has no field 'layer_map\[0\]'; did you mean 'layer_map'"),
     ("seed.foo=1", "config.seed is a value, 0, and has no field 'foo'"),
-    ("stages.transfer.steps=many", "invalid literal"),
+    ("stages.transfer.steps=many", "steps=.many.; expected a whole number"),
 ])
 def test_a_misspelt_field_names_the_nearest(override, expected):
     with pytest.raises(BadInput, match=expected) as raised:

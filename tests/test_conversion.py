@@ -83,10 +83,13 @@ def test_a_run_keeps_the_tokenizer_it_was_trained_with(finished, tmp_path):
         conversion.convert(copy, copy / "out", network="student")
         assert (copy / "out" / "vocab.txt").read_bytes() == (workdir / "student" / "vocab.txt").read_bytes()
         shutil.rmtree(copy / "student")
-        shutil.copytree(workdir / "data", copy / "data", dirs_exist_ok=True)
+        shutil.rmtree(copy / "data")
         conversion.convert(copy, copy / "again")
         assert (copy / "again" / "vocab.txt").read_bytes() == (workdir / "student" / "vocab.txt").read_bytes()
-        shutil.rmtree(copy / "data")
+        shutil.rmtree(copy / "tokenizer")
+        with pytest.raises(BadInput, match="this run's tokenizer cannot be read"):
+            conversion.convert(copy, copy / "never")
+        (copy / "inputs.json").unlink()
         with pytest.raises(BadInput, match="does not say with which tokenizer"):
             conversion.convert(copy, copy / "never")
         assert not (copy / "never").exists() and not (copy / "data").exists()

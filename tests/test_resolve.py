@@ -36,7 +36,7 @@ MISTAKES = {
         "config.stages.distill: give exactly one of steps, examples or epochs",
     ),
     "no length": ({"stages.distill.steps": 0}, "config.stages.distill: give exactly one of steps"),
-    "negative length": ({"stages.distill.steps": -1}, "config.stages.distill: give exactly one of steps.*'steps': -1"),
+    "negative length": ({"stages.distill.steps": -1}, "config.stages.distill: give exactly one of steps.*steps=-1"),
     "start": ({"stages.transfer.start": "cold"}, "config.stages.transfer.start='cold' is unknown; valid: copy, random"),
     "freezing": ({"stages.transfer.freezing": "hard"}, "config.stages.transfer.freezing='hard'"),
     "too few steps": (

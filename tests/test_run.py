@@ -335,7 +335,7 @@ def test_another_recipe_is_refused_on_a_workdir(finished, source, change, field)
     before = (workdir / "config.json").read_text()
     config = tiny_config(source)
     change(config)
-    with pytest.raises(BadInput, match=f"config.{field}; use another workdir"):
+    with pytest.raises(BadInput, match=f"of recipe 'tiny' with config.{field}; use another workdir"):
         run.train(config, workdir)
     assert (workdir / "config.json").read_text() == before
 
@@ -367,8 +367,7 @@ def test_a_teacher_from_a_folder(finished, source, tmp_path):
     workdir, results = finished
     config = tiny_config(source)
     config.teacher.init, config.order = str(workdir / "stages" / "teacher"), ("transfer", "distill")
-    config.data.tokenizer = str(next((workdir / "data").glob("tokenizer-*")))
-    found = run.train(config, tmp_path)
+    found = run.train(config, tmp_path)  # with the tokenizer that lies beside that teacher
     assert found["student_sha256"] == results["student_sha256"]
     assert found["networks"]["teacher"]["sha256"] == results["networks"]["teacher"]["sha256"]
     page = json.loads((tmp_path / "stages" / "distill" / "stage.json").read_text())

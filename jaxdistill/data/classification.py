@@ -23,6 +23,8 @@ from jaxdistill.errors import BadInput, nearest
 
 Column = str | int
 LARGEST_TABLE = 2**31  # bytes of memory, about; some kilobytes of .xz may unpack to gigabytes
+# More labels than that are looked at: a column of sentences or numbers has nearly as many values as rows.
+MANY_LABELS, VERY_MANY_LABELS = 20, 1000
 _ROW_OVERHEAD = 200
 
 
@@ -113,17 +115,26 @@ def read_classification_tsv(
     given = [row[places[1]].strip() for _, row in rows]
     names = tuple(label_names) if label_names is not None else tuple(sorted(set(given), key=_label_order))
     if len(names) < 2:
-        raise BadInput(f"{shown!r} column {label_column!r} holds one label only, {names[0]!r}: is it the label column?")
+        raise BadInput(f"{shown!r} column {label_column!r} holds one label only, {_short(names[0])}: is it the label column?")
+    rows_a_label = len(given) / len(names)
+    if label_names is None and len(names) > MANY_LABELS and rows_a_label < (10 if len(names) > VERY_MANY_LABELS else 2):
+        raise BadInput(f"{shown!r} column {label_column!r} holds {len(names):,} labels in {len(given):,} rows, as "
+                       f"{_short(names[0])}: it is text or numbers, not classes; give the label column")
     number_of = {name: number for number, name in enumerate(names)}
     for (line, _), label in zip(rows, given):
         if label not in number_of:
-            raise BadInput(f"{shown!r} line {line}: label {label!r}: {nearest(label, names)}")
+            raise BadInput(f"{shown!r} line {line}: label {_short(label)}: {nearest(label[:100], names)}")
     return LabelledText(
         texts=tuple(row[places[0]].strip() for _, row in rows),
         pairs=None if pair_column is None else tuple(row[places[2]].strip() for _, row in rows),
         labels=np.array([number_of[label] for label in given], np.int32),
         label_names=names,
     )
+
+
+def _short(text: str) -> str:
+    """A cell for a message."""
+    return repr(text if len(text) <= 60 else f"{text[:60]}…")
 
 
 def _with_limit(lines: Iterator[str], shown: str) -> Iterator[str]:
@@ -140,6 +151,7 @@ def _rows(file: epath.Path) -> list[tuple[int, list[str]]]:
     """The rows that are not blank, each with the number of its (last) line."""
     is_csv = file.name.removesuffix(".xz").removesuffix(".gz").endswith(".csv")
     lines = _with_limit(text_files.read_lines(file), os.fspath(file))
+    before = csv.field_size_limit(LARGEST_TABLE)  # 131,072 characters otherwise; texts are cut to the model's length anyway
     if is_csv:
         reader = csv.reader(lines, strict=True)
     else:
@@ -150,13 +162,15 @@ def _rows(file: epath.Path) -> list[tuple[int, list[str]]]:
         raise BadInput(
             f"{os.fspath(file)!r} line {reader.line_num} is not a table row ({error}): mend the line"
         ) from error
+    finally:
+        csv.field_size_limit(before)
 
 
 def _place(column: Column, header: list[str], shown: str) -> int:
     if str(column).isdigit() and str(column) not in header:
         return int(column)
     if column not in header:
-        raise BadInput(f"{shown!r} has no column {column!r}: {nearest(str(column), header)}")
+        raise BadInput(f"{shown!r} has no column {column!r}: {nearest(str(column), [cell[:60] for cell in header])}")
     return header.index(str(column))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import hashlib
 import json
@@ -15,7 +14,7 @@ from typing import Any
 
 from etils import epath
 
-from jaxdistill.errors import BadInput, nearest
+from jaxdistill.errors import BadInput, nearest, shortened
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -44,13 +43,17 @@ def write_whole(path: epath.Path, content: str) -> None:
             temporary.unlink()
 
 
-def walk(folder: epath.Path, left_out: Collection[str] = ()) -> Iterator[epath.Path]:
-    """All files in a folder and the folders in it, but for folders of the names `left_out`; in no particular order."""
+def walk(folder: epath.Path, left_out: Collection[str] = (), above: tuple[str, ...] = ()) -> Iterator[epath.Path]:
+    """All files in a folder and the folders in it, but for folders of the names `left_out`; in no particular order.
+
+    A link to one of the folders around it (`above`, by their real paths) is not followed: it would lead in a circle.
+    """
+    above = (*above, os.path.realpath(folder))
     for path in folder.iterdir():
         if not path.is_dir():
             yield path
-        elif path.name not in left_out:
-            yield from walk(path, left_out)
+        elif path.name not in left_out and os.path.realpath(path) not in above:
+            yield from walk(path, left_out, above)
 
 
 @contextlib.contextmanager
@@ -82,6 +85,8 @@ def _explain(number: int, error: str, doing: str, path: epath.PathLike) -> str:
 
 def nearest_beside(path: epath.Path) -> str:
     """For the end of an error about a missing path: the closest name in the nearest folder that exists."""
+    if os.path.islink(path):
+        return f"it is a symbolic link to {shortened(os.readlink(path))!r}, which leads nowhere or in a circle"
     folder = path.parent
     name = path.name
     while not folder.exists() and folder.parent != folder:
@@ -90,12 +95,7 @@ def nearest_beside(path: epath.Path) -> str:
         siblings = sorted(child.name for child in folder.iterdir())
     except OSError:
         siblings = []
-    close = [sibling for sibling in siblings if sibling != name][:12]
-    return f"in {os.fspath(folder)!r}: {nearest(name, close if len(siblings) <= 12 else _closest(name, siblings))}"
-
-
-def _closest(name: str, siblings: list[str]) -> list[str]:
-    return difflib.get_close_matches(name, siblings, n=6, cutoff=0.3)
+    return f"in {os.fspath(folder)!r}: {nearest(name, siblings)}"
 
 
 def check_features(folder: epath.Path) -> None:

@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Iterator
 from typing import Any, SupportsIndex
 
 import numpy as np
 
-from jaxdistill.data import masking, packing, pairs, randomness, records
+from jaxdistill.data import masking, packing, pairs, randomness, records, sources
 from jaxdistill.data.prepare import PreparedText
 from jaxdistill.errors import BadInput
 
@@ -261,12 +260,11 @@ def heldout_batches(
 ) -> Iterator[Batch]:
     """Every record once, in order, with pairs and masks fixed by the seed. Arguments and batches as in `make_loader`.
 
-    Of more than `max_examples` records a shuffled sample is taken: `make_loader`'s first batches, as many as are whole
-    in `max_examples` rows but at least one.
-    The last global batch is filled up with copies of the last record whose `example_weights` and `mlm_weights` are 0.
+    Of more than `max_examples` records a shuffled sample is taken, the first rows of `make_loader`.
+    The last global batch is filled up with other rows whose `example_weights` and `mlm_weights` are 0.
     Every host gets the same number of batches.
     """
-    if max_examples is not None and prepared.num_records > max(max_examples, batch_size):
+    if max_examples is not None and prepared.num_records > max_examples:
         sample = make_loader(
             prepared,
             batch_size=batch_size,
@@ -280,7 +278,9 @@ def heldout_batches(
             prefetch=False,
             in_memory=in_memory,
         )
-        yield from itertools.islice(sample, max(1, max_examples // batch_size))
+        first = process_index * rows_a_host(batch_size, process_index, process_count)
+        for begin in range(first, _round_up(max_examples, batch_size), batch_size):
+            yield _only(next(sample), max_examples - begin)
         return
     _check(prepared, max_predictions, mask_rate, nsp)
     num_rows = rows_a_host(batch_size, process_index, process_count)
@@ -291,11 +291,14 @@ def heldout_batches(
     )
     for begin in range(process_index * num_rows, _round_up(prepared.num_records, batch_size), batch_size):
         place = np.arange(begin, begin + num_rows)
-        is_real = place < prepared.num_records
         batch = rows(np.minimum(place, prepared.num_records - 1), np.zeros_like(place))
-        batch["example_weights"] = is_real.astype(np.float32)
-        batch["mlm_weights"] = batch["mlm_weights"] * batch["example_weights"][:, None]
-        yield batch
+        yield _only(batch, prepared.num_records - begin)
+
+
+def _only(batch: Batch, number: int) -> Batch:
+    """The batch with only its first `number` rows counting; the others fill it up."""
+    counts = (np.arange(len(batch["example_weights"])) < number).astype(np.float32)
+    return {**batch, "example_weights": counts, "mlm_weights": batch["mlm_weights"] * counts[:, None]}
 
 
 def rows_a_host(batch_size: int, process_index: int, process_count: int) -> int:
@@ -335,7 +338,7 @@ def _check(prepared: PreparedText, max_predictions: int, mask_rate: float, nsp: 
     if nsp and prepared.num_documents < 2:
         raise BadInput(
             "the prepared text is a single document, so a random next sentence has nowhere to come from: "
-            "separate documents by blank lines, or turn next-sentence prediction off (nsp=False)"
+            f"{sources.more_documents()}"
         )
 
 

@@ -73,9 +73,11 @@ def prepare(
     sequence_length: int,
     split: str = "train",
     heldout_fraction: float = sources.HELDOUT_FRACTION,
+    documents: str = sources.BLANK_LINES,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
     beam_options: str | None = None,
+    expected: str | None = None,
 ) -> PreparedText:
     """Writes the records of a source below `out_dir`, or finds them there from an earlier call with the same settings.
 
@@ -84,19 +86,18 @@ def prepare(
         tokenizer: from `tokenizers`.
         out_dir: where prepared sets are kept.
         sequence_length: L, the length of a row; a record has at most L - 3 tokens.
-        split, heldout_fraction: as `sources.read_documents` takes them.
+        split, heldout_fraction, documents: as `sources.read_documents` takes them.
         seed: draws which records are short.
         progress: called with the number of documents done so far, now and then; not by Beam.
         beam_options: prepare with Apache Beam, with these pipeline options ("runner=FlinkRunner,flink_master=HOST:PORT";
             "" is its direct runner in one process). None: here.
+        expected: the digest that the set must have; another one is not prepared.
 
     Raises:
-        BadInput: the source is unusable or holds no text, `out_dir` cannot be written, or Beam cannot do it.
+        BadInput: the source is unusable or holds no text, `out_dir` cannot be written, Beam cannot do it, or the set would
+            not be the one that is expected.
     """
-    if sequence_length < 8:
-        raise BadInput(
-            f"sequence_length={sequence_length}: a pair needs at least 8 tokens; use 8 or more (BERT: 128, 512)"
-        )
+    check_length(sequence_length)
     settings = {
         "format": _FORMAT_VERSION,
         "source": sources.source_digest(source),
@@ -107,13 +108,31 @@ def prepare(
         "short_fraction": SHORT_FRACTION,
         "seed": seed,
     }
+    if documents != sources.BLANK_LINES:  # younger than sets that must still be found
+        settings["documents"] = documents
     digest = files.digest_of(settings)
+    if expected not in (None, digest):
+        raise BadInput(f"the prepared {split} text of this run (digest {expected}) is not in {os.fspath(out_dir)!r} any more, and "
+                       f"{source!r} would make another one ({digest}): bring back the old text or its prepared folder, or use "
+                       "another workdir")
     folder = epath.Path(out_dir).expanduser() / digest
     with files.clear_errors("writing the prepared text to", folder):
         if not (folder / _MARKER).exists():
             sources.check_split(split, heldout_fraction)
             _write(folder, source, tokenizer, settings, digest, progress, beam_options)
     return load_prepared(folder)
+
+
+def find_prepared(out_dir: epath.PathLike, digest: str) -> PreparedText | None:
+    """The set of that digest below `out_dir`, whatever has become of its source; None if it is not there."""
+    folder = epath.Path(out_dir).expanduser() / digest
+    return load_prepared(folder) if (folder / _MARKER).exists() else None
+
+
+def check_length(sequence_length: int, shown: str = "sequence_length") -> None:
+    """Raises BadInput unless rows can have that length."""
+    if not 8 <= sequence_length < 2**31:
+        raise BadInput(f"{shown}={sequence_length}; a pair needs at least 8 tokens, use 8 or more (BERT: 128, 512)")
 
 
 def load_prepared(path: epath.PathLike) -> PreparedText:
@@ -193,7 +212,7 @@ def beam_pipeline() -> Any:
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "apache_beam":
             raise
-        raise BadInput("beam_options were given, but Apache Beam is not installed: pip install 'jaxdistill[beam]', or leave "
+        raise BadInput("beam_options were given, but Apache Beam is not installed: pip install apache-beam, or leave "
                        "them out to prepare the text in this process") from error
     return pipeline
 
@@ -216,7 +235,7 @@ def _write_here(
     """Writes the records and their sizes below `working`, in this process: (the data set's folder, its counts)."""
     from jaxdistill.data.prepared_text import builder as builders  # imports tensorflow_datasets
 
-    documents = sources.read_documents(source, settings["split"], settings["heldout_fraction"])
+    documents = sources.read_documents(source, settings["split"], settings["heldout_fraction"], separator(settings))
     counts = {"num_records": 0, "num_documents": 0, "num_tokens": 0}
     sizes = array.array("i")
     cut = Cutter(tokenizer, settings)
@@ -264,10 +283,13 @@ def _records(
 
 def no_documents(settings: dict[str, Any]) -> BadInput:
     """The error when a text makes no record at all."""
-    return BadInput(
-        f"the split {settings['split']!r} of the text holds no document of two tokens or more: "
-        "give more text, or another heldout_fraction"
-    )
+    return BadInput(f"the split {settings['split']!r} of the text holds no document of two tokens or more: "
+                    f"{sources.more_documents(separator(settings))}")
+
+
+def separator(settings: dict[str, Any]) -> str:
+    """What separates the documents of a .txt file, from the settings that name a prepared set."""
+    return settings.get("documents", sources.BLANK_LINES)
 
 
 class Cutter:

@@ -4,8 +4,8 @@
     a file or a folder                  .txt and .jsonl, each also as .xz or .gz; a folder is read recursively, sorted
     "tfds:NAME[/CONFIG][:VERSION][:SPLIT]"   a text set by its TFDS name, e.g. "tfds:wikipedia/20230601.en:train"
 
-A document's text is lines: each is a sentence, a heading or a paragraph. In .txt a blank line separates documents; in
-.jsonl each line is an object with a "text". Text in the form of WikiText ("@-@", "= Title =") is recognised and
+A document's text is lines: each is a sentence, a heading or a paragraph. In .txt a blank line separates documents, or
+with `documents="lines"` each line is one; in .jsonl each line is an object with a "text". Text in the form of WikiText ("@-@", "= Title =") is recognised and
 turned back into plain text, one article a document.
 """
 
@@ -15,15 +15,17 @@ import dataclasses
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from etils import epath
 
+from jaxdistill import remote
 from jaxdistill.data import files
-from jaxdistill.errors import BadInput, nearest
+from jaxdistill.errors import BadInput, nearest, shortened
 
 HELDOUT_FRACTION = 0.02
 SPLITS = ("train", "heldout", "all")
+BLANK_LINES, LINES = DOCUMENTS = ("blank_lines", "lines")  # what separates the documents of a .txt file
 # A sentence ends at . ! or ? (and a closing quote or bracket) before a space and something that can start the next.
 _SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]?\s+(?=[\"'“‘(\[]?[A-Z0-9])|[。！？](?![”’」』）])")
 # Not after an initial or one of a few abbreviations; a wrong cut costs a pair's boundary, no more.
@@ -38,7 +40,8 @@ class Document:
     name: str
 
 
-def read_documents(source: str, split: str = "all", heldout_fraction: float = HELDOUT_FRACTION) -> Iterator[Document]:
+def read_documents(source: str, split: str = "all", heldout_fraction: float = HELDOUT_FRACTION,
+                   documents: str = BLANK_LINES) -> Iterator[Document]:
     """The documents of a source, always in the same order, read as they are asked for.
 
     Args:
@@ -46,38 +49,75 @@ def read_documents(source: str, split: str = "all", heldout_fraction: float = HE
         split: "train", "heldout" or "all". Files and TFDS sets are divided by a digest of each document's text, so
             that equal documents stay together and adding documents moves none; the default corpus by module.
         heldout_fraction: how much is held out, on average. The default corpus has its own, about 5 %.
+        documents: "blank_lines" or "lines", what separates the documents of a .txt file.
 
     Raises:
         BadInput: the source does not exist, cannot be read or decoded, or holds no text.
     """
     check_split(split, heldout_fraction)
-    return _read(source, split, heldout_fraction)
+    return _read(source, split, heldout_fraction, documents)
 
 
-def _read(source: str, split: str, heldout_fraction: float) -> Iterator[Document]:
+def _read(source: str, split: str, heldout_fraction: float, documents: str) -> Iterator[Document]:
     any_text = False
-    for part in parts(source, split):
+    for part in parts(source, split, documents):
         for document in read_part(part, split, heldout_fraction):
             any_text = True
             yield document
     if not any_text:
-        raise BadInput(f"source {source!r} holds no text in the part asked for: give text, or another heldout_fraction")
+        raise BadInput(f"source {source!r} holds no text in the part {split!r}: {more_documents(documents)}")
 
 
-def check_split(split: str, heldout_fraction: float) -> None:
+def more_documents(documents: str = BLANK_LINES) -> str:
+    """For the end of an error about text with too few documents: what can be done about it."""
+    lines = "" if documents == LINES else "separate documents by blank lines, or set documents='lines' if each line is one; else "
+    return f"{lines}give more text, or name held-out text of its own (config.data.heldout)"
+
+
+def check(sources: Iterable[str], documents: str = BLANK_LINES) -> list[str]:
+    """Looks at sources without reading them all; returns notices of what is read otherwise than might be meant.
+
+    Raises BadInput for a source that does not exist or is of a kind that cannot be read, or `documents` that do nothing.
+    """
+    from jaxdistill.data import text_files
+
+    if documents not in DOCUMENTS:
+        raise BadInput(f"documents={documents!r} is unknown; {nearest(documents, DOCUMENTS)}")
+    notices: list[str] = []
+    any_plain = False
+    for source in sources:
+        if not is_default(source) and not source.startswith("tfds:"):
+            found, plain = text_files.check(_place(source))
+            notices += found
+            any_plain = any_plain or plain
+    if documents != BLANK_LINES and not any_plain:
+        raise BadInput(f"documents={documents!r} would do nothing: there is no .txt file among the sources; leave it out")
+    return notices
+
+
+def _place(source: str) -> epath.Path:
+    """The path of a source that is one. Raises BadInput for what is none."""
+    if not source.strip():
+        raise BadInput("the text source is empty (a variable that is not set?); give a file, a folder, 'default' or 'tfds:…'")
+    scheme = source.partition("://")[0].lower()
+    if "://" in source and scheme not in remote.SCHEMES:
+        raise BadInput(f"text source {shortened(source)!r}: {scheme}:// cannot be read in place; download it first, and give the "
+                       "file or folder")
+    return epath.Path(source).expanduser()
+
+
+def check_split(split: str, heldout_fraction: float, shown: str = "heldout_fraction") -> None:
     """Raises BadInput unless there can be such a split."""
     if split not in SPLITS:
         raise BadInput(f"split={split!r}: {nearest(split, SPLITS)}")
     if not 0.0 < heldout_fraction < 1.0:
-        raise BadInput(
-            f"heldout_fraction={heldout_fraction}: expected a number between 0 and 1, e.g. {HELDOUT_FRACTION}"
-        )
+        raise BadInput(f"{shown}={heldout_fraction}: expected a number between 0 and 1, e.g. {HELDOUT_FRACTION}")
 
 
 def source_digest(source: str) -> str:
     """A digest of what a source holds: of files their names, sizes and contents; of TFDS the name, version and
     checksums; of the default corpus its text. Raises as `read_documents`."""
-    if _is_default(source):
+    if is_default(source):
         from jaxdistill.data.default_corpus import default_corpus
 
         return files.digest_of([source, default_corpus().digest])
@@ -87,10 +127,11 @@ def source_digest(source: str) -> str:
         return tfds_text.digest(source)
     from jaxdistill.data import text_files
 
-    return text_files.digest(epath.Path(source).expanduser())
+    return text_files.digest(_place(source))
 
 
-def _is_default(source: str) -> bool:
+def is_default(source: str) -> bool:
+    """Whether a source is the default corpus, or a part of it. Raises BadInput for a part that there is not."""
     name, _, part = source.partition(":")
     if name != "default":
         return False
@@ -103,20 +144,22 @@ def _is_default(source: str) -> bool:
 class Part:
     """What is read by itself, maybe on another machine: a text file, or the records `begin` to `end` of a TFDS set.
 
-    `divided`: whether a split is a part of its documents; the default corpus has a file for each.
+    `divided`: whether a split is a part of its documents; the default corpus has a file for each. `documents`: what
+    separates them in a .txt file.
     """
 
     place: str
     begin: int = 0
     end: int = 0
     divided: bool = True
+    documents: str = BLANK_LINES
 
 
-def parts(source: str, split: str = "all") -> list[Part]:
+def parts(source: str, split: str = "all", documents: str = BLANK_LINES) -> list[Part]:
     """The parts of a source in order: read one after another they are what `read_documents` gives. Raises as it does."""
     from jaxdistill.data import text_files
 
-    if _is_default(source):
+    if is_default(source):
         from jaxdistill.data.default_corpus import default_corpus
 
         corpus = default_corpus()
@@ -127,7 +170,7 @@ def parts(source: str, split: str = "all") -> list[Part]:
         from jaxdistill.data import tfds_text
 
         return [Part(source, begin, end) for begin, end in tfds_text.ranges(source)]
-    return [Part(os.fspath(file)) for file in text_files.find(epath.Path(source).expanduser())]
+    return [Part(os.fspath(file), documents=documents) for file in text_files.find(_place(source))]
 
 
 def read_part(part: Part, split: str, heldout_fraction: float) -> Iterator[Document]:
@@ -135,7 +178,8 @@ def read_part(part: Part, split: str, heldout_fraction: float) -> Iterator[Docum
     from jaxdistill.data import text_files, tfds_text
 
     is_tfds = part.place.startswith("tfds:")
-    documents = tfds_text.read(part.place, part.begin, part.end) if is_tfds else text_files.read(epath.Path(part.place))
+    documents = (tfds_text.read(part.place, part.begin, part.end) if is_tfds
+                 else text_files.read(epath.Path(part.place), part.documents))
     for document in documents:
         if part.divided and split != "all" and (split == "heldout") != _is_held_out(document.text, heldout_fraction):
             continue

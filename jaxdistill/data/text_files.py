@@ -12,19 +12,21 @@ import lzma
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from etils import epath
 
-from jaxdistill.data import files
-from jaxdistill.data.sources import Document
-from jaxdistill.errors import BadInput
+from jaxdistill import remote
+from jaxdistill.data import files, not_text
+from jaxdistill.data.sources import BLANK_LINES, LINES, Document
+from jaxdistill.errors import BadInput, listed
 
 LARGEST_LINE = 2**24  # bytes; and characters of a document, below. A few kilobytes of .xz may unpack to gigabytes
 LARGEST_DOCUMENT = 2**26
 SUFFIXES = tuple(kind + packing for kind in (".txt", ".jsonl") for packing in ("", ".xz", ".gz"))
 _SNIFFED_LINES = 400
+_LOOKED_AT = 20  # files of a folder
 _LINE_OVERHEAD = 64  # bytes of memory
 _WIKITEXT_SEPARATOR = re.compile(r" @([-,.])@ ")
 _WIKITEXT_TITLE = re.compile(r"^\s*= ([^=].*?) =\s*$")
@@ -43,12 +45,52 @@ def find(path: epath.Path) -> list[epath.Path]:
             f"text source {shown!r} does not exist (nor is it 'default' or 'tfds:…'); {files.nearest_beside(path)}"
         )
     if not path.is_dir():
-        return [path]
+        not_text.check_name(path)
+        return [_readable(path)]
     with files.clear_errors("reading the folder", path):
-        found = sorted((file for file in files.walk(path) if file.name.endswith(SUFFIXES)), key=os.fspath)
+        present = sorted(files.walk(path), key=os.fspath)
+    found = [file for file in present if file.name.endswith(SUFFIXES)]
     if not found:
-        raise BadInput(f"text folder {shown!r} holds no {', '.join(SUFFIXES)} file: give a folder that does, or a file")
-    return found
+        others = f", only {_left_out(present)}" if present else ""
+        raise BadInput(f"text folder {shown!r} holds no {', '.join(SUFFIXES)} file{others}: give a folder that does, or a file")
+    return [_readable(file) for file in found]
+
+
+def _readable(file: epath.Path) -> epath.Path:
+    """The file itself. Raises BadInput for a pipe or a device, which cannot be read twice, and for a broken link."""
+    if not remote.is_remote(file) and not os.path.isfile(file):
+        raise BadInput(f"text source {os.fspath(file)!r} is no regular file (a pipe, a device or a broken link): give a file")
+    return file
+
+
+def _left_out(present: Sequence[epath.Path]) -> str:
+    """"3 others (.html, .py)"."""
+    kinds = sorted({file.suffix or file.name for file in present})
+    return f"{len(present):,} other{'s' if len(present) != 1 else ''} ({listed(kinds, 5)})"
+
+
+def check(path: epath.Path) -> tuple[list[str], bool]:
+    """(notices of what may be meant otherwise, whether any file is plain text), from a look at some of them.
+
+    Raises BadInput as `find`, and as `read` for the first lines of those files.
+    """
+    found = find(path)
+    notices = []
+    if path.is_dir():
+        with files.clear_errors("reading the folder", path):
+            others = sorted({*files.walk(path)} - {*found}, key=os.fspath)
+        if others:
+            notices.append(f"text folder {os.fspath(path)!r}: only .txt and .jsonl files are read, not {_left_out(others)}")
+    plain = [file for file in found if not is_jsonl(file)]
+    for file in found[:: max(1, len(found) // _LOOKED_AT)][:_LOOKED_AT]:
+        head = list(_head(read_lines(file)))
+        if (notice := "" if is_jsonl(file) else not_text.notice(head, os.fspath(file))) and len(notices) < 3:
+            notices.append(notice)
+    return notices, bool(plain)
+
+
+def is_jsonl(file: epath.Path) -> bool:
+    return file.name.removesuffix(".xz").removesuffix(".gz").endswith(".jsonl")
 
 
 def digest(path: epath.Path) -> str:
@@ -65,15 +107,15 @@ def digest(path: epath.Path) -> str:
     return files.digest_of(parts)
 
 
-def read(path: epath.Path) -> Iterator[Document]:
-    """The documents of a file or folder, in order.
+def read(path: epath.Path, documents: str = BLANK_LINES) -> Iterator[Document]:
+    """The documents of a file or folder, in order. `documents`: what separates them in a .txt file, as in `sources`.
 
     Raises:
         BadInput: nothing there; a file that is not UTF-8, cut short, or not what its name says.
     """
     for file in find(path):
         lines = read_lines(file)
-        reader = _read_jsonl if file.name.removesuffix(".xz").removesuffix(".gz").endswith(".jsonl") else _read_txt
+        reader = _read_jsonl if is_jsonl(file) else _read_lines if documents == LINES else _read_txt
         yield from reader(lines, os.fspath(file))
 
 
@@ -91,6 +133,7 @@ def read_lines(path: epath.Path) -> Iterator[str]:
                 stream = stack.enter_context(lzma.open(stream, "rb"))
             elif path.name.endswith(".gz"):
                 stream = stack.enter_context(gzip.open(stream, "rb"))
+            not_text.check_bytes(stream.peek(512)[:512], shown)
             for number, line in enumerate(iter(lambda: stream.readline(LARGEST_LINE + 1), b""), start=1):
                 if len(line) > LARGEST_LINE:
                     raise BadInput(f"{shown!r} line {number} has more than {LARGEST_LINE:,} bytes: is it text? Break the line")
@@ -118,6 +161,13 @@ def _read_jsonl(lines: Iterable[str], shown: str) -> Iterator[Document]:
             given = f"the fields {', '.join(sorted(record))}" if isinstance(record, dict) else type(record).__name__
             raise BadInput(f'{shown!r} line {number} holds {given}: expected an object with a string "text"')
         yield Document(record["text"], f"{shown}:{number}")
+
+
+def _read_lines(lines: Iterable[str], shown: str) -> Iterator[Document]:
+    """Each line that is not blank is a document."""
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield Document(line.strip(), f"{shown}:{number}")
 
 
 def _read_txt(lines: Iterator[str], shown: str) -> Iterator[Document]:

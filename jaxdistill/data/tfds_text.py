@@ -89,8 +89,8 @@ def _builder(source: str, beam_options: str = "") -> Any:
     try:
         builder = tfds.builder(name, try_gcs=False)
     except tfds.core.DatasetNotFoundError as error:
-        known = nearest(name.split("/")[0].split(":")[0], tfds.list_builders(with_community_datasets=False))
-        hint = known.split("valid:")[0].strip() or "see tensorflow.org/datasets/catalog for the names"
+        hint = nearest(name.split("/")[0].split(":")[0], tfds.list_builders(with_community_datasets=False),
+                       "see tensorflow.org/datasets/catalog for the names")
         raise BadInput(f"source {source!r}: TFDS has no set {name!r}; {hint}") from error
     except (ValueError, AssertionError, RuntimeError, ImportError) as error:
         raise BadInput(f"source {source!r}: TFDS cannot open {name!r}: {_first_line(error)}") from error
@@ -112,7 +112,7 @@ def _prepare(builder: Any, source: str, beam_options: str) -> None:
     by_beam = isinstance(builder, tfds.core.BeamBasedBuilder)
     if by_beam and not _has_beam():
         raise BadInput(
-            f"source {source!r} is not prepared, and preparing it needs Apache Beam: pip install 'jaxdistill[beam]'"
+            f"source {source!r} is not prepared, and preparing it needs Apache Beam: pip install apache-beam"
         )
     download = tfds.download.DownloadConfig(beam_runner=_BEAM_RUNNER)
     if by_beam or beam_options:
@@ -121,7 +121,7 @@ def _prepare(builder: Any, source: str, beam_options: str) -> None:
         with files.quiet_tfds():
             builder.download_and_prepare(file_format="array_record", download_config=download)
     except ImportError as error:
-        extra = " (pip install 'jaxdistill[beam]')" if "beam" in str(error).lower() else ""
+        extra = " (pip install apache-beam)" if "beam" in str(error).lower() else ""
         raise BadInput(
             f"source {source!r}: preparing it needs a package that is not installed: {_first_line(error)}{extra}"
         ) from error

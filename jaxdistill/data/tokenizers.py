@@ -7,6 +7,7 @@ with the literal strings "[MASK]", "[SEP]", … in a text read as ordinary text:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -34,6 +35,10 @@ _MOST_TRAINING_WORDS = 20_000_000
 _CHARACTERS_A_BATCH = 1_000_000
 _LARGEST_VOCABULARY = 2**24
 _LARGEST_FILE = 2**26  # bytes; a tokenizer.json of 250,000 tokens has 17 MB
+# What transformers 5 calls a tokenizer that is its tokenizer.json and nothing more.
+_BACKEND_CLASS = "TokenizersBackend"
+# Classes of transformers 4 that set the normaliser of tokenizer.json anew from tokenizer_config.json.
+_BERT_CLASSES = ("BertTokenizer", "BertTokenizerFast", "MobileBertTokenizer", "MobileBertTokenizerFast")
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -61,8 +66,7 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, lowercase: bool = Tru
     Raises:
         BadInput: vocab_size is too small, or the texts are empty.
     """
-    if vocab_size < 100:
-        raise BadInput(f"vocab_size={vocab_size}: expected at least 100 (BERT: 30522); raise it")
+    check_size(vocab_size)
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
     normalizer = normalizers.BertNormalizer(lowercase=lowercase)
@@ -87,6 +91,12 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, lowercase: bool = Tru
     model.train_from_iterator(_repeated(learnt), trainer)
     vocab = model.get_vocab()
     return _from_vocabulary(sorted(vocab, key=lambda token: vocab[token])[:vocab_size], lowercase)
+
+
+def check_size(vocab_size: int, shown: str = "vocab_size") -> None:
+    """Raises BadInput unless a vocabulary of that size can be trained; the trainer makes room for all of it at once."""
+    if not 100 <= vocab_size <= _LARGEST_VOCABULARY:
+        raise BadInput(f"{shown}={vocab_size}; expected 100 to {_LARGEST_VOCABULARY} words (BERT: 30522)")
 
 
 def _alphabet(words: Counter[str]) -> list[str]:
@@ -146,19 +156,20 @@ def load_tokenizer(path: epath.PathLike, lowercase: bool = True) -> Any:
     vocab_file = place / "vocab.txt"
     listed = _read_vocabulary(vocab_file) if vocab_file.exists() else None
     _check_files(place)
+    mended = mended_settings(place)
     from transformers import AutoTokenizer
 
     try:
-        with remote.local(place) as folder:
+        with remote.local(place) as folder, _with_settings(epath.Path(folder), mended) as readable:
             # Not even asked for: left out, transformers would ask on the terminal whether to run a folder's code.
             tokenizer = AutoTokenizer.from_pretrained(
-                os.fspath(folder), use_fast=True, local_files_only=True, trust_remote_code=False
+                os.fspath(readable), use_fast=True, local_files_only=True, trust_remote_code=False
             )
     except BaseException as error:  # a JSON error, a KeyError: whatever a damaged file leads to
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # Rust's; no Exception
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadInput(f"tokenizer folder {shown!r} cannot be read ({reason}): save the tokenizer again") from error
+        raise BadInput(f"tokenizer folder {shown!r} cannot be read ({reason[:200]}): save the tokenizer again") from error
     vocabulary = describe(tokenizer, shown)
     if listed is not None and len(listed) > vocabulary.size:
         raise BadInput(
@@ -166,6 +177,15 @@ def load_tokenizer(path: epath.PathLike, lowercase: bool = True) -> Any:
             "save the tokenizer again"
         )
     return tokenizer
+
+
+def save_tokenizer(tokenizer: Any, folder: epath.Path) -> None:
+    """Writes its files, vocab.txt last; transformers itself writes to local folders only."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as local:
+        tokenizer.save_pretrained(local)
+        for path in sorted(epath.Path(local).iterdir(), key=lambda path: path.name == "vocab.txt"):
+            files.write_whole(folder / path.name, path.read_text())
 
 
 def _check_files(folder: epath.Path) -> None:
@@ -177,21 +197,94 @@ def _check_files(folder: epath.Path) -> None:
         if (folder / name).exists() and (size := (folder / name).stat().length) > _LARGEST_FILE:
             raise BadInput(f"tokenizer folder {os.fspath(folder)!r}: {name} has {size:,} bytes, at most {_LARGEST_FILE:,} are "
                            "read: save the tokenizer again")
-    for name in ("tokenizer_config.json", "config.json"):
-        if not (folder / name).exists():
-            continue
-        try:
-            given = json.loads((folder / name).read_text()).get("tokenizer_class")
-        except (ValueError, AttributeError, RecursionError) as error:
-            raise BadInput(f"tokenizer folder {os.fspath(folder)!r} cannot be read ({name}: {error}): save the tokenizer "
-                           "again") from error
-        if given is None:
-            continue
-        found = getattr(transformers, f"{str(given).removesuffix('Fast')}Fast", None)
-        if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedTokenizerFast)):
-            raise BadInput(f"tokenizer folder {os.fspath(folder)!r}: {name} names the class {given!r}, expected one of "
-                           "transformers with a Rust backend, e.g. 'BertTokenizerFast'")
+    name, given = _class_name(folder)
+    if given is None or given == _BACKEND_CLASS:
         return
+    found = getattr(transformers, f"{str(given).removesuffix('Fast')}Fast", None)
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedTokenizerFast)):
+        raise BadInput(f"tokenizer folder {os.fspath(folder)!r}: {name} names the class {given!r}, expected one of "
+                       "transformers with a Rust backend, e.g. 'BertTokenizerFast'")
+
+
+def _class_name(folder: epath.Path) -> tuple[str, Any]:
+    """(the file that names the tokenizer's class, that name); ("", None) if none does."""
+    for name in ("tokenizer_config.json", "config.json"):
+        given = _read_json(folder, name).get("tokenizer_class")
+        if given is not None:
+            return name, given
+    return "", None
+
+
+def _read_json(folder: epath.Path, name: str) -> dict[str, Any]:
+    """The JSON object in a file of the folder, empty if there is no such file. Raises BadInput for anything else."""
+    if not (folder / name).exists():
+        return {}
+    try:
+        values = json.loads((folder / name).read_text())
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"tokenizer folder {os.fspath(folder)!r} cannot be read ({name}: {error}): save the tokenizer "
+                       "again") from error
+    if not isinstance(values, dict):
+        raise BadInput(f"tokenizer folder {os.fspath(folder)!r} cannot be read ({name} holds no JSON object): save the "
+                       "tokenizer again")
+    return values
+
+
+def mended_settings(folder: epath.Path) -> dict[str, Any] | None:
+    """The tokenizer_config.json that transformers 4 needs beside the folder's other files, where its own does not do.
+
+    None if it does. It does not where transformers 5 wrote "TokenizersBackend" or a list of extra special tokens, where
+    nothing names a class, and where it is silent about case: transformers 4 then folds case whatever tokenizer.json says.
+    sentence-transformers folds case (and keeps accents) if its own file says so.
+
+    Raises:
+        BadInput: a file cannot be read, or there is nothing to load.
+    """
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
+
+    settings, (_, given) = _read_json(folder, "tokenizer_config.json"), _class_name(folder)
+    backend = _read_json(folder, "tokenizer.json")
+    parts = {name: part if isinstance(part := backend.get(name), dict) else {} for name in ("model", "normalizer")}
+    model, normalizer = parts["model"], parts["normalizer"]
+    changes: dict[str, Any] = {}
+    bert = not backend or (model.get("type"), normalizer.get("type")) == ("WordPiece", "BertNormalizer")
+    known_model = str(_read_json(folder, "config.json").get("model_type")) in TOKENIZER_MAPPING_NAMES
+    if given == _BACKEND_CLASS or (given is None and not known_model) or (backend and not normalizer and given in _BERT_CLASSES):
+        if not backend and not (folder / "vocab.txt").exists():
+            raise BadInput(f"tokenizer folder {os.fspath(folder)!r} holds neither tokenizer.json nor vocab.txt; give a folder "
+                           "with one")
+        changes["tokenizer_class"] = given = "BertTokenizer" if bert else "PreTrainedTokenizerFast"
+        vocabulary = model.get("vocab")
+        for token in SPECIAL_TOKENS:
+            if isinstance(vocabulary, dict) and token in vocabulary and settings.get(f"{token[1:-1].lower()}_token") is None:
+                changes[f"{token[1:-1].lower()}_token"] = token
+    if isinstance(extra := settings.get("extra_special_tokens"), list):
+        changes |= {"extra_special_tokens": {}, "additional_special_tokens": extra}
+    if backend and bert and given in (None, *_BERT_CLASSES):
+        flags = {"do_lower_case": ("lowercase", True), "strip_accents": ("strip_accents", None),
+                 "tokenize_chinese_chars": ("handle_chinese_chars", True)}
+        changes |= {flag: normalizer[key] for flag, (key, default) in flags.items()
+                    if flag not in settings and normalizer.get(key, default) != default}
+    folds = settings.get("do_lower_case", normalizer.get("lowercase", True))
+    if bert and not folds and _read_json(folder, "sentence_bert_config.json").get("do_lower_case") is True:
+        changes |= {"do_lower_case": True, "strip_accents": bool(normalizer.get("strip_accents"))}
+    if changes and given is None:
+        changes["tokenizer_class"] = "BertTokenizer" if bert else "PreTrainedTokenizerFast"
+    return {**settings, **changes} if changes else None
+
+
+@contextlib.contextmanager
+def _with_settings(folder: epath.Path, settings: dict[str, Any] | None) -> Iterator[epath.Path]:
+    """The folder, or with `settings` a copy of its tokenizer's files in which they are tokenizer_config.json."""
+    if settings is None:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as copy:
+        for name in ("tokenizer.json", "vocab.txt", "special_tokens_map.json", "added_tokens.json"):
+            if (folder / name).exists():
+                (folder / name).copy(epath.Path(copy) / name)
+        (epath.Path(copy) / "tokenizer_config.json").write_text(json.dumps(settings))
+        yield epath.Path(copy)
 
 
 def _read_vocabulary(path: epath.Path) -> list[str]:

@@ -9,13 +9,15 @@ from jaxdistill.interop.own_format import MODEL_TYPE as OWN_FORMAT
 from jaxdistill.interop.pretrained import (
     FORMATS,
     Exported,
+    Said,
     from_pretrained,
     locate,
     read_config,
+    said_by,
     save_pretrained,
     why_own_format,
 )
 from jaxdistill.interop.verify import verify_export
 
-__all__ = ["FORMATS", "OWN_FORMAT", "Exported", "from_pretrained", "labels", "locate", "model_card", "read_config",
-           "save_pretrained", "verify_export", "why_not_huggingface", "why_own_format"]
+__all__ = ["FORMATS", "OWN_FORMAT", "Exported", "Said", "from_pretrained", "labels", "locate", "model_card", "read_config",
+           "said_by", "save_pretrained", "verify_export", "why_not_huggingface", "why_own_format"]

@@ -10,6 +10,8 @@ are built without one, so PyTorch's 1e-5 holds there whatever `layer_norm_eps` s
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -39,6 +41,9 @@ ARCHITECTURES = {
     "ForQuestionAnswering": ("question_answering",),
     "ForMultipleChoice": ("multiple_choice",),
 }
+
+# Keys of a config.json that point at what a written folder does not hold: code of its own, quantised weights.
+LEFT_OUT = ("auto_map", "quantization_config")
 
 # {their key: (our field, default of BertConfig, default of MobileBertConfig)}
 SHARED_KEYS: dict[str, tuple[str, Any, Any]] = {
@@ -201,24 +206,72 @@ def check_labels(config: ModelConfig, labels: Sequence[str] | None) -> list[str]
 
 
 def labels(values: dict[str, Any], config: ModelConfig) -> list[str] | None:
-    """The names of the classes in a config.json, in order: Hugging Face's `id2label`, or `labels` in our own format.
+    """The names of the classes in a config.json, in order: Hugging Face's `id2label` or `label2id`, or `labels` in our own
+    format; names that are numbers as text.
 
     None where the model classifies nothing, and where the file has no name for each class.
     """
     if not {"sequence_classification", "token_classification"} & set(config.heads):
         return None
-    given = values.get("id2label", {str(i): name for i, name in enumerate(values.get("labels") or ())})
     count = 1 if config.regression and "sequence_classification" in config.heads else config.num_labels
-    found = [name for i in range(count) if isinstance(name := given.get(str(i)), str)] if isinstance(given, dict) else []
-    return found if len(found) == count else None
+    return next((names for names in _class_names(values) if len(names) == count), None)
+
+
+def names_misfit(values: dict[str, Any], config: ModelConfig) -> bool:
+    """Whether a config.json names classes of a classifier, but not one for each."""
+    return (not {"sequence_classification", "token_classification"}.isdisjoint(config.heads)
+            and any(values.get(key) for key in ("id2label", "label2id", "labels")) and labels(values, config) is None)
+
+
+def _class_names(values: dict[str, Any]) -> list[list[str]]:
+    """The lists of names that a config.json gives, one for each key that names classes 0, 1, … without a gap."""
+    id2label, label2id, ours = (values.get(key) for key in ("id2label", "label2id", "labels"))
+    given = [dict(enumerate(pairs)) if isinstance(pairs, list) else pairs for pairs in (id2label, ours)]
+    # Of several names for one class (aliases), the first.
+    given.append({index: name for name, index in reversed(label2id.items())} if isinstance(label2id, dict) else None)
+    found = []
+    for pairs in given:
+        if not isinstance(pairs, dict) or not pairs:
+            continue
+        named = {str(index): name if isinstance(name, str) else json.dumps(name) for index, name in pairs.items()
+                 if isinstance(name, (str, int, float))}
+        if all(str(i) in named for i in range(len(pairs))):
+            found.append([named[str(i)] for i in range(len(pairs))])
+    return found
+
+
+def other_keys(values: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
+    """What a Hugging Face config.json says beside the architecture and what is written anew for every folder, and its
+    model_type. Names of classes are among it where `config` has no head that has classes."""
+    kept = {key: value for key, value in values.items() if key not in _written_anew() and not key.startswith("_")}
+    if not {"sequence_classification", "token_classification"} & set(config.heads):
+        names = next(iter(_class_names(values)), None)
+        count = values.get("num_labels")
+        if names is None and type(count) is int and 0 < count < 10_000:
+            names = [f"LABEL_{i}" for i in range(count)]
+        # The question-answering class too is built from the number of labels: start and end.
+        if names is not None and (len(names) == 2 or "question_answering" not in config.heads):
+            kept |= _names_both_ways(names)
+    return kept | {"model_type": values.get("model_type")}
+
+
+@functools.cache
+def _written_anew() -> frozenset[str]:
+    """Keys of a config.json that follow from our config, and those that say how the old folder was made or stored."""
+    ours = (to_huggingface(preset("bert_base")), to_huggingface(preset("mobilebert")), to_ib_bert(preset("ib_bert_large")))
+    return frozenset().union(*ours, {"dtype", "num_labels", "problem_type", "transformers_version", "pruned_heads", "is_decoder",
+                                     "add_cross_attention", *LEFT_OUT})
+
+
+def _names_both_ways(names: Sequence[str]) -> dict[str, Any]:
+    return {"id2label": {str(i): name for i, name in enumerate(names)}, "label2id": {name: i for i, name in enumerate(names)}}
 
 
 def label_keys(config: ModelConfig, labels: Sequence[str] | None) -> dict[str, Any]:
     """What a config.json says about classes: their names, LABEL_0 and so on by default, and whether it is a regression."""
     classifies = {"sequence_classification", "token_classification"} & set(config.heads)
     names = check_labels(config, labels)
-    keys: dict[str, Any] = {"id2label": {str(i): name for i, name in enumerate(names)},
-                            "label2id": {name: i for i, name in enumerate(names)}}
+    keys = _names_both_ways(names)
     return {**keys, "problem_type": "regression"} if config.regression and classifies else keys
 
 

@@ -66,6 +66,8 @@ def _front_matter(config: ModelConfig | None, base_model: str | None, license: s
                             "base_model": base_model}
     if config is not None and "mlm" in config.heads and not own:
         head["pipeline_tag"] = "fill-mask"
+    elif config is not None and "embedding" in config.heads and not own:
+        head |= {"library_name": "sentence-transformers", "pipeline_tag": "sentence-similarity"}
     # JSON is YAML, so quoting takes care of itself.
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items() if value is not None]
     return "\n".join(["---", *lines, "---"])
@@ -86,8 +88,15 @@ def _loading(config: ModelConfig | None, reason: str | None) -> str:
     if reason is not None:
         return f"It is in jaxdistill's own format: {reason}.\n\n" + _code(lines)
     if config is not None:
-        kind = architecture(config, family_of(config)[0])
+        family = family_of(config)[0]
+        kind = architecture(config, family)
         lines += ["", f"from transformers import {kind}", "", f'{kind}.from_pretrained("THIS_FOLDER")']
+        if family == "mobilebert":  # of BERT transformers has a Flax class of its own
+            auto = "FlaxAutoModel" + kind.removeprefix("MobileBert").removeprefix("Model")
+            lines += ["", f"from transformers import {auto}", "", "jaxdistill.register_with_transformers()  # comes first",
+                      f'{auto}.from_pretrained("THIS_FOLDER")']
+        if "embedding" in config.heads:
+            lines += ["", "from sentence_transformers import SentenceTransformer", "", 'SentenceTransformer("THIS_FOLDER")']
     return _code(lines)
 
 

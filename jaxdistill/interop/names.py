@@ -197,12 +197,19 @@ HEADS: dict[str, tuple[Row, ...]] = {
         Row("question_answering/dense/kernel", "qa_outputs.weight", "cls/squad/output_weights", "linear"),
         Row("question_answering/dense/bias", "qa_outputs.bias", "cls/squad/output_bias"),
     ),
-    "embedding": (),  # pooling has no parameters
+    "embedding": (),  # pooling has no parameters; the dense layer behind it: EMBEDDING_DENSE
     "multiple_choice": (
         Row("multiple_choice/dense/kernel", "classifier.weight", "", "linear"),
         Row("multiple_choice/dense/bias", "classifier.bias", ""),
     ),
 }
+
+# The dense layer of sentence-transformers, which lies in a file of its own: its folder stands before its name here.
+EMBEDDING_FOLDER = "2_Dense"
+EMBEDDING_DENSE = (
+    Row("embedding/dense/kernel", f"{EMBEDDING_FOLDER}.linear.weight", "", "linear"),
+    Row("embedding/dense/bias", f"{EMBEDDING_FOLDER}.linear.bias", ""),
+)
 
 # Beginnings of names that the base model owns, and that take the prefix in a model with heads.
 BASE = ("embeddings.", "encoder.", "pooler.")
@@ -224,6 +231,8 @@ def rows(config: ModelConfig) -> tuple[Row, ...]:
         found += HEADS[head]
     if "mlm" in config.heads and config.word_size < config.hidden_size:
         found += MLM_EXTRA
+    if "embedding" in config.heads and config.embedding_features is not None:
+        found += EMBEDDING_DENSE
     return tuple(_fill(row, "{norm}", "FakeLayerNorm" if config.norm == "no_norm" else "LayerNorm") for row in found)
 
 

@@ -1,7 +1,8 @@
 """Our own folder, for models that Hugging Face cannot express: config.json, model.safetensors. Called by `pretrained`.
 
 config.json is {"model_type": "jaxdistill", "format_version": 1, "config": the fields of ModelConfig} and, if the classes of
-a classification head have names, "labels": those in order; the tensors carry our names
+a classification head have names, "labels": those in order, and "huggingface": what the Hugging Face config.json of the same
+model said beside its architecture; the tensors carry our names
 ("layers/attention/query/kernel"), layers stacked, and come back equal to the bit.
 """
 
@@ -21,6 +22,8 @@ from jaxdistill.models import ModelConfig, Params, parameters
 
 MODEL_TYPE = "jaxdistill"
 FORMAT_VERSION = 1
+# Keys of the Hugging Face config.json that the model came with, for the way back.
+SAID = "huggingface"
 
 
 def write(directory: epath.Path, config: ModelConfig, params: Params, labels: Sequence[str] | None = None) -> None:

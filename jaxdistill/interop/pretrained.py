@@ -19,14 +19,14 @@ from etils import epath
 
 from jaxdistill import remote
 from jaxdistill.errors import BadInput, nearest
-from jaxdistill.interop import configs, contents, convert, hf_flax, hf_torch, own_format, weight_files
+from jaxdistill.interop import configs, contents, convert, hf_flax, hf_torch, names, own_format, weight_files
 from jaxdistill.interop.model_card import model_card
 from jaxdistill.models import Model, ModelConfig, Params
 
 TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
                    "added_tokens.json")
-SENTENCE_FILES = ("modules.json", "1_Pooling", "2_Normalize", "sentence_bert_config.json",
-                  "config_sentence_transformers.json")
+SENTENCE_FILES = ("modules.json", "1_Pooling", names.EMBEDDING_FOLDER, "2_Normalize", "3_Normalize",
+                  *contents.SENTENCE_SETTINGS)
 CARD = "README.md"
 # What `save_pretrained` can write: Hugging Face's folder with model.safetensors, which every reader takes ("huggingface" and
 # "safetensors" are the same), or with flax_model.msgpack, or our own folder. Never both files: one of them would become stale.
@@ -34,6 +34,16 @@ FORMATS = ("huggingface", "safetensors", "msgpack", own_format.MODEL_TYPE)
 SAFETENSORS = (hf_torch.WEIGHTS, hf_torch.INDEX, "model-*.safetensors")
 # What a model folder may hold; `overwrite` replaces folders of these alone.
 MODEL_FILES = ("config.json", CARD, hf_torch.INDEX, hf_flax.WEIGHTS, hf_flax.INDEX, *TOKENIZER_FILES, *SENTENCE_FILES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Said:
+    """What a model folder says that is no part of the network: keys of its config.json beside ours (and its model_type), and
+    settings of sentence-transformers by file. `left_out`: keys that are not written again."""
+
+    keys: dict[str, Any]
+    sentence: dict[str, Any]
+    left_out: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +84,7 @@ def from_pretrained(name_or_dir: str | os.PathLike[str], heads: Sequence[str] | 
         raise BadInput(_nothing_to_load(directory))
     state = contents.modernise(raw, values, str(directory), tied=heads is None or "mlm" in heads)
     config = contents.describe(config, state, values, directory, heads)
+    state |= contents.dense_state(directory, config)
     params = convert.from_state(config, state, str(directory), strict_heads=heads is None)
     return Model(config.replace(dtype=dtype, residual_dtype="float32")), params
 
@@ -86,9 +97,9 @@ def read_config(name_or_dir: str | os.PathLike[str]) -> ModelConfig:
     if values.get("model_type") == own_format.MODEL_TYPE:
         return own_format.read_config(values, where)
     config = configs.from_huggingface(values, where)
-    names = [re.sub("^(Mobile|IB)?Bert", "", str(name)) for name in values.get("architectures") or ()]
-    heads = next((configs.ARCHITECTURES[name] for name in names if name in configs.ARCHITECTURES), ())
-    pooling = contents.sentence_pooling(directory)
+    classes = [re.sub("^(Mobile|IB)?Bert", "", str(name)) for name in values.get("architectures") or ()]
+    heads = next((configs.ARCHITECTURES[name] for name in classes if name in configs.ARCHITECTURES), ())
+    pooling = contents.sentence_head(directory, config.hidden_size)
     return config.replace(heads=heads + (("embedding",) if pooling is not None else ()), **(pooling or {}))
 
 
@@ -114,7 +125,7 @@ def largest_weights(directory: epath.Path) -> int:
 
 def save_pretrained(directory: str | os.PathLike[str], model: Model, params: Params, tokenizer: Any = None, *,
                     card: str | None = None, labels: Sequence[str] | None = None, overwrite: bool = False,
-                    to: str | None = None, problem_type: str | None = None) -> Exported:
+                    to: str | None = None, problem_type: str | None = None, source: Said | None = None) -> Exported:
     """Writes a complete folder that transformers loads, or, if it has no class for the model, one of our own format.
 
     The folder is written beside its final place and moved there whole: it is never half there.
@@ -130,6 +141,7 @@ def save_pretrained(directory: str | os.PathLike[str], model: Model, params: Par
             model.safetensors, which PyTorch and Flax classes read, "msgpack" with flax_model.msgpack.
         problem_type: what transformers makes of a classifier's outputs, "" for no word about it; None: "regression" where
             the config says so.
+        source: what the folder that the same model was loaded from said besides: it is written again. From `said_by`.
 
     Raises:
         BadInput: the folder is not free, `params` are not the model's, tokenizer or labels do not fit the model, or the
@@ -142,6 +154,8 @@ def save_pretrained(directory: str | os.PathLike[str], model: Model, params: Par
             _write_huggingface(partial, model.config, params, labels, to or "huggingface")
         else:
             own_format.write(partial, model.config, params, labels)
+        if source is not None:
+            _write_said(partial, model.config, source)
         if problem_type is not None:
             values = {**hf_torch.read_json(partial / "config.json"), "problem_type": problem_type}
             _write_json(partial / "config.json", {name: x for name, x in values.items() if (name, x) != ("problem_type", "")})
@@ -167,9 +181,11 @@ def why_own_format(config: ModelConfig, to: str | None = None) -> str | None:
 
 def locate(name_or_dir: str | os.PathLike[str]) -> epath.Path:
     """The folder itself, or the local copy of the Hub model of that name."""
+    if not isinstance(name_or_dir, str | os.PathLike):
+        raise BadInput(f"the model is a {type(name_or_dir).__name__}; expected a folder or a name of the Hugging Face Hub")
     text = os.fspath(name_or_dir)
     directory = epath.Path(text).expanduser()
-    if directory.is_dir():
+    if text and directory.is_dir():
         return directory
     if directory.exists():
         raise BadInput(f"{text} is a file; give the folder that holds config.json and the weights")
@@ -184,7 +200,8 @@ def _fetch(name: str) -> epath.Path:
     import huggingface_hub
 
     try:
-        patterns = ["config.json", "modules.json", "1_Pooling/config.json", *TOKENIZER_FILES]
+        modules = ["modules.json", "*_Pooling/config.json", "*_Dense/config.json", f"*_Dense/{hf_torch.WEIGHTS}"]
+        patterns = ["config.json", *modules, *contents.SENTENCE_SETTINGS, *TOKENIZER_FILES]
         directory = epath.Path(huggingface_hub.snapshot_download(name, allow_patterns=[*patterns, *SAFETENSORS]))
         if not any((directory / file).exists() for file in (hf_torch.WEIGHTS, hf_torch.INDEX)):
             directory = epath.Path(huggingface_hub.snapshot_download(name, allow_patterns=[*patterns, hf_flax.WEIGHTS]))
@@ -200,6 +217,8 @@ def _write_huggingface(directory: epath.Path, config: ModelConfig, params: Param
                        to: str) -> None:
     family, _ = configs.family_of(config)
     state = convert.to_state(config, params, family)
+    dense = {name.removeprefix(f"{names.EMBEDDING_FOLDER}."): state.pop(name) for name in list(state)
+             if name.startswith(names.EMBEDDING_FOLDER)}
     if configs.held_heads(config):
         state = convert.add_prefix(state, family)
     _write_json(directory / "config.json", configs.to_huggingface(config, labels))
@@ -207,6 +226,32 @@ def _write_huggingface(directory: epath.Path, config: ModelConfig, params: Param
     if "embedding" in config.heads:
         for name, values in contents.sentence_files(config).items():
             _write_json(directory / name, values)
+    if dense:
+        hf_torch.write_file(directory / names.EMBEDDING_FOLDER / hf_torch.WEIGHTS, dense, {"format": "pt"})
+
+
+def said_by(directory: epath.Path, config: ModelConfig) -> Said:
+    """What a model folder says beside its network. Raises `BadInput` for a file that cannot be read."""
+    values = read_values(directory)
+    own = values.get("model_type") == own_format.MODEL_TYPE
+    keys = values.get(own_format.SAID, {}) if own else configs.other_keys(values, config)
+    left_out = [key for key in configs.LEFT_OUT if key in values]
+    if configs.names_misfit(values, config):
+        left_out.append("the names of classes, which are not one for each output,")
+    return Said(keys if isinstance(keys, dict) else {}, contents.sentence_settings(directory), tuple(left_out))
+
+
+def _write_said(directory: epath.Path, config: ModelConfig, source: Said) -> None:
+    """Adds to a new folder what the model's former one said; keys of another family's config.json mean nothing there."""
+    values = hf_torch.read_json(directory / "config.json")
+    own = values["model_type"] == own_format.MODEL_TYPE
+    if own and source.keys.keys() - {"model_type"}:
+        _write_json(directory / "config.json", {**values, own_format.SAID: source.keys})
+    elif not own and source.keys.get("model_type") == values["model_type"]:
+        _write_json(directory / "config.json", dict(sorted((values | source.keys).items())))
+    files = contents.sentence_files(config, source.sentence) if "embedding" in config.heads and not own else source.sentence
+    for name, content in files.items():
+        _write_json(directory / name, content)
 
 
 def _write_json(path: epath.Path, values: Any) -> None:
@@ -270,8 +315,7 @@ def _new_folder(directory: str | os.PathLike[str], overwrite: bool) -> Iterator[
         raise BadInput(f"{target} is a file; give the name of a folder to write")
     present = [path.name for path in target.iterdir()] if target.exists() else []
     if present and not overwrite:
-        raise BadInput(f"{target} is not empty; choose another folder (save_pretrained(…, overwrite=True) replaces the model "
-                       "in it)")
+        raise BadInput(f"{target} is not empty; choose another folder, or remove what is in it")
     foreign = sorted(name for name in present if name not in MODEL_FILES and not name.endswith((".safetensors", ".msgpack")))
     if foreign:
         raise BadInput(f"{target} holds {', '.join(foreign[:4])}, which is no part of a saved model, so it is not "

@@ -168,7 +168,7 @@ def open_variables(prefix: epath.Path) -> Iterator[Variables]:
         import tensorflow as tf
     except ImportError as error:
         raise BadInput(f"TF1 checkpoints are read by TensorFlow, which cannot be imported here ({error}): "
-                       "pip install 'jaxdistill[tf1]'") from error
+                       "pip install tensorflow") from error
     with tempfile.TemporaryDirectory(prefix="jaxdistill-") as folder:
         local = prefix
         if remote.is_remote(prefix):

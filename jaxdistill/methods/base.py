@@ -105,6 +105,11 @@ class Stage:
             raise BadInput(f"stage {self.name!r}: steps={self.steps}; expected at least 1")
         if not self.terms:
             raise BadInput(f"stage {self.name!r} has no loss with a weight above 0; give one of its terms a weight")
+        losses = [term.loss for term in self.terms]
+        for loss in losses:
+            if losses.count(loss) > 1:
+                raise BadInput(f"stage {self.name!r} has the loss {loss!r} twice, and its sums are kept by that name; give it one "
+                               "term, with the sum of the weights or one layer map")
         if self.accumulation < 1 or self.batch_size % self.accumulation:
             raise BadInput(f"stage {self.name!r}: batch_size={self.batch_size} is not divisible by accumulation="
                            f"{self.accumulation}; change config.stages.{self.name}.batch_size or .accumulation")

@@ -18,9 +18,6 @@ LOSSES = ("query_relation", "key_relation", "value_relation")
 
 def relations(name: str, settings: Any, num_layers: int) -> Stage:
     """Q-Q, K-K and V-V relations (eqs. 5-8) of the last student layer; embeddings and blocks move, heads wait."""
-    if settings.layer_map:
-        raise BadInput(f"config.stages.{name}.layer_map={tuple(settings.layer_map)}: relations are those of the student's last "
-                       "layer; name the teacher's layer in teacher_layer and leave layer_map empty")
     if settings.teacher_layer < 0:
         raise BadInput(f"config.stages.{name}.teacher_layer={settings.teacher_layer}: give the teacher's layer to learn from, "
                        "counted from 0 (the last one, 11, of a base model; 20 of a large one)")

@@ -18,6 +18,9 @@ ATTENTION_INPUTS = ("hidden", "shared_bottleneck", "bottleneck")
 POOLERS = ("tanh", "first_token", "none")
 HEADS = ("mlm", "nsp", "sequence_classification", "token_classification", "question_answering", "embedding", "multiple_choice")
 DTYPES = ("float32", "bfloat16")
+# How tokens become one vector; several joined by "+" are concatenated, as in "first_token+mean".
+POOLINGS = ("first_token", "max", "mean", "mean_sqrt_length", "weighted_mean", "last_token")
+EMBEDDING_ACTIVATIONS = ("tanh", "identity", "relu", "gelu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +36,7 @@ class ModelConfig:
     last feed-forward network of a block) differ in Hugging Face's MobileBERT, which leaves them at 1e-5; None means
     `norm_eps`. `dtype` is that of matrix products and `residual_dtype` that in which hidden states are kept between layers
     and sub-layers; parameters, the sums on the residual stream, norms and softmax are float32 in any case.
+    `embedding_features`: the width of a dense layer with `embedding_activation` behind the pooling; None: no such layer.
     """
 
     vocab_size: int = 30522
@@ -62,6 +66,8 @@ class ModelConfig:
     regression: bool = False
     embedding_pooling: str = "mean"
     normalize_embedding: bool = True
+    embedding_features: int | None = None
+    embedding_activation: str = "tanh"
     classifier_dropout: float = 0.1
     dtype: str = "float32"
     residual_dtype: str = "float32"
@@ -70,9 +76,13 @@ class ModelConfig:
         object.__setattr__(self, "heads", tuple(self.heads))
         for field, valid in (("norm", NORMS), ("activation", ACTIVATIONS), ("attention_input", ATTENTION_INPUTS),
                              ("pooler", POOLERS), ("dtype", DTYPES), ("residual_dtype", DTYPES),
-                             ("embedding_pooling", ("mean", "first_token"))):
+                             ("embedding_activation", EMBEDDING_ACTIVATIONS)):
             if getattr(self, field) not in valid:
                 raise BadInput(f"model {field}={getattr(self, field)!r} is unknown; {nearest(getattr(self, field), valid)}")
+        for part in self.poolings:
+            if part not in POOLINGS or self.poolings.count(part) > 1:
+                raise BadInput(f"model embedding_pooling={self.embedding_pooling!r}: expected one of {', '.join(POOLINGS)}, "
+                               "or several different ones joined by '+'")
         for head in self.heads:
             if head not in HEADS:
                 raise BadInput(f"model heads={self.heads!r}: {head!r} is unknown; {nearest(head, HEADS)}")
@@ -80,6 +90,8 @@ class ModelConfig:
                       "max_positions", "type_vocab_size", "num_labels"):
             if int(getattr(self, field)) < 1:
                 raise BadInput(f"model {field}={getattr(self, field)!r} must be a positive whole number")
+        if self.embedding_features is not None and int(self.embedding_features) < 1:
+            raise BadInput(f"model embedding_features={self.embedding_features!r} must be a positive whole number, or None")
         if self.inner_size % self.num_heads:
             raise BadInput(f"model width inside a block ({self.inner_size}) is not divisible by num_heads="
                            f"{self.num_heads}; change num_heads or {'bottleneck_size' if self.bottleneck_size else 'hidden_size'}")
@@ -107,6 +119,11 @@ class ModelConfig:
     def word_size(self) -> int:
         """Width E of the word table."""
         return self.embedding_size or self.hidden_size
+
+    @property
+    def poolings(self) -> tuple[str, ...]:
+        """The parts of `embedding_pooling`, in the order in which they are concatenated."""
+        return tuple(self.embedding_pooling.split("+"))
 
     @property
     def has_embedding_projection(self) -> bool:

@@ -78,12 +78,14 @@ class Model:
         (default all). `dropout_key`: dropout is on when given. `num_layers`: stop after so many blocks (then no head
         runs). Outputs: `last_hidden_state` [B, L, D], `pooler_output` [B, D], and by head `mlm_logits` [B, L or P, V],
         `nsp_logits` [B, 2], `logits` [B, C], [B, L, C] or (the score of one choice a row) [B, 1],
-        `start_logits`/`end_logits` [B, L], `embedding` [B, D]; all float32.
+        `start_logits`/`end_logits` [B, L], `embedding` [B, D] (or what is pooled and projected); all float32.
         In a packed batch what is pooled is [B, S, D], and `nsp_logits` and `logits` of pooled vectors are
         [B, S, 2] and [B, S, C]. Raises `BadInput` for an unknown tap or head, for rows longer than the position table,
         for ids, types and positions outside their tables (NaN under `jit`, where the numbers are not known), and for a
         packed batch that lacks a field or is given to a head that reads whole rows.
         """
+        check_arguments(params, batch)
+        taps, heads = _names(taps), None if heads is None else _names(heads)
         for tap in taps:
             if tap not in TAPS:
                 raise BadInput(f"tap {tap!r} is unknown; {nearest(tap, TAPS)}")
@@ -235,7 +237,8 @@ class Model:
                 both = _apply(modules[name], params[name], None, hidden_BxLxD)
                 outputs |= {"start_logits": both[..., 0], "end_logits": both[..., 1]}
             elif name == "embedding":
-                outputs["embedding"] = heads_lib.sentence_embedding(self.config, hidden_BxLxD, attention_mask(batch))
+                outputs["embedding"] = _apply(heads_lib.Embedding(self.config), params.get(name, {}), None, hidden_BxLxD,
+                                              attention_mask(batch), dropout=False)
         return outputs
 
     def mlm_features(self, params: Params, hidden_BxLxD: jax.Array, batch: Batch) -> tuple[Params, jax.Array]:
@@ -245,6 +248,25 @@ class Model:
         features = _apply(heads_lib.modules(self.config)["mlm"], params["mlm"], None, rows, None, dropout=False)
         weights = {name: params["mlm"][name] for name in ("bias", "extra_embedding") if name in params["mlm"]}
         return {**weights, "word": params["embeddings"]["word"]}, features
+
+
+def _names(given: Sequence[str]) -> Sequence[str]:
+    """One name is not a sequence of letters."""
+    return (given,) if isinstance(given, str) else given
+
+
+def check_arguments(params: Any, batch: Any) -> None:
+    """Raises `BadInput` for what is no parameter tree of ours, or no batch: the message says what is expected."""
+    if not isinstance(params, Mapping) or not {"embeddings", "layers"} <= set(params):
+        given = (f"a {type(params).__name__}" if not isinstance(params, Mapping) else
+                 "a tree with 'params' above them; give its 'params'" if "params" in params else
+                 f"a tree with {', '.join(map(str, list(params)[:4])) or 'nothing'}")
+        raise BadInput("params are the tree that Model.init and jaxdistill.from_pretrained return, with 'embeddings' and "
+                       f"'layers' in it; given: {given}")
+    if not isinstance(batch, Mapping) or "input_ids" not in batch:
+        given = f"the names {', '.join(map(str, list(batch)[:4]))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+        raise BadInput("a batch maps 'input_ids' (and 'attention_mask', 'token_type_ids', …) to whole numbers of shape "
+                       f"[batch, length]; given: {given}")
 
 
 def attention_mask(batch: Batch) -> jax.Array:

@@ -6,6 +6,9 @@ Called by encoder. Each head is one Linen module whose parameters live under its
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -73,16 +76,46 @@ class Dense(nn.Module):
         return dense(self.config, self.features, "dense")(x).astype(jnp.float32)
 
 
-def sentence_embedding(config: ModelConfig, hidden_BxLxD: jax.Array, mask_BxL: jax.Array) -> jax.Array:
-    """float32[B, D]: the mean over real tokens (or the first token), on the unit sphere if the config says so."""
-    if config.embedding_pooling == "first_token":
-        pooled_BxD = hidden_BxLxD[:, 0]
-    else:
-        mask_BxLx1 = mask_BxL[..., None].astype(jnp.float32)
-        pooled_BxD = jnp.sum(hidden_BxLxD * mask_BxLx1, axis=1) / jnp.maximum(jnp.sum(mask_BxLx1, axis=1), 1.0)
-    if config.normalize_embedding:
-        pooled_BxD = pooled_BxD / jnp.maximum(jnp.linalg.norm(pooled_BxD, axis=-1, keepdims=True), 1e-12)
-    return pooled_BxD
+EMBEDDING_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "tanh": jnp.tanh, "identity": lambda x: x, "relu": jax.nn.relu, "gelu": functools.partial(jax.nn.gelu, approximate=False)}
+
+
+class Embedding(nn.Module):
+    """One vector a row, as sentence-transformers makes it: pooling, a dense layer if the config has one, unit length if
+    it says so. Without the dense layer it has no parameters."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, hidden_BxLxD: jax.Array, mask_BxL: jax.Array | None = None) -> jax.Array:
+        """[B, L, D], mask [B, L] (default: all are real tokens) -> float32[B, E]."""
+        c = self.config
+        mask_BxL = jnp.ones(hidden_BxLxD.shape[:2], jnp.int32) if mask_BxL is None else mask_BxL
+        pooled = jnp.concatenate([pool(kind, hidden_BxLxD, mask_BxL) for kind in c.poolings], axis=-1)
+        if c.embedding_features is not None:
+            projected = dense(c, c.embedding_features, "dense")(pooled).astype(jnp.float32)
+            pooled = EMBEDDING_ACTIVATIONS[c.embedding_activation](projected)
+        if c.normalize_embedding:
+            pooled = pooled / jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-12)
+        return pooled
+
+
+def pool(kind: str, hidden_BxLxD: jax.Array, mask_BxL: jax.Array) -> jax.Array:
+    """float32[B, D]: the real tokens of each row as one vector, by one of `POOLINGS`."""
+    hidden_BxLxD = hidden_BxLxD.astype(jnp.float32)
+    real_BxLx1 = mask_BxL[..., None] > 0
+    length = hidden_BxLxD.shape[1]
+    if kind == "first_token":
+        return hidden_BxLxD[:, 0]
+    if kind == "last_token":
+        last_B = length - 1 - jnp.argmax(mask_BxL[:, ::-1] > 0, axis=1)
+        return jnp.take_along_axis(hidden_BxLxD, last_B[:, None, None], axis=1)[:, 0]
+    if kind == "max":
+        return jnp.max(hidden_BxLxD, axis=1, where=real_BxLx1, initial=jnp.finfo(jnp.float32).min)
+    weights_L = jnp.arange(1, length + 1) if kind == "weighted_mean" else jnp.ones(length)
+    weights_BxLx1 = jnp.where(real_BxLx1, weights_L[:, None], 0).astype(jnp.float32)
+    count_Bx1 = jnp.maximum(jnp.sum(weights_BxLx1, axis=1), 1.0)
+    return jnp.sum(hidden_BxLxD * weights_BxLx1, axis=1) / (jnp.sqrt(count_Bx1) if kind == "mean_sqrt_length" else count_Bx1)
 
 
 def modules(config: ModelConfig) -> dict[str, nn.Module]:
@@ -96,5 +129,7 @@ def modules(config: ModelConfig) -> dict[str, nn.Module]:
         "question_answering": Dense(config, 2),
         "multiple_choice": Dense(config, 1, config.classifier_dropout),
     }
+    if config.embedding_features is not None:
+        every["embedding"] = Embedding(config)
     found = {name: every[name] for name in config.heads if name in every}
     return {"pooler": Pooler(config), **found} if config.pooler == "tanh" else found

@@ -94,7 +94,7 @@ def _head_flops(config: ModelConfig, head: str, length: int, masked_positions: i
         "sequence_classification": labels * config.hidden_size,
         "token_classification": length * config.num_labels * config.hidden_size,
         "question_answering": length * 2 * config.hidden_size,
-        "embedding": 0,
+        "embedding": len(config.poolings) * config.hidden_size * (config.embedding_features or 0),
         "multiple_choice": config.hidden_size,
     }
     if head not in macs:

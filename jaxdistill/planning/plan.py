@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from ml_collections import ConfigDict
 
+from jaxdistill.configuration import Overrides, as_config, as_names
 from jaxdistill.errors import BadInput, JaxDistillError
 from jaxdistill.planning import roofline, topologies
 
@@ -34,18 +35,20 @@ CHILD_ENVIRONMENT = {
 }
 
 
-def plan(config: ConfigDict, topology_names: Sequence[str], *, stages: Sequence[str] | None = None, fit: bool = False,
+def plan(config: str | os.PathLike[str] | ConfigDict, topology: str | Sequence[str], overrides: Overrides = (), *,
+         stages: str | Sequence[str] | None = None, fit: bool = False,
          show: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """What every stage of `config` needs and costs on each topology; JSON-ready.
 
-    `topology_names`: as "v5e:16x16". `stages`: only these. `fit`: also the most rows a device that fit. `show` gets a line
-    whenever a compilation begins: they take minutes. Raises `BadInput` for what is wrong with recipe, topology or
-    installation.
+    `config`, `overrides`: as `train` takes them. `topology`: one or several, as "v5e:16x16". `stages`: only these. `fit`: also
+    the most rows a device that fit. `show` gets a line whenever a compilation begins: they take minutes. Raises `BadInput`
+    for what is wrong with recipe, topology or installation.
     """
-    chosen = topologies.find_all(list(topology_names))
+    config, stages = as_config(config, overrides), as_names(stages, "stages")
+    chosen = topologies.find_all(as_names(topology, "topology") or [])
     if importlib.util.find_spec("libtpu") is None:
-        raise BadInput("planning compiles with libtpu, which is not installed; pip install 'jaxdistill[plan]'")
-    found = [plan_one(config, topology, stages, fit, show) for topology in chosen]
+        raise BadInput("planning compiles with libtpu, which is not installed; pip install 'jax[tpu]'")
+    found = [plan_one(config, one, stages, fit, show) for one in chosen]
     guessed = any(stage.get("program", {}).get("guessed") for one in found for stage in one["stages"])
     return {"config": config.name, "topologies": found,
             "assumptions": [*roofline.ASSUMPTIONS, *([roofline.GUESSED] if guessed else [])]}

@@ -1,7 +1,10 @@
-"""Ctrl-C and preemption as a flag that the loop looks at between steps, so that what is saved is always whole."""
+"""Ctrl-C and preemption as a flag that the loop looks at between steps, so that what is saved is always whole.
+
+Outside a loop nothing needs to be saved first: `signals` says what happens there."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -10,6 +13,7 @@ from typing import Any
 
 import jax
 
+from jaxdistill import signals
 from jaxdistill.errors import Interrupted, JaxDistillError, Preempted
 from jaxdistill.training import hosts
 
@@ -19,13 +23,18 @@ SAVE = 1  # what the processes tell each other when nobody was asked to stop; si
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM only sets `signal`; a second SIGINT interrupts at once.
+    """While entered, the first SIGINT, SIGTERM or SIGHUP (the same as SIGTERM) only sets `signal`; a second SIGINT
+    interrupts at once. With `unsaved` False signals do what they did before, until `hold` says that there is something to
+    save: a step that is still being compiled is not waited for.
 
     Outside the main thread (a notebook's worker, say) Python cannot set handlers: then it does nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, unsaved: bool = True) -> None:
         self.signal: int | None = None
+        self._unsaved = unsaved
+        self._held = False
+        self._told: int | None = None  # the signal that the loop knows of
         self.save = False
         self._previous: dict[int, Any] = {}
         self._asked: tuple[int, float] | None = None  # after which step, and when
@@ -33,18 +42,34 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in filter(signals.heeded, signals.CODES):
                 self._previous[number] = signal.signal(number, self._handle)
+            if self._unsaved:
+                self.hold()
         return self
 
+    def hold(self) -> None:
+        """From now on there is something to save."""
+        if not self._held and self._previous:
+            self._held = True
+            signals.unsaved += 1
+
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if self._held:
+            signals.unsaved -= 1
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if kind is None and self.signal != self._told:  # it came after the loop had asked for the last time
+            os.kill(os.getpid(), self.signal or 0)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        previous = self._previous.get(number)
+        if not self._held and callable(previous):
+            previous(number, frame)
+        signals.heard()
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = number
+        self.signal = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
 
     def agreed(self, step: int = 0, save: bool = False) -> bool:
         """Whether to stop after `step`: the same answer on every process, who ask each other after each `ASK_EVERY`th, or
@@ -67,7 +92,7 @@ class StopRequest:
                 self._next = step + max(1, min(ASK_EVERY, int(1e3 * ASK_SECONDS * (step - before) / max(1, slowest))))
             self._asked = step, now
         if asked > SAVE:
-            self.signal = asked
+            self.signal = self._told = asked
         return asked > SAVE
 
     def error(self, where: str) -> JaxDistillError:

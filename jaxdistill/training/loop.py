@@ -1,14 +1,17 @@
 """The loop: every stage of every method, teacher or student, pre-training or fine-tuning, runs through `run_stage`.
 
 It is handed plain data (the stage), two models, and callables; it knows no method, no corpus and no file format.
-Metrics are read one step late, so the device does not wait for the host (with several processes it does, every tenth
-step, to agree on stopping).
+Fast steps are handed to the device ahead of time, and metrics read one step late, so that it does not wait for the host
+(with several processes it does, every tenth step, to agree on stopping). Slow ones are waited for, each of them, by a
+main thread that can hear signals: whatever goes by the clock (stopping, saving, showing) need not wait for a count.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -30,6 +33,9 @@ from jaxdistill.training.step import make_step
 from jaxdistill.training.watchdog import Watchdog
 
 HostBatches = Iterator[dict[str, np.ndarray]]
+Ended = tuple[int, Any]  # (steps done, metrics) of a step
+AHEAD_SECONDS, AHEAD_STEPS = 1.0, 16  # how much work the device is given ahead: no more than either
+SHOW_SECONDS = 1.0  # between reports, how often the newest step is shown
 # (layer, parameters) -> losses on held-out text: of that layer, before and after each progressive phase; of other stages
 # (where it is ignored), at the checkpoints that are told apart by them.
 Evaluator = Callable[[int, Params], dict[str, float]]
@@ -37,8 +43,9 @@ Evaluator = Callable[[int, Params], dict[str, float]]
 
 @dataclasses.dataclass
 class Reporting:
-    """Where a stage's numbers go. `write(step, scalars)`; `show(steps done, scalars)` moves the progress bar; `flush()`
-    makes what was written safe, before each checkpoint: a run resumed from there does not report those steps again."""
+    """Where a stage's numbers go. `write(step, scalars)`, of each `every`-th step and the last; `show(steps done, scalars)`
+    moves the progress bar, after the first step and every few seconds too; `flush()` makes what was written safe, before
+    each checkpoint: a run resumed from there does not report those steps again."""
 
     write: Callable[[int, dict[str, float]], None]
     show: Callable[[int, dict[str, float]], None]
@@ -72,20 +79,34 @@ def run_stage(stage: Stage, model: Model, state: TrainState, teacher: Model | No
     state, teacher_params = sharding.place(mesh, state), sharding.place(mesh, teacher_params)
     step_fn = compile_step(stage, model, teacher, mesh, seed, state, teacher_params)
     done = int(state.step)
-    pending: tuple[int, Any] | None = None
+    pending: Ended | None = None
+    ahead = Ahead()
     clock = Clock(page.get("seconds", 0.0))
     watchdog = Watchdog(limits.hang_seconds, f"stage {stage.name!r}")
     phases = evaluate if stage.progressive else None
 
+    def wait(left: int | None = None) -> None:
+        """Until no more than `left` steps are under way (default: a second's worth)."""
+        for step, metrics in ahead.wait(left):
+            watchdog.step_ended()
+            if shows.due() and not reported(step):
+                reporting.show(step, {name: float(value) for name, value in jax.device_get(metrics).items()})
+                shows.restart()
+
+    def reported(step: int) -> bool:
+        return step % reporting.every == 0 or step == stage.steps
+
     def report() -> None:
         nonlocal pending
         if pending is not None:
+            wait(done - pending[0])
             _report(stage, *pending, reporting, limits, clock)
+            shows.restart()
             pending = None
 
-    def save(measure: bool = False, wait: bool = False) -> None:
+    def save(measure: bool = False, wait_for_it: bool = False) -> None:
         report()  # a resumed run reports only what comes after
-        jax.block_until_ready(state)
+        wait(0)
         page["seconds"] = clock.seconds
         with clock.paused():
             metric = None
@@ -96,24 +117,29 @@ def run_stage(stage: Stage, model: Model, state: TrainState, teacher: Model | No
                 metric = found[stage.best] if np.isfinite(found[stage.best]) else None
             reporting.flush()
             with watchdog.paused() if not saves.restarts else contextlib.nullcontext():  # the first one compiles checksums
-                checkpoints.save(state, page, metric=metric, wait=wait)
+                checkpoints.save(state, page, metric=metric, wait=wait_for_it)
             saves.restart()
 
-    saves = Timer(limits.checkpoint_seconds)
-    with StopRequest() as stop, watchdog, Profile(*limits.profile) as profile:
+    saves, shows = Timer(limits.checkpoint_seconds), Timer(SHOW_SECONDS, first=True)
+    # Until the first step is compiled one process alone has nothing to save; several stop together.
+    with StopRequest(unsaved=jax.process_count() > 1) as stop, watchdog, Profile(*limits.profile) as profile:
         while done < stage.steps:
             if phases is not None and at_border(stage, model, done):
-                jax.block_until_ready(state)  # steps still under way are training time
+                wait(0)  # steps still under way are training time
                 with clock.paused(), watchdog.paused():
                     record_phase(stage, model, page, done, state.params, phases)
             batch = sharding.put_batch(mesh, next(batches))
             profile.before(done, state)
             with jax.transfer_guard("disallow"):  # nothing may cross between host and device unasked
                 state, metrics = step_fn(state, teacher_params, batch)
+            if not ahead.used:
+                stop.hold()
+                watchdog.step_ended()  # it is compiled, so its time counts
             done += 1
+            ahead.add(done, metrics)
             report()
-            watchdog.step_ended()
-            pending = (done, metrics) if done % reporting.every == 0 or done == stage.steps else None
+            wait()
+            pending = (done, metrics) if reported(done) else None
             page["seconds"] = clock.seconds
             by_step = done % limits.checkpoint_every == 0
             if stop.agreed(done, saves.due()):
@@ -121,16 +147,16 @@ def run_stage(stage: Stage, model: Model, state: TrainState, teacher: Model | No
             if (by_step or stop.save) and done < stage.steps:
                 save(measure=by_step)
         report()
-        jax.block_until_ready(state)
+        wait(0)
         page["seconds"] = clock.seconds
         if phases is not None and done == stage.steps:
             with watchdog.paused():
                 record_phase(stage, model, page, done, state.params, phases)
         if stop.agreed():  # perhaps only now, during the last evaluation
-            save(measure=done % limits.checkpoint_every == 0 or done == stage.steps, wait=True)
+            save(measure=done % limits.checkpoint_every == 0 or done == stage.steps, wait_for_it=True)
             raise stop.error(f"in stage {stage.name!r} after {done} of {stage.steps} steps")
         if stage.best and evaluate is not None:
-            save(measure=True, wait=True)
+            save(measure=True, wait_for_it=True)
             best = checkpoints.restore_best(state, mesh)
             state = state if best is None else best  # no held-out loss was finite
             page["best"] = int(state.step)
@@ -183,11 +209,45 @@ def _report(stage: Stage, step: int, metrics: Any, reporting: Reporting, limits:
             + (", or raise its skip_above" if stage.skip_above else ""))
 
 
-class Timer:
-    """Whether `seconds` have passed since the last restart; never, if they are 0."""
+class Ahead:
+    """The steps that the device was given and that have not ended, as far as is known. `used`: it was given any."""
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds, self._began = seconds, time.monotonic()
+    def __init__(self) -> None:
+        self._steps: collections.deque[tuple[int, Any, float]] = collections.deque()  # the last: when it was handed over
+        self._seconds = math.inf  # that a step takes, as seen last
+        self._last = -math.inf  # when one was seen to end
+        self.used = False
+
+    def add(self, step: int, metrics: Any) -> None:
+        """A step was handed over; it has ended once its metrics are there."""
+        self._steps.append((step, metrics, time.monotonic()))
+        self.used = True
+
+    def wait(self, left: int | None = None) -> Iterator[Ended]:
+        """The steps that ended since the last call, until no more than `left` have not. Default: as many as the device
+        needs a second for, none if a step takes longer. Signals are heard meanwhile, as they would not be inside JAX."""
+        while True:
+            ended = []
+            while self._steps and all(leaf.is_ready() for leaf in jax.tree.leaves(self._steps[0][1])):
+                ended.append(self._steps.popleft())
+            if ended:
+                now = time.monotonic()
+                seconds = (now - max(self._last, ended[0][2])) / len(ended)
+                # Slower is believed at once, faster by and by.
+                self._seconds = max(seconds, seconds if math.isinf(self._seconds) else (self._seconds + seconds) / 2)
+                self._last = now
+                yield from (step[:2] for step in ended)
+            allowed = min(AHEAD_STEPS, int(AHEAD_SECONDS / max(self._seconds, 1e-6))) if left is None else left
+            if len(self._steps) <= allowed:
+                return
+            time.sleep(min(max(self._seconds / 8, 1e-4), 5e-3))
+
+
+class Timer:
+    """Whether `seconds` have passed since the last restart; never, if they are 0. `first`: the first time at once."""
+
+    def __init__(self, seconds: float, first: bool = False) -> None:
+        self._seconds, self._began = seconds, -math.inf if first else time.monotonic()
         self.restarts = 0
 
     def restart(self) -> None:

@@ -1,17 +1,19 @@
 """One line that says how far a long loop is, how fast it goes and when it ends: training, tokenising, evaluating.
 
 On a terminal it is a bar that is redrawn in place; in a log file a plain line every ten seconds. Both end in the same
-words: `transfer 120/720 (16%) loss 3.21 12.3 it/s 41k tok/s ETA 0:48`. `JAXDISTILL_PROGRESS=0` silences it.
+words: `transfer 120/720 (16%) loss 3.21 12.3 it/s 41k tok/s ETA 0:48, of the run 5:12`. `JAXDISTILL_PROGRESS=0` silences it,
+and so does a terminal that is gone.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 WINDOW_SECONDS = 30.0  # the rate is that of the recent past: the first steps compile
@@ -22,16 +24,18 @@ class Progress:
     """`with Progress(720, "transfer", tokens_per_unit=8 * 128) as bar: ... bar.update(1, loss=3.21)`.
 
     `total`: how many units, None when not known beforehand. `initial`: units done by an earlier process. `unit`: what
-    is counted, for the rate. `tokens_per_unit`: also show tokens a second. `quiet`: print nothing (default: what the
+    is counted, for the rate. `tokens_per_unit`: also show tokens a second. `later`: how many of these units the stages
+    after this one are worth, for the time that the whole run needs. `quiet`: print nothing (default: what the
     environment variable says). `interval`: seconds between plain lines. `stream`: default standard error.
     `clock`: seconds, for tests.
     """
 
     def __init__(self, total: int | None, name: str, *, unit: str = "it", initial: int = 0,
-                 tokens_per_unit: float | None = None, quiet: bool | None = None, interval: float = 10.0,
+                 tokens_per_unit: float | None = None, later: float = 0.0, quiet: bool | None = None, interval: float = 10.0,
                  stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.total, self.name, self.unit, self.done = total, name, unit, initial
-        self._tokens_per_unit, self._interval, self._clock = tokens_per_unit, interval, clock
+        self._tokens_per_unit, self._later = tokens_per_unit, later
+        self._interval, self._clock = interval, clock
         self._stream = sys.stderr if stream is None else stream
         self._quiet = os.environ.get("JAXDISTILL_PROGRESS", "1") == "0" if quiet is None else quiet
         self._fields: dict[str, Any] = {}
@@ -45,9 +49,10 @@ class Progress:
         self._started_at = self.done
         self._next_line = self._started + self._interval
         if not self._quiet and self._stream.isatty():
-            self._bar = _rich_bar(self._stream)
-            self._task = self._bar.add_task("", total=self.total, completed=self.done, text=self.line())
-            self._bar.start()
+            with self._or_silence():
+                self._bar = _rich_bar(self._stream)
+                self._task = self._bar.add_task("", total=self.total, completed=self.done, text=self.line())
+                self._bar.start()
             self._next_line = self._started
         return self
 
@@ -66,12 +71,12 @@ class Progress:
             self._history.popleft()
         if now < self._next_line:
             return
-        if self._bar is not None:
-            self._next_line = now + REDRAW_SECONDS
-            self._bar.update(self._task, completed=self.done, text=self.line())
-        else:
-            self._next_line = now + self._interval
-            print(self.line(), file=self._stream, flush=True)
+        self._next_line = now + (self._interval if self._bar is None else REDRAW_SECONDS)
+        with self._or_silence():
+            if self._bar is not None:
+                self._bar.update(self._task, completed=self.done, text=self.line())
+            else:
+                print(self.line(), file=self._stream, flush=True)
 
     def reach(self, done: int, **fields: Any) -> None:
         """As `update`, given how many units are done in all."""
@@ -80,11 +85,20 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self._quiet:
             return
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self.done, text=self.line(final=True))
-            self._bar.stop()
-        else:
-            print(self.line(final=True), file=self._stream, flush=True)
+        with self._or_silence():
+            if self._bar is not None:
+                self._bar.update(self._task, completed=self.done, text=self.line(final=True))
+                self._bar.stop()
+            else:
+                print(self.line(final=True), file=self._stream, flush=True)
+
+    @contextlib.contextmanager
+    def _or_silence(self) -> Iterator[None]:
+        """A closed terminal or pipe ends what is shown, and not what is trained: that must still be saved."""
+        try:
+            yield
+        except OSError:
+            self._quiet = True
 
     def rate(self) -> float | None:
         """Units a second over the last `WINDOW_SECONDS`; None before the second update."""
@@ -111,7 +125,10 @@ class Progress:
         if final:
             parts.append(f"in {_duration(elapsed)}")
         elif rate and self.total is not None:
-            parts.append(f"ETA {_duration(max(self.total - self.done, 0) / rate)}")
+            left = max(self.total - self.done, 0)
+            parts.append(f"ETA {_duration(left / rate)}")
+            if self._later:
+                parts[-1] += f", of the run {_duration((left + self._later) / rate)}"
         return " ".join(parts)
 
 

@@ -21,9 +21,8 @@ EXIT_CODE = 1  # neither bad input (2) nor training stopped (3), at which a laun
 class Watchdog:
     """While entered, ends the process when `step_ended` was not called for `seconds` (0: never). `what`: for its message.
 
-    It begins with the first step's end, since that step compiles, and is held off inside `paused`. Steps are told of when
-    they are handed to the device, which the loop waits for at each report: `seconds` must be more than those steps take.
-    faulthandler's timer, of which a process has one, is in use meanwhile.
+    It begins with the first call of it, once the first step is compiled, and is held off inside `paused`. `seconds` must be
+    more than a step takes. faulthandler's timer, of which a process has one, is in use meanwhile.
     """
 
     def __init__(self, seconds: float, what: str) -> None:
@@ -72,7 +71,8 @@ class Watchdog:
     def _end(self) -> None:
         error = sys.__stderr__ or sys.stderr
         print(f"jaxdistill: no step of {self._what} ended for {self._seconds:g} s (config.watchdog_minutes): a process of the run "
-              "is gone, or a device, disk or network does not answer; the threads of this one are at:", file=error, flush=True)
+              "is gone, or a device, disk or network does not answer (or a step takes longer); the threads of this one are at:",
+              file=error, flush=True)
         faulthandler.dump_traceback(file=error, all_threads=True)
         print("jaxdistill: ended by its watchdog; run the same command to resume from the last checkpoint", file=error, flush=True)
         os._exit(EXIT_CODE)

@@ -157,8 +157,9 @@ def test_heldout_is_one_pass(prepared: PreparedText, hosts: int) -> None:
 def test_a_large_heldout_set_is_sampled(prepared: PreparedText) -> None:
     options: dict[str, Any] = {"batch_size": 16, "seed": 3, "max_predictions": 10}
     few = list(heldout_batches(prepared, max_examples=50, **options))
-    assert len(few) == 3 and all(batch["example_weights"].all() for batch in few)
-    _assert_equal(few, _batches(prepared, 3, batch_size=16, seed=3, max_predictions=10))
+    assert [batch["example_weights"].sum() for batch in few] == [16, 16, 16, 2]
+    assert few[-1]["example_weights"][:2].all() and not few[-1]["mlm_weights"][2:].any()
+    _assert_equal(few[:3], _batches(prepared, 3, batch_size=16, seed=3, max_predictions=10))
     whole = list(heldout_batches(prepared, max_examples=prepared.num_records, **options))
     _assert_equal(whole, list(heldout_batches(prepared, **options)))
 

@@ -126,7 +126,7 @@ def test_names() -> None:
         ("tfds:little_numbers", ["no text field", "count"]),
         ("tfds:wikipedya", ["did you mean 'wikipedia'"]),
         ("tfds:", ["expected tfds:NAME"]),
-        ("tfds:wikipedia/20230601.en", ["pip install 'jaxdistill[beam]'"]),
+        ("tfds:wikipedia/20230601.en", ["pip install apache-beam"]),
         ("tfds:huggingface:glue/mnli", ["expected tfds:NAME"]),  # would fetch and run a community's code
         ("tfds:huggingface:squad", ["TFDS has no set 'huggingface'"]),
         ("tfds:../elsewhere", ["expected tfds:NAME"]),

@@ -101,6 +101,37 @@ def test_sentence_embeddings_average_real_tokens():
     assert np.isfinite(empty).all()
 
 
+def test_other_poolings_against_numpy():
+    """Of the real tokens alone; several are concatenated, and a dense layer may follow."""
+    config = BASE.replace(heads=("embedding",), normalize_embedding=False)
+    rows = [HIDDEN[0], HIDDEN[1, :2]]
+    weights = [np.arange(1, len(row) + 1)[:, None] for row in rows]
+    expected = {
+        "last_token": [row[-1] for row in rows],
+        "max": [row.max(0) for row in rows],
+        "mean_sqrt_length": [row.sum(0) / np.sqrt(len(row)) for row in rows],
+        "weighted_mean": [(row * weight).sum(0) / weight.sum() for row, weight in zip(rows, weights)],
+    }
+    expected["max+last_token"] = np.concatenate([expected["max"], expected["last_token"]], axis=-1)
+    for pooling, value in expected.items():
+        found = run(config.replace(embedding_pooling=pooling))[1]["embedding"]
+        np.testing.assert_allclose(found, np.stack(value), rtol=1e-5, atol=1e-6, err_msg=pooling)
+    config = config.replace(embedding_pooling="max+last_token", embedding_features=3, embedding_activation="relu")
+    params, outputs = run(config)
+    dense = params["embedding"]["dense"]
+    assert dense["kernel"].shape == (2 * HIDDEN.shape[-1], 3)
+    projected = np.maximum(expected["max+last_token"] @ np.asarray(dense["kernel"]) + np.asarray(dense["bias"]), 0)
+    np.testing.assert_allclose(outputs["embedding"], projected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("given", ["middle", "mean+mean", "mean+", ""])
+def test_unknown_poolings_are_refused(given):
+    with pytest.raises(BadInput, match="expected one of first_token, max, mean"):
+        BASE.replace(embedding_pooling=given)
+    with pytest.raises(BadInput, match="embedding_features=0 must be"):
+        BASE.replace(embedding_features=0)
+
+
 def test_classifier_dropout_is_on_with_a_key_only():
     config = BASE.replace(heads=("token_classification",), classifier_dropout=0.5)
     (_, off), (_, also_off), (_, on) = run(config), run(config.replace(classifier_dropout=0.0)), run(

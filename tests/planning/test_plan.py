@@ -89,7 +89,7 @@ def test_an_unknown_topology_is_one_line(capsys):
 def test_without_libtpu(monkeypatch, capsys):
     monkeypatch.setattr(planning.importlib.util, "find_spec", lambda name: None)
     assert cli.main(["plan", "--config=quickstart", "--topology=v5e:2x2"]) == 2
-    assert "pip install 'jaxdistill[plan]'" in capsys.readouterr().err
+    assert "pip install 'jax[tpu]'" in capsys.readouterr().err
 
 
 def test_what_the_child_refuses(child, tmp_path):

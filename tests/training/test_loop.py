@@ -98,11 +98,13 @@ def test_a_signal_saves_and_the_resumed_run_is_the_uninterrupted_one(tmp_path, n
     assert log.losses() == whole.losses() and [step for step, _ in log.rows] == list(range(1, 8)) == log.shown
 
 
-@pytest.mark.parametrize("at", [0, 6])
-def test_a_signal_at_the_first_and_the_last_step(tmp_path, at):
+@pytest.mark.parametrize("at, error", [(0, KeyboardInterrupt), (1, Interrupted), (6, Interrupted)])
+def test_a_signal_at_the_first_and_the_last_step(tmp_path, at, error):
+    """Before the first there is nothing to save, and it would have to be compiled first."""
     expected = run(tmp_path / "a", batches)
-    with pytest.raises(Interrupted, match=f"after {at + 1} of 7"):
+    with pytest.raises(error, match=f"after {at + 1} of 7" if at else None):
         run(tmp_path / "b", lambda first: batches(first, signal_at=at))
+    assert Checkpoints(tmp_path / "b").latest() == (at + 1 if at else None)
     assert equal(run(tmp_path / "b", batches), expected)
 
 
@@ -338,6 +340,43 @@ def test_a_signal_while_the_last_state_is_measured_is_not_lost(tmp_path):
     with pytest.raises(Preempted, match="after 7 of 7 steps"):
         run(tmp_path, batches, stage=BEST, evaluate=evaluate)
     assert int(run(tmp_path, batches, stage=BEST, evaluate=evaluate).step) == 7 and len(calls) == 1
+
+
+@pytest.mark.parametrize("seconds, most", [(0.01, 17), (0.2, 6), (0.7, 2), (1.5, 1), (60.0, 1)])
+def test_the_device_is_given_a_second_s_work_ahead(monkeypatch, seconds, most):
+    """The step in progress included; and when steps become slow, the next is soon waited for alone."""
+    device = Device(monkeypatch, seconds)
+    depths = [device.step() for _ in range(60)]
+    assert depths[0] == 1 and most - 1 <= depths[-1] <= most
+    assert [step for step, _ in device.ended] == list(range(1, len(device.ended) + 1))
+    device.seconds = 5.0
+    depths = [device.step() for _ in range(30)]
+    assert depths[-1] == 1
+    list(device.ahead.wait(0))
+    assert not device.ahead._steps
+
+
+class Device:
+    """Runs steps one after the other, on a clock that moves while the loop sleeps."""
+
+    def __init__(self, monkeypatch, seconds):
+        self.seconds, self.now, self.free, self.ahead, self.ended = seconds, 0.0, 0.0, loop.Ahead(), []
+        monkeypatch.setattr(loop.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(loop.time, "sleep", lambda seconds: setattr(self, "now", self.now + seconds))
+
+    def step(self):
+        """How many were under way once this one was handed over."""
+        self.now += 1e-4
+        self.free = max(self.now, self.free) + self.seconds
+        self.ahead.add(len(self.ended) + len(self.ahead._steps) + 1, Metric(self, self.free))
+        under_way = len(self.ahead._steps)
+        self.ended += self.ahead.wait()
+        return under_way
+
+
+class Metric:
+    def __init__(self, device, end):
+        self.is_ready = lambda: device.now >= end
 
 
 def test_the_clock_leaves_pauses_out(monkeypatch):

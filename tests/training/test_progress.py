@@ -82,6 +82,31 @@ def test_unknown_total_other_units_and_text():
         assert bar.line() == "tokenise 12,000 file a.txt size 1.5e+06 rate 0.00012 3.0k documents/s"
 
 
+def test_the_time_left_of_the_whole_run():
+    """Later stages in units of this one, from the first rate on; not of a loop that is the last."""
+    assert run(720, 1, 12.0, later=500.0)[0] == "transfer 1/720 (0%) loss 4"  # no rate yet
+    lines = run(720, 720, 0.125, later=480.0)
+    assert lines[0] == "transfer 80/720 (11%) loss 3.92 8.0 it/s ETA 1:20, of the run 2:20" and "run" not in lines[-1]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_closed_terminal_ends_what_is_shown_and_nothing_else(monkeypatch, terminal):
+    class Gone(io.StringIO):
+        def isatty(self):
+            return terminal
+
+        def write(self, text):
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setenv("TERM", "xterm-256color")
+    clock = Clock()
+    with Progress(4, "distill", stream=Gone(), clock=clock) as bar:
+        for _ in range(4):
+            clock.now += 11.0
+            bar.update(1, loss=2.5)
+    assert bar.done == 4
+
+
 def test_nothing_done_at_all():
     assert run(0, 0, 1.0) == ["transfer 0/0 (0%) in 0:00"]
 

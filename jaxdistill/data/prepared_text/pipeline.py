@@ -37,7 +37,7 @@ from etils import epath
 
 from jaxdistill import remote
 from jaxdistill.data import files, sources, tokenizers
-from jaxdistill.data.prepare import Cutter, no_documents, write_sizes
+from jaxdistill.data.prepare import Cutter, no_documents, separator, write_sizes
 from jaxdistill.data.prepared_text import builder as builders
 from jaxdistill.errors import BadInput, nearest
 
@@ -75,7 +75,7 @@ def parse_options(text: str) -> tuple[Any, PipelineOptions]:
                        "e.g. runner=DirectRunner,direct_num_workers=2") from error
     unknown = sorted(given.keys() - known.keys())
     if unknown and name not in _PORTABLE:
-        close = nearest(unknown[0], known).split("valid:")[0].strip() or "see Beam's pipeline options"
+        close = nearest(unknown[0], known, "see Beam's pipeline options")
         raise BadInput(f"beam_options {text!r}: Beam has no option {unknown[0]!r}; {close}")
     return runner, options
 
@@ -92,7 +92,7 @@ def write(
     shared = options.view_as(GoogleCloudOptions).temp_location or ""
     place = epath.Path(shared) / working.name if remote.is_remote(shared) else working
     cut = Cutter(tokenizer, settings)
-    examples = PrepareText(sources.parts(source, settings["split"]), tokenizer, cut, place / _TOTALS)
+    examples = PrepareText(sources.parts(source, settings["split"], separator(settings)), tokenizer, cut, place / _TOTALS)
     builder = builders.PreparedText(examples=examples, token_dtype=cut.dtype, data_dir=os.fspath(place))
     # What its worker threads log is the error that is raised here; of other runners it is where the job is to be seen.
     quiet = files.quiet_logging() if isinstance(runner, FnApiRunner) else contextlib.nullcontext()
