@@ -315,7 +315,8 @@ def model_type(values: dict[str, Any], where: str) -> str:
     if family is None and not classes:
         raise BadInput(f'{where} has no model_type; if the model is a BERT, add the line "model_type": "bert", to it '
                        '(or "mobilebert")')
-    kind = f"architectures={[str(name)[:60] for name in list(classes)[:2]]}" if family is None else f"model_type={str(family)[:60]!r}"
+    kind = f"architectures={[str(name)[:60] for name in list(classes)[:2]]}"
+    kind = kind if family is None else f"model_type={str(family)[:60]!r}"
     raise BadInput(f"{where} has {kind}, which is not read: encoders are of model_type 'bert' or 'mobilebert' (or 'ib_bert', our "
                    "own). Take a model of these types; what was trained as another type cannot be loaded as one of them")
 
