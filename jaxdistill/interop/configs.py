@@ -251,7 +251,7 @@ def other_keys(values: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
         # The question-answering class too is built from the number of labels: start and end.
         if names is not None and (len(names) == 2 or "question_answering" not in config.heads):
             kept |= _names_both_ways(names)
-    return kept | {"model_type": values.get("model_type")}
+    return kept | {"model_type": values.get("model_type") or family_of(config)[0]}
 
 
 @functools.cache

@@ -289,7 +289,7 @@ def test_case_is_folded_where_sentence_transformers_folds_it(tokenizer: Any, tmp
 
     folder = save(tmp_path / "x", tokenizer)
     as_transformers_5_saves(folder, tokenizer, lowercase=False)
-    edit(folder / "tokenizer_config.json", tokenizer_class="BertTokenizer", do_lower_case=False)
+    edit(folder / "tokenizer_config.json", tokenizer_class="BertTokenizer", do_lower_case=False, extra_special_tokens=None)
     edit(folder / "sentence_bert_config.json", max_seq_length=9, do_lower_case=True)
     out = convert(folder, tmp_path / "out")
     theirs = SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
