@@ -227,7 +227,7 @@ def _class_names(values: dict[str, Any]) -> list[list[str]]:
     id2label, label2id, ours = (values.get(key) for key in ("id2label", "label2id", "labels"))
     given = [dict(enumerate(pairs)) if isinstance(pairs, list) else pairs for pairs in (id2label, ours)]
     # Of several names for one class (aliases), the first.
-    given.append({index: name for name, index in reversed(label2id.items())} if isinstance(label2id, dict) else None)
+    given.append({str(index): name for name, index in reversed(label2id.items())} if isinstance(label2id, dict) else None)
     found = []
     for pairs in given:
         if not isinstance(pairs, dict) or not pairs:
