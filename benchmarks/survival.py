@@ -246,9 +246,11 @@ def train_slowly(source: str, workdir: str, length: float) -> None:
     def work(times: Any, start: Any) -> Any:
         return jax.lax.fori_loop(0, times, lambda _, x: jnp.tanh(x @ x), jnp.full((384, 384), 0.001) + start)[0, 0]
 
-    def seconds(times: int, warm: Any = jax.jit(work)) -> float:
+    compiled = jax.jit(work)
+
+    def seconds(times: int) -> float:
         began = time.monotonic()
-        warm(times, 0.0).block_until_ready()
+        compiled(times, 0.0).block_until_ready()
         return time.monotonic() - began
 
     seconds(10)

@@ -240,6 +240,8 @@ def _seeds(options: argparse.Namespace) -> str:
 
     use_compilation_cache()
     seeds = commands.parse_seeds(options.seeds)
+    if any(override.partition("=")[0] == "seed" for override in options.overrides):
+        raise BadInput("--config.seed would do nothing here: each run has its own; name them with --seeds=0,1,2")
     found = commands.seeds(_load(options), options.workdir, seeds)
     return as_json(options, found) if options.json else found["table"]
 

@@ -7,6 +7,7 @@ the wheel as `jaxdistill.configs`.
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import os
 import sys
@@ -42,7 +43,10 @@ def load_config(name: str | os.PathLike[str], overrides: Overrides = ()) -> Conf
     path, _, variant = rest.partition(":")
     file = find(f"{scheme}://{path}" if scheme else path)
     config = _stored(file, variant) if file.name.endswith(".json") else _from_python(file, variant)
-    check_fields(config, f"config {shortened(name)!r}")
+    try:
+        check_fields(config)
+    except BadInput as error:
+        raise BadInput(f"config {shortened(name)!r}: {error}") from error
     return _overridden(config, _texts(overrides)).lock()
 
 
@@ -170,32 +174,41 @@ def _fill(section: ConfigDict, values: dict[str, Any], where: str) -> None:
             section[name] = value
 
 
-def check_fields(config: ConfigDict, where: str = "config") -> None:
+def check_fields(config: ConfigDict) -> None:
     """Raises `BadInput` unless `config` has the fields of `defaults`, no others, and values of their types."""
-    stage = defaults.stage("pretrain", "student")
-    like = defaults.recipe("")
-    for name in ("teacher", "student"):
-        like[name] = defaults.network("bert_base")
     if not isinstance(config.get("stages"), ConfigDict):
-        raise BadInput(f"{where} has no stages; a recipe is jaxdistill.defaults.recipe(NAME), filled in")
-    for name in config.stages:
-        like.stages[name] = stage
-    _check_section(config, like, where)
+        raise BadInput("config has no stages; a recipe is jaxdistill.defaults.recipe(NAME), filled in")
+    fields, of_stage = _fields()
+    _check_section(config, {**fields, "stages": dict.fromkeys(config.stages, of_stage)}, "config")
 
 
-def _check_section(section: Any, like: ConfigDict, where: str) -> None:
+@functools.cache
+def _fields() -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fields of a recipe and of a stage: a dictionary for a section, else (type, whether it may be None)."""
+    recipe = defaults.recipe("")
+    for name in ("teacher", "student"):
+        recipe[name] = defaults.network("bert_base")
+
+    def of(section: ConfigDict) -> dict[str, Any]:
+        return {name: of(section[name]) if isinstance(section[name], ConfigDict)
+                else (section.get_type(name), section[name] is None) for name in section}
+
+    return of(recipe), of(defaults.stage("pretrain", "student"))
+
+
+def _check_section(section: Any, fields: dict[str, Any], where: str) -> None:
     if not isinstance(section, ConfigDict):
-        raise BadInput(f"{where}={shortened(repr(section))}; expected a section with the fields {listed(sorted(like))}")
+        raise BadInput(f"{where}={shortened(repr(section))}; expected a section with the fields {listed(sorted(fields))}")
     for name in section:
-        if name not in like:
-            raise BadInput(f"{where} has no field {name!r}; {nearest(name, like)}")
-    if missing := [name for name in like if name not in section]:
+        if name not in fields:
+            raise BadInput(f"{where} has no field {name!r}; {nearest(name, fields)}")
+    if missing := [name for name in fields if name not in section]:
         raise BadInput(f"{where} lacks {listed(missing)}; sections are made by recipe, network and stage of jaxdistill.defaults")
-    for name in like:
-        if isinstance(like[name], ConfigDict):
-            _check_section(section[name], like[name], f"{where}.{name}")
+    for name, field in fields.items():
+        if isinstance(field, dict):
+            _check_section(section[name], field, f"{where}.{name}")
         else:
-            _check_value(section[name], like.get_type(name), like[name] is None, f"{where}.{name}")
+            _check_value(section[name], *field, f"{where}.{name}")
 
 
 def _check_value(value: Any, kind: type, optional: bool, where: str) -> None:
@@ -213,8 +226,8 @@ def _override(config: ConfigDict, override: str) -> None:
     """Sets one field as the command line says. Raises `BadInput` if there is none, or for a value of another type."""
     must_exist(config, [override])
     field, _, value = override.partition("=")
-    if isinstance(config_flags.GetValue(field, config), ConfigDict):
-        raise BadInput(f"config.{field} is a section; set one of its fields: {listed(sorted(config_flags.GetValue(field, config)))}")
+    if isinstance(section := config_flags.GetValue(field, config), ConfigDict):
+        raise BadInput(f"config.{field} is a section; set one of its fields: {listed(sorted(section))}")
     values = flags.FlagValues()
     arguments = ["jaxdistill", f"--config.{override}"]
     try:

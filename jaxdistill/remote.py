@@ -14,7 +14,6 @@ from etils import epath
 
 from jaxdistill.errors import BadInput
 
-
 SCHEMES = ("gs", "s3", "az")  # of the stores that epath reads
 
 

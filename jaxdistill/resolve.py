@@ -23,6 +23,7 @@ from jaxdistill.methods.base import Stage, Term
 from jaxdistill.methods.settings import LARGEST_COUNT
 from jaxdistill.models import Model, ModelConfig
 from jaxdistill.models.encoder import in_compute_dtype
+from jaxdistill.models.sizes import parameter_shapes
 from jaxdistill.students.copying import copied_names
 from jaxdistill.training import memory, sharding, state
 from jaxdistill.training.step import make_step
@@ -87,7 +88,14 @@ def resolve(config: ConfigDict, *, vocab_size: int, num_records: int, mesh: Mesh
         stage = dataclasses.replace(stage, fused=choose_fused(config, mesh, stage, teacher))
         if section.start not in STARTS:
             raise BadInput(f"config.stages.{name}.start={section.start!r} is unknown; valid: {', '.join(STARTS)}")
-        starts.setdefault(stage.network, "random" if stage.network == TEACHER else section.start)
+        if stage.network == TEACHER and section.start != "random":
+            raise BadInput(f"config.stages.{name}.start={section.start!r}: a teacher starts at random, or from "
+                           "config.teacher.init=FOLDER; set it to 'random'")
+        begun = starts.setdefault(stage.network, section.start)
+        if section.start not in (begun, "copy"):
+            first = next(stage for stage in stages if stage.network == section.network)
+            raise BadInput(f"config.stages.{name}.start={section.start!r} would do nothing: its network begins in stage "
+                           f"{first.name!r}; set config.stages.{first.name}.start")
         first_example[name] = seen.get(stage.network, 0)
         seen[stage.network] = first_example[name] + stage.steps * stage.batch_size
         stages.append(stage)
@@ -171,7 +179,7 @@ def check_memory(recipe: Recipe, config: ConfigDict, mesh: Mesh) -> None:
     """Raises `BadInput` for sizes that cannot fit into the memory that is there, whatever compiles."""
     for stage in recipe.stages:
         model, teacher = recipe.model(stage.network), recipe.teacher if stage.needs_teacher else None
-        needs = memory.step_bytes(stage, model, teacher, given_parameters(teacher), stage_batch(stage, config.data), mesh)
+        needs = memory.step_bytes(stage, model, teacher, stage_batch(stage, config.data), mesh)
         memory.check(f"stage {stage.name!r}", needs, mesh,
                      f"config.stages.{stage.name}.batch_size={stage.batch_size}, config.data.sequence_length="
                      f"{config.data.sequence_length} or vocab_size={model.config.vocab_size}, or take a smaller network")
@@ -300,7 +308,7 @@ def check_frozen(recipe: Recipe, loaded: bool) -> None:
     set_by: dict[str, set[str]] = {}
     for stage in recipe.stages:
         model = recipe.model(stage.network)
-        shapes = jax.eval_shape(model.init, jax.random.key(0))
+        shapes = parameter_shapes(model.config)
         if stage.network not in set_by:
             from_folder = loaded and stage.network != TEACHER and recipe.starts[stage.network] == "copy"
             names: set[str] = set(state.flatten(shapes)) if from_folder else set()

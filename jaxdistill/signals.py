@@ -93,7 +93,7 @@ def say(text: str) -> None:
     try:
         print(text, file=sys.stderr, flush=True)
     except (OSError, ValueError):
-        sys.stderr = open(os.devnull, "w")  # Python flushes it once more at exit
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  Python flushes it once more at exit
 
 
 def _asked_to_stop(number: int, frame: FrameType | None) -> None:

@@ -19,6 +19,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ["JAXDISTILL_PROGRESS"] = "0"
 
+import contextlib
 import random
 import signal
 
@@ -31,7 +32,8 @@ from jaxdistill import defaults
 from jaxdistill.methods import KINDS
 from jaxdistill.models import Model, preset
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # what started the tests may have had it ignored
+with contextlib.suppress(ValueError):  # not in the main thread
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what started the tests may have had it ignored
 
 SMALL = dict(
     vocab_size=19,

@@ -289,3 +289,15 @@ def test_a_model_from_a_folder_computes_as_the_recipe_says(text_source):
 def resolve_config(config, whose):
     """The architecture of a section as a folder would give it: in float32."""
     return model_config(config[whose], 120).replace(dtype="float32", residual_dtype="float32")
+
+
+def test_a_padded_table_of_a_given_model_sets_the_length_of_the_other(text_source):
+    """Its tokenizer has fewer words than it has rows; copies and soft targets need as many rows in both networks."""
+    config = tiny_config(text_source)
+    padded = Model(model_config(config.teacher, 128))
+    config.teacher.init = "folder"
+    found = resolve(config, vocab_size=120, num_records=99, mesh=sharding.make_mesh(1), loaded_teacher=padded)
+    assert found.teacher.config.vocab_size == found.student.config.vocab_size == 128
+    config.student.model.vocab_size = 120
+    with pytest.raises(BadInput, match="have 128 and 120 rows; .* leave vocab_size of the network that is not given at 0"):
+        resolve(config, vocab_size=120, num_records=99, mesh=sharding.make_mesh(1), loaded_teacher=padded)

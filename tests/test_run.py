@@ -305,6 +305,7 @@ def test_done_is_written_after_everything_else(finished, source, tmp_path, monke
     """A run that dies in its last line of work is not done; what an earlier call said does not count."""
     folder = tmp_path / "w"
     shutil.copytree(finished[0], folder)
+    shutil.rmtree(folder / "plots")  # so that there is something left to do
 
     def killed(*_):
         raise KeyboardInterrupt

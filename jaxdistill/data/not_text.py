@@ -20,13 +20,14 @@ _ROWS = 'write its texts into a .jsonl file, one {"text": "…"} a line'
 _PLAIN = "save its text as .txt"
 _OF_SUFFIX = {
     **dict.fromkeys((".html", ".htm", ".xhtml", ".xml", ".svg", ".sgml"), ("markup", _PLAIN)),
-    **dict.fromkeys((".md", ".markdown", ".rst", ".tex", ".ipynb"), ("marked-up text", f"{_PLAIN}, or rename it to read it as it is")),
+    **dict.fromkeys((".md", ".markdown", ".rst", ".tex", ".ipynb"),
+                    ("marked-up text", f"{_PLAIN}, or rename it to read it as it is")),
     **dict.fromkeys((".csv", ".tsv", ".xls", ".xlsx", ".ods", ".parquet", ".arrow", ".feather"), ("a table", _ROWS)),
     **dict.fromkeys((".conll", ".conllu", ".conllx", ".iob", ".bio"), ("a table of words", "write its sentences into a .txt file")),
     **dict.fromkeys((".json", ".yaml", ".yml", ".ndjson"), ("JSON or YAML", _ROWS)),
     **dict.fromkeys((".pdf", ".doc", ".docx", ".odt", ".rtf", ".epub", ".ps"), ("a document", _PLAIN)),
     **dict.fromkeys((".zip", ".tar", ".tgz", ".txz", ".tbz2", ".7z", ".rar", ".bz2", ".zst"), ("an archive", "unpack it first")),
-    **dict.fromkeys((".pkl", ".pickle", ".pt", ".npy", ".npz", ".bin", ".safetensors", ".tfrecord", ".arrayrecord", ".db", ".sqlite"),
+    **dict.fromkeys((".pkl", ".pickle", ".pt", ".npy", ".npz", ".bin", ".safetensors", ".tfrecord", ".db", ".sqlite"),
                     ("binary data", _PLAIN)),
 }
 _OF_BYTES = (

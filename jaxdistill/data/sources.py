@@ -5,8 +5,8 @@
     "tfds:NAME[/CONFIG][:VERSION][:SPLIT]"   a text set by its TFDS name, e.g. "tfds:wikipedia/20230601.en:train"
 
 A document's text is lines: each is a sentence, a heading or a paragraph. In .txt a blank line separates documents, or
-with `documents="lines"` each line is one; in .jsonl each line is an object with a "text". Text in the form of WikiText ("@-@", "= Title =") is recognised and
-turned back into plain text, one article a document.
+with `documents="lines"` each line is one; in .jsonl each line is an object with a "text". Text in the form of WikiText
+("@-@", "= Title =") is recognised and turned back into plain text, one article a document.
 """
 
 from __future__ import annotations

@@ -228,7 +228,7 @@ def _class_names(values: dict[str, Any]) -> list[list[str]]:
     id2label, label2id, ours = (values.get(key) for key in ("id2label", "label2id", "labels"))
     given = [dict(enumerate(pairs)) if isinstance(pairs, list) else pairs for pairs in (id2label, ours)]
     # Of several names for one class (aliases), the first.
-    given.append({index: name for name, index in reversed(label2id.items())} if isinstance(label2id, dict) else None)
+    given.append({str(index): name for name, index in reversed(label2id.items())} if isinstance(label2id, dict) else None)
     found = []
     for pairs in given:
         if not isinstance(pairs, dict) or not pairs:
@@ -252,7 +252,7 @@ def other_keys(values: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
         # The question-answering class too is built from the number of labels: start and end.
         if names is not None and (len(names) == 2 or "question_answering" not in config.heads):
             kept |= _names_both_ways(names)
-    return kept | {"model_type": values.get("model_type")}
+    return kept | {"model_type": values.get("model_type") or family_of(config)[0]}
 
 
 @functools.cache
@@ -315,7 +315,8 @@ def model_type(values: dict[str, Any], where: str) -> str:
     if family is None and not classes:
         raise BadInput(f'{where} has no model_type; if the model is a BERT, add the line "model_type": "bert", to it '
                        '(or "mobilebert")')
-    kind = f"architectures={[str(name)[:60] for name in list(classes)[:2]]}" if family is None else f"model_type={str(family)[:60]!r}"
+    kind = f"architectures={[str(name)[:60] for name in list(classes)[:2]]}"
+    kind = kind if family is None else f"model_type={str(family)[:60]!r}"
     raise BadInput(f"{where} has {kind}, which is not read: encoders are of model_type 'bert' or 'mobilebert' (or 'ib_bert', our "
                    "own). Take a model of these types; what was trained as another type cannot be loaded as one of them")
 

@@ -253,7 +253,7 @@ def _pooling(values: dict[str, Any], where: str) -> str:
 def _dense(values: dict[str, Any], where: str) -> dict[str, Any]:
     """Our fields of a Dense's config.json."""
     activation = values.get("activation_function", "torch.nn.modules.activation.Tanh")
-    if activation not in EMBEDDING_ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in EMBEDDING_ACTIVATIONS:
         raise _refused(where, f"its Dense has activation_function={activation!r}", "one of " + ", ".join(EMBEDDING_ACTIVATIONS))
     for key in ("module_input_name", "module_output_name"):
         if values.get(key) not in (None, "sentence_embedding"):

@@ -58,7 +58,8 @@ def snapshot(directory: epath.Path) -> dict[str, tuple[float, int]]:
     """{file: (time, bytes)} of the weight files in a folder: for `supersede`, before something is saved there."""
     if not directory.is_dir():
         return {}
-    stats = {path.name: path.stat() for path in directory.iterdir() if path.name.endswith((".safetensors", ".msgpack", ".index.json"))}
+    kinds = (".safetensors", ".msgpack", ".index.json")
+    stats = {path.name: path.stat() for path in directory.iterdir() if path.name.endswith(kinds)}
     return {name: (stat.mtime, stat.length) for name, stat in stats.items()}
 
 

@@ -7,6 +7,7 @@ as tokens. Called by `describe` and by training/speed.py (MFU).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -23,6 +24,11 @@ TRAINING_FLOPS_PER_FORWARD_FLOP = 3
 
 def parameter_shapes(config: ModelConfig) -> Params:
     """The tree of `Model(config).init` as `ShapeDtypeStruct`s."""
+    return jax.tree.map(lambda leaf: leaf, _traced(config))  # a tree of its own for every caller
+
+
+@functools.lru_cache(maxsize=16)  # start-up asks for each stage, and tracing takes a second
+def _traced(config: ModelConfig) -> Params:
     return jax.eval_shape(Model(config).init, jax.random.key(0))
 
 

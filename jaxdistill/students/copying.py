@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxdistill.models import Model, Params
 from jaxdistill.models.parameters import flatten, is_stacked, unflatten
+from jaxdistill.models.sizes import parameter_shapes
 
 
 def copy_embeddings_and_heads(student: Model, params: Params, teacher: Model, teacher_params: Params
@@ -27,7 +28,7 @@ def copy_embeddings_and_heads(student: Model, params: Params, teacher: Model, te
 
 def copied_names(student: Model, teacher: Model) -> set[str]:
     """Names of the student's parameters that a copying start takes from the teacher."""
-    ours, theirs = (flatten(jax.eval_shape(model.init, jax.random.key(0))) for model in (student, teacher))
+    ours, theirs = (flatten(parameter_shapes(model.config)) for model in (student, teacher))
     same_norm = student.config.norm == teacher.config.norm
     return {
         name for name, value in ours.items()

@@ -6,25 +6,27 @@ compiled (`jaxdistill plan`). Called by resolve.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from jaxdistill.errors import BadInput
 from jaxdistill.methods.base import Stage
 from jaxdistill.models import Model
-from jaxdistill.models.parameters import is_stacked
+from jaxdistill.models.parameters import flatten, is_stacked
+from jaxdistill.models.sizes import parameter_shapes
 from jaxdistill.training import sharding, state
 
 
 def tree_bytes(tree: Any) -> int:
-    """Bytes of all arrays of a tree (arrays or `ShapeDtypeStruct`s), in Python's numbers, which do not overflow."""
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
-    return sum(int(np.prod(leaf.shape, dtype=object)) * leaf.dtype.itemsize for leaf in leaves)
+    """Bytes of all arrays of a tree of `ShapeDtypeStruct`s, in Python's numbers, which do not overflow."""
+    return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
 
 
 def room(mesh: Mesh) -> int | None:
@@ -48,22 +50,25 @@ def check(where: str, needs: Mapping[str, int], mesh: Mesh, change: str) -> None
                        f"{largest}, and there are {_size(limit)}; lower {change}")
 
 
-def step_bytes(stage: Stage, model: Model, teacher: Model | None, teacher_like: Any, batch: Any, mesh: Mesh) -> dict[str, int]:
+def step_bytes(stage: Stage, model: Model, teacher: Model | None, batch: Any, mesh: Mesh) -> dict[str, int]:
     """The least bytes of a device that a step of `stage` needs, by what they are for."""
-    like = state.shapes(stage, model, teacher)
-    parts, pieces = mesh.shape["fsdp"] * mesh.shape["tensor"], sharding.batch_parts(mesh)
-    moves_all = not stage.progressive and any(is_stacked(name) for name in state.moving_names(stage, like.params))
-    length = batch["input_ids"].shape[1]
+    shapes = flatten(parameter_shapes(model.config))
+    moving = {name: shape for name, shape in shapes.items() if name in state.moving_names(stage, shapes)}
+    layers = 1 if stage.progressive or not any(map(is_stacked, moving)) else model.config.num_layers
+    network = tree_bytes(shapes) + (0 if stage.depth == "progressive_strict" else 2 * tree_bytes(moving))  # two moments
+    if teacher is not None:  # its kernels may be in its compute dtype
+        network += tree_bytes(parameter_shapes(teacher.config)) // (1 if teacher.config.dtype == "float32" else 2)
+    pieces = sharding.batch_parts(mesh)
     rows = stage.batch_size // stage.accumulation // pieces
-    return {"parameters and optimizer": (tree_bytes(like) + tree_bytes(teacher_like)) // parts,
+    return {"parameters and optimizer": network // (mesh.shape["fsdp"] * mesh.shape["tensor"]),
             "a batch": tree_bytes(batch) // pieces,
-            "hidden states and attention": forward_bytes(model, rows, length, mesh, model.config.num_layers if moves_all else 1)}
+            "hidden states and attention": forward_bytes(model, rows, batch["input_ids"].shape[1], mesh, layers)}
 
 
 def forward_bytes(model: Model, rows: int, length: int, mesh: Mesh, layers: int = 1) -> int:
     """Bytes of `layers` layers' hidden states (backward keeps all) and of one layer's attention scores."""
     c = model.config
-    hidden = rows * length * c.hidden_size * np.dtype(jax.dtypes.canonicalize_dtype(c.residual_dtype)).itemsize
+    hidden = rows * length * c.hidden_size * jnp.dtype(c.residual_dtype).itemsize
     return layers * hidden + rows * c.num_heads * length * length * 2 // mesh.shape["tensor"]  # bfloat16 at the least
 
 

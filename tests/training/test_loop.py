@@ -108,6 +108,28 @@ def test_a_signal_at_the_first_and_the_last_step(tmp_path, at, error):
     assert equal(run(tmp_path / "b", batches), expected)
 
 
+def test_a_closed_terminal_saves_and_under_nohup_it_is_nothing(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert int(run(tmp_path / "a", lambda first: batches(first, signal_at=3, number=signal.SIGHUP)).step) == 7
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with pytest.raises(Preempted, match="after 4 of 7 steps; everything is saved"):
+            run(tmp_path / "b", lambda first: batches(first, signal_at=3, number=signal.SIGHUP))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert Checkpoints(tmp_path / "b").latest() == 4
+
+
+def test_a_signal_after_the_loop_has_asked_for_the_last_time_is_not_lost():
+    """It is delivered to whom it would have met outside."""
+    with pytest.raises(KeyboardInterrupt), loop.StopRequest() as stop:
+        assert not stop.agreed()
+        os.kill(os.getpid(), signal.SIGINT)
+    with loop.StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.agreed()
+
+
 def test_a_signal_while_processes_ask_each_other_is_not_lost(tmp_path, monkeypatch):
     """The answer of the others is older than the signal."""
     asked = []

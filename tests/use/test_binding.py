@@ -19,9 +19,29 @@ def workdir(finished, tmp_path):
     return tmp_path / "w"
 
 
+TEACHER_ALONE = ("--config.order=('teacher',)", "--config.export=False")
+
+
+@pytest.fixture(scope="module")
+def teacher_run(finished, tmp_path_factory):
+    """A finished run of the teacher alone, on the same text; nobody writes into it."""
+    config = finished[0].copy_and_resolve_references()
+    config.order, config.export = ("teacher",), False
+    workdir = tmp_path_factory.mktemp("teacher") / "w"
+    run.train(config, workdir)
+    return workdir
+
+
+@pytest.fixture
+def teacher_alone(teacher_run, tmp_path):
+    """A copy of it."""
+    shutil.copytree(teacher_run, tmp_path / "w1")
+    return tmp_path / "w1"
+
+
 @pytest.fixture
 def text(finished, tmp_path):
-    """The text of that run, in a file of its own: the same content at another place."""
+    """The text of those runs, in a file of its own: the same content at another place."""
     (tmp_path / "elsewhere").mkdir()
     shutil.copy(finished[0].data.source, tmp_path / "elsewhere" / "text.txt")
     return tmp_path / "elsewhere" / "text.txt"
@@ -81,12 +101,12 @@ def test_a_finished_run_keeps_its_vocabulary_when_its_text_changes(train, workdi
     assert code == 0 and "does not exist" in err and reported(workdir) == before
 
 
-def test_other_text_under_another_name_is_refused(train, workdir, tmp_path):
-    before = contents(workdir)
+def test_other_text_under_another_name_is_refused(train, teacher_alone, tmp_path):
+    before = contents(teacher_alone)
     other = write_text(tmp_path / "other.txt", seed=1)
-    code, _, err = train(source=other)
+    code, _, err = train(*TEACHER_ALONE, source=other, workdir=teacher_alone)
     assert_one_line(code, err, "other.txt", "text.txt", "use another workdir")
-    assert {**contents(workdir), "config.json": b""} == {**before, "config.json": b""}
+    assert {**contents(teacher_alone), "config.json": b""} == {**before, "config.json": b""}
 
 
 def test_stages_one_by_one_on_text_that_changes_keep_the_teachers_vocabulary(train, text, tmp_path):
@@ -104,24 +124,24 @@ def test_stages_one_by_one_on_text_that_changes_keep_the_teachers_vocabulary(tra
                for name in ("digest", "source_digest"))
 
 
-def test_prepared_text_that_is_gone_is_made_again_from_the_same_text_alone(train, workdir, text):
-    shutil.rmtree(workdir / "data")
-    shutil.rmtree(workdir / "stages" / "distill")  # so that it is read
-    assert train()[0] == 0
-    bound = json.loads((workdir / "inputs.json").read_text())
-    assert {path.name for path in (workdir / "data").iterdir()} == {part["digest"] for part in bound["text"].values()}
-    shutil.rmtree(workdir / "data")
+def test_prepared_text_that_is_gone_is_made_again_from_the_same_text_alone(train, teacher_alone, text):
+    again = dict(workdir=teacher_alone)
+    shutil.rmtree(teacher_alone / "data")
+    assert train(*TEACHER_ALONE, **again)[0] == 0
+    bound = json.loads((teacher_alone / "inputs.json").read_text())
+    assert {path.name for path in (teacher_alone / "data").iterdir()} == {part["digest"] for part in bound["text"].values()}
+    shutil.rmtree(teacher_alone / "data")
     add_words(text)
-    code, _, err = train()
+    code, _, err = train(*TEACHER_ALONE, **again)
     assert code == 2 and "bring back the old text" in err.splitlines()[-1]
-    assert not list((workdir / "data").glob("*/prepared.json"))
+    assert not list((teacher_alone / "data").glob("*/prepared.json"))
 
 
-def test_documentation_of_other_versions_is_named(train, workdir, capsys, monkeypatch):
+def test_documentation_of_other_versions_is_named(train, teacher_alone, monkeypatch):
     """The default corpus moves with the packages: the finished run does not."""
     from jaxdistill import inputs
 
-    file = workdir / "inputs.json"
+    file = teacher_alone / "inputs.json"
     page = json.loads(file.read_text())
     page["documentation"] = {"digest": "0", "documentation_of": {**inputs.installed_versions(), "setuptools": "1.2.3"}}
     for part in page["text"].values():
@@ -129,9 +149,9 @@ def test_documentation_of_other_versions_is_named(train, workdir, capsys, monkey
     file.write_text(json.dumps(page))
     monkeypatch.setattr(inputs, "default_corpus", lambda **_: pytest.fail("the documentation is read again"))
     no_training(monkeypatch)
-    before = reported(workdir)
-    code, _, err = train(source="default")
-    assert code == 0 and "setuptools 1.2.3 -> " in err and reported(workdir) == before
+    before = reported(teacher_alone)
+    code, _, err = train(*TEACHER_ALONE, source="default", workdir=teacher_alone)
+    assert code == 0 and "setuptools 1.2.3 -> " in err and reported(teacher_alone) == before
 
 
 def test_a_given_teacher_that_is_another_one_now_is_refused(finished, train, tmp_path, monkeypatch):
@@ -144,7 +164,7 @@ def test_a_given_teacher_that_is_another_one_now_is_refused(finished, train, tmp
     moved = (f"--config.teacher.init={tmp_path / 'moved'}", "--config.order=('transfer',)")
     assert train(*moved, workdir=new)[0] == 0
     model, params = interop.from_pretrained(tmp_path / "moved")
-    params["nsp"]["bias"] += 1.0
+    params["embeddings"]["word"] = params["embeddings"]["word"] + 1.0
     interop.save_pretrained(teacher, model, params, load_tokenizer(tmp_path / "moved"), to="jaxdistill")
     before = contents(new)
     code, _, err = train(*arguments, workdir=new)
@@ -171,32 +191,31 @@ def test_a_given_tokenizer_that_is_another_one_now_is_refused(finished, train, t
     (lambda w: shutil.rmtree(w / "tokenizer"), "put back a copy"),
     (lambda w: (w / "inputs.json").write_text((w / "inputs.json").read_text().replace('"train"', '"trian"')), "damaged"),
 ])
-def test_a_damaged_record_is_one_line(train, workdir, damage, words):
-    damage(workdir)
-    code, _, err = train()
+def test_a_damaged_record_is_one_line(train, teacher_alone, damage, words):
+    damage(teacher_alone)
+    code, _, err = train(*TEACHER_ALONE, workdir=teacher_alone)
     assert_one_line(code, err, words)
 
 
-def test_stages_of_another_run_are_refused(train, workdir, text, tmp_path):
+def test_stages_of_another_run_are_refused(train, teacher_alone):
     """A stage's page holds the digest of what it was trained on."""
-    other = write_text(tmp_path / "other.txt", seed=1)
-    new = tmp_path / "new"
-    assert train("--stages=teacher", source=other, workdir=new)[0] == 0
-    shutil.rmtree(workdir / "stages")
-    shutil.copytree(new / "stages", workdir / "stages")
-    code, _, err = train()
+    file = teacher_alone / "stages" / "teacher" / "stage.json"
+    page = json.loads(file.read_text())
+    assert page["inputs"]
+    file.write_text(json.dumps({**page, "inputs": "0" * 20}))
+    code, _, err = train(*TEACHER_ALONE, workdir=teacher_alone)
     assert code == 2 and "was run on other text, or with another tokenizer" in err
 
 
-def test_a_workdir_that_did_not_record_its_text_is_refused_when_that_has_changed(finished, train, workdir, capsys):
-    (workdir / "inputs.json").unlink()
-    code, _, err = train(source=finished[0].data.source)
-    assert code == 0 and (workdir / "inputs.json").exists()
-    (workdir / "inputs.json").unlink()
-    results = json.loads((workdir / "results.json").read_text())
+def test_a_workdir_that_did_not_record_its_text_is_refused_when_that_has_changed(finished, train, teacher_alone):
+    source = finished[0].data.source
+    (teacher_alone / "inputs.json").unlink()
+    assert train(*TEACHER_ALONE, source=source, workdir=teacher_alone)[0] == 0 and (teacher_alone / "inputs.json").exists()
+    (teacher_alone / "inputs.json").unlink()
+    results = json.loads((teacher_alone / "results.json").read_text())
     results["corpus"]["train"]["digest"] = "0" * 20
-    (workdir / "results.json").write_text(json.dumps(results))
-    code, _, err = train(source=finished[0].data.source)
+    (teacher_alone / "results.json").write_text(json.dumps(results))
+    code, _, err = train(*TEACHER_ALONE, source=source, workdir=teacher_alone)
     assert_one_line(code, err, "its text has changed since", "another workdir")
 
 
@@ -242,16 +261,18 @@ def test_parameters_that_did_not_move_are_said_last(train, tmp_path):
     assert "no parameter moved" in json.loads((tmp_path / "new" / "results.json").read_text())["warnings"][0]
 
 
-def test_another_recipe_is_refused_by_all_that_differs(train, workdir):
-    code, _, err = train("--config.seed=3", "--config.data.mask_rate=0.3", "--config.stages.transfer.mean=1.0")
+def test_another_recipe_is_refused_by_all_that_differs(train, teacher_alone):
+    code, _, err = train(*TEACHER_ALONE, "--config.seed=3", "--config.data.mask_rate=0.3", "--config.stages.teacher.nsp=0.5",
+                         workdir=teacher_alone)
     assert_one_line(code, err, "of recipe 'tiny'", "config.seed=0, now 3", "config.data.mask_rate=0.15, now 0.3",
-                    "config.stages.transfer.mean=5000.0, now 1.0")
+                    "config.stages.teacher.nsp=1.0, now 0.5")
 
 
-def test_no_more_than_ten_differences_are_named(train, workdir):
-    changes = [f"--config.student.model.{name}=4" for name in ("num_layers", "hidden_size", "embedding_size", "num_heads",
-               "intermediate_size", "bottleneck_size", "num_ffn", "max_positions", "type_vocab_size", "vocab_size")]
-    code, _, err = train("--config.seed=3", "--config.data.vocab_size=110", "--config.data.sequence_length=16", *changes)
+def test_no_more_than_ten_differences_are_named(train, teacher_alone):
+    changes = {"warmup_steps": 1, "decay": "constant", "end_ratio": 0.1, "weight_decay": 0.1, "clip_norm": 2.0, "nsp": 0.5,
+               "bias_correction": True, "dropout": False, "learning_rate": 0.1, "skip_above": 3.0}
+    code, _, err = train(*TEACHER_ALONE, "--config.seed=3", "--config.data.mask_rate=0.3", "--config.data.max_predictions=3",
+                         *(f"--config.stages.teacher.{name}={value}" for name, value in changes.items()), workdir=teacher_alone)
     assert code == 2 and err.count(", now ") == 10 and "and 3 more" in err
 
 

@@ -187,6 +187,7 @@ def drop(name: str) -> Callable[[Path], None]:
     (drop(POOLING), ["no 1_Pooling/config.json"]),
     (drop("2_Dense/model.safetensors"), ["no 2_Dense/model.safetensors", "pickle"]),
     (lambda folder: edit(folder / DENSE, activation_function="torch.nn.modules.activation.SiLU"), ["SiLU", "Tanh"]),
+    (lambda folder: edit(folder / DENSE, activation_function=["Tanh"]), ["['Tanh']", "ReLU"]),
     (lambda folder: edit(folder / DENSE, module_input_name="token_embeddings"), ["module_input_name='token_embeddings'"]),
     (lambda folder: edit(folder / "sentence_bert_config.json", transformer_task="fill-mask"), ["'fill-mask'"]),
     (lambda folder: (folder / "modules.json").write_text('{"a": 1}'), ["modules.json", "cannot be read"]),
@@ -289,8 +290,8 @@ def test_case_is_folded_where_sentence_transformers_folds_it(tokenizer: Any, tmp
 
     folder = save(tmp_path / "x", tokenizer)
     as_transformers_5_saves(folder, tokenizer, lowercase=False)
-    edit(folder / "tokenizer_config.json", tokenizer_class="BertTokenizer", do_lower_case=False)
-    edit(folder / "sentence_bert_config.json", max_seq_length=9, do_lower_case=True)
+    edit(folder / "tokenizer_config.json", tokenizer_class="BertTokenizer", do_lower_case=False, extra_special_tokens=None)
+    edit(folder / "sentence_bert_config.json", max_seq_length=16, do_lower_case=True)
     out = convert(folder, tmp_path / "out")
     theirs = SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
     np.testing.assert_allclose(embeddings(folder), theirs, atol=1e-5)

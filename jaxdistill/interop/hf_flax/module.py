@@ -88,8 +88,8 @@ class EncoderModule(nn.Module):
         drops = not deterministic and max(model.config.hidden_dropout, model.config.attention_dropout,
                                           model.config.classifier_dropout) > 0
         if drops and not self.has_rng("dropout"):
-            raise BadInput("train=True turns dropout on, which needs a key: pass dropout_rng=jax.random.key(0), split anew for every "
-                           "step")
+            raise BadInput("train=True turns dropout on, which needs a key: pass dropout_rng=KEY, another in every step "
+                           "(jax.random.split)")
         key = self.make_rng("dropout") if drops else None
         found, hidden, attentions = _forward(model, prefix, output_hidden_states, output_attentions, tree, batch,
                                              head_mask, key)
