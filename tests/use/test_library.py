@@ -98,7 +98,7 @@ def test_describe_takes_whatever_is_a_network(tmp_path, finished):
 ])
 def test_a_wrong_type_is_refused_at_the_door(call, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BadInput, match="expected|no folder|no preset"):
+    with pytest.raises(BadInput, match="expected|no preset"):
         call()
     assert list(tmp_path.iterdir()) == []
 
