@@ -186,7 +186,7 @@ def _check_memory(stage: Stage, model: Model, length: int) -> None:
     """Raises `BadInput` for a batch that no memory here can hold."""
     rows, mesh = stage.batch_size, _mesh(stage)
     batch = {name: jax.ShapeDtypeStruct((rows, length), np.int32) for name in ("input_ids", "attention_mask", "token_type_ids")}
-    memory.check("fine-tuning", memory.step_bytes(stage, model, None, {}, batch, mesh), mesh,
+    memory.check("fine-tuning", memory.step_bytes(stage, model, None, batch, mesh), mesh,
                  f"batch_size={rows} or sequence_length={length}")
 
 

@@ -93,9 +93,9 @@ def resolve(config: ConfigDict, *, vocab_size: int, num_records: int, mesh: Mesh
                            "config.teacher.init=FOLDER; set it to 'random'")
         begun = starts.setdefault(stage.network, section.start)
         if section.start not in (begun, "copy"):
-            first = next(stage for stage in stages if stage.network == section.network)
+            begins = next(stage.name for stage in stages if stage.network == section.network)
             raise BadInput(f"config.stages.{name}.start={section.start!r} would do nothing: its network begins in stage "
-                           f"{first.name!r}; set config.stages.{first.name}.start")
+                           f"{begins!r}; set config.stages.{begins}.start")
         first_example[name] = seen.get(stage.network, 0)
         seen[stage.network] = first_example[name] + stage.steps * stage.batch_size
         stages.append(stage)
