@@ -143,7 +143,7 @@ def test_errors_of_workers_are_ours_in_one_line(tokenizer: Any, tmp_path: Path) 
     with pytest.raises(BadInput, match=r"^'.*bad.txt' line 21 is not UTF-8 text .*utf-8$"):
         prepare(str(tmp_path / "bad.txt"), tokenizer, tmp_path / "out", split="all", sequence_length=64, beam_options="")
     (tmp_path / "tiny.txt").write_text("a")
-    with pytest.raises(BadInput, match="^the split 'all' of the text holds no document of two tokens .*heldout\)$"):
+    with pytest.raises(BadInput, match=r"^the split 'all' of the text holds no document of two tokens .*heldout\)$"):
         prepare(str(tmp_path / "tiny.txt"), tokenizer, tmp_path / "out", split="all", sequence_length=64, beam_options="")
     assert list((tmp_path / "out").glob("*/*")) == []
 
