@@ -48,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise line from error
             raise
         except Exception as error:
-            if (line := remote.refused(error) or explained(error)) is not None:
-                raise line from error
+            if (said := remote.refused(error) or explained(error)) is not None:
+                raise said from error
             raise
         _print(result)
         return 0

@@ -144,7 +144,8 @@ def _check_section(section: Any, fields: dict[str, Any], where: str) -> None:
         if isinstance(field, dict):
             _check_section(section[name], field, f"{where}.{name}")
         else:
-            _check_value(section[name], *field, f"{where}.{name}")
+            kind, optional = field
+            _check_value(section[name], kind, optional, f"{where}.{name}")
 
 
 def _check_value(value: Any, kind: type, optional: bool, where: str) -> None:
