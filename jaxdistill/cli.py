@@ -56,8 +56,8 @@ def _main(argv: Sequence[str] | None) -> int:
                 raise lack from error
             raise
         except Exception as error:
-            if (line := remote.refused(error) or explained(error)) is not None:
-                raise line from error
+            if (said := remote.refused(error) or explained(error)) is not None:
+                raise said from error
             raise
         _print(result)
         for warning in options.warnings:
