@@ -104,6 +104,8 @@ def _leave_the_others(code: int) -> None:
             if jax.process_index() == 0:
                 time.sleep(3)  # it coordinates: without it the others could not end in their own way
             os._exit(code)
+    if signals.ignoring:
+        signals.leave(code)
 
 
 def with_underscores(argument: str) -> str:

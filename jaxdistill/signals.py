@@ -27,6 +27,7 @@ PATIENCE = 5.0  # seconds that the main thread has to run its handler
 _HEARD, _END = b"\xff", b"\xfe"  # beside the signals' numbers in the pipe that the thread reads
 
 asked: int | None = None  # the first signal whose handler raised
+ignoring = False  # the process is ending by a signal
 unsaved = 0  # how many `StopRequest`s have something to save first
 _pipe: tuple[int, int] | None = None
 
@@ -71,8 +72,19 @@ def heeded(number: int) -> bool:
 
 def ignore() -> None:
     """The process ends with the code of the first signal; a second would end it with another, or in a traceback."""
+    global ignoring
+    ignoring = True
     for number in CODES:
         signal.signal(number, signal.SIG_IGN)
+
+
+def leave(code: int) -> None:
+    """Ends the process: what a signal broke off may still run below Python (a step, a compilation), and would crash in the
+    interpreter's own end."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code)
 
 
 def heard() -> None:
