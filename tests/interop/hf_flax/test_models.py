@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import flax.errors
 import flax.linen as nn
 import flax.traverse_util
 import jax
