@@ -47,8 +47,10 @@ def test_bert_tree_is_what_flax_from_pt_gives(variant: str, tmp_path: Path) -> N
     converted = kind.from_pretrained(tmp_path / "theirs", from_pt=True)
     expected = flax.traverse_util.flatten_dict(converted.params, sep="/")
     assert_trees_equal(flat_tree(tmp_path / "ours"), expected)
-    loaded = kind.from_pretrained(tmp_path / "ours")
-    assert_trees_equal(flax.traverse_util.flatten_dict(loaded.params, sep="/"), expected)
+    interop.save_pretrained(tmp_path / "pt", *interop.from_pretrained(tmp_path / "ours"))  # safetensors, the default
+    for folder in ("ours", "pt"):
+        loaded = kind.from_pretrained(tmp_path / folder)
+        assert_trees_equal(flax.traverse_util.flatten_dict(loaded.params, sep="/"), expected)
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
