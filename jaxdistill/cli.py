@@ -187,7 +187,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"jaxdistill {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=OneLineParser)
     for name, command in COMMANDS.items():
-        fields = _FIELDS if command.options.get("config") in (_CONFIG, _RECIPE) else None
+        fields = _FIELDS if command.options.get("config") in (_CONFIG, _RECIPE, _STORED) else None
         sub = commands.add_parser(name, help=command.help, description=command.help, allow_abbrev=False, epilog=fields,
                                   formatter_class=WithDefaults)
         for option, keywords in command.options.items():
@@ -318,6 +318,7 @@ def _folder(path: str) -> str:
 
 _CONFIG = dict(required=True, metavar="FILE", help="a recipe: a file, or a shipped name such as quickstart or quickstart:smoke")
 _RECIPE = {**_CONFIG, "required": False, "default": ""}
+_STORED = {**_RECIPE, "help": f"{_CONFIG['help']}; default: that of the run in --workdir"}
 _FIELDS = ("Any field of the recipe is changed by --config.FIELD=VALUE, as --config.seed=1 or --config.stages.transfer.steps=100; "
            "the fields are in the recipe's file and in jaxdistill/defaults.py.")
 _WORKDIR = dict(required=True, metavar="DIR", type=_folder, help="folder of the run; the same folder resumes")
@@ -332,7 +333,7 @@ FINETUNE_SETTINGS = ("dev_file", "text_column", "pair_column", "label_column", "
 COMMANDS = {
     "train": Command(
         "run a recipe from text to exported student, or resume it", _train, workdir=_WORKDIR,
-        config={**_CONFIG, "required": False, "help": f"{_CONFIG['help']}; default: that of the run in --workdir"},
+        config=_STORED,
         stages=dict(default="", metavar="A,B", help="only these stages of the recipe, one at a time or several"),
         distributed=dict(action="store_true", help="one of several processes; the environment (TPU VM, GKE, Slurm) says which"),
         coordinator=dict(default="", metavar="HOST:PORT", help="one of several processes; the address of process 0"),

@@ -72,10 +72,8 @@ def network(name: str, **changes: Any) -> ConfigDict:
     """
     check_fields(changes)
     model = ConfigDict({**dataclasses.asdict(preset(name)), "vocab_size": 0, **changes})
-    for field in ("embedding_size", "bottleneck_size", "embedding_norm_eps", "ffn_norm_eps"):
-        if model[field] is None:
-            kind = float if field.endswith("eps") else int
-            model[field] = config_dict.placeholder(kind)
+    for field in [field for field, value in model.items() if value is None]:  # of what type a value would be
+        model[field] = config_dict.placeholder(float if field.endswith("eps") else int)
     return ConfigDict({"init": "", "model": model})
 
 
