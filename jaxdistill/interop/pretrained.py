@@ -376,7 +376,7 @@ def _models_inside(directory: epath.Path) -> list[str]:
     """Folders of models right inside a folder, as a Trainer's checkpoints or sentence-transformers' parts lie there, the
     last checkpoint first."""
     found = [path.name for path in directory.iterdir() if path.is_dir() and (path / "config.json").exists()
-             and (path / "config.json").stat().length > 2 and not path.name.endswith("_Pooling")]
+             and (path / "config.json").stat().length > 2 and not path.name.endswith(("_Pooling", "_Dense"))]
     return sorted(found, key=lambda name: [-int(number) for number in re.findall("[0-9]+", name)])
 
 
