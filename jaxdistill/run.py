@@ -96,21 +96,16 @@ def train(config: str | os.PathLike[str] | ConfigDict, workdir: epath.PathLike, 
 def check_before(config: ConfigDict, path: epath.Path, mesh: jax.sharding.Mesh, stages: Sequence[str] | None) -> inputs.Given:
     """The given models. Raises `BadInput` for all that is wrong with a recipe and what it names, as far as that can be told
     before its text is read: sizes that only the text can tell are guessed."""
-    if not config.teacher.init and not config.student.init:
-        recipe = resolve(config, vocab_size=config.data.vocab_size, num_records=MANY, mesh=mesh)
-        check_memory(recipe, config, mesh)
-        choose_stages(recipe, stages)
-    workdir_check(path, config.to_dict())
     loaded = inputs.load_models(config)
-    if loaded:
-        tokenizer = inputs.known_tokenizer(config, path)
-        words = config.data.vocab_size if tokenizer is None else describe(tokenizer).size
-        models = {name: model for name, (model, _) in loaded.items()}
-        inputs.check_vocabulary(config, models, words)
-        recipe = resolve(config, vocab_size=words, num_records=MANY, mesh=mesh,
-                         **{f"loaded_{name}": model for name, model in models.items()})
-        check_memory(recipe, config, mesh)
-        choose_stages(recipe, stages)
+    models = {name: model for name, (model, _) in loaded.items()}
+    tokenizer = inputs.known_tokenizer(config, path)
+    words = config.data.vocab_size if tokenizer is None else describe(tokenizer).size
+    inputs.check_vocabulary(config, models, words)
+    recipe = resolve(config, vocab_size=words, num_records=MANY, mesh=mesh,
+                     **{f"loaded_{name}": model for name, model in models.items()})
+    check_memory(recipe, config, mesh)
+    choose_stages(recipe, stages)
+    workdir_check(path, config.to_dict())
     if binding.read(path) is None:  # else the run has its own text
         inputs.check_text(config)
         inputs.check_parts(config)
