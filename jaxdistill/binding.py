@@ -17,7 +17,7 @@ from etils import epath
 from jaxdistill.data.files import digest_of, write_whole
 from jaxdistill.data.tokenizers import load_tokenizer, save_tokenizer, tokenizer_digest
 from jaxdistill.errors import BadInput
-from jaxdistill.models import Model, Params
+from jaxdistill.models import Model, ModelConfig, Params
 from jaxdistill.models.parameters import digest
 from jaxdistill.workdir import INPUTS as FILE
 from jaxdistill.workdir import read_page
@@ -98,8 +98,11 @@ def bound_tokenizer(workdir: epath.Path, held: Inputs) -> Any:
 
 
 def model_digest(model: Model, params: Params) -> str:
-    """Of a given model's architecture and weights; how it computes (dtypes) is the recipe's."""
-    fields = {name: value for name, value in model.config.to_dict().items() if name not in ("dtype", "residual_dtype")}
+    """Of a model's architecture and weights. How it computes (dtypes) is not its own, and fields that a later version adds
+    must not make another model of it: only what is not at its default counts."""
+    usual = ModelConfig().to_dict()
+    fields = {name: value for name, value in model.config.to_dict().items()
+              if value != usual.get(name) and name not in ("dtype", "residual_dtype")}
     return digest_of([fields, digest(params)])
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from etils import epath
 
 from jaxdistill import conversion, defaults, health, inputs, interop, report
+from jaxdistill.binding import model_digest
 from jaxdistill.configuration import as_folder
 from jaxdistill.data.classification import (
     LabelledText,
@@ -32,7 +33,7 @@ from jaxdistill.errors import BadInput, listed, shortened
 from jaxdistill.interop.hf_torch import read_json
 from jaxdistill.methods.base import Stage
 from jaxdistill.methods.settings import LARGEST_COUNT
-from jaxdistill.models import Model, ModelConfig, Params
+from jaxdistill.models import Model, Params
 from jaxdistill.models.parameters import digest
 from jaxdistill.resolve import build_stage, check_seed, stage_seed
 from jaxdistill.students.copying import random_start
@@ -99,10 +100,8 @@ def finetune(model_dir: PathLike, task_file: PathLike, workdir: epath.PathLike, 
     stage = _stage(settings, len(texts[0].texts), start.model)
     _check_memory(stage, start.model, length)
     settings["labels"] = list(texts[0].label_names)
-    usual = ModelConfig().to_dict()  # fields that a later version adds must not make another model
-    config = {name: value for name, value in start.model.config.to_dict().items() if value != usual.get(name)}
     settings["digests"] = {
-        "model": digest_of([config, digest(start.given)]),
+        "model": model_digest(start.model, start.given),
         "tokenizer": tokenizer_digest(start.tokenizer),
         **{name: digest_of([text.texts, text.pairs, text.labels.tolist(), text.label_names])
            for name, text in zip(("task_file", "dev_file"), texts)}}
