@@ -20,7 +20,7 @@ from jaxdistill.errors import BadInput
 from jaxdistill.models import Model, ModelConfig, Params
 from jaxdistill.models.parameters import digest
 from jaxdistill.workdir import INPUTS as FILE
-from jaxdistill.workdir import read_page
+from jaxdistill.workdir import begun, read_page
 
 TOKENIZER = "tokenizer"  # a folder
 
@@ -50,11 +50,6 @@ class Inputs:
         return digest_of([self.tokenizer, {part: text.digest for part, text in self.text.items()}])
 
 
-def begun(workdir: epath.Path) -> bool:
-    """Whether anything in a workdir was trained, and so depends on what was read."""
-    return any((workdir / name).exists() for name in ("stages", "checkpoints"))
-
-
 def read(workdir: epath.Path) -> Inputs | None:
     """What the run in `workdir` has read; None if nothing was trained there yet, or by a version that did not record it."""
     file = workdir / FILE
@@ -63,7 +58,11 @@ def read(workdir: epath.Path) -> Inputs | None:
     page = read_page(file, "put back a copy of it")
     try:
         text = {part: Text(**page["text"][part]) for part in ("train", "heldout")}
-        return Inputs(str(page["tokenizer"]), text, dict(page["models"]), dict(page["documentation"]))
+        held = Inputs(page["tokenizer"], text, dict(page["models"]), dict(page["documentation"]))
+        words = [held.tokenizer, *held.models.values(), *(word for part in text.values() for word in dataclasses.astuple(part))]
+        if not all(isinstance(word, str) for word in words):
+            raise TypeError("a digest or a source is no text")
+        return held
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{file} is damaged ({type(error).__name__}: {error}); put back a copy of it, or give another "
                        "workdir") from error

@@ -38,8 +38,7 @@ def prepare(config: str | os.PathLike[str] | ConfigDict, workdir: epath.PathLike
     if beam_options is not None:
         beam_pipeline().parse_options(beam_options)  # before a vocabulary is trained
     check_text_settings(config)
-    inputs.check_text(config)
-    inputs.check_parts(config)
+    inputs.check_sources(config, workdir)
     folder = Workdir(workdir, config)
     return inputs.load_corpus(config, folder.path, beam_options).describe(config)
 

@@ -123,7 +123,9 @@ def as_names(names: str | Sequence[str] | None, what: str) -> list[str] | None:
         return [name.strip() for name in names.split(",")] if names else None
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         raise BadInput(f"{what}={str(names)[:80]!r}: expected names, as 'a,b' or ['a', 'b']")
-    return list(names) or None
+    if not names:
+        raise BadInput(f"{what} is empty; name some, or leave it out for all")
+    return list(names)
 
 
 def as_folder(path: Any, what: str) -> epath.Path:

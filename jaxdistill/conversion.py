@@ -18,6 +18,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jaxdistill import inputs, interop, report, run
+from jaxdistill.configuration import load_config
 from jaxdistill.data.tokenizers import describe, load_tokenizer, mended_settings
 from jaxdistill.errors import BadInput
 from jaxdistill.interop import tf1
@@ -178,7 +179,7 @@ def _from_run(path: epath.Path, stage: epath.Path, network: str) -> Source:
 
 
 def _recipe(path: epath.Path) -> ConfigDict:
-    return ConfigDict(read_json(path / "config.json"))
+    return load_config(path / "config.json")
 
 
 def _from_folder(model: PathLike, folder: epath.Path) -> Source:

@@ -41,7 +41,7 @@ from jaxdistill.training import loop, memory, sharding, state
 from jaxdistill.training.checkpoints import Checkpoints, disk_errors
 from jaxdistill.training.metrics import MetricWriter
 from jaxdistill.training.progress import Progress
-from jaxdistill.workdir import claim, lock, read_page
+from jaxdistill.workdir import begun, claim, lock, read_page
 
 NAME = "finetune"
 HEAD = "sequence_classification"
@@ -106,6 +106,7 @@ def finetune(model_dir: PathLike, task_file: PathLike, workdir: epath.PathLike, 
         **{name: digest_of([text.texts, text.pairs, text.labels.tolist(), text.label_names])
            for name, text in zip(("task_file", "dev_file"), texts)}}
     _refuse_other(folder, settings, places)
+    interop.check_replaceable(folder / "model")
     claim(folder, settings)
     with lock(folder), disk_errors(folder):
         claim(folder, settings, locked=True)  # another call may have come between
@@ -191,7 +192,7 @@ def _check_memory(stage: Stage, model: Model, length: int) -> None:
 
 def _refuse_other(folder: epath.Path, settings: dict[str, Any], places: dict[str, Any]) -> None:
     """Raises `BadInput` if the workdir was begun with something else than what is read now, naming what differs."""
-    if not (folder / "config.json").exists() or not (folder / "checkpoints").exists():  # nothing depends on it yet
+    if not ((folder / "config.json").exists() and begun(folder)):  # nothing depends on it yet
         return
     held = read_page(folder / "config.json", "put back a copy of it")
     before = held.get("digests")
@@ -213,7 +214,7 @@ def _refuse_other(folder: epath.Path, settings: dict[str, Any], places: dict[str
 def _reported(folder: epath.Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     """What a finished call with the same settings wrote, if all of it is there."""
     file = folder / report.RESULTS_FILE
-    whole = file.exists() and (folder / "model" / "config.json").exists() and (folder / "predictions.tsv").exists()
+    whole = file.exists() and interop.has_weights(folder / "model") and (folder / "predictions.tsv").exists()
     results = read_page(file, "delete it") if whole else {}
     if results.get("settings") != json.loads(json.dumps(settings)):
         return None
@@ -309,6 +310,7 @@ def _predict(model: Model, params: Params, task: TokenizedTask, batch_size: int)
 def _write_predictions(folder: epath.Path, text: LabelledText, predictions: np.ndarray) -> None:
     lines = ["label\tprediction\ttext"]
     for label, predicted, sentence in zip(text.labels, predictions, text.texts):
-        lines.append(f"{text.label_names[label]}\t{text.label_names[predicted]}\t{sentence}")
+        cells = (text.label_names[label], text.label_names[predicted], sentence)
+        lines.append("\t".join(" ".join(cell.split()) for cell in cells))  # a quoted cell may hold tabs and line ends
     (folder / "predictions.tsv").write_text("\n".join(lines) + "\n")
 

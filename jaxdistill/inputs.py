@@ -77,9 +77,6 @@ def load_corpus(config: ConfigDict, workdir: epath.Path, beam_options: str | Non
     d = config.data
     sources = named_sources(config)
     held = binding.read(workdir)
-    for notice in check_text(config) if held is None else check_kept(config, held):
-        if hosts.first():
-            print(f"jaxdistill: {notice}", file=sys.stderr, flush=True)
     for source in sources.values():
         if beam_options is not None and source.startswith("tfds:"):
             tfds_text.ready(source, beam_options)
@@ -109,6 +106,17 @@ def load_corpus(config: ConfigDict, workdir: epath.Path, beam_options: str | Non
     return Corpus(tokenizer, describe(tokenizer).size, found["train"], found["heldout"], documentation)
 
 
+def check_sources(config: ConfigDict, workdir: epath.Path) -> None:
+    """Says what is odd about the recipe's text. Raises `BadInput` if it cannot be used or, in a workdir whose run has its own,
+    is another one; all before anything is written."""
+    held = binding.read(workdir)
+    for notice in check_text(config) if held is None else check_kept(config, held):
+        if hosts.first():
+            print(f"jaxdistill: {notice}", file=sys.stderr, flush=True)
+    if held is None:
+        check_parts(config)
+
+
 def check_kept(config: ConfigDict, held: Inputs) -> list[str]:
     """Compares what a recipe names now with what its run is bound to. Text that has changed where it stood is a notice: the run
     keeps its own. Raises `BadInput` for text under another name, or a named tokenizer, that is another one."""
@@ -131,7 +139,7 @@ def check_kept(config: ConfigDict, held: Inputs) -> list[str]:
 
 def changes(source: str, before: Text, documentation: Mapping[str, Any]) -> str:
     """What has become of a source since a run read it, in a few words; "" if it is the same."""
-    if is_default(source) and is_default(before.source) and documentation:  # without reading it all again
+    if source == before.source and is_default(source) and documentation:  # without reading it all again
         then, now = documentation.get("documentation_of", {}), installed_versions()
         moved = [f"{name} {then.get(name, 'none')} -> {now.get(name, 'none')}" for name in sorted(then.keys() | now.keys())
                  if then.get(name) != now.get(name)]

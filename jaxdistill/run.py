@@ -55,7 +55,7 @@ from jaxdistill.training.metrics import MetricWriter
 from jaxdistill.training.progress import Progress
 from jaxdistill.training.speed import rates, step_flops
 from jaxdistill.training.step import make_losses
-from jaxdistill.workdir import Workdir, claim, lock
+from jaxdistill.workdir import DONE, Workdir, begun, claim, lock, read_page
 from jaxdistill.workdir import check as workdir_check
 
 Networks = dict[str, Params]
@@ -106,24 +106,35 @@ def check_before(config: ConfigDict, path: epath.Path, mesh: jax.sharding.Mesh, 
     check_memory(recipe, config, mesh)
     choose_stages(recipe, stages)
     workdir_check(path, config.to_dict())
-    if binding.read(path) is None:  # else the run has its own text
-        inputs.check_text(config)
-        inputs.check_parts(config)
+    if (held := binding.read(path)) is not None:
+        check_given(config, held, {name: binding.model_digest(model, params) for name, (model, params) in loaded.items()})
+    inputs.check_sources(config, path)
+    if config.export and not (path / DONE).exists():  # a finished run leaves its export alone
+        interop.check_replaceable(path / "student")
     return loaded
+
+
+def check_given(config: ConfigDict, held: Inputs, given: dict[str, str]) -> None:
+    """Raises `BadInput` for a given model, by digest, that is not the one that a run began with."""
+    binding.check_models(held, given, {name: config[name].init for name in ("teacher", "student")})
 
 
 def bind(config: ConfigDict, folder: Workdir, corpus: Corpus, given: dict[str, str]) -> Inputs:
     """Binds the workdir to what its run reads, or compares that with what it is bound to. Raises `BadInput` if it differs."""
     held, now = binding.read(folder.path), corpus.bound(config, given)
     if held is None:
-        older = report.read_results(folder.path).get("corpus") if binding.begun(folder.path) else None
+        older = report.read_results(folder.path).get("corpus") if begun(folder.path) else None
         if older and any(older.get(part, {}).get("digest") != text.digest for part, text in now.text.items()):
             raise BadInput(f"workdir {str(folder.path)!r} is of a version that did not record what a run reads, and its text has "
                            "changed since; use another workdir, or install what was installed then")
+        pages = [read_page(file) for file in folder.path.glob("stages/*/stage.json")]
+        if any(page.get("inputs", now.digest) != now.digest for page in pages):
+            raise BadInput(f"workdir {str(folder.path)!r} lacks {binding.FILE}, and its stages were run on other text or with "
+                           "another tokenizer than are there now; put back a copy of it, or use another workdir")
         if hosts.first():
             binding.write(folder.path, now, corpus.tokenizer)
         return now
-    binding.check_models(held, given, {name: config[name].init for name in ("teacher", "student")})
+    check_given(config, held, given)
     if hosts.first() and held.text != now.text:  # the same text at another place
         binding.record(folder.path, dataclasses.replace(held, text=now.text))
     return held
@@ -422,8 +433,9 @@ class Run:
 
     def results(self) -> dict[str, Any]:
         """Measures every network on held-out text and gathers what `results.json` holds."""
-        if (before := self.reported()) is not None:
-            return before
+        before = self.reported()
+        if not hosts.largest(int(before is None)):  # measured by all processes, or by none
+            return before or {}
         config, recipe = self.config, self.recipe
         rows = inputs.heldout(config, self.corpus.heldout)
         networks: dict[str, Any] = {}
@@ -478,12 +490,16 @@ class Run:
     def report(self, results: dict[str, Any], started: float) -> None:
         """Writes results, the student as a Hugging Face folder (loaded back, its outputs compared), and plots; of a run that was
         reported before only what is missing."""
-        student = self.folder.path / "student"
+        before, student = report.read_results(self.folder.path), self.folder.path / "student"
         again = "seconds" in results
+        # What was exported is the user's: it is left alone as long as the run has no other student.
+        kept = before.get("student_sha256") == results.get("student_sha256") and "export" in before and interop.has_weights(student)
+        if kept:
+            results["export"] = before["export"]
         if not again:
             results["seconds"] = round(time.perf_counter() - started, 1)
             report.write_results(self.folder.path, results)  # before the export, so that nothing measured can be lost to it
-        if self.config.export and "student" in self.networks and not (again and "export" in results and student.exists()):
+        if self.config.export and "student" in self.networks and not kept:
             model, params = self.recipe.model("student"), self.networks["student"]
             results["export"] = export_model(student, model, params, self.corpus.tokenizer, results, overwrite=True)
             again = False

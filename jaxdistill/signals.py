@@ -22,7 +22,9 @@ from typing import Any
 
 from jaxdistill.errors import PreemptedNow
 
-CODES: dict[int, int] = {signal.SIGTERM: 75, signal.SIGHUP: 75, signal.SIGINT: 130}
+CODES: dict[int, int] = {signal.SIGTERM: 75, signal.SIGINT: 130}
+if hasattr(signal, "SIGHUP"):  # Windows has none
+    CODES[signal.SIGHUP] = 75
 PATIENCE = 5.0  # seconds that the main thread has to run its handler
 _HEARD, _END = b"\xff", b"\xfe"  # beside the signals' numbers in the pipe that the thread reads
 
@@ -166,4 +168,5 @@ def _leave_alone() -> None:
         _pipe = None
 
 
-os.register_at_fork(after_in_child=_leave_alone)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_alone)

@@ -122,6 +122,16 @@ class Workdir:
         return params
 
 
+def is_recipe(values: dict[str, Any]) -> bool:
+    """Whether a config.json is a recipe: other commands and models have files of that name too."""
+    return {"stages", "order"} <= values.keys()
+
+
+def begun(path: epath.Path) -> bool:
+    """Whether anything in a workdir was trained, and so depends on what was read; people delete parts of one."""
+    return any((path / name).exists() for name in ("stages", "checkpoints", "results.json", "model"))
+
+
 def check(path: epath.Path, config: dict[str, Any]) -> None:
     """Raises `BadInput` if `path` cannot be the workdir of `config`: it belongs to another recipe, holds something else, or
     links that lead out of it. Writes nothing."""
@@ -129,8 +139,14 @@ def check(path: epath.Path, config: dict[str, Any]) -> None:
     try:
         file = path / "config.json"
         if file.exists():
-            if (path / "stages").exists() or (path / "checkpoints").exists():  # before that nothing depends on it
-                _refuse_other(path, read_page(file, "put back a copy of it"), json.loads(json.dumps(config)))
+            held = read_page(file, "put back a copy of it")
+            if not (is_recipe(held) or "task_file" in held or "digests" in held):
+                raise BadInput(f"workdir {str(path)!r} is a model's folder, or another program's: its config.json is not that of a "
+                               "run; give a new or empty folder")
+            if is_recipe(held) != is_recipe(config):
+                raise BadInput(f"workdir {str(path)!r} was begun by another command; give a new or empty folder")
+            if begun(path):  # before that nothing depends on it
+                _refuse_other(path, held, json.loads(json.dumps(config)))
         elif any(not entry.name.startswith(".") for entry in remote.entries(path)):  # a kill may leave .lock alone
             raise BadInput(f"workdir {str(path)!r} is not empty and holds no run; give a new or empty folder")
     except OSError as error:

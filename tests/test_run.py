@@ -464,10 +464,11 @@ def test_two_runs_on_one_workdir_at_once_are_refused(tmp_path, text_source):
 
     config = tiny_config(text_source)
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.json").write_text("{}")
+    stored = json.dumps({"stages": {}, "order": []})
+    (tmp_path / "run" / "config.json").write_text(stored)
     with lock(tmp_path / "run"), pytest.raises(BadInput, match="in use by another run"):
         run.train(config, tmp_path / "run")
-    assert (tmp_path / "run" / "config.json").read_text() == "{}"  # the recipe of the run that is under way
+    assert (tmp_path / "run" / "config.json").read_text() == stored  # the recipe of the run that is under way
 
 
 def test_a_folder_in_which_a_kill_left_the_lock_alone_is_new(tmp_path, text_source):

@@ -10,7 +10,9 @@ import csv
 import dataclasses
 import hashlib
 import itertools
+import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, SupportsIndex
 
@@ -19,7 +21,7 @@ from etils import epath
 
 from jaxdistill.data import files, loader, randomness, text_files, tokenizers
 from jaxdistill.data.loader import Batch
-from jaxdistill.errors import BadInput, nearest, shortened
+from jaxdistill.errors import BadInput, listed, nearest, shortened
 
 Column = str | int
 LARGEST_TABLE = 2**31  # bytes of memory, about; some kilobytes of .xz may unpack to gigabytes
@@ -97,13 +99,16 @@ def read_classification_tsv(
         raise BadInput(f"task file {shown!r} is empty: expected one example a line, columns separated by tabs")
     header = rows[0][1]
     columns = [text_column, label_column] + ([] if pair_column is None else [pair_column])
-    if all(str(column).isdigit() for column in columns):
+    if all(_is_number(column) for column in columns):
         places = [int(column) for column in columns]
         first_label = header[places[1]] if places[1] < len(header) else None
-        has_header = len(rows) > 1 and all(row[places[1] : places[1] + 1] != [first_label] for _, row in rows[1:])
+        known = label_names is not None and (first_label or "").strip() in label_names
+        has_header = len(rows) > 1 and not known and all(row[places[1] : places[1] + 1] != [first_label] for _, row in rows[1:])
     else:
         places = [_place(column, header, shown) for column in columns]
         has_header = True
+    if len(set(places)) < len(places):
+        raise BadInput(f"{shown!r}: text, label and pair are columns {listed(columns)}; they must differ")
     rows = rows[1:] if has_header else rows
     for line, row in rows:
         if len(row) <= max(places):
@@ -113,6 +118,8 @@ def read_classification_tsv(
     if not rows:
         raise BadInput(f"task file {shown!r} has a header but no examples")
     given = [row[places[1]].strip() for _, row in rows]
+    if "" in given:
+        raise BadInput(f"{shown!r} line {rows[given.index('')][0]} has no label; mend or remove the line")
     names = tuple(label_names) if label_names is not None else tuple(sorted(set(given), key=_label_order))
     if len(names) < 2:
         raise BadInput(f"{shown!r} column {label_column!r} holds one label only, {shortened(names[0])!r}: is it the label column?")
@@ -162,19 +169,24 @@ def _rows(file: epath.Path) -> list[tuple[int, list[str]]]:
 
 
 def _place(column: Column, header: list[str], shown: str) -> int:
-    if str(column).isdigit() and str(column) not in header:
+    if _is_number(column) and str(column) not in header:
         return int(column)
     if column not in header:
         raise BadInput(f"{shown!r} has no column {column!r}: {nearest(str(column), map(shortened, header))}")
     return header.index(str(column))
 
 
+def _is_number(column: Column) -> bool:
+    return re.fullmatch("[0-9]{1,9}", str(column)) is not None
+
+
 def _label_order(label: str) -> tuple[int, float, str]:
     """Numbers by value, then everything else by the alphabet."""
     try:
-        return 0, float(label), label
+        number = float(label)
     except ValueError:
-        return 1, 0.0, label
+        number = math.nan
+    return (0, number, label) if math.isfinite(number) else (1, 0.0, label)  # nan has no place among numbers
 
 
 def split_examples(examples: LabelledText, dev_fraction: float = 0.1) -> tuple[LabelledText, LabelledText]:

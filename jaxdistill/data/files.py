@@ -31,12 +31,12 @@ def cache_directory(cache_dir: epath.PathLike | None = None) -> epath.Path:
     return epath.Path(chosen).expanduser()
 
 
-def write_whole(path: epath.Path, content: str) -> None:
-    """Writes a text file so that a reader finds all of it or nothing, whoever dies or writes at the same time."""
+def write_whole(path: epath.Path, content: str | bytes) -> None:
+    """Writes a file so that a reader finds all of it or nothing, whoever dies or writes at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     try:
-        temporary.write_text(content)
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         temporary.replace(path)
     finally:
         if temporary.exists():

@@ -184,8 +184,8 @@ def save_tokenizer(tokenizer: Any, folder: epath.Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as local:
         tokenizer.save_pretrained(local)
-        for path in sorted(epath.Path(local).iterdir(), key=lambda path: path.name == "vocab.txt"):
-            files.write_whole(folder / path.name, path.read_text())
+        for path in sorted(files.walk(epath.Path(local)), key=lambda path: path.name == "vocab.txt"):
+            files.write_whole(folder / path.relative_to(local), path.read_bytes())  # SentencePiece's model is no text
 
 
 def _check_files(folder: epath.Path) -> None:

@@ -10,7 +10,9 @@ from jaxdistill.interop.pretrained import (
     FORMATS,
     Exported,
     Said,
+    check_replaceable,
     from_pretrained,
+    has_weights,
     locate,
     read_config,
     said_by,
@@ -19,5 +21,6 @@ from jaxdistill.interop.pretrained import (
 )
 from jaxdistill.interop.verify import verify_export
 
-__all__ = ["FORMATS", "OWN_FORMAT", "Exported", "Said", "from_pretrained", "labels", "locate", "model_card", "read_config",
-           "said_by", "save_pretrained", "verify_export", "why_not_huggingface", "why_own_format"]
+__all__ = ["FORMATS", "OWN_FORMAT", "Exported", "Said", "check_replaceable", "from_pretrained", "has_weights", "labels",
+           "locate", "model_card", "read_config", "said_by", "save_pretrained",
+           "verify_export", "why_not_huggingface", "why_own_format"]

@@ -18,7 +18,7 @@ from typing import Any
 from etils import epath
 
 from jaxdistill import remote
-from jaxdistill.errors import BadInput, nearest
+from jaxdistill.errors import BadInput, listed, nearest
 from jaxdistill.interop import configs, contents, convert, hf_flax, hf_torch, names, own_format, weight_files
 from jaxdistill.interop.model_card import model_card
 from jaxdistill.models import Model, ModelConfig, Params
@@ -305,21 +305,31 @@ def _write_tokenizer(directory: epath.Path, tokenizer: Any) -> None:
             path.copy(directory / path.name)
 
 
+def check_replaceable(target: epath.Path) -> bool:
+    """Whether a folder holds a model that may be replaced; False if it is free. Raises `BadInput` if it holds anything else."""
+    if target.exists() and not target.is_dir():
+        raise BadInput(f"{target} is a file; give the name of a folder to write")
+    present = [path.name for path in target.iterdir()] if target.exists() else []
+    foreign = sorted(name for name in present if name not in MODEL_FILES and not name.endswith((".safetensors", ".msgpack")))
+    if foreign:
+        raise BadInput(f"{target} holds {listed(foreign, 4)}, which is no part of a saved model, so it is not replaced; move that "
+                       "away, or choose another folder")
+    return bool(present)
+
+
+def has_weights(directory: epath.Path) -> bool:
+    """Whether a folder holds weights in any form that we read."""
+    return any((directory / name).exists() for name in weight_files.FORMS)
+
+
 @contextlib.contextmanager
 def _new_folder(directory: str | os.PathLike[str], overwrite: bool) -> Iterator[tuple[epath.Path, epath.Path]]:
     """Yields an empty folder beside `directory`, and at the end moves it there; on an error nothing has changed."""
     target = epath.Path(directory).expanduser()
     if not remote.is_remote(target):
         target = target.resolve()
-    if target.exists() and not target.is_dir():
-        raise BadInput(f"{target} is a file; give the name of a folder to write")
-    present = [path.name for path in target.iterdir()] if target.exists() else []
-    if present and not overwrite:
+    if check_replaceable(target) and not overwrite:
         raise BadInput(f"{target} is not empty; choose another folder, or remove what is in it")
-    foreign = sorted(name for name in present if name not in MODEL_FILES and not name.endswith((".safetensors", ".msgpack")))
-    if foreign:
-        raise BadInput(f"{target} holds {', '.join(foreign[:4])}, which is no part of a saved model, so it is not "
-                       "replaced; choose another folder")
     mark = uuid.uuid4().hex[:8]
     partial, old = (target.parent / f".{target.name}.{mark}.{kind}" for kind in ("partial", "old"))
     try:

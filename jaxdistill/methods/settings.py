@@ -41,10 +41,11 @@ READ_BY = {
 
 def check_read(kind: str, fields: Mapping[str, Any], where: str) -> None:
     """Raises `BadInput` for a field that is not at its default although a stage of this kind does not read it."""
+    read = READ_BY.get(kind, tuple(OWN_FIELDS))  # a kind that is not in the table may read all
     for field, default in OWN_FIELDS.items():
-        if field not in READ_BY[kind] and fields.get(field, default) != default:
+        if field not in read and fields.get(field, default) != default:
             raise BadInput(f"{where}: {field}={shortened(repr(fields[field]))} would do nothing, a stage of kind {kind!r} does "
-                           f"not read it; beside the fields of every stage it reads: {listed(READ_BY[kind])}")
+                           f"not read it; beside the fields of every stage it reads: {listed(read)}")
 
 
 def build(name: str, settings: Any, terms: tuple[Term, ...], **fields: Any) -> Stage:

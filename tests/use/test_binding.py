@@ -282,3 +282,71 @@ def test_a_workdir_alone_goes_on_with_its_recipe(finished, workdir, capsys, monk
     code, out, _ = recipes.run(capsys, "train", f"--workdir={workdir}")
     assert code == 0 and "MLM loss" in out and reported(workdir) == before
     assert cli.main(["train", f"--workdir={workdir.parent / 'none'}"]) == 2
+
+
+def test_a_refused_call_leaves_the_recipe_of_the_run(train, teacher_alone, tmp_path):
+    """What `train --workdir=DIR` alone goes on with."""
+    before = contents(teacher_alone)
+    assert train(*TEACHER_ALONE, source=write_text(tmp_path / "other.txt", seed=1), workdir=teacher_alone)[0] == 2
+    assert contents(teacher_alone) == before
+
+
+def test_another_part_of_the_default_corpus_is_another_text(monkeypatch):
+    from jaxdistill import inputs
+    from jaxdistill.binding import Text
+
+    monkeypatch.setattr(inputs, "source_digest", lambda source: f"digest of {source}")
+    before = Text("default", "digest of default", "0")
+    documentation = {"documentation_of": inputs.installed_versions()}
+    assert inputs.changes("default", before, documentation) == ""
+    assert inputs.changes("default:heldout", before, documentation)
+
+
+def test_a_students_own_files_and_changes_survive_another_measurement(train, workdir, monkeypatch):
+    """Somebody has fine-tuned it in place; the run's own student is the same as before."""
+    no_training(monkeypatch)
+    folder = workdir / "student"
+    (folder / "model.safetensors").write_bytes((workdir / "stages" / "teacher" / "model.safetensors").read_bytes())
+    (folder / "NOTES.md").write_text("mine")
+    before = contents(folder)
+    code, _, _ = train("--config.evaluation.max_examples=16")
+    assert code == 0 and contents(folder) == before
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["heldout_rows"] == 16 and results["export"]["format"] == "huggingface"
+
+
+def test_a_folder_that_the_export_could_not_replace_is_refused_before_training(train, tmp_path):
+    new = tmp_path / "new"
+    (new / "student").mkdir(parents=True)
+    (new / "student" / "NOTES.md").write_text("mine")
+    (new / ".lock").write_text("")
+    (new / "config.json").write_text((json.dumps({"stages": {}, "order": []})))
+    code, _, err = train(workdir=new)
+    assert_one_line(code, err, "NOTES.md", "no part of a saved model")
+
+
+@pytest.mark.parametrize("command", ["train", "prepare"])
+def test_a_models_folder_is_no_workdir(finished, train, capsys, tmp_path, text, command):
+    model = tmp_path / "model"
+    shutil.copytree(finished[1] / "student", model)
+    before = contents(model)
+    file = recipes.recipe(tmp_path / "recipe.py", text)
+    code, _, err = recipes.run(capsys, command, f"--config={file}", f"--workdir={model}")
+    assert_one_line(code, err, model, "a model's folder", "new or empty folder")
+    assert contents(model) == before
+
+
+def test_a_missing_record_does_not_bind_a_run_to_other_text(train, teacher_alone, text):
+    (teacher_alone / "inputs.json").unlink()
+    (teacher_alone / "results.json").unlink()
+    add_words(text)
+    code, _, err = train(*TEACHER_ALONE, workdir=teacher_alone)
+    assert code == 2 and "lacks inputs.json" in err.splitlines()[-1] and not (teacher_alone / "inputs.json").exists()
+
+
+@pytest.mark.parametrize("change", [{"models": [["teacher", 3]]}, {"tokenizer": 1}, {"text": {"train": {"source": 1}}}])
+def test_a_record_of_other_types_is_damaged(train, teacher_alone, change):
+    file = teacher_alone / "inputs.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    code, _, err = train(*TEACHER_ALONE, workdir=teacher_alone)
+    assert_one_line(code, err, "inputs.json is damaged")

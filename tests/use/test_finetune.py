@@ -99,6 +99,8 @@ def test_a_workdir_knows_its_files_by_content(tmp_path, tokenizer, model, finetu
     write_model(model, train_wordpiece([" ".join([*WORDS, "river 0 1 2 3 4 5 6 7 8 9 zzz"])], 100))
     refused(again(model, task, *options), "the tokenizer", "encoder")
     refused(again(tmp_path / "copy", task, "--epochs=2", *options[1:]), "epochs")
+    shutil.rmtree(tmp_path / "ft" / "checkpoints")  # to save room; what was exported is bound all the same
+    refused(again(model, task, *options), "the tokenizer", "encoder")
 
 
 def test_a_workdir_of_an_earlier_version_is_one_line(tmp_path, model, finetune):
@@ -169,3 +171,52 @@ def test_paths_may_be_paths_and_a_long_text_is_cut(tmp_path, model):
     results = jaxdistill.finetune(pathlib.Path(model), task, tmp_path / "ft", dev_file=dev, epochs=1, batch_size=4,
                                   learning_rate=1e-3)
     assert results["task_file"] == str(task) and pathlib.Path(results["model"]).is_dir()
+
+
+def test_a_models_folder_is_no_workdir(tmp_path, model, finetune):
+    before = {path: path.read_bytes() for path in model.iterdir()}
+    refused(finetune(model, table(tmp_path / "task.tsv"), *SETTINGS, workdir=model), "a model's folder", "new or empty folder")
+    assert {path: path.read_bytes() for path in model.iterdir()} == before
+
+
+def test_a_folder_that_the_export_could_not_replace_is_refused_before_training(tmp_path, model, finetune):
+    (tmp_path / "ft" / "model").mkdir(parents=True)
+    (tmp_path / "ft" / "model" / "NOTES.md").write_text("mine")
+    refused(finetune(model, table(tmp_path / "task.tsv")), "NOTES.md", "no part of a saved model")
+
+
+@pytest.mark.parametrize("rows, options, words", [
+    ("good\ta\nbad\t\nworse\tb\n", (), ["line 2 has no label"]),
+    ("good\ta\nbad\tb\n" * 8, ("--text_column=0", "--label_column=0"), ["must differ"]),
+    ("text\tlabel\n" + "good\ta\nbad\tb\n" * 8, ("--text_column=\u00b2", "--label_column=label"), ["no column", "\u00b2"]),
+    ("text\tlabel\n" + "good\ta\nbad\tb\n" * 8, (f"--text_column={'9' * 5000}", "--label_column=label"), ["no column"]),
+])
+def test_a_table_that_cannot_be_meant_is_refused(tmp_path, model, finetune, rows, options, words):
+    (tmp_path / "task.tsv").write_text(rows)
+    refused(finetune(model, tmp_path / "task.tsv", *SETTINGS, *options), *words)
+
+
+def test_the_first_row_of_a_dev_file_is_a_row_if_its_label_is_one(tmp_path):
+    from jaxdistill.data.classification import read_classification_tsv
+
+    (tmp_path / "dev.tsv").write_text("good day\ta\nbad day\tb\nworse day\tb\n")
+    assert len(read_classification_tsv(tmp_path / "dev.tsv", 0, 1, None, ("a", "b")).texts) == 3
+    (tmp_path / "named.tsv").write_text("text\tlabel\nbad day\tb\nworse day\tb\n")
+    assert len(read_classification_tsv(tmp_path / "named.tsv", 0, 1, None, ("a", "b")).texts) == 2
+
+
+def test_labels_have_one_order_even_if_one_is_no_number(tmp_path):
+    """Sets have another order in every process, and nan no place among numbers."""
+    from jaxdistill.data.classification import _label_order
+
+    for labels in ("0 1 2 nan".split(), "nan 2 1 0".split(), "2 nan 0 1".split()):
+        assert sorted(labels, key=_label_order) == ["0", "1", "2", "nan"]
+
+
+def test_predictions_have_a_line_for_each_row(tmp_path):
+    from jaxdistill.data.classification import LabelledText
+    from jaxdistill.finetuning import _write_predictions
+
+    text = LabelledText(("two\nlines", "a\ttab"), None, np.int32([0, 1]), ("a", "b"))
+    _write_predictions(tmp_path, text, np.int32([1, 1]))
+    assert (tmp_path / "predictions.tsv").read_text() == "label\tprediction\ttext\na\tb\ttwo lines\nb\tb\ta tab\n"
