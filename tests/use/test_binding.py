@@ -320,7 +320,7 @@ def test_a_folder_that_the_export_could_not_replace_is_refused_before_training(t
     (new / "student").mkdir(parents=True)
     (new / "student" / "NOTES.md").write_text("mine")
     (new / ".lock").write_text("")
-    (new / "config.json").write_text((json.dumps({"stages": {}, "order": []})))
+    (new / "config.json").write_text(json.dumps({"stages": {}, "order": []}))
     code, _, err = train(workdir=new)
     assert_one_line(code, err, "NOTES.md", "no part of a saved model")
 

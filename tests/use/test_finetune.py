@@ -179,12 +179,6 @@ def test_a_models_folder_is_no_workdir(tmp_path, model, finetune):
     assert {path: path.read_bytes() for path in model.iterdir()} == before
 
 
-def test_a_folder_that_the_export_could_not_replace_is_refused_before_training(tmp_path, model, finetune):
-    (tmp_path / "ft" / "model").mkdir(parents=True)
-    (tmp_path / "ft" / "model" / "NOTES.md").write_text("mine")
-    refused(finetune(model, table(tmp_path / "task.tsv")), "NOTES.md", "no part of a saved model")
-
-
 @pytest.mark.parametrize("rows, options, words", [
     ("good\ta\nbad\t\nworse\tb\n", (), ["line 2 has no label"]),
     ("good\ta\nbad\tb\n" * 8, ("--text_column=0", "--label_column=0"), ["must differ"]),
@@ -209,7 +203,7 @@ def test_labels_have_one_order_even_if_one_is_no_number(tmp_path):
     """Sets have another order in every process, and nan no place among numbers."""
     from jaxdistill.data.classification import _label_order
 
-    for labels in ("0 1 2 nan".split(), "nan 2 1 0".split(), "2 nan 0 1".split()):
+    for labels in (["0", "1", "2", "nan"], ["nan", "2", "1", "0"], ["2", "nan", "0", "1"]):
         assert sorted(labels, key=_label_order) == ["0", "1", "2", "nan"]
 
 
