@@ -172,7 +172,7 @@ def _place(column: Column, header: list[str], shown: str) -> int:
     if _is_number(column) and str(column) not in header:
         return int(column)
     if column not in header:
-        raise BadInput(f"{shown!r} has no column {column!r}: {nearest(str(column), map(shortened, header))}")
+        raise BadInput(f"{shown!r} has no column {shortened(column)!r}: {nearest(str(column), map(shortened, header))}")
     return header.index(str(column))
 
 

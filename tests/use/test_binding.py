@@ -309,10 +309,10 @@ def test_a_students_own_files_and_changes_survive_another_measurement(train, wor
     (folder / "model.safetensors").write_bytes((workdir / "stages" / "teacher" / "model.safetensors").read_bytes())
     (folder / "NOTES.md").write_text("mine")
     before = contents(folder)
-    code, _, _ = train("--config.evaluation.max_examples=16")
+    code, _, _ = train("--config.evaluation.max_examples=8")
     assert code == 0 and contents(folder) == before
     results = json.loads((workdir / "results.json").read_text())
-    assert results["heldout_rows"] == 16 and results["export"]["format"] == "huggingface"
+    assert results["heldout_rows"] == 8 and results["export"]["format"] == "huggingface"
 
 
 def test_a_folder_that_the_export_could_not_replace_is_refused_before_training(train, tmp_path):
@@ -336,11 +336,12 @@ def test_a_models_folder_is_no_workdir(finished, train, capsys, tmp_path, text, 
     assert contents(model) == before
 
 
-def test_a_missing_record_does_not_bind_a_run_to_other_text(train, teacher_alone, text):
-    (teacher_alone / "inputs.json").unlink()
-    (teacher_alone / "results.json").unlink()
-    add_words(text)
-    code, _, err = train(*TEACHER_ALONE, workdir=teacher_alone)
+def test_a_missing_record_does_not_bind_a_run_to_other_text(finished, train, teacher_alone):
+    for name in ("inputs.json", "results.json"):
+        (teacher_alone / name).unlink()
+    file = teacher_alone / "stages" / "teacher" / "stage.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "inputs": "of the old text"}))
+    code, _, err = train(*TEACHER_ALONE, source=finished[0].data.source, workdir=teacher_alone)
     assert code == 2 and "lacks inputs.json" in err.splitlines()[-1] and not (teacher_alone / "inputs.json").exists()
 
 
