@@ -41,7 +41,7 @@ from jaxdistill.training import loop, memory, sharding, state
 from jaxdistill.training.checkpoints import Checkpoints, disk_errors
 from jaxdistill.training.metrics import MetricWriter
 from jaxdistill.training.progress import Progress
-from jaxdistill.workdir import begun, claim, lock, read_page
+from jaxdistill.workdir import begun, claim, lock, read_page, refuse_links
 
 NAME = "finetune"
 HEAD = "sequence_classification"
@@ -192,6 +192,7 @@ def _check_memory(stage: Stage, model: Model, length: int) -> None:
 
 def _refuse_other(folder: epath.Path, settings: dict[str, Any], places: dict[str, Any]) -> None:
     """Raises `BadInput` if the workdir was begun with something else than what is read now, naming what differs."""
+    refuse_links(folder)
     if not ((folder / "config.json").exists() and begun(folder)):  # nothing depends on it yet
         return
     held = read_page(folder / "config.json", "put back a copy of it")

@@ -163,8 +163,7 @@ def test_tokenizers_that_bring_code(
     else:  # the model's own type says which class of transformers it is
         assert type(load_tokenizer(good)).__name__ == "BertTokenizerFast"
         (good / "config.json").write_text(json.dumps({**config, "model_type": "evil"}))
-        with pytest.raises(BadInput, match="cannot be read"):
-            load_tokenizer(good)
+        assert load_tokenizer(good).is_fast and not marker.exists()  # its tokenizer.json is complete: no class is asked for
 
 
 def test_odd_tokenizer_files(good: Path, whole: Path, refused: Callable[..., str]) -> None:

@@ -43,7 +43,8 @@ def check_read(kind: str, fields: Mapping[str, Any], where: str) -> None:
     """Raises `BadInput` for a field that is not at its default although a stage of this kind does not read it."""
     read = READ_BY.get(kind, tuple(OWN_FIELDS))  # a kind that is not in the table may read all
     for field, default in OWN_FIELDS.items():
-        if field not in read and fields.get(field, default) != default:
+        given = fields.get(field, default)
+        if field not in read and (tuple(given) if isinstance(given, list) else given) != default:  # JSON has no tuples
             raise BadInput(f"{where}: {field}={shortened(repr(fields[field]))} would do nothing, a stage of kind {kind!r} does "
                            f"not read it; beside the fields of every stage it reads: {listed(read)}")
 

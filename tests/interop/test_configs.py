@@ -72,7 +72,7 @@ def test_classifier_dropout() -> None:
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"model_type": "roberta"}, "model_type='roberta'; expected 'bert', 'mobilebert' or 'ib_bert'"),
+    ({"model_type": "roberta"}, "model_type='roberta', which is not read: encoders are of model_type 'bert' or 'mobilebert'"),
     ({"hidden_act": "silu"}, "hidden_act='silu'; .*valid: gelu"),
     ({"hidden_act": ["gelu"]}, "hidden_act"),
     ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
