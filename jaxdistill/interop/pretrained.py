@@ -305,8 +305,8 @@ def _write_tokenizer(directory: epath.Path, tokenizer: Any) -> None:
             path.copy(directory / path.name)
 
 
-def check_replaceable(target: epath.Path) -> bool:
-    """Whether a folder holds a model that may be replaced; False if it is free. Raises `BadInput` if it holds anything else."""
+def check_replaceable(target: epath.Path) -> None:
+    """Raises `BadInput` unless a folder is free, or holds nothing but a saved model."""
     if target.exists() and not target.is_dir():
         raise BadInput(f"{target} is a file; give the name of a folder to write")
     present = [path.name for path in target.iterdir()] if target.exists() else []
@@ -314,7 +314,6 @@ def check_replaceable(target: epath.Path) -> bool:
     if foreign:
         raise BadInput(f"{target} holds {listed(foreign, 4)}, which is no part of a saved model, so it is not replaced; move that "
                        "away, or choose another folder")
-    return bool(present)
 
 
 def has_weights(directory: epath.Path) -> bool:
@@ -328,8 +327,9 @@ def _new_folder(directory: str | os.PathLike[str], overwrite: bool) -> Iterator[
     target = epath.Path(directory).expanduser()
     if not remote.is_remote(target):
         target = target.resolve()
-    if check_replaceable(target) and not overwrite:
+    if not overwrite and target.is_dir() and any(target.iterdir()):
         raise BadInput(f"{target} is not empty; choose another folder, or remove what is in it")
+    check_replaceable(target)
     mark = uuid.uuid4().hex[:8]
     partial, old = (target.parent / f".{target.name}.{mark}.{kind}" for kind in ("partial", "old"))
     try:
