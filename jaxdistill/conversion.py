@@ -26,7 +26,7 @@ from jaxdistill.interop.hf_torch import read_json
 from jaxdistill.models import Model, Params
 from jaxdistill.models.parameters import count
 from jaxdistill.resolve import active_order
-from jaxdistill.workdir import Workdir
+from jaxdistill.workdir import Workdir, is_recipe
 
 PathLike = str | os.PathLike[str]
 
@@ -121,8 +121,7 @@ def is_run(path: epath.Path) -> bool:
     """Whether a folder is the workdir of `train`: its config.json is a recipe."""
     if not (path / "config.json").exists():
         return False
-    values = read_json(path / "config.json")
-    return "model_type" not in values and {"order", "stages"} <= values.keys()
+    return is_recipe(read_json(path / "config.json"))
 
 
 def locate(model: PathLike, network: str | None = None) -> epath.Path:

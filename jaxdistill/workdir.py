@@ -124,7 +124,7 @@ class Workdir:
 
 def is_recipe(values: dict[str, Any]) -> bool:
     """Whether a config.json is a recipe: other commands and models have files of that name too."""
-    return {"stages", "order"} <= values.keys()
+    return "model_type" not in values and {"stages", "order"} <= values.keys()
 
 
 def begun(path: epath.Path) -> bool:
