@@ -158,13 +158,13 @@ def check_text(config: ConfigDict) -> list[str]:
         place = epath.Path(d.path).expanduser()
         if place.exists() and not place.is_dir():
             raise BadInput(f"config.data.path={d.path!r} is a file; give a folder for prepared text, or leave it out")
-    return check(dict.fromkeys((d.source, d.heldout or d.source)), d.documents)
+    return check(dict.fromkeys(named_sources(config).values()), d.documents)
 
 
 def check_parts(config: ConfigDict) -> None:
     """Reads as far as the second document of each part of the text, if it is files. Raises `BadInput` if there is none."""
     d = config.data
-    for split, source in (("train", d.source), ("heldout", d.heldout or d.source)):
+    for split, source in named_sources(config).items():
         if not source.startswith(("default", "tfds:")):
             check_several(len(list(itertools.islice(
                 read_documents(source, "all" if d.heldout else split, d.heldout_fraction, d.documents), 2))), split, d.documents)
@@ -202,7 +202,9 @@ def trained_with(config: ConfigDict, workdir: epath.Path) -> Any:
     """
     if (held := binding.read(workdir)) is not None:
         return binding.bound_tokenizer(workdir, held)
-    if (workdir / "student" / "vocab.txt").exists():  # of a version that did not record it
+    if (given := given_tokenizer(config)) is not None:  # here and below: of a version that did not record it
+        return given
+    if (workdir / "student" / "vocab.txt").exists():
         return load_tokenizer(workdir / "student")
     raise BadInput(f"{workdir} does not say with which tokenizer it was trained (no {binding.FILE}); load the stage's folder "
                    "with jaxdistill.from_pretrained, and save it with the tokenizer that you know to be its own")
