@@ -35,7 +35,7 @@ from jaxdistill.models.encoder import in_compute_dtype
 from jaxdistill.models.sizes import parameter_shapes
 from jaxdistill.planning.compiled import Program
 from jaxdistill.resolve import MANY, Recipe, predictions_a_row, resolve
-from jaxdistill.run import choose_stages
+from jaxdistill.startup import choose_stages
 from jaxdistill.students.copying import random_start
 from jaxdistill.training import loop, sharding, state
 from jaxdistill.training.speed import mfu, peak_flops, rates, step_flops

@@ -11,7 +11,6 @@ import dataclasses
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -21,42 +20,27 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxdistill import binding, defaults, inputs, interop, report
-from jaxdistill.binding import Inputs
+from jaxdistill import binding, defaults, inputs, interop, report, startup
 from jaxdistill.configuration import Overrides, as_config, as_folder, as_names
-from jaxdistill.data.tokenizers import describe
-from jaxdistill.errors import BadInput, TrainingStopped, nearest
+from jaxdistill.errors import BadInput, TrainingStopped
 from jaxdistill.evaluation import heldout
 from jaxdistill.health import check_trained, stage_warnings
-from jaxdistill.inputs import Corpus
 from jaxdistill.methods.base import Stage
 from jaxdistill.models import Model, Params
 from jaxdistill.models.encoder import in_compute_dtype
 from jaxdistill.models.parameters import count, digest
-from jaxdistill.models.sizes import parameter_shapes, tap_shapes
+from jaxdistill.models.sizes import parameter_shapes
 from jaxdistill.objectives import projections
-from jaxdistill.resolve import (
-    MANY,
-    TEACHER,
-    Recipe,
-    check_memory,
-    check_settings,
-    predictions_a_row,
-    resolve,
-    stage_seed,
-    trace,
-)
+from jaxdistill.resolve import TEACHER, predictions_a_row, stage_seed
+from jaxdistill.startup import Start
 from jaxdistill.students.copying import copy_embeddings_and_heads, random_start
 from jaxdistill.training import hosts, loop, sharding, state
 from jaxdistill.training.checkpoints import Checkpoints, checksums, disk_errors
-from jaxdistill.training.forward import walks
 from jaxdistill.training.interruption import StopRequest
 from jaxdistill.training.metrics import MetricWriter
 from jaxdistill.training.progress import Progress
 from jaxdistill.training.speed import rates, step_flops
 from jaxdistill.training.step import make_losses
-from jaxdistill.workdir import DONE, Workdir, begun, claim, lock, read_page
-from jaxdistill.workdir import check as workdir_check
 
 Networks = dict[str, Params]
 Write = Callable[[int, dict[str, float]], None]
@@ -73,127 +57,17 @@ def train(config: str | os.PathLike[str] | ConfigDict, workdir: epath.PathLike, 
     """
     started = time.perf_counter()
     config, path, stages = as_config(config, overrides), as_folder(workdir, "workdir"), as_names(stages, "stages")
-    mesh = sharding.make_mesh(**config.mesh)
-    # What can be refused without work is refused before work: a recipe first, given models, then text and workdir.
-    check_settings(config, mesh)
-    loaded = hosts.together(lambda: check_before(config, path, mesh, stages))
-    folder = hosts.in_turn(lambda: open_workdir(path, config))
-    hosts.check_same("the workdir they see", folder.contents())
-    hosts.check_same("their recipes", [config.to_dict(), list(stages or ())])
     with contextlib.ExitStack() as held:
-        hosts.in_turn(lambda: hold(held, folder, config) if hosts.first() else None)
-        corpus = hosts.in_turn(lambda: inputs.load_corpus(config, folder.path))
-        hosts.check_same("prepared text (source, settings or versions)", [corpus.train.digest, corpus.heldout.digest])
-        recipe, wanted = hosts.together(lambda: resolve_and_trace(config, folder, corpus, mesh, stages, loaded))
-        given = {name: binding.model_digest(model, params) for name, (model, params) in loaded.items()}
-        hosts.check_same("given models", given)
-        bound = hosts.together(lambda: bind(config, folder, corpus, given))
-        with disk_errors(folder.path):  # a disk may fill up at any write
-            run = Run(config, folder, corpus, recipe, mesh, {name: params for name, (_, params) in loaded.items()}, bound, wanted)
-            return _train(run, wanted, started)
+        run = Run(startup.begin(held, config, path, stages))
+        with disk_errors(path):  # a disk may fill up at any write
+            return _train(run, started)
 
 
-def check_before(config: ConfigDict, path: epath.Path, mesh: jax.sharding.Mesh, stages: Sequence[str] | None) -> inputs.Given:
-    """The given models. Raises `BadInput` for all that is wrong with a recipe and what it names, as far as that can be told
-    before its text is read: sizes that only the text can tell are guessed."""
-    loaded = inputs.load_models(config)
-    models = {name: model for name, (model, _) in loaded.items()}
-    tokenizer = inputs.known_tokenizer(config, path)
-    words = config.data.vocab_size if tokenizer is None else describe(tokenizer).size
-    inputs.check_vocabulary(config, models, words)
-    recipe = resolve(config, vocab_size=words, num_records=MANY, mesh=mesh,
-                     **{f"loaded_{name}": model for name, model in models.items()})
-    check_memory(recipe, config, mesh)
-    choose_stages(recipe, stages)
-    workdir_check(path, config.to_dict())
-    if (held := binding.read(path)) is not None:
-        check_given(config, held, {name: binding.model_digest(model, params) for name, (model, params) in loaded.items()})
-    inputs.check_sources(config, path)
-    if config.export and not (path / DONE).exists():  # a finished run leaves its export alone
-        interop.check_replaceable(path / "student")
-    return loaded
-
-
-def check_given(config: ConfigDict, held: Inputs, given: dict[str, str]) -> None:
-    """Raises `BadInput` for a given model, by digest, that is not the one that a run began with."""
-    binding.check_models(held, given, {name: config[name].init for name in ("teacher", "student")})
-
-
-def bind(config: ConfigDict, folder: Workdir, corpus: Corpus, given: dict[str, str]) -> Inputs:
-    """Binds the workdir to what its run reads, or compares that with what it is bound to. Raises `BadInput` if it differs."""
-    held, now = binding.read(folder.path), corpus.bound(config, given)
-    if held is None:
-        older = report.read_results(folder.path).get("corpus") if begun(folder.path) else None
-        if older and any(older.get(part, {}).get("digest") != text.digest for part, text in now.text.items()):
-            raise BadInput(f"workdir {str(folder.path)!r} is of a version that did not record what a run reads, and its text has "
-                           "changed since; use another workdir, or install what was installed then")
-        pages = [read_page(file) for file in folder.path.glob("stages/*/stage.json")]
-        if any(page.get("inputs", now.digest) != now.digest for page in pages):
-            raise BadInput(f"workdir {str(folder.path)!r} lacks {binding.FILE}, and its stages were run on other text or with "
-                           "another tokenizer than are there now; put back a copy of it, or use another workdir")
-        if hosts.first():
-            binding.write(folder.path, now, corpus.tokenizer)
-        return now
-    check_given(config, held, given)
-    if hosts.first() and held.text != now.text:  # the same text at another place
-        binding.record(folder.path, dataclasses.replace(held, text=now.text))
-    return held
-
-
-def resolve_and_trace(config: ConfigDict, folder: Workdir, corpus: Corpus, mesh: jax.sharding.Mesh,
-                      stages: Sequence[str] | None, loaded: inputs.Given) -> tuple[Recipe, list[Stage]]:
-    """(recipe, stages to run), everything checked and every step traced."""
-    models = {name: model for name, (model, _) in loaded.items()}
-    inputs.check_vocabulary(config, models, corpus.vocab_size)
-    recipe = resolve(config, vocab_size=corpus.vocab_size, num_records=inputs.rows_an_epoch(config, corpus.train), mesh=mesh,
-                     **{f"loaded_{name}": model for name, model in models.items()})
-    wanted = choose_stages(recipe, stages)
-    check_predecessors(recipe, wanted, folder)
-    if config.data.packing:
-        check_pad(recipe, corpus)
-    check_memory(recipe, config, mesh)
-    for stage in wanted:
-        trace(recipe, stage, config.data)
-        if (notice := kept_taps(recipe, stage, config.data.sequence_length)) and hosts.first():
-            print(f"jaxdistill: {notice}", file=sys.stderr)
-    return recipe, wanted
-
-
-def kept_taps(recipe: Recipe, stage: Stage, length: int) -> str:
-    """A line about a stage whose losses cannot be fused although they should be; "" if there is nothing to say."""
-    losses = [term.definition for term in stage.terms if term.definition.per_layer]
-    if not (stage.fused and losses) or stage.progressive or walks(stage):
-        return ""
-    assert recipe.teacher is not None
-    shapes = [(tap_shapes(model.config, 1, length), stage.taps(whose))
-              for model, whose in ((recipe.model(stage.network), "student"), (recipe.teacher, "teacher"))]
-    numbers = sum(math.prod(taps[tap].shape) * taps[tap].dtype.itemsize for taps, wanted in shapes for tap in wanted)
-    return (f"stage {stage.name!r} keeps every layer's taps, {numbers / 2**20:,.2g} MiB a row: a layer map that goes back, or "
-            "tf1_statistics, cannot be walked in lock-step")
-
-
-def hold(held: contextlib.ExitStack, folder: Workdir, config: ConfigDict) -> None:
-    """Locks the workdir, and makes sure that it is still this recipe's: another call may have come between."""
-    held.enter_context(lock(folder.path))
-    claim(folder.path, config.to_dict(), locked=True)
-
-
-def open_workdir(path: epath.PathLike, config: ConfigDict) -> Workdir:
-    """The run's folder, made by the first process. Raises `BadInput` if another recipe's, or not visible to a process."""
-    folder = Workdir(path, config if hosts.first() else None)
-    if not (folder.path / "config.json").exists():
-        raise BadInput(f"workdir {str(folder.path)!r} is not the one that process 0 made; give a folder that all "
-                       "processes share, e.g. on a network file system or gs://")
-    if jax.process_count() > 1 and hosts.first():
-        folder.share()
-    return folder
-
-
-def _train(run: Run, wanted: Sequence[Stage], started: float) -> dict[str, Any]:
+def _train(run: Run, started: float) -> dict[str, Any]:
     folder, recipe = run.folder, run.recipe
     hosts.together(lambda: folder.clear_done() if hosts.first() else None)
     for stage in recipe.stages:
-        if stage in wanted or folder.finished(stage.name) is not None:
+        if stage in run.wanted or folder.finished(stage.name) is not None:
             run.stage(stage)
     results = run.results()
     hosts.together(lambda: run.report(results, started) if hosts.first() else None)
@@ -202,45 +76,17 @@ def _train(run: Run, wanted: Sequence[Stage], started: float) -> dict[str, Any]:
     return results
 
 
-def choose_stages(recipe: Recipe, names: Sequence[str] | None) -> list[Stage]:
-    """The stages to run, in the recipe's order."""
-    valid = [stage.name for stage in recipe.stages]
-    for name in names or ():
-        if name not in valid:
-            raise BadInput(f"stage {name!r} is not in config.order; {nearest(name, valid)}")
-    return [stage for stage in recipe.stages if names is None or stage.name in names]
-
-
-def check_predecessors(recipe: Recipe, wanted: Sequence[Stage], folder: Workdir) -> None:
-    """Raises `BadInput` when a stage to run needs an earlier one that is neither finished nor to be run."""
-    for i, stage in enumerate(recipe.stages):
-        for earlier in recipe.stages[:i] if stage in wanted else ():
-            starts_from_teacher = recipe.starts[stage.network] == "copy" or stage.needs_teacher
-            needed = earlier.network == stage.network or (earlier.network == TEACHER and starts_from_teacher)
-            if needed and earlier not in wanted and folder.finished(earlier.name) is None:
-                raise BadInput(f"stage {stage.name!r} follows {earlier.name!r}, which is not finished in this workdir; run "
-                               f"that first, or both: --stages={earlier.name},{stage.name}")
-
-
-def check_pad(recipe: Recipe, corpus: Corpus) -> None:
-    """Raises `BadInput` if a network's [PAD], which ends the trigrams of packed texts, is not the tokenizer's."""
-    for model in (recipe.student, recipe.teacher):
-        if model is not None and model.config.trigram_input and model.config.pad_token_id != corpus.train.special.pad:
-            raise BadInput(f"config.data.packing=True needs one [PAD], but the tokenizer's is {corpus.train.special.pad} and a "
-                           f"network's pad_token_id {model.config.pad_token_id}; make them equal, or set packing=False")
-
-
 class Run:
     """The state of a run between stages: the networks trained so far."""
 
-    def __init__(self, config: ConfigDict, folder: Workdir, corpus: Corpus, recipe: Recipe, mesh: jax.sharding.Mesh,
-                 loaded: Networks, bound: Inputs, wanted: Sequence[Stage] = ()) -> None:
-        self.config, self.folder, self.corpus, self.recipe, self.mesh = config, folder, corpus, recipe, mesh
-        self.loaded, self.bound, self.wanted = loaded, bound, wanted
-        self.networks: Networks = {TEACHER: loaded[TEACHER]} if TEACHER in loaded else {}
+    def __init__(self, start: Start) -> None:
+        self.config, self.folder, self.corpus, self.recipe, self.mesh = (
+            start.config, start.folder, start.corpus, start.recipe, start.mesh)
+        self.loaded, self.bound, self.wanted = start.loaded, start.bound, start.wanted
+        self.networks: Networks = {TEACHER: self.loaded[TEACHER]} if TEACHER in self.loaded else {}
         self.pages: dict[str, dict[str, Any]] = {}
-        self.teacher_sha = digest(loaded[TEACHER]) if TEACHER in loaded else ""
-        self.teacher_path = config.teacher.init
+        self.teacher_sha = digest(self.loaded[TEACHER]) if TEACHER in self.loaded else ""
+        self.teacher_path = self.config.teacher.init
 
     def stage(self, stage: Stage) -> None:
         """Runs one stage, or reads its result if it is finished; its network is then in `networks`."""

@@ -12,7 +12,7 @@ import types
 import numpy as np
 import pytest
 
-from jaxdistill import inputs, run
+from jaxdistill import inputs, run, startup
 from jaxdistill.errors import BadInput, Interrupted, TrainingStopped
 from jaxdistill.interop import from_pretrained
 from jaxdistill.models.parameters import digest
@@ -224,10 +224,10 @@ def test_losses_that_cannot_be_fused_say_what_they_cost(source):
     stage = dataclasses.replace(make_stage("joint", num_layers=2, layer_map=(1, 0)), fused=True)
     # Two layers of 24 tokens: hidden 16 wide and two maps of scores, float32, of both networks.
     expected = 2 * 2 * 4 * (24 * 16 + 2 * 24 * 24) / 2**20
-    assert f"keeps every layer's taps, {expected:,.2g} MiB a row" in run.kept_taps(recipe, stage, 24)
-    assert run.kept_taps(recipe, make_stage("joint", num_layers=2), 24) == ""
-    assert run.kept_taps(recipe, dataclasses.replace(stage, fused=False), 24) == ""
-    assert all(run.kept_taps(recipe, stage, 24) == "" for stage in recipe.stages)
+    assert f"keeps every layer's taps, {expected:,.2g} MiB a row" in startup.kept_taps(recipe, stage, 24)
+    assert startup.kept_taps(recipe, make_stage("joint", num_layers=2), 24) == ""
+    assert startup.kept_taps(recipe, dataclasses.replace(stage, fused=False), 24) == ""
+    assert all(startup.kept_taps(recipe, stage, 24) == "" for stage in recipe.stages)
 
 
 def test_a_packed_run_needs_one_pad(source, tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxdistill import cli, configuration, defaults, inputs, run
+from jaxdistill import cli, configuration, defaults, inputs, run, startup
 from jaxdistill.errors import BadInput
 from jaxdistill.methods.base import Optimizer, Schedule, Stage, Term
 from jaxdistill.training import memory, sharding
@@ -157,9 +157,8 @@ ABSURD = ("banana", "-1", "99999999999999999999", "nan", "", "1e300", "0", "('a'
 @pytest.mark.slow
 def test_no_absurd_value_ends_in_anything_but_a_line(tmp_path, monkeypatch):
     """Each field of the recipe takes two values of the list, in turn; it is refused in one line, or the run begins."""
-    monkeypatch.setattr(run, "open_workdir", lambda *_: (_ for _ in ()).throw(Reached))
-    for name in ("check_text", "check_parts"):
-        monkeypatch.setattr(inputs, name, lambda _: None)
+    monkeypatch.setattr(startup, "open_workdir", lambda *_: (_ for _ in ()).throw(Reached))
+    monkeypatch.setattr(inputs, "check_sources", lambda *_: None)
     fields = flat(configuration.load_config("quickstart:smoke").to_dict())
     kept = [name for name in fields if not name.startswith(("stages.random_start", "stages.copied_start", "student.model."))]
     refused = 0
