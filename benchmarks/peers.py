@@ -65,8 +65,9 @@ from jaxdistill.models import Model, Params, preset  # noqa: E402
 from jaxdistill.models.encoder import in_compute_dtype  # noqa: E402
 from jaxdistill.objectives import projections  # noqa: E402
 from jaxdistill.resolve import build_stage, choose_fused  # noqa: E402
-from jaxdistill.training import loop, sharding, state  # noqa: E402
+from jaxdistill.training import programs, sharding, state  # noqa: E402
 from jaxdistill.training.speed import peak_flops, step_flops  # noqa: E402
+from jaxdistill.training.step import Given  # noqa: E402
 
 Batch = dict[str, np.ndarray]
 Losses = dict[str, float]
@@ -141,12 +142,13 @@ def ours(arguments: argparse.Namespace, teacher_weights: torch.nn.Module, studen
     same = {"kernel": projection.weight.detach().numpy().T.copy(), "bias": projection.bias.detach().numpy().copy()}
     now = dataclasses.replace(now, params={**now.params, projections.NAME: {stage.projections[0]: same}})
     now = sharding.place(mesh, jax.tree.map(np.asarray, now))
-    theirs = sharding.place(mesh, in_compute_dtype(teacher.config, our_params(teacher, teacher_weights)))
-    step_fn = loop.compile_step(stage, student, teacher, mesh, 0, now, theirs)
+    theirs = in_compute_dtype(teacher.config, our_params(teacher, teacher_weights))
+    given = sharding.place(mesh, Given(theirs, np.int32(0)))
+    step_fn = programs.compile_step(stage, student, teacher, mesh)
     held = [now]
 
     def step(batch: Batch) -> Losses:
-        held[0], metrics = step_fn(held[0], theirs, sharding.put_batch(mesh, batch))
+        held[0], metrics = step_fn(held[0], given, sharding.put_batch(mesh, batch))
         return {name: float(value) for name, value in jax.device_get(metrics).items()}
 
     return step, step_flops(stage, student, teacher, arguments.length, 0)

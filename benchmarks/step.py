@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import json
 import statistics
 import sys
@@ -37,8 +36,9 @@ from jaxdistill.planning.compiled import Program
 from jaxdistill.resolve import MANY, Recipe, predictions_a_row, resolve
 from jaxdistill.startup import choose_stages
 from jaxdistill.students.copying import random_start
-from jaxdistill.training import loop, sharding, state
+from jaxdistill.training import programs, sharding
 from jaxdistill.training.speed import mfu, peak_flops, rates, step_flops
+from jaxdistill.training.step import Given
 
 # Bytes a second of a GPU's memory (manufacturer's sheets); the first match counts.
 MEMORY_RATES = (("NVIDIA H100 PCIe", 2.0e12), ("NVIDIA H100 NVL", 3.9e12), ("NVIDIA H100", 3.35e12), ("NVIDIA H200", 4.8e12))
@@ -109,20 +109,19 @@ def measure(config: ConfigDict, recipe: Recipe, stage: Stage, mesh: jax.sharding
     """The numbers of one stage; `alone`: of the teacher's forward pass too."""
     model = recipe.model(stage.network)
     teacher = recipe.teacher if stage.needs_teacher else None
-    teacher_params = in_compute_dtype(teacher.config, start(teacher, 0, mesh)) if teacher else {}
-    create = functools.partial(state.create, stage, model=model, teacher=teacher, key=jax.random.key(2))
-    where = sharding.shardings(mesh, state.shapes(stage, model, teacher))
-    now = jax.jit(create, out_shardings=where)(start(model, 1, mesh))
+    theirs = in_compute_dtype(teacher.config, start(teacher, 0, mesh)) if teacher else {}
+    given = sharding.place(mesh, Given(theirs, np.int32(0)))
+    now = programs.compile_start(stage, model, teacher, mesh)(start(model, 1, mesh), 2)
     batch = sharding.put_batch(mesh, random_batch(config, stage.batch_size, model.config.vocab_size))
-    step = loop.compile_step(stage, model, teacher, mesh, 0, now, teacher_params)
+    step = programs.compile_step(stage, model, teacher, mesh)
     begin = time.perf_counter()
-    compiled = step.lower(now, teacher_params, batch).compile()
+    compiled = step.lower(now, given, batch).compile()
     compile_seconds = time.perf_counter() - begin
     memory = compiled.memory_analysis()
     seconds = []
     for _ in range(steps + 1):
         begin = time.perf_counter()
-        now, metrics = compiled(now, teacher_params, batch)
+        now, metrics = compiled(now, given, batch)
         jax.block_until_ready((now, metrics))
         seconds.append(time.perf_counter() - begin)
         if len(seconds) == 1:
@@ -132,7 +131,7 @@ def measure(config: ConfigDict, recipe: Recipe, stage: Stage, mesh: jax.sharding
     stats = mesh.devices.flat[0].memory_stats() or {}
     best = best_seconds(compiled.as_text() or "", sum(flops.values()), mesh)
     found = {} if not alone or teacher is None else forward(
-        teacher, stage, model.config.num_layers, teacher_params, batch, steps, flops["teacher"], mesh)
+        teacher, stage, model.config.num_layers, given.teacher, batch, steps, flops["teacher"], mesh)
     return {
         "stage": stage.name,
         "rows": stage.batch_size,

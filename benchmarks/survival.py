@@ -241,7 +241,7 @@ def train_slowly(source: str, workdir: str, length: float) -> None:
     import jax.numpy as jnp
 
     from jaxdistill import cli, inputs
-    from jaxdistill.training import loop
+    from jaxdistill.training import programs
 
     def work(times: Any, start: Any) -> Any:
         return jax.lax.fori_loop(0, times, lambda _, x: jnp.tanh(x @ x), jnp.full((384, 384), 0.001) + start)[0, 0]
@@ -255,7 +255,7 @@ def train_slowly(source: str, workdir: str, length: float) -> None:
 
     seconds(10)
     times = round(length / min(seconds(100) / 100 for _ in range(5)))
-    real_step, real_batches = loop.make_step, inputs.batches
+    real_step, real_batches = programs.make_step, inputs.batches
 
     def make_step(*arguments: Any) -> Any:
         step = real_step(*arguments)
@@ -272,7 +272,7 @@ def train_slowly(source: str, workdir: str, length: float) -> None:
                 Path(workdir + ".begun").touch()
             yield batch
 
-    loop.make_step, inputs.batches = make_step, batches  # type: ignore[assignment]
+    programs.make_step, inputs.batches = make_step, batches  # type: ignore[assignment]
     with open(workdir + ".log", "a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         code = cli.main(["train", "--config=quickstart:smoke", f"--workdir={workdir}", f"--config.data.source={source}",
                          "--config.order=('teacher',)", "--config.stages.teacher.steps=100000",

@@ -6,6 +6,7 @@ The cheapest proof that one loop serves all. Called by the command line and by u
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -298,8 +299,13 @@ def _train(stage: Stage, model: Model, params: Params, task: TokenizedTask, fold
     return jax.device_get(train_state.params), {**page, "skipped": int(train_state.skipped)}
 
 
+@functools.lru_cache(16)
+def _compile_logits(model: Model) -> jax.stages.Wrapped:
+    return jax.jit(lambda params, batch: model.apply(params, batch)[0]["logits"])
+
+
 def _predict(model: Model, params: Params, task: TokenizedTask, batch_size: int) -> tuple[np.ndarray, float]:
-    logits = jax.jit(lambda p, b: model.apply(p, b)[0]["logits"])
+    logits = _compile_logits(model)
     found, kept = [], []
     for batch in classification_eval_batches(task, batch_size=batch_size):
         found.append(np.argmax(jax.device_get(logits(params, batch)), -1))

@@ -22,11 +22,9 @@ from jaxdistill.methods import KINDS
 from jaxdistill.methods.base import Stage, Term
 from jaxdistill.methods.settings import LARGEST_COUNT
 from jaxdistill.models import Model, ModelConfig
-from jaxdistill.models.encoder import in_compute_dtype
 from jaxdistill.models.sizes import parameter_shapes
 from jaxdistill.students.copying import copied_names
-from jaxdistill.training import memory, sharding, state
-from jaxdistill.training.step import make_step
+from jaxdistill.training import memory, programs, sharding, state
 
 LARGEST_SEED = 2**31 - 1  # jax takes 32 bits, and students start from the next one
 MANY = 10**9  # stands for the number of records before the text is read
@@ -323,25 +321,16 @@ def check_frozen(recipe: Recipe, loaded: bool) -> None:
         set_by[stage.network] |= state.moving_names(stage, shapes)
 
 
-def trace(recipe: Recipe, stage: Stage, data: ConfigDict) -> Any:
+def trace(recipe: Recipe, stage: Stage, data: ConfigDict, mesh: Mesh) -> Any:
     """The abstract result of one step of `stage`: what start-up traces so that no mistake waits for its stage."""
-    model = recipe.model(stage.network)
     teacher = recipe.teacher if stage.needs_teacher else None
-    like = state.shapes(stage, model, teacher)
-    return jax.eval_shape(make_step(stage, model, teacher), like, given_parameters(teacher), stage_batch(stage, data))
+    return programs.trace(stage, recipe.model(stage.network), teacher, mesh, stage_batch(stage, data))
 
 
 def stage_batch(stage: Stage, data: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of the batches that `stage` trains on."""
     return abstract_batch(stage.batch_size, data.sequence_length, predictions_a_row(data),
                           packing.segments_a_row(data.sequence_length) if data.packing else None)
-
-
-def given_parameters(teacher: Model | None) -> Any:
-    """Shapes and dtypes of the teacher's parameters as the step is given them."""
-    if teacher is None:
-        return {}
-    return jax.eval_shape(lambda key: in_compute_dtype(teacher.config, teacher.init(key)), jax.random.key(0))
 
 
 def predictions_a_row(data: ConfigDict) -> int:

@@ -34,13 +34,12 @@ from jaxdistill.objectives import projections
 from jaxdistill.resolve import TEACHER, predictions_a_row, stage_seed
 from jaxdistill.startup import Start
 from jaxdistill.students.copying import copy_embeddings_and_heads, random_start
-from jaxdistill.training import hosts, loop, sharding, state
+from jaxdistill.training import hosts, loop, programs, sharding, state
 from jaxdistill.training.checkpoints import Checkpoints, checksums, disk_errors
 from jaxdistill.training.interruption import StopRequest
 from jaxdistill.training.metrics import MetricWriter
 from jaxdistill.training.progress import Progress
 from jaxdistill.training.speed import rates, step_flops
-from jaxdistill.training.step import make_losses
 
 Networks = dict[str, Params]
 Write = Callable[[int, dict[str, float]], None]
@@ -132,10 +131,8 @@ class Run:
             self._check_page(stage, held)
             page |= {name: held[name] for name in ("seconds", "layers", "began_as", "last_loss") if name in held}
         else:
-            key = jax.random.key(stage_seed(config.seed, stage.name))
-            create = jax.jit(lambda params: state.create(stage, params, model, teacher, key),
-                             out_shardings=sharding.shardings(self.mesh, like))
-            train_state = create(self._start(stage, model))
+            create = programs.compile_start(stage, model, teacher, self.mesh)
+            train_state = create(self._start(stage, model), stage_seed(config.seed, stage.name))
             page["began_as"] = checksums(train_state.params).tolist()
         done = int(train_state.step)
         example = page["first_example"] + done * stage.batch_size
@@ -249,7 +246,7 @@ class Run:
                            "and settings to resume")
 
     def _evaluator(self, stage: Stage, model: Model, teacher: Model | None, teacher_params: Params) -> loop.Evaluator:
-        losses = jax.jit(make_losses(stage, model, teacher))
+        losses = programs.compile_losses(stage, model, teacher)
         rows = inputs.heldout(self.config, self.corpus.heldout, max_examples=rows_to_choose_by(self.config))
         # Rows that only fill the last batch are copies: to losses over tokens they must look like padding.
         batches = [{**row, "attention_mask": row["attention_mask"] * row["example_weights"].astype(np.int32)[:, None]}

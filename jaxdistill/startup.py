@@ -123,7 +123,7 @@ def resolve_and_trace(config: ConfigDict, folder: Workdir, corpus: Corpus, mesh:
         check_pad(recipe, corpus)
     check_memory(recipe, config, mesh)
     for stage in wanted:
-        trace(recipe, stage, config.data)
+        trace(recipe, stage, config.data, mesh)
         if (notice := kept_taps(recipe, stage, config.data.sequence_length)) and hosts.first():
             print(f"jaxdistill: {notice}", file=sys.stderr)
     return recipe, wanted

@@ -20,6 +20,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ["JAXDISTILL_PROGRESS"] = "0"
 
 import contextlib
+import functools
 import random
 import signal
 
@@ -31,6 +32,7 @@ import pytest
 from jaxdistill import defaults
 from jaxdistill.methods import KINDS
 from jaxdistill.models import Model, preset
+from jaxdistill.training.step import Given, make_step
 
 with contextlib.suppress(ValueError):  # not in the main thread
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what started the tests may have had it ignored
@@ -85,6 +87,18 @@ def pretraining_batch(seed=0, rows=8, length=7, predictions=3, vocab_size=SMALL[
         "nsp_labels": rng.integers(0, 2, rows).astype(np.int32),
         "example_weights": np.ones(rows, np.float32),
     }
+
+
+@functools.lru_cache(64)
+def jitted_step(stage, model, teacher):
+    """The step of (state, teacher's parameters, batch, seed), jitted once for all tests of a process; nothing is donated."""
+    jitted = jax.jit(make_step(stage, model, teacher if stage.needs_teacher else None))
+
+    def step(now, teacher_params, batch, seed=0):
+        return jitted(now, Given(teacher_params if stage.needs_teacher else {}, np.int32(seed)), batch)
+
+    step.programs = jitted._cache_size
+    return step
 
 
 def make_stage(kind, num_layers=SMALL["num_layers"], network="student", **changes):

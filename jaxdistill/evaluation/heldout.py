@@ -6,6 +6,7 @@ positions, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -24,7 +25,7 @@ def evaluate(model: Model, params: Params, batches: Iterable[dict[str, np.ndarra
     with a teacher `teacher_kl` (KL(teacher || model), nats), `top1_agreement` (same best word) and `top5_agreement`
     (share of the teacher's five best words among the model's five). Absent heads leave their numbers out. `rows`: how
     many rows were measured. `batches` are this host's part of global batches."""
-    sums_fn = jax.jit(make_sums(model, teacher))
+    sums_fn = compile_sums(model, teacher)
     totals: dict[str, float] = {}
     params, other = sharding.place(mesh, params), sharding.place(mesh, teacher_params or {})
     for batch in batches:
@@ -33,6 +34,12 @@ def evaluate(model: Model, params: Params, batches: Iterable[dict[str, np.ndarra
     words, rows = max(totals.pop("words"), 1.0), totals.pop("rows")
     found = {name: value / (max(rows, 1.0) if name.startswith("nsp") else words) for name, value in totals.items()}
     return {**found, "rows": int(rows)}
+
+
+@functools.lru_cache(16)
+def compile_sums(model: Model, teacher: Model | None) -> jax.stages.Wrapped:
+    """`make_sums`, jitted once in a process for networks of one kind."""
+    return jax.jit(make_sums(model, teacher))
 
 
 def make_sums(model: Model, teacher: Model | None) -> Callable[[Params, Params, Batch], dict[str, jax.Array]]:

@@ -31,12 +31,10 @@ from jaxdistill.resolve import (
     Recipe,
     abstract_batch,
     check_settings,
-    given_parameters,
     predictions_a_row,
     resolve,
-    stage_seed,
 )
-from jaxdistill.training import loop, sharding, state
+from jaxdistill.training import programs, sharding, state
 from jaxdistill.training.speed import step_flops
 
 UNKNOWN = 10**9  # stands for the number of rows of a text that is not read
@@ -119,13 +117,12 @@ def compile_stage(config: ConfigDict, recipe: Recipe, stage: Stage, mesh: jax.sh
     model = recipe.model(stage.network)
     teacher = recipe.teacher if stage.needs_teacher else None
     now = state.shapes(stage, model, teacher)
-    theirs = given_parameters(teacher)
     size = rows * sharding.batch_parts(mesh) * stage.accumulation
     batch = abstract_batch(size, config.data.sequence_length, predictions_a_row(config.data),
                            packing.segments_a_row(config.data.sequence_length) if config.data.packing else None)
-    step = loop.compile_step(stage, model, teacher, mesh, stage_seed(config.seed, stage.name), now, theirs)
+    step = programs.compile_step(stage, model, teacher, mesh)
     try:
-        compiled = step.lower(now, theirs, batch).compile()
+        compiled = step.lower(now, programs.given_shapes(teacher), batch).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error) and "Ran out of memory" not in str(error):
             raise

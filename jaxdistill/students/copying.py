@@ -4,6 +4,7 @@ and shape exist in the teacher and that is not in a block; blocks stay random, a
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -40,4 +41,10 @@ def copied_names(student: Model, teacher: Model) -> set[str]:
 def random_start(student: Model, seed: int, shardings: Any = None) -> Params:
     """Fresh parameters, made where `shardings` (a tree like the parameters') wants them; the same for every student of
     one architecture and seed, so comparisons are paired."""
-    return jax.jit(student.init, out_shardings=shardings)(jax.random.key(seed))
+    leaves, structure = jax.tree.flatten(shardings)
+    return _compile_init(student, tuple(leaves), structure)(jax.random.key(seed))
+
+
+@functools.lru_cache(16)
+def _compile_init(student: Model, places: tuple[Any, ...], structure: Any) -> jax.stages.Wrapped:
+    return jax.jit(student.init, out_shardings=jax.tree.unflatten(structure, places))

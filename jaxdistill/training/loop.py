@@ -28,8 +28,9 @@ from jaxdistill.training import schedules, sharding
 from jaxdistill.training.checkpoints import Checkpoints
 from jaxdistill.training.interruption import StopRequest
 from jaxdistill.training.profiling import Profile
+from jaxdistill.training.programs import compile_step
 from jaxdistill.training.state import TrainState
-from jaxdistill.training.step import make_step
+from jaxdistill.training.step import Given
 from jaxdistill.training.watchdog import Watchdog
 
 HostBatches = Iterator[dict[str, np.ndarray]]
@@ -76,8 +77,8 @@ def run_stage(stage: Stage, model: Model, state: TrainState, teacher: Model | No
     one that `evaluate` found so, its step then in `page`. Raises `TrainingStopped` after too many skipped updates in
     a row, `Interrupted` or `Preempted` when asked to stop; the state is saved before the latter two.
     """
-    state, teacher_params = sharding.place(mesh, state), sharding.place(mesh, teacher_params)
-    step_fn = compile_step(stage, model, teacher, mesh, seed, state, teacher_params)
+    state, given = sharding.place(mesh, state), sharding.place(mesh, Given(teacher_params, np.int32(seed)))
+    step_fn = compile_step(stage, model, teacher, mesh)
     done = int(state.step)
     pending: Ended | None = None
     ahead = Ahead()
@@ -131,7 +132,7 @@ def run_stage(stage: Stage, model: Model, state: TrainState, teacher: Model | No
             batch = sharding.put_batch(mesh, next(batches))
             profile.before(done, state)
             with jax.transfer_guard("disallow"):  # nothing may cross between host and device unasked
-                state, metrics = step_fn(state, teacher_params, batch)
+                state, metrics = step_fn(state, given, batch)
             if not ahead.used:
                 stop.hold()
                 watchdog.step_ended()  # it is compiled, so its time counts
@@ -163,19 +164,6 @@ def run_stage(stage: Stage, model: Model, state: TrainState, teacher: Model | No
             if stop.agreed():  # meanwhile: all is saved
                 raise stop.error(f"in stage {stage.name!r} after {done} of {stage.steps} steps")
     return state
-
-
-def compile_step(stage: Stage, model: Model, teacher: Model | None, mesh: Mesh, seed: int, state: Any, teacher_params: Params
-                 ) -> jax.stages.Wrapped:
-    """The jitted step with every array's place on the mesh; the state is donated. Arguments may be abstract."""
-    where, rows = sharding.shardings(mesh, state), sharding.over_batch(mesh)
-    # Beside a teacher, the student's second forward pass costs little and saves much. A CPU has memory, not operations.
-    remat = "full" if teacher is not None and mesh.devices.flat[0].platform != "cpu" else "dots"
-    model = dataclasses.replace(model, batch_sharding=rows, remat=remat)
-    teacher = teacher and dataclasses.replace(teacher, batch_sharding=rows)
-    return jax.jit(make_step(stage, model, teacher, seed), donate_argnums=0,
-                   in_shardings=(where, sharding.shardings(mesh, teacher_params), rows),
-                   out_shardings=(where, sharding.replicated(mesh)))
 
 
 def at_border(stage: Stage, model: Model, done: int) -> bool:

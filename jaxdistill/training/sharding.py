@@ -104,13 +104,13 @@ def spec(name: str, ndim: int) -> PartitionSpec:
 
 
 def shardings(mesh: Mesh, tree: Any) -> Any:
-    """The sharding of every leaf of a parameter tree, or of a train state: moments lie where their parameters do, and
-    what is no parameter (counters) is on every device."""
+    """The sharding of every leaf of a parameter tree, of a train state or of what a step is given: moments lie where their
+    parameters do, and what is no parameter (counters) is on every device."""
 
     def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         if not leaf.ndim:
             return replicated(mesh)
-        name = re.sub(r"^(params|optimizer/(mu|nu))/", "", jax.tree_util.keystr(path, simple=True, separator="/"))
+        name = re.sub(r"^(params|optimizer/(mu|nu)|teacher)/", "", jax.tree_util.keystr(path, simple=True, separator="/"))
         return NamedSharding(mesh, spec(name, leaf.ndim))
 
     return jax.tree_util.tree_map_with_path(of, tree)
@@ -131,6 +131,12 @@ def gathered_layer(model: Model, layer: Params) -> Params:
 def place(mesh: Mesh, tree: Any) -> Any:
     """A parameter tree or train state of host or device arrays -> where the table wants it."""
     return jax.device_put(tree, shardings(mesh, tree))
+
+
+def placed_shapes(mesh: Mesh, tree: Any) -> Any:
+    """A tree of shapes and dtypes as that of the arrays which `place` makes."""
+    return jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree,
+                        shardings(mesh, tree))
 
 
 def check_batch(mesh: Mesh, stage_name: str, batch_size: int, accumulation: int) -> None:

@@ -1,13 +1,14 @@
-"""One step of any stage, as one pure function: (state, teacher parameters, batch) -> (state, metrics).
+"""One step of any stage, as one pure function: (state, given, batch) -> (state, metrics).
 
 Counts first, over the whole global batch; then teacher and student side by side, micro-batch by micro-batch; then one
-update. The stage, both models and the seed are static; the active layer of a progressive stage is computed from
-`state.step`, so that one executable serves every phase. Called by loop and resolve (to trace).
+update. The stage and both models are static. The seed is data, and the active layer of a progressive stage is computed from
+`state.step`, so that one executable serves every seed and every phase. Called by programs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,23 +23,31 @@ from jaxdistill.training.state import Flat, TrainState, merge, split
 Metrics = dict[str, jax.Array]
 
 
-def make_step(stage: Stage, model: Model, teacher: Model | None, seed: int = 0
-              ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, Metrics]]:
-    """The step of `stage` on `model`; jit it with `state` donated. The teacher's parameters are an argument ({} if
-    none), never a constant. A non-finite loss or gradient, and a loss that `stage.skip_above` calls a spike, leaves
-    parameters and moments as they were and is counted."""
+class Given(NamedTuple):
+    """What a step reads and never changes: the teacher's parameters ({} if none), and the seed of dropout, int32[]."""
+
+    teacher: Params
+    seed: Any
+
+
+Step = Callable[[TrainState, Given, Batch], tuple[TrainState, Metrics]]
+
+
+def make_step(stage: Stage, model: Model, teacher: Model | None) -> Step:
+    """The step of `stage` on `model`; jit it with `state` donated. A non-finite loss or gradient, and a loss that
+    `stage.skip_above` calls a spike, leaves parameters and moments as they were and is counted."""
     layers = model.config.num_layers
 
-    def step(state: TrainState, teacher_params: Params, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, given: Given, batch: Batch) -> tuple[TrainState, Metrics]:
         layer = schedules.active_layer(stage, layers, state.step) if stage.progressive else jnp.int32(0)
         counts = count_terms(stage, batch)
         scales = {term.loss: term.weight / counts[term.loss] for term in stage.terms}
         moving, frozen = split(stage, state.params, layer)
-        key = jax.random.fold_in(jax.random.key(seed), state.step) if stage.dropout else None
+        key = jax.random.fold_in(jax.random.key(given.seed), state.step) if stage.dropout else None
 
         def micro_gradients(micro: Batch, micro_key: jax.Array | None) -> tuple[Flat, Arrays]:
             def weighted(moving: Flat) -> tuple[jax.Array, Arrays]:
-                return weighted_sums(stage, model, teacher, moving, frozen, teacher_params, micro, layer, micro_key, scales)
+                return weighted_sums(stage, model, teacher, moving, frozen, given.teacher, micro, layer, micro_key, scales)
             (_, sums), gradients = jax.value_and_grad(weighted, has_aux=True)(moving)
             return gradients, sums
 

@@ -1,6 +1,5 @@
 """MiniLM's stage: which layers, which weights, what moves."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,8 +7,7 @@ import pytest
 from jaxdistill.errors import BadInput
 from jaxdistill.models.parameters import flatten
 from jaxdistill.training import state
-from jaxdistill.training.step import make_step
-from tests.conftest import STUDENT, TEACHER, make_stage, pretraining_batch, random_params
+from tests.conftest import STUDENT, TEACHER, jitted_step, make_stage, pretraining_batch, random_params
 
 
 def test_the_last_layer_follows_one_of_the_teacher():
@@ -35,7 +33,7 @@ def test_what_nothing_teaches_is_not_destroyed(kind, changes, teacher_params):
     stage = make_stage(kind, learning_rate=0.1, decay="constant", steps=20, **changes)
     before = random_params(STUDENT, 2)
     now = state.create(stage, before)
-    step = jax.jit(make_step(stage, STUDENT, TEACHER))
+    step = jitted_step(stage, STUDENT, TEACHER)
     for i in range(5):
         now, _ = step(now, teacher_params, pretraining_batch(i))
     moved = {name: float(jnp.linalg.norm(after - flatten(before)[name]) / jnp.linalg.norm(after))

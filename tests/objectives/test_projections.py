@@ -11,8 +11,7 @@ from jaxdistill.models import Model
 from jaxdistill.models.parameters import flatten
 from jaxdistill.objectives import projections
 from jaxdistill.training import state
-from jaxdistill.training.step import make_step
-from tests.conftest import STUDENT, TEACHER, make_stage, pretraining_batch, random_params
+from tests.conftest import STUDENT, TEACHER, jitted_step, make_stage, pretraining_batch, random_params
 
 NARROW = Model(STUDENT.config.replace(num_layers=2, hidden_size=12))
 SETTINGS = dict(layer_map=(0, 2), optimizer="adamw", learning_rate=1e-2, decay="constant", steps=20)
@@ -50,7 +49,7 @@ def test_terms_of_one_name_share_one_projection_of_the_two_widths():
 def test_it_learns_with_the_student_and_is_dropped_after(teacher_params):
     """What moves, what the optimizer holds, and that the losses fall further than with a projection that stays."""
     stage = make_stage("intermediate", 2, **SETTINGS)
-    step, batch = jax.jit(make_step(stage, NARROW, TEACHER)), pretraining_batch(1)
+    step, batch = jitted_step(stage, NARROW, TEACHER), pretraining_batch(1)
     now, losses = started(stage), []
     first = now.params["projections"]["hidden"]
     assert {"projections/hidden/kernel", "projections/hidden/bias"} <= now.optimizer.mu.keys()

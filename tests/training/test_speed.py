@@ -10,7 +10,7 @@ from jaxdistill.resolve import abstract_batch, build_stage
 from jaxdistill.training import state
 from jaxdistill.training.sharding import make_mesh
 from jaxdistill.training.speed import mfu, peak_flops, rates, step_flops
-from jaxdistill.training.step import make_step
+from jaxdistill.training.step import Given, make_step
 
 SHAPE = dict(num_layers=4, hidden_size=64, embedding_size=32, num_heads=4, max_positions=64, vocab_size=300,
              hidden_dropout=0.0, attention_dropout=0.0)
@@ -50,7 +50,8 @@ def test_flops_of_a_step(kind, options):
     key = jax.random.key(0)
     start = jax.eval_shape(lambda k: state.create(stage, STUDENT.init(k)), key)
     other = jax.eval_shape(TEACHER.init, key) if teacher else {}
-    program = jax.make_jaxpr(make_step(stage, STUDENT, teacher))(start, other, abstract_batch(ROWS, LENGTH, WORDS))
+    given = Given(other, np.int32(0))
+    program = jax.make_jaxpr(make_step(stage, STUDENT, teacher))(start, given, abstract_batch(ROWS, LENGTH, WORDS))
     counted, claimed = products(program.jaxpr), sum(step_flops(stage, STUDENT, teacher, LENGTH, WORDS).values())
     # The program also computes attention scores again and multiplies terms' own products; it spares the gradient with
     # respect to what does not move.

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from jaxdistill.training import schedules, spikes, state
-from jaxdistill.training.step import make_step
-from tests.conftest import STUDENT, TEACHER, make_stage, pretraining_batch, random_params
+from tests.conftest import STUDENT, TEACHER, jitted_step, make_stage, pretraining_batch, random_params
 
 NEVER, ALWAYS = jnp.bool_(False), jnp.bool_(True)
 judge = jax.jit(spikes.judge, static_argnums=2)
@@ -72,7 +71,7 @@ def test_another_layer_begins_anew():
 def test_a_spike_is_skipped_like_what_is_not_finite(monkeypatch, kind, skip_above):
     """Parameters and moments stay to the bit, the counters count; without the option nothing is skipped."""
     stage = make_stage(kind, steps=30, learning_rate=0.01, skip_above=skip_above)
-    step = jax.jit(make_step(stage, STUDENT, TEACHER))
+    step = jitted_step(stage, STUDENT, TEACHER)
     now = state.create(stage, random_params(STUDENT, 2))
     usual = spikes.LossStatistics(jnp.float32(1e-3), jnp.float32(1e-8), jnp.int32(spikes.WINDOW))
     teacher = random_params(TEACHER, 1) if stage.needs_teacher else {}

@@ -14,8 +14,8 @@ from jaxdistill.models import Model
 from jaxdistill.models.parameters import digest, flatten, unflatten
 from jaxdistill.objectives.terms import LOSSES, count_everything
 from jaxdistill.training import schedules, state
-from jaxdistill.training.step import make_losses, make_step
-from tests.conftest import STUDENT, TEACHER, make_stage, pretraining_batch, random_params, shallower
+from jaxdistill.training.step import make_losses
+from tests.conftest import STUDENT, TEACHER, jitted_step, make_stage, pretraining_batch, random_params, shallower
 from tests.training.by_hand import ByHand, unstack
 
 N = STUDENT.config.num_layers
@@ -44,8 +44,8 @@ def setting(kind, **changes):
     return make_stage("progressive", num_layers=model.config.num_layers, **changes), model
 
 
-def compiled(stage, model, teacher=TEACHER, seed=0):
-    return jax.jit(make_step(stage, model, teacher if stage.needs_teacher else None, seed))
+def compiled(stage, model, teacher=TEACHER):
+    return jitted_step(stage, model, teacher)
 
 
 def batches(count, **options):
@@ -132,13 +132,14 @@ def test_progressive_training_is_the_training_one_would_write_by_hand(kind, teac
     stage, model = setting(kind)
     expected, slow = train_by_hand(stage, model, teacher_params, stage.steps)
     step, now, losses, before = compiled(stage, model), start(stage, model), [], digest(teacher_params)
+    programs = step.programs()
     for batch in batches(stage.steps):
         now, metrics = step(now, teacher_params, batch)
         losses.append(float(metrics["loss"]))
     np.testing.assert_allclose(losses, expected, rtol=1e-3)
     ours = {key: value for key, value in unstack(flatten(now.params)).items() if key[1] is not None}
     close(steady(ours), steady(slow), rtol=2e-3, atol=2e-3)
-    assert step._cache_size() == 1
+    assert step.programs() <= programs + 1
     assert digest(teacher_params) == before
 
 
@@ -213,7 +214,7 @@ def test_distillation_loss_is_that_of_the_outputs(teacher_params):
     """Head terms against a plain forward; under tf1_unmasked the number of words is 1e-5 more."""
     batch, params = pretraining_batch(3), random_params(STUDENT, 2)
     batch["mlm_weights"] *= 1e-4  # so that 1e-5 can be seen
-    ours, theirs = STUDENT.apply(params, batch)[0], TEACHER.apply(teacher_params, batch)[0]
+    ours, theirs = jax.jit(STUDENT.apply)(params, batch)[0], jax.jit(TEACHER.apply)(teacher_params, batch)[0]
     for unmasked in (False, True):
         stage = make_stage("distill", alpha=0.25, nsp=0.5, tf1_unmasked=unmasked)
         _, metrics = compiled(stage, STUDENT)(start(stage, STUDENT), teacher_params, batch)
@@ -248,6 +249,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(kind, value, teache
     """Parameters, moments and their count stay, to the bit; the step goes on; the next good batch trains again."""
     stage, model = setting(kind)
     step, good, now = compiled(stage, model), pretraining_batch(3), start(stage, model, 5)
+    programs = step.programs()
     bad, spoilt = dict(good), teacher_params
     if kind == "pretrain":
         bad["mlm_weights"] = np.where(good["mlm_weights"] > 0, np.float32(value), 0)
@@ -263,7 +265,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(kind, value, teache
     stage_step = now.replace(step=jnp.int32(6))
     after, metrics = step(stage_step, teacher_params, good)
     assert (int(after.skipped), int(after.skipped_in_a_row)) == (2, 0) and np.isfinite(metrics["loss"])
-    assert bits(after.params) != bits(held.params) and step._cache_size() == 1
+    assert bits(after.params) != bits(held.params) and step.programs() <= programs + 1
 
 
 def test_residual_streams_in_bfloat16_train_as_in_float32(teacher_params):
@@ -284,10 +286,8 @@ def test_dropout_is_a_function_of_seed_and_step():
 
     def loss(dropout, seed, step):
         stage = make_stage("pretrain", dropout=dropout)
-        fn = made.setdefault((dropout, seed), compiled(stage, STUDENT, seed=seed))
-        return float(fn(start(stage, STUDENT, step), {}, pretraining_batch(3))[1]["loss"])
+        return float(compiled(stage, STUDENT)(start(stage, STUDENT, step), {}, pretraining_batch(3), seed)[1]["loss"])
 
-    made = {}
     assert loss(True, 0, 1) == loss(True, 0, 1)
     assert len({loss(True, 0, 1), loss(True, 0, 2), loss(True, 1, 1), loss(False, 0, 1)}) == 4
     assert loss(False, 0, 1) == loss(False, 0, 2)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxdistill import cli, inputs, run, signals
-from jaxdistill.training import loop
+from jaxdistill.training import loop, programs
 from tests.conftest import write_text
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -58,7 +58,7 @@ def at_batch(monkeypatch, number, act):
 
 def slow_steps(monkeypatch, products):
     """Each step multiplies matrices as well, in the same executable."""
-    real = loop.make_step
+    real = programs.make_step
 
     def make_step(*arguments):
         step = real(*arguments)
@@ -71,7 +71,8 @@ def slow_steps(monkeypatch, products):
 
         return longer
 
-    monkeypatch.setattr(loop, "make_step", make_step)
+    monkeypatch.setattr(programs, "make_step", make_step)
+    monkeypatch.setattr(loop, "compile_step", programs.compile_step.__wrapped__)  # neither finds nor leaves one
 
 
 def saved(workdir, stage="teacher"):

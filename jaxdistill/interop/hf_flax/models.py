@@ -44,6 +44,7 @@ class _FlaxEncoder(FlaxPreTrainedModel):
     config_class: Any = None
     module_class: Any = EncoderModule
     kind = "Model"
+    _missing_keys: set[Any]  # the parent's: what the last load did not find
 
     def __init_subclass__(cls, **keys: Any) -> None:
         super().__init_subclass__(**keys)
