@@ -21,7 +21,8 @@ from typing import Any
 from etils import epath
 
 from jaxdistill.data.loader import make_loader
-from jaxdistill.data.prepare import PreparedText, prepare
+from jaxdistill.data.prepare import prepare
+from jaxdistill.data.prepared import PreparedText
 from jaxdistill.data.sources import read_documents
 from jaxdistill.data.tokenizers import train_wordpiece
 

@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 
 from jaxdistill import binding, conversion, description, inputs, interop, report, run
 from jaxdistill.configuration import Overrides, as_config, as_folder, load_config, shipped_recipes
+from jaxdistill.data.beam_options import parse_options
 from jaxdistill.data.loader import heldout_batches
-from jaxdistill.data.prepare import beam_pipeline
 from jaxdistill.data.prepare import prepare as prepare_text
 from jaxdistill.data.sources import check as check_source
 from jaxdistill.data.tokenizers import tokenizer_digest
@@ -36,7 +36,7 @@ def prepare(config: str | os.PathLike[str] | ConfigDict, workdir: epath.PathLike
     """
     config, workdir = as_config(config, overrides), as_folder(workdir, "workdir")
     if beam_options is not None:
-        beam_pipeline().parse_options(beam_options)  # before a vocabulary is trained
+        parse_options(beam_options)  # before a vocabulary is trained
     check_text_settings(config)
     inputs.check_sources(config, workdir)
     folder = Workdir(workdir, config)

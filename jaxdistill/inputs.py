@@ -23,10 +23,12 @@ from jaxdistill import binding, interop, remote
 from jaxdistill.binding import Inputs, Text
 from jaxdistill.data import tfds_text
 from jaxdistill.data.default_corpus import default_corpus, installed_versions
+from jaxdistill.data.documents import BLANK_LINES
 from jaxdistill.data.files import cache_directory, digest_of
 from jaxdistill.data.loader import heldout_batches, make_loader, packing_plan
-from jaxdistill.data.prepare import PreparedText, find_prepared, prepare
-from jaxdistill.data.sources import BLANK_LINES, check, is_default, more_documents, read_documents, source_digest
+from jaxdistill.data.prepare import prepare
+from jaxdistill.data.prepared import PreparedText, find_prepared
+from jaxdistill.data.sources import check, is_default, more_documents, read_documents, source_digest
 from jaxdistill.data.tokenizers import describe, load_tokenizer, save_tokenizer, tokenizer_digest, train_wordpiece
 from jaxdistill.errors import BadInput
 from jaxdistill.models import Model, Params

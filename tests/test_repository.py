@@ -1,5 +1,7 @@
 """What holds for the repository as a whole: lint, types, README's map, packaging, a light import."""
 
+import ast
+import graphlib
 import pathlib
 import re
 import subprocess
@@ -52,6 +54,29 @@ def test_an_import_never_goes_up():
         for file in (PACKAGE / room).rglob("*.py"):
             for name in re.findall(r"(?:from|import) jaxdistill\.(\w+)", file.read_text()):
                 assert name in allowed | {room, "errors"}, f"{file.relative_to(ROOT)} imports jaxdistill.{name}"
+
+
+def imported(file):
+    """The modules of ours that a file imports, at its top or in a function."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "jaxdistill":
+            folder = ROOT.joinpath(*node.module.split("."))
+            inside = {name.name for name in node.names
+                      if (folder / f"{name.name}.py").exists() or (folder / name.name / "__init__.py").exists()}
+            found |= {f"{node.module}.{name}" for name in inside}
+            if inside != {name.name for name in node.names}:
+                found.add(node.module)
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names if name.name.startswith("jaxdistill.")}
+    return found
+
+
+def test_no_import_goes_round_in_a_circle():
+    """A module stands on others that do not stand on it, whenever they are imported."""
+    modules = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+               for file in PACKAGE.rglob("*.py")}
+    graphlib.TopologicalSorter({name: imported(file) - {name} for name, file in modules.items() if name != "jaxdistill"}).prepare()
 
 
 def test_import_is_light():

@@ -19,7 +19,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from jaxdistill.data import masking, packing, pairs, randomness, records, sources
-from jaxdistill.data.prepare import PreparedText
+from jaxdistill.data.prepared import PreparedText
 from jaxdistill.errors import BadInput
 
 Batch = dict[str, np.ndarray]

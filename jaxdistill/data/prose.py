@@ -11,7 +11,7 @@ import inspect
 import re
 from collections.abc import Iterator
 
-from jaxdistill.data.sources import split_sentences
+from jaxdistill.data.documents import split_sentences
 
 _FENCE = re.compile(r"^\s*(```|~~~)")
 _DOCTEST = re.compile(r"^\s*(>>>|\.\.\. |In \[\d+\]|\$ )")

@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 
 from jaxdistill.data import files
-from jaxdistill.data.prepare import SIZES_FILE, PreparedText
+from jaxdistill.data.prepared import SIZES_FILE, PreparedText
 from jaxdistill.data.spans import SpanTable
 from jaxdistill.errors import BadInput
 

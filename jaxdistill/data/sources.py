@@ -14,30 +14,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from etils import epath
 
 from jaxdistill import remote
-from jaxdistill.data import files
+from jaxdistill.data import files, text_files
+from jaxdistill.data.documents import BLANK_LINES, DOCUMENTS, LINES, Document
 from jaxdistill.errors import BadInput, nearest, shortened
 
 HELDOUT_FRACTION = 0.02
 SPLITS = ("train", "heldout", "all")
-BLANK_LINES, LINES = DOCUMENTS = ("blank_lines", "lines")  # what separates the documents of a .txt file
-# A sentence ends at . ! or ? (and a closing quote or bracket) before a space and something that can start the next.
-_SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]?\s+(?=[\"'“‘(\[]?[A-Z0-9])|[。！？](?![”’」』）])")
-# Not after an initial or one of a few abbreviations; a wrong cut costs a pair's boundary, no more.
-_ABBREVIATION = re.compile(r"(?:\b[A-Z]|\b(?:e\.g|i\.e|cf|vs|etc|Dr|Mr|Mrs|Ms|St|No|Fig|al))\.$")
-
-
-@dataclasses.dataclass(frozen=True)
-class Document:
-    """`text`: lines separated by newlines. `name`: where it is from, for messages and reports."""
-
-    text: str
-    name: str
 
 
 def read_documents(source: str, split: str = "all", heldout_fraction: float = HELDOUT_FRACTION,
@@ -79,8 +67,6 @@ def check(sources: Iterable[str], documents: str = BLANK_LINES) -> list[str]:
 
     Raises BadInput for a source that does not exist or is of a kind that cannot be read, or `documents` that do nothing.
     """
-    from jaxdistill.data import text_files
-
     if documents not in DOCUMENTS:
         raise BadInput(f"documents={documents!r} is unknown; {nearest(documents, DOCUMENTS)}")
     notices: list[str] = []
@@ -125,8 +111,6 @@ def source_digest(source: str) -> str:
         from jaxdistill.data import tfds_text
 
         return tfds_text.digest(source)
-    from jaxdistill.data import text_files
-
     return text_files.digest(_place(source))
 
 
@@ -157,8 +141,6 @@ class Part:
 
 def parts(source: str, split: str = "all", documents: str = BLANK_LINES) -> list[Part]:
     """The parts of a source in order: read one after another they are what `read_documents` gives. Raises as it does."""
-    from jaxdistill.data import text_files
-
     if is_default(source):
         from jaxdistill.data.default_corpus import default_corpus
 
@@ -175,7 +157,7 @@ def parts(source: str, split: str = "all", documents: str = BLANK_LINES) -> list
 
 def read_part(part: Part, split: str, heldout_fraction: float) -> Iterator[Document]:
     """The documents of a part that belong to the split and hold text, in order."""
-    from jaxdistill.data import text_files, tfds_text
+    from jaxdistill.data import tfds_text
 
     is_tfds = part.place.startswith("tfds:")
     documents = (tfds_text.read(part.place, part.begin, part.end) if is_tfds
@@ -192,15 +174,12 @@ def _is_held_out(text: str, fraction: float) -> bool:
     return number < fraction * 2.0**64
 
 
-def split_sentences(text: str) -> list[str]:
-    """The sentences of a document: every line is cut where a sentence ends. Empty ones are left out."""
-    sentences = []
-    for line in text.splitlines():
-        begin = 0
-        for end in _SENTENCE_END.finditer(line):
-            if line[end.start()] == "." and _ABBREVIATION.search(line, max(begin, end.start() - 6), end.start() + 1):
-                continue
-            sentences.append(line[begin : end.end()].strip())
-            begin = end.end()
-        sentences.append(line[begin:].strip())
-    return [sentence for sentence in sentences if sentence]
+def no_documents(settings: dict[str, Any]) -> BadInput:
+    """The error when a text makes no record at all."""
+    return BadInput(f"the split {settings['split']!r} of the text holds no document of two tokens or more: "
+                    f"{more_documents(separator(settings))}")
+
+
+def separator(settings: dict[str, Any]) -> str:
+    """What separates the documents of a .txt file, from the settings that name a prepared set."""
+    return settings.get("documents", BLANK_LINES)

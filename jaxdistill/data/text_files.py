@@ -19,7 +19,7 @@ from etils import epath
 
 from jaxdistill import remote
 from jaxdistill.data import files, not_text
-from jaxdistill.data.sources import BLANK_LINES, LINES, Document
+from jaxdistill.data.documents import BLANK_LINES, LINES, Document
 from jaxdistill.errors import BadInput, listed
 
 LARGEST_LINE = 2**24  # bytes; and characters of a document, below. A few kilobytes of .xz may unpack to gigabytes

@@ -13,8 +13,9 @@ from typing import Any
 
 from etils import epath
 
+from jaxdistill.data import beam_options as beam
 from jaxdistill.data import files
-from jaxdistill.data.sources import Document
+from jaxdistill.data.documents import Document
 from jaxdistill.errors import BadInput, nearest
 
 # A split may be a slice with colons of its own: train[:10%].
@@ -107,8 +108,6 @@ def _builder(source: str, beam_options: str = "") -> Any:
 def _prepare(builder: Any, source: str, beam_options: str) -> None:
     import tensorflow_datasets as tfds
 
-    from jaxdistill.data.prepare import beam_pipeline
-
     by_beam = isinstance(builder, tfds.core.BeamBasedBuilder)
     if by_beam and not _has_beam():
         raise BadInput(
@@ -116,7 +115,7 @@ def _prepare(builder: Any, source: str, beam_options: str) -> None:
         )
     download = tfds.download.DownloadConfig(beam_runner=_BEAM_RUNNER)
     if by_beam or beam_options:
-        download.beam_runner, download.beam_options = beam_pipeline().parse_options(beam_options)
+        download.beam_runner, download.beam_options = beam.parse_options(beam_options)
     try:
         with files.quiet_tfds():
             builder.download_and_prepare(file_format="array_record", download_config=download)

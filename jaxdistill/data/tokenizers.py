@@ -23,8 +23,8 @@ from etils import epath
 
 from jaxdistill import remote
 from jaxdistill.data import files
+from jaxdistill.data.documents import Document, split_sentences
 from jaxdistill.data.pairs import SpecialIds
-from jaxdistill.data.sources import Document, split_sentences
 from jaxdistill.errors import BadInput
 
 # Words as BertPreTokenizer splits them (but for rare symbols), at many times the speed of asking it from Python.

@@ -19,7 +19,7 @@ from etils import epath
 
 from jaxdistill import remote
 from jaxdistill.errors import BadInput, listed, nearest
-from jaxdistill.interop import configs, contents, convert, hf_flax, hf_torch, names, own_format, weight_files
+from jaxdistill.interop import configs, contents, convert, hf_msgpack, hf_torch, names, own_format, weight_files
 from jaxdistill.interop.model_card import model_card
 from jaxdistill.models import Model, ModelConfig, Params
 
@@ -33,7 +33,7 @@ CARD = "README.md"
 FORMATS = ("huggingface", "safetensors", "msgpack", own_format.MODEL_TYPE)
 SAFETENSORS = (hf_torch.WEIGHTS, hf_torch.INDEX, "model-*.safetensors")
 # What a model folder may hold; `overwrite` replaces folders of these alone.
-MODEL_FILES = ("config.json", CARD, hf_torch.INDEX, hf_flax.WEIGHTS, hf_flax.INDEX, *TOKENIZER_FILES, *SENTENCE_FILES)
+MODEL_FILES = ("config.json", CARD, hf_torch.INDEX, hf_msgpack.WEIGHTS, hf_msgpack.INDEX, *TOKENIZER_FILES, *SENTENCE_FILES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +204,7 @@ def _fetch(name: str) -> epath.Path:
         patterns = ["config.json", *modules, *contents.SENTENCE_SETTINGS, *TOKENIZER_FILES]
         directory = epath.Path(huggingface_hub.snapshot_download(name, allow_patterns=[*patterns, *SAFETENSORS]))
         if not any((directory / file).exists() for file in (hf_torch.WEIGHTS, hf_torch.INDEX)):
-            directory = epath.Path(huggingface_hub.snapshot_download(name, allow_patterns=[*patterns, hf_flax.WEIGHTS]))
+            directory = epath.Path(huggingface_hub.snapshot_download(name, allow_patterns=[*patterns, hf_msgpack.WEIGHTS]))
     except Exception as error:  # a dozen kinds: no network, no such name, no permission, offline mode
         first_line = next(iter(str(error).strip().splitlines()), "")
         raise BadInput(f"there is no folder {name}, and fetching the model {name} from the Hugging Face Hub failed "
@@ -222,7 +222,7 @@ def _write_huggingface(directory: epath.Path, config: ModelConfig, params: Param
     if configs.held_heads(config):
         state = convert.add_prefix(state, family)
     _write_json(directory / "config.json", configs.to_huggingface(config, labels))
-    (hf_flax if to == "msgpack" else hf_torch).write_state(directory, state)
+    (hf_msgpack if to == "msgpack" else hf_torch).write_state(directory, state)
     if "embedding" in config.heads:
         for name, values in contents.sentence_files(config).items():
             _write_json(directory / name, values)
@@ -375,10 +375,11 @@ def _nothing_to_load(directory: epath.Path) -> str:
     if any(name.startswith("adapter_model") for name in others):
         advice = "An adapter alone is no model: merge it into its model in PEFT (merge_and_unload) and save that"
     elif others:
-        advice = f"To load {others[0]}, rename it to model{epath.Path(others[0]).suffix}".replace("model.msgpack", hf_flax.WEIGHTS)
+        kind = epath.Path(others[0]).suffix
+        advice = f"To load {others[0]}, rename it to {hf_msgpack.WEIGHTS if kind == '.msgpack' else f'model{kind}'}"
     elif inside := _models_inside(directory):
         advice = f"Give {directory / inside[0]}"
-    return (f"{directory} has no {hf_torch.WEIGHTS}, {hf_torch.INDEX} or {hf_flax.WEIGHTS}; it holds "
+    return (f"{directory} has no {hf_torch.WEIGHTS}, {hf_torch.INDEX} or {hf_msgpack.WEIGHTS}; it holds "
             f"{listing(directory)}. {advice}")
 
 
@@ -393,7 +394,7 @@ def _models_inside(directory: epath.Path) -> list[str]:
 def has_only_pickles(directory: epath.Path) -> bool:
     """Whether all weights of a folder are PyTorch's pickles, whole or in shards."""
     names = {path.name for path in directory.iterdir()}
-    readable = {hf_torch.WEIGHTS, hf_torch.INDEX, hf_flax.WEIGHTS, hf_flax.INDEX}
+    readable = {hf_torch.WEIGHTS, hf_torch.INDEX, hf_msgpack.WEIGHTS, hf_msgpack.INDEX}
     return not names & readable and any(name.startswith("pytorch_model") and name.endswith(".bin") for name in names)
 
 

@@ -14,16 +14,15 @@ import numpy as np
 from etils import epath
 
 from jaxdistill.errors import BadInput
-from jaxdistill.interop import convert, hf_torch
+from jaxdistill.interop import convert, hf_msgpack, hf_torch
 from jaxdistill.interop.convert import State
-from jaxdistill.interop.hf_flax import weights
 
 # {a file that says that weights lie there: (what reads them, the shards it lists)}, in the order in which we take them.
 FORMS: dict[str, tuple[Callable[[epath.Path, int], State | None], str]] = {
     hf_torch.WEIGHTS: (hf_torch.read_whole, ""),
     hf_torch.INDEX: (hf_torch.read_shards, ".safetensors"),
-    weights.WEIGHTS: (weights.read_whole, ""),
-    weights.INDEX: (weights.read_shards, ".msgpack"),
+    hf_msgpack.WEIGHTS: (hf_msgpack.read_whole, ""),
+    hf_msgpack.INDEX: (hf_msgpack.read_shards, ".msgpack"),
 }
 
 
@@ -74,7 +73,7 @@ def supersede(directory: epath.Path, before: Mapping[str, tuple[float, int]], la
         if _differing(_read(directory, written[0], largest), _read(directory, name, largest)):
             removed += [name, *(_shards(directory, name) if FORMS[name][1] else [])]
     listed = {shard for name in _present(directory) if FORMS[name][1] for shard in _shards(directory, name)}
-    stem = weights.WEIGHTS.removesuffix(".msgpack")
+    stem = hf_msgpack.WEIGHTS.removesuffix(".msgpack")
     orphans = [name for name in after if name.startswith(f"{stem}-") and name.endswith(".msgpack") and name not in listed]
     for name in {*removed, *orphans}:
         (directory / name).unlink()
@@ -99,7 +98,7 @@ def _shards(directory: epath.Path, index: str) -> list[str]:
 def _read(directory: epath.Path, form: str, largest: int) -> State:
     state = FORMS[form][0](directory, largest)
     assert state is not None  # it is there
-    return weights.in_pytorch_names(state)
+    return hf_msgpack.in_pytorch_names(state)
 
 
 def _differing(ours: State, theirs: State) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxdistill.data.prepare import PreparedText, prepare
+from jaxdistill.data.prepare import prepare
+from jaxdistill.data.prepared import PreparedText
 from jaxdistill.data.tokenizers import train_wordpiece
 
 _SYLLABLES = ["ba", "ko", "mi", "tu", "ren", "sal", "dor", "vex", "lum", "qua", "pi", "zan"]

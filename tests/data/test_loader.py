@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxdistill.data.loader import Batch, heldout_batches, make_loader
-from jaxdistill.data.prepare import PreparedText
+from jaxdistill.data.prepared import PreparedText
 from jaxdistill.data.records import open_reader
 from jaxdistill.errors import BadInput
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from jaxdistill.data import packing
 from jaxdistill.data.loader import Batch, make_loader, packing_plan
-from jaxdistill.data.prepare import PreparedText
+from jaxdistill.data.prepared import PreparedText
 from jaxdistill.data.records import open_reader, record_sizes
 from jaxdistill.errors import BadInput
 

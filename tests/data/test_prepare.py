@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from jaxdistill.data import prepare as preparing
 from jaxdistill.data import tokenizers
-from jaxdistill.data.prepare import PreparedText, cut_spans, load_prepared, prepare
+from jaxdistill.data.cutting import cut_spans
+from jaxdistill.data.prepare import prepare
+from jaxdistill.data.prepared import PreparedText, load_prepared
 from jaxdistill.data.records import open_reader
 from jaxdistill.data.sources import read_documents
 from jaxdistill.errors import BadInput

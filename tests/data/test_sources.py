@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from jaxdistill.data import text_files
-from jaxdistill.data.sources import read_documents, source_digest, split_sentences
+from jaxdistill.data.documents import split_sentences
+from jaxdistill.data.sources import read_documents, source_digest
 from jaxdistill.errors import BadInput
 
 TEXT = "First title\nA paragraph. Another sentence.\n\n  \nSecond title\nMore text here.\n"

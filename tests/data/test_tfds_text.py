@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxdistill import commands, inputs
-from jaxdistill.data import prepare, tfds_text
+from jaxdistill.data import beam_options, tfds_text
 from jaxdistill.data.sources import read_documents, source_digest
 from jaxdistill.errors import BadInput
 from tests.conftest import tiny_config
@@ -71,7 +71,7 @@ def test_a_set_that_is_not_prepared_yet_is_downloaded_and_prepared_once(
     """A registered set, as those of TFDS's catalogue, whose text lies on a web server (of this machine). Beam is not asked."""
     import tensorflow_datasets as tfds
 
-    monkeypatch.setattr(prepare, "beam_pipeline", None)
+    monkeypatch.setattr(beam_options, "require", None)
 
     (tmp_path / "stories.txt").write_text("\n".join(f"Tale {n} is süß." for n in range(4)))
     fetched: list[str] = []

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxdistill.data import tokenizers
-from jaxdistill.data.sources import Document
+from jaxdistill.data.documents import Document
 from jaxdistill.errors import BadInput
 
 SPECIAL = list(tokenizers.SPECIAL_TOKENS)

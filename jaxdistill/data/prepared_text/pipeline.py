@@ -1,6 +1,6 @@
 """Prepares text with Apache Beam, through TFDS: the records of `prepare` in its order, on one machine or many.
 
-Imports apache_beam: only `prepare.beam_pipeline` imports it. How a record comes out depends on its place in the whole text
+Imports apache_beam: only `prepare` imports it, in a function. How a record comes out depends on its place in the whole text
 (the document's number draws which spans are short; a record says where its document begins and ends), so places are
 counted first, and a block that a runner lost is missed there, since every part ends in a last one:
 
@@ -21,63 +21,29 @@ import io
 import itertools
 import json
 import os
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
 import tensorflow_datasets as tfds
-from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, StandardOptions
-from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
+from apache_beam.options.pipeline_options import GoogleCloudOptions
 from apache_beam.pvalue import AsSingleton
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from apache_beam.runners.runner import create_runner
 from etils import epath
 
 from jaxdistill import remote
 from jaxdistill.data import files, sources, tokenizers
-from jaxdistill.data.prepare import Cutter, no_documents, separator, write_sizes
+from jaxdistill.data.beam_options import is_ours, one_line, parse_options
+from jaxdistill.data.cutting import Cutter
+from jaxdistill.data.prepared import write_sizes
 from jaxdistill.data.prepared_text import builder as builders
-from jaxdistill.errors import BadInput, nearest
+from jaxdistill.errors import BadInput
 
 Place = tuple[int, int, bool]  # of a block: the part's number, the block's number in it, whether it is the part's last
 Records = list[dict[str, np.ndarray]]
 _TOTALS = "totals"
-_OURS = re.compile(r"jaxdistill\.errors\.BadInput: (.*?)(?: \[while running|\n|$)")  # in the text of a worker's traceback
-# Runners that know options which only their job server can name.
-_PORTABLE = ("PortableRunner", "FlinkRunner", "SparkRunner")
 _OTHER_RUNNER = "use another runner, or no more than one worker process"
-
-
-def parse_options(text: str) -> tuple[Any, PipelineOptions]:
-    """'runner=NAME,OPTION=VALUE,FLAG' as a runner and options, as TFDS's own command line reads them.
-
-    DirectRunner is the one in Python: where Beam's would download and start another (Prism), that is asked for by name.
-
-    Raises:
-        BadInput: an unknown runner or option, or a value or combination that Beam refuses.
-    """
-    flags = [f"--{option.strip()}" for option in text.split(",") if option.strip()]
-    said = io.StringIO()
-    try:
-        with files.quiet_logging(), contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-            options = PipelineOptions(flags=flags)
-            known = options.get_all_options()
-            given = options.get_all_options(retain_unknown_options=True)
-            name = options.view_as(StandardOptions).runner or "DirectRunner"
-            runner = FnApiRunner() if name in ("DirectRunner", "direct") else create_runner(name)
-            if refused := PipelineOptionsValidator(options, runner).validate():
-                raise ValueError(" ".join(refused))
-    except (Exception, SystemExit) as error:  # argparse prints its usage and ends the process, or would
-        reason = said.getvalue().split("error: ")[-1].strip() if isinstance(error, SystemExit) else _reason(error)
-        raise BadInput(f"beam_options {text!r} cannot be used: {reason or 'not an option'}; expected OPTION=VALUE,… of Beam, "
-                       "e.g. runner=DirectRunner,direct_num_workers=2") from error
-    unknown = sorted(given.keys() - known.keys())
-    if unknown and name not in _PORTABLE:
-        close = nearest(unknown[0], known, "see Beam's pipeline options")
-        raise BadInput(f"beam_options {text!r}: Beam has no option {unknown[0]!r}; {close}")
-    return runner, options
 
 
 def write(
@@ -92,7 +58,7 @@ def write(
     shared = options.view_as(GoogleCloudOptions).temp_location or ""
     place = epath.Path(shared) / working.name if remote.is_remote(shared) else working
     cut = Cutter(tokenizer, settings)
-    examples = PrepareText(sources.parts(source, settings["split"], separator(settings)), tokenizer, cut, place / _TOTALS)
+    examples = PrepareText(sources.parts(source, settings["split"], sources.separator(settings)), tokenizer, cut, place / _TOTALS)
     builder = builders.PreparedText(examples=examples, token_dtype=cut.dtype, data_dir=os.fspath(place))
     # What its worker threads log is the error that is raised here; of other runners it is where the job is to be seen.
     quiet = files.quiet_logging() if isinstance(runner, FnApiRunner) else contextlib.nullcontext()
@@ -113,9 +79,9 @@ def write(
     except Exception as error:
         if isinstance(error, ImportError) or (isinstance(error, OSError) and error.errno):
             raise
-        if isinstance(error, BadInput) or _OURS.search(str(error)):
-            raise BadInput(_reason(error)) from error
-        raise BadInput(f"Beam could not prepare {source!r} (beam_options {beam_options!r}): {_reason(error)}") from error
+        if is_ours(error):
+            raise BadInput(one_line(error)) from error
+        raise BadInput(f"Beam could not prepare {source!r} (beam_options {beam_options!r}): {one_line(error)}") from error
     finally:
         if place != working and place.exists():
             place.rmtree()
@@ -194,7 +160,7 @@ def _sum_up(counts: list[tuple[Place, int]], parts: int, settings: dict[str, Any
         firsts[place] = total
         total += count
     if not total:
-        raise no_documents(settings)
+        raise sources.no_documents(settings)
     return firsts
 
 
@@ -248,11 +214,3 @@ def _write_totals(blocks: list[tuple[Place, int, np.ndarray]], folder: str, part
     (epath.Path(folder) / "counts.json").write_text(json.dumps(counts))
 
 
-def _reason(error: BaseException) -> str:
-    """One line of an error that may be a worker's whole traceback; ours as it was."""
-    text = str(error).strip() or type(error).__name__
-    if match := _OURS.search(text):
-        return match[1]
-    if "Traceback" in text:
-        text = text.splitlines()[-1]
-    return re.sub(r" \[while running.*", "", " ".join(text.split()))[:400]

@@ -27,9 +27,8 @@ from transformers.modeling_flax_utils import FlaxPreTrainedModel
 from transformers.models.mobilebert.configuration_mobilebert import MobileBertConfig
 
 from jaxdistill.errors import BadInput
-from jaxdistill.interop import configs, convert, own_format, pretrained, weight_files
+from jaxdistill.interop import configs, convert, hf_msgpack, own_format, pretrained, weight_files
 from jaxdistill.interop.hf_flax import tree as tree_lib
-from jaxdistill.interop.hf_flax import weights
 from jaxdistill.interop.hf_flax.ib_bert import IBBertConfig
 from jaxdistill.interop.hf_flax.module import EncoderModule
 from jaxdistill.interop.hf_torch import read_json
@@ -99,12 +98,12 @@ class _FlaxEncoder(FlaxPreTrainedModel):
         """Their tree; `BadInput` for a damaged or hostile msgpack file. Called by `from_pretrained`."""
         if resolved_archive_file.endswith(".safetensors"):
             return super().load_flax_weights(resolved_archive_file)
-        return weights.read_tree(epath.Path(resolved_archive_file))
+        return hf_msgpack.read_tree(epath.Path(resolved_archive_file))
 
     @classmethod
     def load_flax_sharded_weights(cls, shard_files: Sequence[str]) -> Any:
         """The same of shards."""
-        return weights.read_trees([epath.Path(file) for file in shard_files])
+        return hf_msgpack.read_trees([epath.Path(file) for file in shard_files])
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As in every class of transformers, but that weights saved there before go: what is left is one model.
@@ -318,4 +317,4 @@ def _rewrite(folder: str, local: str) -> None:
     IBBertConfig.from_own_format(read_json(epath.Path(folder).expanduser() / "config.json"), folder).save_pretrained(local)
     prefix = IBBertConfig.model_type if model.config.heads else None
     tree = flax.traverse_util.unflatten_dict(tree_lib.to_tree(model.config, params, prefix))
-    (epath.Path(local) / weights.WEIGHTS).write_bytes(flax.serialization.msgpack_serialize(jax.device_get(tree)))
+    (epath.Path(local) / hf_msgpack.WEIGHTS).write_bytes(flax.serialization.msgpack_serialize(jax.device_get(tree)))

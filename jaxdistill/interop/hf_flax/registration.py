@@ -7,7 +7,7 @@ import gc
 import importlib
 from typing import Any
 
-from jaxdistill.interop.hf_flax import CLASSES, load
+from jaxdistill.interop.hf_flax.classes import CLASSES, load
 
 
 def register_with_transformers() -> None:

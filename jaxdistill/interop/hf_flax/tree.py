@@ -1,6 +1,6 @@
 """Our stacked parameters <-> the per-layer tree that transformers' Flax classes hold. Called by `module`.
 
-Nothing here knows a name: leaves and shapes follow from the table in `names` and from Flax's leaf names in `weights`.
+Nothing here knows a name: leaves and shapes follow from the table in `names` and from Flax's leaf names in `hf_msgpack`.
 A Flax leaf is one layer's array of ours reshaped, never transposed: Flax stores projections as we do, [in, out].
 """
 
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from jaxdistill.errors import BadInput
 from jaxdistill.interop import convert, names
-from jaxdistill.interop.hf_flax.weights import flax_path
+from jaxdistill.interop.hf_msgpack import flax_path
 from jaxdistill.models import ModelConfig, Params, parameters
 
 Path = tuple[str, ...]

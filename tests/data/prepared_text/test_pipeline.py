@@ -21,7 +21,9 @@ import pytest
 from jaxdistill import cli, commands, inputs
 from jaxdistill.data import loader, records, tokenizers
 from jaxdistill.data import prepare as preparing
-from jaxdistill.data.prepare import PreparedText, load_prepared, prepare
+from jaxdistill.data.beam_options import parse_options
+from jaxdistill.data.prepare import prepare
+from jaxdistill.data.prepared import PreparedText, load_prepared
 from jaxdistill.errors import BadInput
 from tests.conftest import tiny_config
 from tests.data.conftest import make_text
@@ -151,7 +153,8 @@ def test_errors_of_workers_are_ours_in_one_line(tokenizer: Any, tmp_path: Path) 
 def test_records_that_a_runner_lost_are_missed(
     text_file: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipeline = preparing.beam_pipeline()
+    from jaxdistill.data.prepared_text import pipeline
+
     number = pipeline._number
     monkeypatch.setattr(pipeline, "_number", lambda block, first: itertools.islice(number(block, first), 1, None))
     with pytest.raises(BadInput, match=r"lost records .* were written"):
@@ -168,7 +171,8 @@ def test_blocks_that_a_runner_lost_are_missed(
     (tmp_path / "texts").mkdir()
     for name, text in (("a", make_text(12, 6)), ("b", " "), ("c", make_text(12, 7))):
         (tmp_path / "texts" / f"{name}.txt").write_text(text)
-    pipeline = preparing.beam_pipeline()
+    from jaxdistill.data.prepared_text import pipeline
+
 
     def losing(blocks: Any) -> Any:
         return (block for block in blocks if block[0][::2] != lost)
@@ -186,7 +190,8 @@ def test_blocks_that_a_runner_lost_are_missed(
 
 @pytest.mark.parametrize("lost", [(0, 0, False), (0, 1, True), (1, 0, True), (2, 0, True), "none, but one twice"])
 def test_every_sum_is_of_all_blocks(lost: Any, tmp_path: Path) -> None:
-    pipeline = preparing.beam_pipeline()
+    from jaxdistill.data.prepared_text import pipeline
+
     whole = [(0, 0, False), (0, 1, True), (1, 0, True), (2, 0, True)]
     places = [place for place in reversed(whole) if place != lost] + ([] if lost in whole else whole[:1])
     pipeline._sum_up([(place, 1) for place in whole], 3, {})
@@ -222,7 +227,7 @@ def test_the_direct_runner_fetches_no_other() -> None:
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
     for options in ("", "runner=DirectRunner", "runner=direct"):
-        assert type(preparing.beam_pipeline().parse_options(options)[0]) is FnApiRunner
+        assert type(parse_options(options)[0]) is FnApiRunner
 
 
 def test_without_beam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""flax_model.msgpack: the per-layer tree that transformers' Flax classes hold. Called by `pretrained` and `tree`.
+"""flax_model.msgpack: the per-layer tree that transformers' Flax classes hold. Called by `weight_files` and `hf_flax`.
 
 It is the PyTorch state with Flax's leaf names, the tree that `transformers.modeling_flax_pytorch_utils` makes of it:
 tables are called `embedding`, norm scales `scale`, and projections `kernel`, transposed. transformers has no Flax
