@@ -111,7 +111,7 @@ def whole(stage: Stage, student: Model, teacher: Model, rows: int, length: int) 
     def gradient(moving: Any, frozen: Any, given: Any, batch: Any, layer: jax.Array) -> Any:
         def total(moving: Any) -> jax.Array:
             counts = count_terms(stage, batch)
-            scales = {term.loss: term.weight / counts[term.loss] for term in stage.terms}
+            scales = {term.name: term.weight / counts[term.name] for term in stage.terms}
             return forward.weighted_sums(stage, student, teacher, moving, frozen, given, batch, layer, None, scales)[0]
         return jax.grad(total)(moving)
 
@@ -136,7 +136,7 @@ def words(stage: Stage, student: Model, teacher: Model, rows: int, length: int) 
     def gradient(moving: Any, given: Any, theirs: jax.Array, batch: Any) -> Any:
         def total(moving: Any) -> jax.Array:
             ours, head = moving
-            scales = {term.loss: term.weight / count_terms(stage, batch)[term.loss] for term in stage.terms}
+            scales = {term.name: term.weight / count_terms(stage, batch)[term.name] for term in stage.terms}
             return forward.head_sums(stage, student, teacher, head, given, ours, theirs, batch, scales)[0]
         return jax.grad(total)(moving)
 
@@ -149,13 +149,13 @@ def relations(stage: Stage, student: Model, teacher: Model, rows: int, length: i
     """The relations of one layer alone: gradients of the student's queries, keys and values."""
     batch = abstract_batch(rows, length, 1)
     a_device = forward.rows_on_a_device(student, batch)
-    losses = {term.loss: term.definition for term in stage.terms}
+    losses = {term.name: term.definition for term in stage.terms}
     taps = [{name: jax.ShapeDtypeStruct((rows, length, m.config.num_heads, m.config.head_size), jnp.bfloat16)
              for name in stage.taps("student")} for m in (student, teacher)]
 
     def gradient(ours: Any, theirs: Any, batch: Any) -> Any:
         def total(ours: Any) -> jax.Array:
-            scales = {term.loss: term.weight / count_terms(stage, batch)[term.loss] for term in stage.terms}
+            scales = {term.name: term.weight / count_terms(stage, batch)[term.name] for term in stage.terms}
             if not stage.fused:
                 return weighted(layer_sums(losses, ours, theirs, batch), scales)
             return sum((relation_terms(loss, name, scales[name], ours, theirs, batch, jnp.bfloat16, a_device)[0]

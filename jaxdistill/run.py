@@ -261,7 +261,7 @@ class Run:
                 for total, part in zip((sums, counts), pair):
                     total |= {name: total.get(name, 0.0) + float(value) for name, value in part.items()}
             raw = {name: sums[name] / counts[name] for name in sums}
-            return {"loss": sum(term.weight * raw[term.loss] for term in stage.terms), **raw}
+            return {"loss": sum(term.weight * raw[term.name] for term in stage.terms), **raw}
 
         return evaluate
 

@@ -19,15 +19,22 @@ DECAYS = ("constant", "linear")
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-    """`weight` x loss. `layer_map[i]` is the teacher layer that student layer i follows, -1 if none (None: i follows i).
-    `relation_heads`: of a loss on relations. `projection`: the name of a learned linear map from the student's width to
-    the teacher's; terms that give one name share it."""
+    """`weight` x loss.
+
+    `layer_map[i]` is the teacher layer that student layer i follows, -1 if none (None: i follows i). `relation_heads`: of a loss
+    on relations. `projection`: the name of a learned linear map from the student's width to the teacher's; terms that give one
+    name share it. `name`: what the term's numbers are called, unique in a stage; left out, the loss's name.
+    """
 
     loss: str
     weight: float
     layer_map: tuple[int, ...] | None = None
     relation_heads: int = 0
     projection: str = ""
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.name or self.loss)
 
     @property
     def definition(self) -> Loss:
@@ -105,18 +112,19 @@ class Stage:
             raise BadInput(f"stage {self.name!r}: steps={self.steps}; expected at least 1")
         if not self.terms:
             raise BadInput(f"stage {self.name!r} has no loss with a weight above 0; give one of its terms a weight")
-        losses = [term.loss for term in self.terms]
-        for loss in losses:
-            if losses.count(loss) > 1:
-                raise BadInput(f"stage {self.name!r} has the loss {loss!r} twice, and its sums are kept by that name; give it one "
-                               "term, with the sum of the weights or one layer map")
+        names = [term.name for term in self.terms]
+        for name in names:
+            if names.count(name) > 1 or name == "loss":
+                which = "a term" if name == "loss" else "two terms"
+                raise BadInput(f"stage {self.name!r} has {which} named {name!r}, and sums are kept by name ('loss' is that of all "
+                               "terms); give it a name of its own")
         if self.accumulation < 1 or self.batch_size % self.accumulation:
             raise BadInput(f"stage {self.name!r}: batch_size={self.batch_size} is not divisible by accumulation="
                            f"{self.accumulation}; change config.stages.{self.name}.batch_size or .accumulation")
         if self.progressive and self.dropout:
             raise BadInput(f"config.stages.{self.name}.dropout=True: progressive transfer runs without dropout, as "
                            "published; set it to False")
-        measured = ("loss", *(term.loss for term in self.terms))
+        measured = ("loss", *names)
         if self.best and self.best not in measured:
             raise BadInput(f"config.stages.{self.name}.best={self.best!r} is not measured there; {nearest(self.best, measured)}")
         if self.progressive and self.best:
@@ -124,6 +132,8 @@ class Stage:
                            "progressive stage has no best state; set it to ''")
         if self.progressive and any(not term.definition.per_layer for term in self.terms):
             raise BadInput(f"stage {self.name!r} is progressive, so every loss must be of one layer")
+        if self.progressive and len({term.layer_map for term in self.terms}) > 1:
+            raise BadInput(f"stage {self.name!r} is progressive, so its losses have one layer map")
         if self.progressive and self.projections:
             raise BadInput(f"stage {self.name!r} is progressive, so its losses have no learned projection; give the student "
                            "the teacher's width")

@@ -1,8 +1,8 @@
 """The same losses, weighted and with their gradient taken in the forward pass: attention maps exist for some rows of one
 layer at a time, logits over the vocabulary for some masked words. Called by training.forward.
 
-`scales` maps a loss name to weight / count; a fused function returns the scaled sum, which alone can be differentiated,
-and the raw sums to report. The plain versions beside them say what is computed.
+`losses` and `scales` (weight / count) are by the names of terms. A fused function returns the scaled sum, which alone can be
+differentiated, and the raw sums to report. The plain versions beside them say what is computed.
 """
 
 from __future__ import annotations

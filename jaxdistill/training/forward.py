@@ -28,10 +28,10 @@ Result = tuple[jax.Array, Arrays]
 
 def weighted_sums(stage: Stage, model: Model, teacher: Model | None, moving: Arrays, frozen: Arrays, teacher_params: Params,
                   batch: Batch, layer: jax.Array, dropout_key: jax.Array | None, scales: Arrays) -> Result:
-    """(the sum over terms of raw sum x scale: what is differentiated; every raw sum by loss name).
+    """(the sum over terms of raw sum x scale: what is differentiated; every raw sum by the name of its term).
 
-    `moving`, `frozen`: the student's parameters by name. `layer`: the active one of a progressive stage. `scales`: by loss
-    name, weight / count.
+    `moving`, `frozen`: the student's parameters by name. `layer`: the active one of a progressive stage. `scales`: by the
+    name of a term, weight / count.
     """
     masks = count_everything(batch) if stage.tf1_unmasked else batch
     if stage.progressive:
@@ -61,7 +61,7 @@ def _plain_sums(stage: Stage, model: Model, teacher: Model | None, params: Param
         theirs, teacher_taps = teacher.apply(teacher_params, batch, taps=stage.taps("teacher"), heads=stage.heads("teacher"),
                                              num_layers=stage.teacher_depth(model.config.num_layers))
     student_taps = projections.projected(_maps(params, model), _losses(stage), student_taps)
-    sums = {term.loss: _full_sum(term, ours, student_taps, theirs, teacher_taps, masks) for term in stage.terms}
+    sums = {term.name: _full_sum(term, ours, student_taps, theirs, teacher_taps, masks) for term in stage.terms}
     return fused.weighted(sums, scales), sums
 
 
@@ -234,7 +234,7 @@ def _reads_moments(stage: Stage) -> bool:
 
 
 def _losses(stage: Stage) -> dict[str, Loss]:
-    return {term.loss: term.definition for term in stage.terms}
+    return {term.name: term.definition for term in stage.terms}
 
 
 def _of_layers(stage: Stage) -> dict[str, Loss]:

@@ -41,7 +41,7 @@ def make_step(stage: Stage, model: Model, teacher: Model | None) -> Step:
     def step(state: TrainState, given: Given, batch: Batch) -> tuple[TrainState, Metrics]:
         layer = schedules.active_layer(stage, layers, state.step) if stage.progressive else jnp.int32(0)
         counts = count_terms(stage, batch)
-        scales = {term.loss: term.weight / counts[term.loss] for term in stage.terms}
+        scales = {term.name: term.weight / counts[term.name] for term in stage.terms}
         moving, frozen = split(stage, state.params, layer)
         key = jax.random.fold_in(jax.random.key(given.seed), state.step) if stage.dropout else None
 
@@ -53,7 +53,7 @@ def make_step(stage: Stage, model: Model, teacher: Model | None) -> Step:
 
         gradients, sums = accumulate(micro_gradients, batch, stage.accumulation, key)
         raw = {name: sums[name] / counts[name] for name in sums}
-        loss = sum((term.weight * raw[term.loss] for term in stage.terms), jnp.float32(0))
+        loss = sum((term.weight * raw[term.name] for term in stage.terms), jnp.float32(0))
 
         rate = schedules.learning_rate(stage, state.step)
         multipliers = schedules.layer_multipliers(stage, layers, state.step) if stage.progressive else None
@@ -78,7 +78,7 @@ def make_step(stage: Stage, model: Model, teacher: Model | None) -> Step:
         metrics = {"loss": loss, "learning_rate": rate, "gradient_norm": norm, "skipped": new_state.skipped,
                    "skipped_in_a_row": new_state.skipped_in_a_row}
         metrics |= {f"raw/{name}": value for name, value in raw.items()}
-        metrics |= {f"weighted/{term.loss}": term.weight * raw[term.loss] for term in stage.terms}
+        metrics |= {f"weighted/{term.name}": term.weight * raw[term.name] for term in stage.terms}
         if stage.progressive:
             metrics["layer"] = layer
         return new_state, metrics
@@ -92,7 +92,7 @@ def make_losses(stage: Stage, model: Model, teacher: Model | None
 
     def losses(params: Params, teacher_params: Params, batch: Batch, layer: jax.Array) -> tuple[Arrays, Arrays]:
         moving, frozen = split(stage, params, layer)
-        ones = {term.loss: jnp.float32(1) for term in stage.terms}
+        ones = {term.name: jnp.float32(1) for term in stage.terms}
         _, sums = weighted_sums(stage, model, teacher, moving, frozen, teacher_params, batch, layer, None, ones)
         return sums, count_terms(stage, batch)
 
@@ -102,9 +102,9 @@ def make_losses(stage: Stage, model: Model, teacher: Model | None
 def count_terms(stage: Stage, batch: Batch) -> Arrays:
     """What each term's sum is divided by, from the masks of the global batch; never 0."""
     masks = count_everything(batch) if stage.tf1_unmasked else batch
-    counts = {term.loss: term.definition.count(masks) for term in stage.terms}
+    counts = {term.name: term.definition.count(masks) for term in stage.terms}
     if stage.tf1_unmasked:  # the released code adds 1e-5 to the number of masked words
-        counts |= {name: count + 1e-5 for name, count in counts.items() if name.startswith("mlm")}
+        counts |= {term.name: counts[term.name] + 1e-5 for term in stage.terms if term.loss.startswith("mlm")}
     return {name: jnp.maximum(count, 1e-5) for name, count in counts.items()}
 
 

@@ -37,6 +37,10 @@ def test_only_what_the_losses_read_is_asked_for(kind, student, teacher):
         (dict(steps=0), "steps=0; expected at least 1"),
         (dict(terms=()), "no loss with a weight above 0"),
         (dict(terms=(Term("mlm", 1.0),), depth="progressive_soft"), "every loss must be of one layer"),
+        (dict(terms=(Term("mean", 1.0), Term("mean", 2.0))), "two terms named 'mean', and sums are kept by name"),
+        (dict(terms=(Term("mean", 1.0), Term("variance", 2.0, name="mean"))), "two terms named 'mean'"),
+        (dict(terms=(Term("mean", 1.0, name="loss"),)), "a term named 'loss'"),
+        (dict(terms=(Term("mean", 1.0, (0, 1, 2)), Term("variance", 2.0)), depth="progressive_soft"), "have one layer map"),
     ],
 )
 def test_impossible_stages_are_refused(changes, message):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdistill.methods.base import Term
 from jaxdistill.models import Model
 from jaxdistill.models.encoder import in_compute_dtype
 from jaxdistill.models.parameters import flatten, unflatten
@@ -74,7 +75,7 @@ def with_projections(stage, model):
 def results(stage, model, params, teacher_params, batch, layer=1, teacher=TEACHER):
     """(value, raw sums, gradient by name) of one micro-batch."""
     counts = count_terms(stage, batch)
-    scales = {term.loss: term.weight / counts[term.loss] for term in stage.terms}
+    scales = {term.name: term.weight / counts[term.name] for term in stage.terms}
     moving, frozen = state.split(stage, params, jnp.int32(layer))
     key = jax.random.key(5) if stage.dropout else None
     run = jitted(stage, model, teacher if stage.needs_teacher else None, (fused.CHUNK_NUMBERS, fused.MOST_PARTS))
@@ -115,6 +116,22 @@ def test_fused_equals_plain(name, teacher_params):
                 for on in (True, False)]
         check(*both)
         assert any(float(jnp.max(jnp.abs(g))) > 0 for g in both[1][2].values())
+
+
+@pytest.mark.parametrize("fused_on", [False, True])
+@pytest.mark.parametrize("maps", [((0, 1, 2),) * 2, ((0, -1, -1), (-1, -1, 1))], ids=["one map", "two"])
+def test_two_terms_of_one_loss_have_sums_of_their_own(maps, fused_on, teacher_params):
+    """Each is what it is alone, and the gradient is that of both."""
+    whole = make_stage("intermediate", projection=False, attention_mse=0.0, embedding_mse=0.0, layer_map=(0, 1, 2))
+    terms = tuple(Term("hidden_mse", weight, layer_map, name=f"hidden_{i}")
+                  for i, (weight, layer_map) in enumerate(zip((2.0, 0.5), maps)))
+    params, batch = random_params(STUDENT, 2), pretraining_batch(3)
+    both, *alone = (results(dataclasses.replace(whole, terms=some, fused=fused_on), STUDENT, params, teacher_params, batch)
+                    for some in (terms, terms[:1], terms[1:]))
+    np.testing.assert_allclose(both[0], alone[0][0] + alone[1][0], rtol=1e-6)
+    sums = {**alone[0][1], **alone[1][1]}
+    assert both[1].keys() == sums.keys() == {"hidden_0", "hidden_1"}
+    check((both[0], both[1], both[2]), (both[0], sums, {name: alone[0][2][name] + alone[1][2][name] for name in both[2]}))
 
 
 @pytest.mark.parametrize("name", ["auxiliary", "strict", "relations"])
@@ -167,7 +184,7 @@ def test_the_scale_of_a_loss_reaches_its_gradient(teacher_params):
     stage, model = case("auxiliary")
     stage = dataclasses.replace(stage, fused=True)
     params, batch = random_params(model, 2), pretraining_batch(3)
-    scales = {term.loss: jnp.float32(1) for term in stage.terms}
+    scales = {term.name: jnp.float32(1) for term in stage.terms}
 
     def gradient(factor):
         def total(moving):
@@ -200,7 +217,7 @@ def temporaries(name, fused_on, **sizes):
     params, teacher_params = (flatten(jax.eval_shape(m.init, jax.random.key(0))) for m in (student, teacher))
     moving = {key: x for key, x in params.items() if name != "joint" or key.startswith("layers/")}
     frozen = {key: x for key, x in params.items() if key not in moving}
-    scales = {term.loss: jnp.float32(1) for term in stage.terms}
+    scales = {term.name: jnp.float32(1) for term in stage.terms}
 
     def total(moving, frozen, teacher_params):
         return forward.weighted_sums(stage, student, teacher, moving, frozen, unflatten(teacher_params), batch, jnp.int32(0),

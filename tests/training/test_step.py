@@ -182,7 +182,7 @@ def test_reported_layer_losses_are_those_of_the_full_forward(kind, teacher_param
     layer_map = stage.terms[0].layer_map or range(model.config.num_layers)
     for layer, teacher_layer in enumerate(layer_map):
         sums, counts = losses(params, teacher_params, batch, np.int32(layer))
-        total = sum(term.weight * sums[term.loss] / counts[term.loss] for term in stage.terms)
+        total = sum(term.weight * sums[term.name] / counts[term.name] for term in stage.terms)
         np.testing.assert_allclose(total, layer_loss(stage, ours, theirs, batch, layer, teacher_layer), rtol=1e-5)
     assert losses._cache_size() == 1
 
@@ -206,7 +206,7 @@ def test_joint_is_the_sum_over_layers(changes, teacher_params):
         for layer, teacher_layer in enumerate(changes.get("layer_map", range(depth)))
     )
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
-    parts = sum(float(metrics[f"weighted/{term.loss}"]) for term in stage.terms)
+    parts = sum(float(metrics[f"weighted/{term.name}"]) for term in stage.terms)
     np.testing.assert_allclose(metrics["loss"], parts, rtol=1e-6)
 
 

@@ -4,7 +4,6 @@ import pytest
 
 from jaxdistill import cli, configuration, defaults, inputs, run, startup
 from jaxdistill.errors import BadInput
-from jaxdistill.methods.base import Optimizer, Schedule, Stage, Term
 from jaxdistill.training import memory, sharding
 from jaxdistill.workdir import flat
 
@@ -71,13 +70,6 @@ def test_every_kind_reads_what_it_says():
             else:
                 with pytest.raises(BadInput, match="would do nothing"):
                     built(**changes)
-
-
-def test_two_terms_of_one_loss_are_refused():
-    """Their sums are kept by the loss's name, so one overwrote the other's."""
-    terms = (Term("hidden_mse", 1.0, (0, 1)), Term("mlm", 1.0), Term("hidden_mse", 2.0, (1, 1)))
-    with pytest.raises(BadInput, match="has the loss 'hidden_mse' twice"):
-        Stage("it", "student", 3, terms, Optimizer(), Schedule(1e-3), 8)
 
 
 @pytest.mark.parametrize("setting, words", [
