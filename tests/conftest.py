@@ -21,6 +21,7 @@ os.environ["JAXDISTILL_PROGRESS"] = "0"
 
 import contextlib
 import functools
+import gc
 import random
 import signal
 
@@ -32,10 +33,28 @@ import pytest
 from jaxdistill import defaults
 from jaxdistill.methods import KINDS
 from jaxdistill.models import Model, preset
+from jaxdistill.models.sizes import parameter_shapes
+from jaxdistill.training import programs
 from jaxdistill.training.step import Given, make_step
 
 with contextlib.suppress(ValueError):  # not in the main thread
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what started the tests may have had it ignored
+
+gc.set_threshold(100_000, 20, 20)  # tracing makes millions of objects, hardly any of them garbage
+MOST_MEMORY = 3 * 2**30
+
+
+@pytest.fixture(autouse=True, scope="module")
+def bounded_memory():
+    """Programs are shared by the tests of all files, until they take too much of the machine's memory."""
+    yield
+    with contextlib.suppress(OSError), open("/proc/self/statm") as file:
+        if int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") > MOST_MEMORY:
+            for cache in (jitted_step, programs.compile_step, programs.compile_start, programs.compile_losses):
+                cache.cache_clear()
+            jax.clear_caches()
+            gc.collect()
+
 
 SMALL = dict(
     vocab_size=19,
@@ -60,7 +79,7 @@ def shallower(model, num_layers):
 def random_params(model, seed=0):
     """Parameters of which none is 0 or 1: a fresh start has zero biases and hides mistakes."""
     rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    shapes = parameter_shapes(model.config)  # traced once
 
     def draw(path, leaf):
         values = 0.3 * rng.normal(size=leaf.shape)

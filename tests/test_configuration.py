@@ -62,9 +62,10 @@ def test_every_recipe_traces_in_smoke_size(name):
 
         loaded["loaded_teacher"] = from_pretrained(config.teacher.init)[0]
     vocab = loaded["loaded_teacher"].config.vocab_size if loaded else config.data.vocab_size
-    recipe = resolve.resolve(config, vocab_size=vocab, num_records=100, mesh=sharding.make_mesh(1), **loaded)
+    mesh = sharding.make_mesh(1)
+    recipe = resolve.resolve(config, vocab_size=vocab, num_records=100, mesh=mesh, **loaded)
     for stage in recipe.stages:
-        state, metrics = resolve.trace(recipe, stage, config.data)
+        state, metrics = resolve.trace(recipe, stage, config.data, mesh)
         assert metrics["loss"].shape == () and state.step.shape == ()
 
 
@@ -76,7 +77,7 @@ def test_the_published_recipe_traces_at_full_size(variant):
     recipe = resolve.resolve(config, vocab_size=30522, num_records=10**7, mesh=mesh)
     assert [stage.steps for stage in recipe.stages] == [500_000, 240_000, 500_000]
     for stage in recipe.stages:
-        state, _ = resolve.trace(recipe, stage, config.data)
+        state, _ = resolve.trace(recipe, stage, config.data, mesh)
     moments = state.optimizer.mu
     assert sum(x.size for x in moments.values()) == 36_597_564
     layers = jax.eval_shape(recipe.student.init, jax.random.key(0))["layers"]

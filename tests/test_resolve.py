@@ -177,7 +177,7 @@ def test_mistakes(mistake):
 def test_what_the_messages_advise_works(changes):
     recipe = resolved(changed(changes))
     for stage in recipe.stages:
-        trace(recipe, stage, tiny_config("").data)
+        trace(recipe, stage, tiny_config("").data, sharding.make_mesh(1))
 
 
 def test_the_recipe_as_written():
@@ -239,7 +239,7 @@ def test_packed_batches_are_traced_and_tf1_padding_is_refused():
     config = changed({"data.packing": True})
     recipe = resolved(config)
     for stage in recipe.stages:
-        trace(recipe, stage, config.data)
+        trace(recipe, stage, config.data, sharding.make_mesh(1))
     with pytest.raises(BadInput, match="packing=True.*'transfer'.*tf1_unmasked"):
         resolved(changed({"data.packing": True, "stages.transfer.tf1_unmasked": True}))
 

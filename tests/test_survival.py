@@ -64,6 +64,7 @@ print(json.dumps(run.train(config, workdir)["student_sha256"]))
 OF_ITS_OWN = ("unshare", "--user", "--map-root-user", "--mount")
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run_and_keeps_the_last_good_checkpoint(finished, tmp_path):
     """A real one, which fills up between two checkpoints: one line, exit code 3, and after making room the same student."""
     if not shutil.which("unshare") or subprocess.run([*OF_ITS_OWN, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]).returncode:

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from jaxdistill.methods.base import Stage
 from jaxdistill.models import Model, Params
 from jaxdistill.models.encoder import in_compute_dtype
+from jaxdistill.models.sizes import parameter_shapes
 from jaxdistill.training import sharding, state
 from jaxdistill.training.state import TrainState
 from jaxdistill.training.step import Given, make_losses, make_step
@@ -58,7 +59,7 @@ def given_shapes(teacher: Model | None) -> Given:
     """Shapes and dtypes of what a step is given beside state and batch: a teacher's kernels are in its compute dtype."""
     params: Any = {}
     if teacher is not None:
-        params = jax.eval_shape(lambda key: in_compute_dtype(teacher.config, teacher.init(key)), jax.random.key(0))
+        params = jax.eval_shape(functools.partial(in_compute_dtype, teacher.config), parameter_shapes(teacher.config))
     return Given(params, jax.ShapeDtypeStruct((), np.int32))
 
 

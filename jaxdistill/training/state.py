@@ -14,6 +14,7 @@ from jaxdistill.methods.base import Stage
 from jaxdistill.models import Model, Params
 from jaxdistill.models.encoder import take_layer
 from jaxdistill.models.parameters import flatten, is_stacked, unflatten
+from jaxdistill.models.sizes import parameter_shapes
 from jaxdistill.objectives import projections
 from jaxdistill.training import optimizers, spikes
 
@@ -48,8 +49,7 @@ def create(stage: Stage, params: Params, model: Model | None = None, teacher: Mo
 
 def shapes(stage: Stage, model: Model, teacher: Model | None) -> TrainState:
     """Shapes and dtypes of the state at the start of `stage` on `model`."""
-    key = jax.random.key(0)
-    return jax.eval_shape(lambda: create(stage, model.init(key), model, teacher, key))
+    return jax.eval_shape(lambda params: create(stage, params, model, teacher, jax.random.key(0)), parameter_shapes(model.config))
 
 
 def split(stage: Stage, params: Params, layer: jax.Array) -> tuple[Flat, Flat]:

@@ -51,7 +51,11 @@ def make_step(stage: Stage, model: Model, teacher: Model | None) -> Step:
             (_, sums), gradients = jax.value_and_grad(weighted, has_aux=True)(moving)
             return gradients, sums
 
-        gradients, sums = accumulate(micro_gradients, batch, stage.accumulation, key)
+        if stage.accumulation == 1:
+            gradients, sums = micro_gradients(batch, key)
+        else:
+            zeros = jax.tree.map(jnp.zeros_like, moving), {term.name: jnp.float32(0) for term in stage.terms}
+            gradients, sums = accumulate(micro_gradients, zeros, batch, stage.accumulation, key)
         raw = {name: sums[name] / counts[name] for name in sums}
         loss = sum((term.weight * raw[term.name] for term in stage.terms), jnp.float32(0))
 
@@ -108,19 +112,15 @@ def count_terms(stage: Stage, batch: Batch) -> Arrays:
     return {name: jnp.maximum(count, 1e-5) for name, count in counts.items()}
 
 
-def accumulate(micro_gradients: Callable[[Batch, jax.Array | None], tuple[Flat, Arrays]], batch: Batch, parts: int,
-               key: jax.Array | None) -> tuple[Flat, Arrays]:
-    """Sums gradients and losses over `parts` micro-batches; row i of the batch goes to part i % parts, so that every
-    part is spread over all devices as the batch is."""
-    if parts == 1:
-        return micro_gradients(batch, key)
+def accumulate(micro_gradients: Callable[[Batch, jax.Array | None], tuple[Flat, Arrays]], zeros: tuple[Flat, Arrays],
+               batch: Batch, parts: int, key: jax.Array | None) -> tuple[Flat, Arrays]:
+    """Sums gradients and losses over `parts` micro-batches, from `zeros` on; row i of the batch goes to part i % parts, so that
+    every part is spread over all devices as the batch is."""
     micros = {name: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1) for name, x in batch.items()}
 
     def body(total: tuple[Flat, Arrays], xs: tuple[Batch, jax.Array]) -> tuple[tuple[Flat, Arrays], None]:
         part_key = None if key is None else jax.random.fold_in(key, xs[1])
         return jax.tree.map(jnp.add, total, micro_gradients(xs[0], part_key)), None
 
-    first = {name: x[0] for name, x in micros.items()}
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(lambda b: micro_gradients(b, key), first))
     total, _ = jax.lax.scan(body, zeros, (micros, jnp.arange(parts)))
     return total
