@@ -1,12 +1,14 @@
-"""Whether two commits compute the same numbers, to the bit: short runs of every kind of stage, by turns on this machine.
+"""Whether two commits compute the same numbers, to the bit: short runs of every kind of stage, on this machine.
 
     python benchmarks/digests.py --old=COMMIT [--new=COMMIT] [--only=8-fused-2,packed] [--json=PATH]
 
 Left out, `--new` is the working tree. A case is what all its stages share: how many devices (1 or 8, shown by the CPU), plain or
-fused losses, how many micro-batches; beside those nine there are packed rows, a student of another width, and fine-tuning. A case
+fused losses, how many micro-batches; beside those eight there are parameters split over a mesh and bfloat16, packed rows, a
+student of another width, and fine-tuning. A case
 runs in a process of its own for each commit, both at once; they read one text, made here. Compared are the
 parameters after each stage, all metrics of each step, and the results on held-out text. CPUs differ, so nothing is stored:
-a digest means something only beside another one of the same run. Exit code 1 if anything differs.
+a digest means something only beside another one of the same run. Programs are compiled with hardly any optimisation, which
+saves most of the time. Exit code 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 CASES = (*(f"{devices}-{losses}-{parts}" for devices in (1, 8) for losses in ("plain", "fused") for parts in (1, 2)),
-         "packed", "narrow", "finetune")
-TIMES = ("time", "seconds", "per_second", "mfu", "tflops")  # in names of numbers that no two runs share
+         "8-split", "packed", "narrow", "finetune")
+TIMES = ("time", "seconds", "_per_second")  # ends of names of numbers that no two runs share; MFU follows from them
 
 
 def main() -> None:
@@ -138,10 +140,10 @@ def numbers(case: str, folder: Path) -> dict[str, Any]:
         return found | metrics(workdir)
     results = jaxdistill.train(recipe(case, folder.parent / "text.txt"), workdir)
     for name, row in results["networks"].items():
-        found |= {f"{name}: {key}": value for key, value in row.items() if not key.endswith(TIMES)}
+        found |= {f"network {name}: {key}": value for key, value in row.items() if not key.endswith(TIMES)}
     for page in sorted(workdir.glob("stages/*/stage.json")):
         held = json.loads(page.read_text())
-        found |= {f"{page.parent.name}: {key}": held.get(key) for key in ("sha256", "layers", "best", "skipped", "examples")}
+        found |= {f"stage {page.parent.name}: {key}": held.get(key) for key in ("sha256", "layers", "best", "skipped", "examples")}
     return found | metrics(workdir)
 
 
@@ -149,7 +151,7 @@ def metrics(workdir: Path) -> dict[str, Any]:
     """All scalars of each step."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return {f"{line['stage']}, step {line['step']}: {name}": value for line in lines for name, value in line.items()
-            if isinstance(value, float | int) and not any(part in name for part in TIMES)}
+            if not (isinstance(value, str) or name.endswith(TIMES) or name.startswith("mfu"))}
 
 
 def sha(file: Path) -> str:
@@ -173,8 +175,12 @@ def recipe(case: str, source: Path) -> Any:
     config.evaluation.update({"batch_size": 16, "max_examples": 64})
     config.update({"log_every": 1, "export": False})
     config.checkpoint.every_steps = 2
-    devices, losses, parts = case.split("-") if case[0].isdigit() else ("1", "fused", "1")
+    devices, losses, parts = case.split("-") if case.count("-") == 2 else ("1", "fused", "1")
     config.mesh.data = int(devices)
+    if case == "8-split":
+        config.mesh.update({"data": 2, "fsdp": 2, "tensor": 2})
+        for model in (config.teacher.model, config.student.model):
+            model.dtype = "bfloat16"
     config.objectives.fused = losses == "fused"
 
     def add(name: str, kind: str, start: str = "copy", **changes: Any) -> None:
@@ -195,6 +201,10 @@ def recipe(case: str, source: Path) -> Any:
         add("joint", "joint")
         return config
     add("soft", "progressive", decay="constant")
+    if case == "8-split":
+        add("strict", "progressive", freezing="strict")
+        add("auxiliary", "auxiliary", dropout=True)
+        return config
     add("strict", "progressive", freezing="strict", layer_map=(0, 0, 2))
     add("soft_tf1", "progressive", tf1_statistics=True)
     add("joint", "joint", optimizer="adamw", bias_correction=True)

@@ -138,8 +138,8 @@ def kept_taps(recipe: Recipe, stage: Stage, length: int) -> str:
     shapes = [(tap_shapes(model.config, 1, length), stage.taps(whose))
               for model, whose in ((recipe.model(stage.network), "student"), (recipe.teacher, "teacher"))]
     numbers = sum(math.prod(taps[tap].shape) * taps[tap].dtype.itemsize for taps, wanted in shapes for tap in wanted)
-    return (f"stage {stage.name!r} keeps every layer's taps, {numbers / 2**20:,.2g} MiB a row: a layer map that goes back, or "
-            "tf1_statistics, cannot be walked in lock-step")
+    return (f"stage {stage.name!r} keeps every layer's taps, {numbers / 2**20:,.2g} MiB a row: a layer map that goes back, two "
+            "maps, or tf1_statistics cannot be walked in lock-step")
 
 
 def hold(held: contextlib.ExitStack, folder: Workdir, config: ConfigDict) -> None:

@@ -20,6 +20,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ["JAXDISTILL_PROGRESS"] = "0"
 
 import contextlib
+import ctypes
 import functools
 import gc
 import random
@@ -48,12 +49,13 @@ MOST_MEMORY = 3 * 2**30
 def bounded_memory():
     """Programs are shared by the tests of all files, until they take too much of the machine's memory."""
     yield
-    with contextlib.suppress(OSError), open("/proc/self/statm") as file:
+    with contextlib.suppress(OSError, AttributeError), open("/proc/self/statm") as file:
         if int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") > MOST_MEMORY:
             for cache in (jitted_step, programs.compile_step, programs.compile_start, programs.compile_losses):
                 cache.cache_clear()
             jax.clear_caches()
             gc.collect()
+            ctypes.CDLL(None).malloc_trim(0)  # what is free goes back
 
 
 SMALL = dict(

@@ -73,7 +73,7 @@ def imported(file):
 
 
 def test_no_import_goes_round_in_a_circle():
-    """A module stands on others that do not stand on it, whenever they are imported."""
+    """A module stands on others that do not stand on it, at its top or in a function."""
     modules = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
                for file in PACKAGE.rglob("*.py")}
     graphlib.TopologicalSorter({name: imported(file) - {name} for name, file in modules.items() if name != "jaxdistill"}).prepare()

@@ -36,10 +36,11 @@ def parse_options(text: str) -> tuple[Any, Any]:
         BadInput: Beam is not installed; an unknown runner or option, or a value or combination that Beam refuses.
     """
     require()
-    from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
-    from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
-    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-    from apache_beam.runners.runner import create_runner
+    with files.quiet_logging():
+        from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+        from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
+        from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+        from apache_beam.runners.runner import create_runner
 
     flags = [f"--{option.strip()}" for option in text.split(",") if option.strip()]
     said = io.StringIO()

@@ -1,4 +1,7 @@
-"""How a document becomes records: spans of consecutive tokens, cut between words. Called by `prepare` and its Beam pipeline."""
+"""How a document becomes records: spans of consecutive tokens, cut between words. Called by `prepare` and its Beam pipeline.
+
+Whoever changes what comes out raises `prepare._FORMAT_VERSION`.
+"""
 
 from __future__ import annotations
 

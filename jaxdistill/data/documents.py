@@ -1,4 +1,7 @@
-"""A document of a text, and its sentences. What every reader of text makes; see `sources`."""
+"""A document of a text, and its sentences. What every reader of text makes; see `sources`.
+
+Whoever changes how sentences are cut raises `prepare._FORMAT_VERSION`.
+"""
 
 from __future__ import annotations
 

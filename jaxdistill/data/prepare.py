@@ -1,4 +1,4 @@
-"""Turns a text source into records on disk, once: `prepare` writes a TFDS ArrayRecord set, `load_prepared` finds it.
+"""Turns a text source into records on disk, once: `prepare` writes a TFDS ArrayRecord set, or finds it.
 
 A record is a span of consecutive tokens of one document, as long as a row has room for ([CLS], two [SEP] and L - 3
 tokens); a tenth of them are shorter (BERT, arXiv:1810.04805, appendix A.2), with a uniformly drawn length. Spans follow
@@ -147,8 +147,8 @@ def _write(
 def _pipeline() -> Any:
     """The module that prepares text with Apache Beam."""
     beam.require()
-    from jaxdistill.data.prepared_text import pipeline
-
+    with files.quiet_logging():  # Beam says which of its extras are not there
+        from jaxdistill.data.prepared_text import pipeline
     return pipeline
 
 

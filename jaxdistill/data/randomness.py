@@ -4,7 +4,7 @@ No generator is ever advanced, so a batch can be made anywhere, in any order, on
 same: that is what makes resuming exact and the number of hosts free to change. The bits are SplitMix64 (Steele, Lea
 and Flood 2014, "Fast splittable pseudorandom number generators"), vectorised over uint64 arrays; the shuffle is a
 Feistel network with cycle walking (Black and Rogaway 2002). Both are written out here, rather than taken from
-`numpy.random`, whose streams may change between NumPy versions. Used by `prepare`, `pairs`, `masking`, `loader`.
+`numpy.random`, whose streams may change between NumPy versions. Used by `cutting`, `pairs`, `masking`, `loader`.
 """
 
 from __future__ import annotations

@@ -149,8 +149,9 @@ def costs(config: ConfigDict, recipe: Recipe, stage: Stage, mesh: jax.sharding.M
     model = recipe.model(stage.network)
     teacher = recipe.teacher if stage.needs_teacher else None
     layers = model.config.num_layers
-    depths = next((term.layer_map for term in stage.terms if term.layer_map), None) or range(layers)
-    followed = [at for at in depths if at >= 0]
+    maps = [term.layer_map for term in stage.terms if term.layer_map] or [tuple(range(layers))]
+    depths = maps[0]  # the only one, where it is walked
+    followed = sorted(at for layer_map in maps for at in layer_map if at >= 0)
     # Between two layers that a student's layers follow, a joint stage's teacher runs those that none does.
     skipped = max(followed[-1] + 1 - len(set(followed)), 0) / len(followed)
     program = Program(compiled.as_text(), mesh.devices.size,

@@ -121,8 +121,7 @@ class Checkpoints:
 
     def _read(self, step: int, like: TrainState, mesh: jax.sharding.Mesh) -> tuple[TrainState, dict[str, Any]]:
         """One checkpoint. Raises `Damaged` on every process if one of them finds it so."""
-        target = jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), like,
-                              sharding.shardings(mesh, like))
+        target = sharding.placed_shapes(mesh, like)
         folder = self._directory / str(step)
 
         def read() -> tuple[str, dict[str, Any], TrainState | None]:

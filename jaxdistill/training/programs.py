@@ -2,7 +2,8 @@
 
 Whatever differs between two runs of one recipe is an argument of these programs and not a constant in them: parameters, text,
 seed. So start-up, which traces every step, and the stage itself share one program, and so do all seeds of a recipe.
-Called by loop, run, resolve and planning.
+Module constants (`fused.CHUNK_NUMBERS`)
+are read when a step is traced: whoever changes one clears these caches. Called by loop, run, resolve and planning.
 """
 
 from __future__ import annotations

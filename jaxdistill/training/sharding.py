@@ -2,7 +2,7 @@
 
 Mesh axes: `data` (whole copies of the parameters), `fsdp` (parameters and optimizer state split, gathered where they
 are used; the batch is split over it too) and `tensor` (attention heads and feed-forward neurons split). Global sums
-come from `jit` with these shardings: a loss is written once, over the global batch. Called by run, loop, evaluation.
+come from `jit` with these shardings: a loss is written once, over the global batch. Called by run, loop, programs, evaluation.
 """
 
 from __future__ import annotations

@@ -71,7 +71,8 @@ def step_flops(stage: Stage, model: Model, teacher: Model | None, length: int, m
     if not stage.progressive:
         student = _forward(model, heads("student"), length, masked_positions)
         if teacher is not None:
-            student += sum(_projected_states(term, model) for term in stage.terms if term.projection) * (
+            projected = {(term.definition.reads, term.layer_map): term for term in stage.terms if term.projection}
+            student += sum(_projected_states(term, model) for term in projected.values()) * (
                 2 * length * model.config.hidden_size * teacher.config.hidden_size)
         student *= 1 + backward
         other = 0.0

@@ -1,4 +1,4 @@
-"""What a stage carries from step to step, and which of it moves. Called by step, loop and checkpoints."""
+"""What a stage carries from step to step, and which of it moves. Called by step, programs and checkpoints."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def test_a_projection_is_a_matrix_and_a_bias():
 
 def test_a_loss_without_a_projection_reads_the_tap_itself():
     maps = {"hidden": {"kernel": jnp.ones((3, 5)), "bias": jnp.ones(5)}}
-    losses = {term.loss: term.definition for term in make_stage("intermediate", 2, **SETTINGS).terms}
+    losses = {term.name: term.definition for term in make_stage("intermediate", 2, **SETTINGS).terms}
     taps = {"hidden": jnp.ones((2, 4, 3)), "attention_scores": jnp.ones((2, 1, 4, 4))}
     found = projections.projected(maps, losses, taps)
     assert found.keys() == {"hidden", "attention_scores", "hidden(hidden)"} and found["hidden"] is taps["hidden"]

@@ -72,7 +72,9 @@ def slow_steps(monkeypatch, products):
         return longer
 
     monkeypatch.setattr(programs, "make_step", make_step)
-    monkeypatch.setattr(loop, "compile_step", programs.compile_step.__wrapped__)  # neither finds nor leaves one
+    uncached = programs.compile_step.__wrapped__  # neither finds one nor leaves one
+    monkeypatch.setattr(loop, "compile_step", uncached)
+    monkeypatch.setattr(programs, "compile_step", uncached)
 
 
 def saved(workdir, stage="teacher"):

@@ -212,5 +212,3 @@ def _write_totals(blocks: list[tuple[Place, int, np.ndarray]], folder: str, part
     epath.Path(folder).mkdir(parents=True, exist_ok=True)
     (epath.Path(folder) / "sizes.npy").write_bytes(content.getvalue())
     (epath.Path(folder) / "counts.json").write_text(json.dumps(counts))
-
-
