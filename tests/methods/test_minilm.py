@@ -27,7 +27,8 @@ def test_mistakes(changes, words):
 
 
 @pytest.mark.parametrize("kind, changes", [
-    ("relations", dict(teacher_layer=1, relation_heads=4)), ("joint", dict(layer_map=(0, 1, -1))), ("distill", dict(nsp=0.0))])
+    pytest.param("relations", dict(teacher_layer=1, relation_heads=4), marks=pytest.mark.slow),
+    ("joint", dict(layer_map=(0, 1, -1))), pytest.param("distill", dict(nsp=0.0), marks=pytest.mark.slow)])
 def test_what_nothing_teaches_is_not_destroyed(kind, changes, teacher_params):
     """LAMB would scale the decay of a variable without gradient to the variable's own length: gone in some steps."""
     stage = make_stage(kind, learning_rate=0.1, decay="constant", steps=20, **changes)

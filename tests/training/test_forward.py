@@ -56,7 +56,9 @@ CASES = {
     "strict, some layers, tf1": (SHORT, dict(kind="progressive", freezing="strict", layer_map=(2, 1), tf1_unmasked=True)),
 }
 
-RARE = {name for name in CASES if name.endswith(("alone", "no projection", "for all", "upper layers", "joint, tf1"))}
+RARE = {name for name in CASES if name.endswith(
+    ("alone", "no projection", "for all", "upper layers", "lower layers", "some layers", "not at all", "joint, tf1", "with dropout",
+     "intermediate, backwards"))}
 
 
 def case(name):
@@ -134,7 +136,7 @@ def test_two_terms_of_one_loss_have_sums_of_their_own(maps, fused_on, teacher_pa
     check((both[0], both[1], both[2]), (both[0], sums, {name: alone[0][2][name] + alone[1][2][name] for name in both[2]}))
 
 
-@pytest.mark.parametrize("name", ["auxiliary", "strict", "relations"])
+@pytest.mark.parametrize("name", ["auxiliary", "strict", pytest.param("relations", marks=pytest.mark.slow)])
 def test_the_number_of_rows_at_once_changes_nothing(name, teacher_params, monkeypatch):
     """Rows of a layer in chunks, on one device and on several: whose rows they are, and in which order they come back."""
     stage, model = case(name)
@@ -165,7 +167,7 @@ def test_the_size_of_a_chunk_of_words_changes_nothing(chunk, teacher_params, mon
     check(results(dataclasses.replace(stage, fused=True), model, params, teacher_params, batch), plain)
 
 
-@pytest.mark.parametrize("name", ["auxiliary", "strict", "soft"])
+@pytest.mark.parametrize("name", ["soft", *(pytest.param(name, marks=pytest.mark.slow) for name in ("auxiliary", "strict"))])
 def test_fused_equals_plain_with_residual_streams_in_bfloat16(name, teacher_params):
     """To what eight bits allow: hidden states and their gradients are rounded to them, in another order."""
     stage, model = case(name)

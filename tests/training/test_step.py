@@ -124,7 +124,7 @@ def train_by_hand(stage, model, teacher_params, steps):
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind == "soft, tf1" else ()) for kind in PROGRESSIVE]
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind.startswith("soft, ") else ()) for kind in PROGRESSIVE]
 )
 def test_progressive_training_is_the_training_one_would_write_by_hand(kind, teacher_params):
     """Losses and parameters over all phases; one executable for all of them; embeddings and heads as they were; the
@@ -227,7 +227,7 @@ def test_distillation_loss_is_that_of_the_outputs(teacher_params):
         np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["soft", "strict", "auxiliary"])
+@pytest.mark.parametrize("kind", [pytest.param("soft", marks=pytest.mark.slow), "strict", "auxiliary"])
 def test_micro_batches_are_one_batch(kind, teacher_params):
     """With unequal numbers of words and tokens in the parts: losses, gradients (in the moments), then parameters."""
     given = pretraining_batch(3)
@@ -342,7 +342,11 @@ def test_padding_changes_no_gradient(teacher_params):
 
 @pytest.mark.parametrize(
     "kind, changes",
-    [("strict", {}), ("auxiliary", {}), ("relations", dict(relation_heads=2, teacher_layer=1))],
+    [
+        pytest.param("strict", {}, marks=pytest.mark.slow),
+        ("auxiliary", {}),
+        pytest.param("relations", dict(relation_heads=2, teacher_layer=1), marks=pytest.mark.slow),
+    ],
     ids=["strict", "auxiliary", "relations"],
 )
 def test_packing_changes_no_gradient(kind, changes, teacher_params):
