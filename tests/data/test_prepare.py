@@ -96,6 +96,18 @@ def test_the_digest_follows_source_and_settings(
     assert key() == keys[0]
 
 
+def test_documents_by_blank_lines_have_the_digest_of_earlier_versions(
+    text_file: Path, tokenizer: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """So that sets prepared before there was a choice are found."""
+    named: list[Any] = []
+    monkeypatch.setattr(preparing, "_write", lambda folder, source, tokenizer, settings, *_: named.append(settings))
+    monkeypatch.setattr(preparing, "load_prepared", lambda folder: folder.name)
+    digests = [prepare(str(text_file), tokenizer, tmp_path, sequence_length=64, documents=documents)
+               for documents in ("blank_lines", "lines")]
+    assert "documents" not in named[0] and named[1] == named[0] | {"documents": "lines"} and digests[0] != digests[1]
+
+
 def test_an_error_in_the_middle_leaves_nothing(text_file: Path, tokenizer: Any, tmp_path: Path) -> None:
     def stop(done: int) -> None:
         if done >= 64:

@@ -11,6 +11,7 @@ import jaxdistill
 from jaxdistill import cli, interop
 from jaxdistill.data.tokenizers import train_wordpiece
 from jaxdistill.models import Model, preset
+from tests.conftest import tiny_config
 from tests.interop.tiny import SHRUNK, random_params
 
 WORDS = ("stone", "engine", "winter", "paper", "garden", "signal")
@@ -214,3 +215,17 @@ def test_predictions_have_a_line_for_each_row(tmp_path):
     text = LabelledText(("two\nlines", "a\ttab"), None, np.int32([0, 1]), ("a", "b"))
     _write_predictions(tmp_path, text, np.int32([1, 1]))
     assert (tmp_path / "predictions.tsv").read_text() == "label\tprediction\ttext\na\tb\ttwo lines\nb\tb\ta tab\n"
+
+
+def test_a_workdir_in_which_another_command_began_is_refused(finetune, model, tmp_path, text_source, capsys):
+    """Nothing depends on it yet, but it is not ours to take: the next call of the other command would find another run there."""
+    recipe = tiny_config(text_source).to_json()
+    for name, held in (("trained", recipe), ("tuned", json.dumps({"task_file": "x.tsv"}))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(held)
+    (tmp_path / "recipe.json").write_text(recipe)
+    ours = finetune(model, table(tmp_path / "task.tsv"), workdir=tmp_path / "trained")
+    theirs = cli.main(["train", f"--config={tmp_path / 'recipe.json'}", f"--workdir={tmp_path / 'tuned'}"])
+    for code, err in ((ours[0], ours[2]), (theirs, capsys.readouterr().err)):
+        assert code == 2 and "was begun by another command; give a new or empty folder" in err and err.count("\n") == 1
+    assert [sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("trained", "tuned")] == [["config.json"]] * 2
