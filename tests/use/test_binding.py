@@ -351,3 +351,15 @@ def test_a_record_of_other_types_is_damaged(train, teacher_alone, change):
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     code, _, err = train(*TEACHER_ALONE, workdir=teacher_alone)
     assert_one_line(code, err, "inputs.json is damaged")
+
+
+def test_a_file_of_the_user_beside_the_export_is_said_before_training(train, workdir):
+    """The export would replace the folder; a finished run leaves its export alone, and what was put there."""
+    (workdir / "student" / "thesis.txt").write_text("mine")
+    code, _, err = train()
+    assert code == 0, err
+    shutil.rmtree(workdir / "stages" / "distill")
+    (workdir / "DONE").unlink()
+    code, _, err = train()
+    assert_one_line(code, err, "thesis.txt", "which is no part of a saved model, so it is not replaced")
+    assert not (workdir / "stages" / "distill").exists() and (workdir / "student" / "thesis.txt").read_text() == "mine"
