@@ -220,6 +220,8 @@ def _reported(folder: epath.Path, settings: dict[str, Any]) -> dict[str, Any] | 
     results = read_page(file, "delete it") if whole else {}
     if results.get("settings") != json.loads(json.dumps(settings)):
         return None
+    if said := interop.damage(folder / "model"):
+        print(f"jaxdistill: {said}", file=sys.stderr, flush=True)
     return {**results, **_written(folder)}
 
 

@@ -41,13 +41,16 @@ def write_results(workdir: epath.PathLike, results: Mapping[str, Any], name: str
 
 
 def read_results(workdir: epath.PathLike) -> dict[str, Any]:
-    """What `results.json` holds; {} if there is none, or none that can be read."""
+    """What `results.json` holds; {} if there is none, or none that can be read as one."""
     path = epath.Path(workdir) / RESULTS_FILE
     try:
         found = json.loads(path.read_text()) if path.exists() else {}
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    sections = [found.get(name) or {} for name in ("networks", "stages", "corpus")] if isinstance(found, dict) else [None]
+    whole = all(isinstance(section, dict) for section in sections) and all(
+        isinstance(row, dict) for section in sections[:2] for row in section.values())
+    return found if whole else {}
 
 
 def format_table(results: Mapping[str, Any]) -> str:

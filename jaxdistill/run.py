@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -339,6 +340,8 @@ class Run:
         kept = before.get("student_sha256") == results.get("student_sha256") and "export" in before and interop.has_weights(student)
         if kept:
             results["export"] = before["export"]
+            if said := interop.damage(student):
+                print(f"jaxdistill: {said}", file=sys.stderr, flush=True)
         if not again:
             results["seconds"] = round(time.perf_counter() - started, 1)
             report.write_results(self.folder.path, results)  # before the export, so that nothing measured can be lost to it

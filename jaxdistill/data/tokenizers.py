@@ -15,7 +15,7 @@ import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -318,13 +318,15 @@ def _occurrence(tokens: list[str]) -> Iterator[int]:
         seen[token] += 1
 
 
-def _check_special(tokens: Iterable[str], shown: str) -> None:
+def _check_special(tokens: Collection[str], shown: str) -> None:
     missing = [token for token in SPECIAL_TOKENS if token not in set(tokens)]
     if missing:
         raise BadInput(
             f"vocabulary {shown!r} lacks {', '.join(missing)}: expected a complete BERT vocabulary with "
             f"{', '.join(SPECIAL_TOKENS)}; is it truncated, or of another kind of model?"
         )
+    if not set(tokens) - set(SPECIAL_TOKENS):
+        raise BadInput(f"vocabulary {shown!r} has no words beside {', '.join(SPECIAL_TOKENS)}; is it truncated?")
 
 
 def describe(tokenizer: Any, shown: str = "the tokenizer") -> Vocabulary:

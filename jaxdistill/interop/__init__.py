@@ -11,6 +11,7 @@ from jaxdistill.interop.pretrained import (
     Exported,
     Said,
     check_replaceable,
+    damage,
     from_pretrained,
     has_weights,
     locate,
@@ -21,6 +22,6 @@ from jaxdistill.interop.pretrained import (
 )
 from jaxdistill.interop.verify import verify_export
 
-__all__ = ["FORMATS", "OWN_FORMAT", "Exported", "Said", "check_replaceable", "from_pretrained", "has_weights", "labels",
+__all__ = ["FORMATS", "OWN_FORMAT", "Exported", "Said", "check_replaceable", "damage", "from_pretrained", "has_weights", "labels",
            "locate", "model_card", "read_config", "said_by", "save_pretrained",
            "verify_export", "why_not_huggingface", "why_own_format"]

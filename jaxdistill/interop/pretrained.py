@@ -316,6 +316,15 @@ def check_replaceable(target: epath.Path) -> None:
                        "away, or choose another folder")
 
 
+def damage(directory: epath.Path) -> str:
+    """What is wrong with an exported folder, one line; "" if it can be loaded."""
+    try:
+        from_pretrained(directory)
+    except BadInput as error:
+        return f"the exported model cannot be used any more ({error}); delete {directory}, and the same command writes it again"
+    return ""
+
+
 def has_weights(directory: epath.Path) -> bool:
     """Whether a folder holds weights in any form that we read."""
     return any((directory / name).exists() for name in weight_files.FORMS)

@@ -71,6 +71,7 @@ def test_encoding_documents(tokenizer: Any) -> None:
         (b"", ["empty"]),
         ("\n".join([*SPECIAL, "a", "b", "a"]).encode(), ["line 8", "'a'"]),
         ("\n".join(SPECIAL[:3]).encode(), ["[SEP], [MASK]", "truncated"]),
+        ("\n".join(SPECIAL).encode(), ["no words beside", "truncated"]),
         (b"[PAD]\n\xff\xfe\n", ["UTF-8", "byte 6"]),
     ],
 )

@@ -363,3 +363,27 @@ def test_a_file_of_the_user_beside_the_export_is_said_before_training(train, wor
     code, _, err = train()
     assert_one_line(code, err, "thesis.txt", "which is no part of a saved model, so it is not replaced")
     assert not (workdir / "stages" / "distill").exists() and (workdir / "student" / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", [
+    "", "[]", '{"networks": 5}', '{"networks": {"teacher": 5}}', '{"stages": []}', '{"corpus": [1]}'])
+def test_damaged_results_are_made_again(train, workdir, content):
+    before = json.loads((workdir / "results.json").read_text())
+    (workdir / "results.json").write_text(content)
+    code, _, err = train()
+    assert code == 0, err
+    again = json.loads((workdir / "results.json").read_text())
+    assert again["networks"].keys() == before["networks"].keys() and again["student_sha256"] == before["student_sha256"]
+
+
+@pytest.mark.parametrize("file, content", [("model.safetensors", b"cut"), ("config.json", b"{")])
+def test_a_damaged_export_of_a_finished_run_is_said(train, workdir, file, content):
+    """It is the user's, so it stays; deleted, it is written again."""
+    (workdir / "student" / file).write_bytes(content)
+    code, _, err = train()
+    assert code == 0 and err.count("\n") == 1, err
+    assert "the exported model cannot be used any more" in err and f"delete {workdir / 'student'}" in err
+    assert (workdir / "student" / file).read_bytes() == content
+    shutil.rmtree(workdir / "student")
+    code, _, err = train()
+    assert code == 0 and not err and (workdir / "student" / file).read_bytes() != content

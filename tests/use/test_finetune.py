@@ -217,6 +217,16 @@ def test_predictions_have_a_line_for_each_row(tmp_path):
     assert (tmp_path / "predictions.tsv").read_text() == "label\tprediction\ttext\na\tb\ttwo lines\nb\tb\ta tab\n"
 
 
+def test_a_damaged_model_of_a_finished_call_is_said(finetune, model, tmp_path):
+    task = table(tmp_path / "task.tsv")
+    assert finetune(model, task)[0] == 0
+    (tmp_path / "ft" / "model" / "config.json").write_text("{")
+    code, _, err = finetune(model, task)
+    assert code == 0 and f"delete {tmp_path / 'ft' / 'model'}, and the same command writes it again" in err, err
+    shutil.rmtree(tmp_path / "ft" / "model")
+    assert finetune(model, task)[0] == 0 and interop.from_pretrained(tmp_path / "ft" / "model")
+
+
 def test_a_workdir_in_which_another_command_began_is_refused(finetune, model, tmp_path, text_source, capsys):
     """Nothing depends on it yet, but it is not ours to take: the next call of the other command would find another run there."""
     recipe = tiny_config(text_source).to_json()

@@ -165,4 +165,4 @@ def test_no_absurd_value_ends_in_anything_but_a_line(tmp_path, monkeypatch):
                 pass
             except Exception as error:
                 raise AssertionError(f"config.{name}={value!r}") from error
-    assert refused
+    assert refused > len(kept)  # most values cannot be meant
