@@ -47,7 +47,9 @@ def read_results(workdir: epath.PathLike) -> dict[str, Any]:
         found = json.loads(path.read_text()) if path.exists() else {}
     except (ValueError, RecursionError):
         return {}
-    sections = [found.get(name) or {} for name in ("networks", "stages", "corpus")] if isinstance(found, dict) else [None]
+    if not isinstance(found, dict):
+        return {}
+    sections: list[Any] = [found.get(name) or {} for name in ("networks", "stages", "corpus")]
     whole = all(isinstance(section, dict) for section in sections) and all(
         isinstance(row, dict) for section in sections[:2] for row in section.values())
     return found if whole else {}
