@@ -30,7 +30,7 @@ STAGES = {
     "packed": dict(kind="auxiliary", accumulation=2, batch_size=16),
 }
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 4, 1), "tensor": (1, 1, 2), "mixed": (2, 2, 2)}
-FAST = {("soft", "mixed"), ("strict", "fsdp"), ("distill", "fsdp"), ("auxiliary", "tensor"),
+FAST = {("relations", "tensor"), ("soft", "mixed"), ("strict", "fsdp"), ("distill", "fsdp"), ("auxiliary", "tensor"),
         ("packed", "mixed"), ("intermediate", "mixed")}
 
 
