@@ -1,4 +1,5 @@
-"""`jaxdistill` and `python -m jaxdistill`: signals are listened to before anything else is imported, then the command line."""
+"""`jaxdistill` and `python -m jaxdistill`: signals are listened to before anything else is
+imported, then the command line."""
 
 import sys
 

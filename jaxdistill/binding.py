@@ -1,9 +1,10 @@
-"""What a run has read, by content: text, tokenizer and given models belong to its networks from the first stage to the export.
+"""What a run has read, by content: text, tokenizer and given models belong to its networks from the
+first stage to the export.
 
-`inputs.json` in the workdir holds the digests, `tokenizer/` the tokenizer itself, both written before the first step. From
-then on the run keeps that text and that tokenizer whatever becomes of their sources; a given model that is another one
-now is refused. A path says nothing: the same content elsewhere is the same. Called by inputs and run.
-"""
+`inputs.json` in the workdir holds the digests, `tokenizer/` the tokenizer itself, both written
+before the first step. From then on the run keeps that text and that tokenizer whatever becomes of
+their sources; a given model that is another one now is refused. A path says nothing: the same
+content elsewhere is the same. Called by inputs and run."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ TOKENIZER = "tokenizer"  # a folder
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """One part of the text: as the recipe named it, the digests of what stood there and of the records made of it."""
+    """One part of the text: as the recipe named it, the digests of what stood there and of the
+    records made of it."""
 
     source: str
     source_digest: str
@@ -36,8 +38,9 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """Digests of all that a run reads. `models`: by name, of those given by folder. `documentation`: of the default corpus,
-    its own digest and the versions of the packages that it is from; empty for other text."""
+    """Digests of all that a run reads. `models`: by name, of those given by folder.
+    `documentation`: of the default corpus, its own digest and the versions of the packages that it
+    is from; empty for other text."""
 
     tokenizer: str
     text: Mapping[str, Text]
@@ -46,12 +49,14 @@ class Inputs:
 
     @property
     def digest(self) -> str:
-        """Of what every stage reads: pages of stages hold it. Given models have digests of their own there."""
+        """Of what every stage reads: pages of stages hold it. Given models have digests of their
+        own there."""
         return digest_of([self.tokenizer, {part: text.digest for part, text in self.text.items()}])
 
 
 def read(workdir: epath.Path) -> Inputs | None:
-    """What the run in `workdir` has read; None if nothing was trained there yet, or by a version that did not record it."""
+    """What the run in `workdir` has read; None if nothing was trained there yet, or by a version
+    that did not record it."""
     file = workdir / FILE
     if not (begun(workdir) and file.exists()):
         return None
@@ -59,22 +64,31 @@ def read(workdir: epath.Path) -> Inputs | None:
     try:
         text = {part: Text(**page["text"][part]) for part in ("train", "heldout")}
         held = Inputs(page["tokenizer"], text, dict(page["models"]), dict(page["documentation"]))
-        words = [held.tokenizer, *held.models.values(), *(word for part in text.values() for word in dataclasses.astuple(part))]
+        words = [
+            held.tokenizer,
+            *held.models.values(),
+            *(word for part in text.values() for word in dataclasses.astuple(part)),
+        ]
         if not all(isinstance(word, str) for word in words):
             raise TypeError("a digest or a source is no text")
         return held
     except (KeyError, TypeError, ValueError) as error:
-        raise BadInput(f"{file} is damaged ({type(error).__name__}: {error}); put back a copy of it, or give another "
-                       "workdir") from error
+        raise BadInput(
+            f"{file} is damaged ({type(error).__name__}: {error}); put back a copy of it, or give another "
+            "workdir"
+        ) from error
 
 
 def write(workdir: epath.Path, inputs: Inputs, tokenizer: Any) -> None:
-    """Binds a workdir to what its run reads. `inputs.json` comes last: where it is, the tokenizer is too."""
+    """Binds a workdir to what its run reads. `inputs.json` comes last: where it is, the tokenizer
+    is too."""
     (workdir / TOKENIZER).rmtree(missing_ok=True)
     save_tokenizer(tokenizer, workdir / TOKENIZER)
     if tokenizer_digest(load_tokenizer(workdir / TOKENIZER)) != inputs.tokenizer:
-        raise BadInput("the tokenizer is another one when it is saved and loaded again; save it with transformers' "
-                       "save_pretrained first, and give that folder as config.data.tokenizer")
+        raise BadInput(
+            "the tokenizer is another one when it is saved and loaded again; save it with transformers' "
+            "save_pretrained first, and give that folder as config.data.tokenizer"
+        )
     record(workdir, inputs)
 
 
@@ -84,7 +98,8 @@ def record(workdir: epath.Path, inputs: Inputs) -> None:
 
 
 def bound_tokenizer(workdir: epath.Path, held: Inputs) -> Any:
-    """The tokenizer that a run is bound to. Raises `BadInput` if its folder is gone or holds another one."""
+    """The tokenizer that a run is bound to. Raises `BadInput` if its folder is gone or holds
+    another one."""
     folder = workdir / TOKENIZER
     advice = f"put back a copy of {folder}, or give another workdir"
     try:
@@ -92,28 +107,35 @@ def bound_tokenizer(workdir: epath.Path, held: Inputs) -> Any:
     except BadInput as error:
         raise BadInput(f"this run's tokenizer cannot be read ({error}); {advice}") from error
     if tokenizer_digest(tokenizer) != held.tokenizer:
-        raise BadInput(f"the tokenizer in {folder} is not the one that this run began with; {advice}")
+        raise BadInput(
+            f"the tokenizer in {folder} is not the one that this run began with; {advice}"
+        )
     return tokenizer
 
 
 def model_digest(model: Model, params: Params) -> str:
-    """Of a model's architecture and weights. How it computes (dtypes) is not its own, and fields that a later version adds
-    must not make another model of it: only what is not at its default counts."""
+    """Of a model's architecture and weights. How it computes (dtypes) is not its own, and fields
+    that a later version adds must not make another model of it: only what is not at its default
+    counts."""
     usual = ModelConfig().to_dict()
-    fields = {name: value for name, value in model.config.to_dict().items()
-              if value != usual.get(name) and name not in ("dtype", "residual_dtype")}
+    fields = {
+        name: value
+        for name, value in model.config.to_dict().items()
+        if value != usual.get(name) and name not in ("dtype", "residual_dtype")
+    }
     return digest_of([fields, digest(params)])
 
 
 def check_models(held: Inputs | None, now: Mapping[str, str], places: Mapping[str, str]) -> None:
-    """Raises `BadInput` if a given model is not the one that the run began with. `now`: as `Inputs.models`; `places`: where
-    each was given."""
+    """Raises `BadInput` if a given model is not the one that the run began with. `now`: as
+    `Inputs.models`; `places`: where each was given."""
     for name in held.models.keys() | now.keys() if held is not None else ():
         assert held is not None
         before = held.models.get(name)
         if before != now.get(name):
             shown = [value[:12] + "..." if value else "none" for value in (before, now.get(name))]
-            raise BadInput(f"config.{name}.init={places.get(name)!r} is not the {name} that this run began with (digest "
-                           f"{shown[0]}, now {shown[1]}): its weights or its config.json have changed; bring it back, or "
-                           "use another workdir")
-
+            raise BadInput(
+                f"config.{name}.init={places.get(name)!r} is not the {name} that this run began with (digest "
+                f"{shown[0]}, now {shown[1]}): its weights or its config.json have changed; bring it back, or "
+                "use another workdir"
+            )

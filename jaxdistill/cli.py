@@ -1,4 +1,5 @@
-"""`jaxdistill <command>`: parse, call one function, print. No logic lives here; `jaxdistill --help` lists the commands."""
+"""`jaxdistill <command>`: parse, call one function, print. No logic lives here; `jaxdistill --help`
+lists the commands."""
 
 from __future__ import annotations
 
@@ -14,12 +15,20 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jaxdistill import __version__, remote, signals
-from jaxdistill.errors import LONGEST_LINE, BadInput, JaxDistillError, PreemptedNow, explained, nearest, shortened
+from jaxdistill.errors import (
+    LONGEST_LINE,
+    BadInput,
+    JaxDistillError,
+    PreemptedNow,
+    explained,
+    nearest,
+    shortened,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit code (0 done, 2 bad input, 3 stopped or not finite, 75 preempted, 130
-    interrupted).
+    """Runs one command; returns its exit code (0 done, 2 bad input, 3 stopped or not finite, 75
+    preempted, 130 interrupted).
 
     Without `argv` it is the whole process's, and signals are its own from then on.
     """
@@ -34,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> int:
     given = [with_underscores(argument) for argument in (sys.argv[1:] if argv is None else argv)]
     parser = build_parser()
-    if hasattr(sys.stdout, "reconfigure"):  # a terminal that knows ASCII alone is shown other letters as \u00e9
+    if hasattr(
+        sys.stdout, "reconfigure"
+    ):  # a terminal that knows ASCII alone is shown other letters as \u00e9
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
@@ -44,14 +55,24 @@ def _main(argv: Sequence[str] | None) -> int:
         if options.command is None:
             _print(parser.format_help())
             return 2
-        recipe = options.command == "train" or bool(vars(options).get("config")) and options.command != "convert"
+        recipe = (
+            options.command == "train"
+            or bool(vars(options).get("config"))
+            and options.command != "convert"
+        )
         options.overrides = split_overrides(options.command, rest, recipe)
         options.warnings, options.code = [], 0
-        for name in ("absl", "asyncio", "gcsfs"):  # orbax and gcsfs log with a traceback what it raises as well
+        for name in (
+            "absl",
+            "asyncio",
+            "gcsfs",
+        ):  # orbax and gcsfs log with a traceback what it raises as well
             logging.getLogger(name).setLevel(logging.CRITICAL)
         try:
             result = options.run(options)
-        except ImportError as error:  # the package behind gs:// is only missed when a path is first touched
+        except (
+            ImportError
+        ) as error:  # the package behind gs:// is only missed when a path is first touched
             if (lack := remote.lacks(error)) is not None:
                 raise lack from error
             raise
@@ -75,34 +96,46 @@ def _main(argv: Sequence[str] | None) -> int:
         if argv is None:
             signals.ignore()
         # Code below Python, and imports, may have made another error of what the handler raised.
-        code = stop.exit_code if isinstance(stop, PreemptedNow) else signals.CODES[signals.asked or signals.signal.SIGINT]
+        code = (
+            stop.exit_code
+            if isinstance(stop, PreemptedNow)
+            else signals.CODES[signals.asked or signals.signal.SIGINT]
+        )
         signals.say(signals.line(code))
         _leave_the_others(code)
         return code
 
 
 def _print(result: str | None = None) -> None:
-    """Writes the answer, and what is still in the buffer. Raises `JaxDistillError` unless standard output takes it."""
+    """Writes the answer, and what is still in the buffer. Raises `JaxDistillError` unless standard
+    output takes it."""
     try:
         if result is not None:
             print(result)
         sys.stdout.flush()
     except OSError as error:
-        with contextlib.suppress(OSError, ValueError):  # Python would try once more at its end, and complain
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # Python would try once more at its end, and complain
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):  # `jaxdistill describe | head`
-            raise JaxDistillError(f"the answer cannot be written to standard output: {error.strerror or error}") from error
+            raise JaxDistillError(
+                f"the answer cannot be written to standard output: {error.strerror or error}"
+            ) from error
 
 
 def _leave_the_others(code: int) -> None:
-    """One of several processes that fails must not wait for the others at exit, as JAX would have it for minutes."""
+    """One of several processes that fails must not wait for the others at exit, as JAX would have
+    it for minutes."""
     if "jax" in sys.modules:
         import jax
 
         if jax.distributed.is_initialized() and jax.process_count() > 1:
             sys.stdout.flush()
             if jax.process_index() == 0:
-                time.sleep(3)  # it coordinates: without it the others could not end in their own way
+                time.sleep(
+                    3
+                )  # it coordinates: without it the others could not end in their own way
             os._exit(code)
     if signals.ignoring:
         signals.leave(code)
@@ -117,13 +150,16 @@ def with_underscores(argument: str) -> str:
 
 
 def as_json(options: argparse.Namespace, found: Any) -> str:
-    """`found` as JSON. JSON has no NaN: numbers that are not finite become null, and the command says so and exits with 3."""
+    """`found` as JSON. JSON has no NaN: numbers that are not finite become null, and the command
+    says so and exits with 3."""
     from jaxdistill.report import plain
 
     bad = sorted(not_finite(found))
     if bad:
-        options.warnings.append(f"not finite, so null: {', '.join(bad[:10])}{' and more' if len(bad) > 10 else ''}; is the model "
-                                "whole, and its tokenizer its own?")
+        options.warnings.append(
+            f"not finite, so null: {', '.join(bad[:10])}{' and more' if len(bad) > 10 else ''}; is the model "
+            "whole, and its tokenizer its own?"
+        )
         options.code = 3
     return json.dumps(plain(found), indent=2, allow_nan=False)
 
@@ -145,16 +181,22 @@ def split_overrides(command: str, rest: Sequence[str], has_recipe: bool) -> list
     overrides = []
     for argument in rest:
         if not argument.startswith("--config.") or "=" not in argument or not has_recipe:
-            options = [f"--{name}" for name in COMMANDS[command].options] if command in COMMANDS else []
-            advice = "write --config.FIELD=VALUE" if argument.startswith("--config.") and has_recipe else nearest(
-                argument.split("=")[0], options)
+            options = (
+                [f"--{name}" for name in COMMANDS[command].options] if command in COMMANDS else []
+            )
+            advice = (
+                "write --config.FIELD=VALUE"
+                if argument.startswith("--config.") and has_recipe
+                else nearest(argument.split("=")[0], options)
+            )
             raise BadInput(f"argument {argument!r} of 'jaxdistill {command}' is unknown; {advice}")
         overrides.append(argument.removeprefix("--config."))
     return overrides
 
 
 class Command:
-    """One command: its help line, its options (name -> argparse keywords) and the function that runs it."""
+    """One command: its help line, its options (name -> argparse keywords) and the function that
+    runs it."""
 
     def __init__(self, help: str, run: Any, **options: dict[str, Any]) -> None:
         self.help, self.run, self.options = help, run, options
@@ -183,13 +225,21 @@ def program() -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(prog=program(), description="Compress BERT-type encoders with JAX.", allow_abbrev=False)
+    parser = OneLineParser(
+        prog=program(), description="Compress BERT-type encoders with JAX.", allow_abbrev=False
+    )
     parser.add_argument("--version", action="version", version=f"jaxdistill {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=OneLineParser)
     for name, command in COMMANDS.items():
         fields = _FIELDS if command.options.get("config") in (_CONFIG, _RECIPE, _STORED) else None
-        sub = commands.add_parser(name, help=command.help, description=command.help, allow_abbrev=False, epilog=fields,
-                                  formatter_class=WithDefaults)
+        sub = commands.add_parser(
+            name,
+            help=command.help,
+            description=command.help,
+            allow_abbrev=False,
+            epilog=fields,
+            formatter_class=WithDefaults,
+        )
         for option, keywords in command.options.items():
             sub.add_argument(f"--{option}", **keywords)
         sub.set_defaults(run=command.run)
@@ -197,7 +247,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def use_compilation_cache() -> None:
-    """A second start of the same recipe need not compile again; JAX_COMPILATION_CACHE_DIR chooses another place."""
+    """A second start of the same recipe need not compile again; JAX_COMPILATION_CACHE_DIR chooses
+    another place."""
     import jax
 
     from jaxdistill.data.files import cache_directory
@@ -218,8 +269,10 @@ def _stored_recipe(workdir: str) -> str:
 
     file = epath.Path(workdir).expanduser() / "config.json"
     if not file.exists():
-        raise BadInput(f"train needs --config=FILE: {workdir!r} holds no run yet whose recipe could be continued; see 'jaxdistill "
-                       "train --help'")
+        raise BadInput(
+            f"train needs --config=FILE: {workdir!r} holds no run yet whose recipe could be continued; see 'jaxdistill "
+            "train --help'"
+        )
     return os.fspath(file)
 
 
@@ -228,13 +281,18 @@ def _train(options: argparse.Namespace) -> str | None:
     from jaxdistill.training import hosts
 
     options.config = options.config or _stored_recipe(options.workdir)
-    hosts.connect(options.coordinator, options.num_processes, options.process_id, options.distributed)
+    hosts.connect(
+        options.coordinator, options.num_processes, options.process_id, options.distributed
+    )
     use_compilation_cache()
     results = run.train(_load(options), options.workdir, stages=options.stages)
     if not hosts.first():
         return None
-    return as_json(options, results) if options.json else (
-        f"{report.format_table(results)}\nEverything is in {options.workdir}")
+    return (
+        as_json(options, results)
+        if options.json
+        else (f"{report.format_table(results)}\nEverything is in {options.workdir}")
+    )
 
 
 def _seeds(options: argparse.Namespace) -> str:
@@ -243,7 +301,9 @@ def _seeds(options: argparse.Namespace) -> str:
     use_compilation_cache()
     seeds = commands.parse_seeds(options.seeds)
     if any(override.partition("=")[0] == "seed" for override in options.overrides):
-        raise BadInput("--config.seed would do nothing here: each run has its own; name them with --seeds=0,1,2")
+        raise BadInput(
+            "--config.seed would do nothing here: each run has its own; name them with --seeds=0,1,2"
+        )
     found = commands.seeds(_load(options), options.workdir, seeds)
     return as_json(options, found) if options.json else found["table"]
 
@@ -257,16 +317,26 @@ def _prepare(options: argparse.Namespace) -> str:
 def _describe(options: argparse.Namespace) -> str:
     from jaxdistill import commands
 
-    return commands.describe_text(options.preset, _load(options) if options.config else None, options.json, options.model or "",
-                                  options.network)
+    return commands.describe_text(
+        options.preset,
+        _load(options) if options.config else None,
+        options.json,
+        options.model or "",
+        options.network,
+    )
 
 
 def _plan(options: argparse.Namespace) -> str:
     from jaxdistill.planning.plan import plan
     from jaxdistill.planning.table import format_plan
 
-    found = plan(_load(options), options.topology, stages=options.stages, fit=options.fit,
-                 show=lambda line: print(line, file=sys.stderr, flush=True))
+    found = plan(
+        _load(options),
+        options.topology,
+        stages=options.stages,
+        fit=options.fit,
+        show=lambda line: print(line, file=sys.stderr, flush=True),
+    )
     return as_json(options, found) if options.json else format_plan(found)
 
 
@@ -280,24 +350,44 @@ def _export(options: argparse.Namespace) -> str:
 def _convert(options: argparse.Namespace) -> str:
     from jaxdistill import conversion
 
-    given = {name: value for name in ("model", "network", "checkpoint", "config", "vocab") if (value := getattr(options, name))}
+    given = {
+        name: value
+        for name in ("model", "network", "checkpoint", "config", "vocab")
+        if (value := getattr(options, name))
+    }
     kind = getattr(options, "from")
-    needed, optional = (("checkpoint", "config"), ("vocab",)) if kind == "tf1" else (("model",), ("network",))
+    needed, optional = (
+        (("checkpoint", "config"), ("vocab",)) if kind == "tf1" else (("model",), ("network",))
+    )
     for name in needed:
         if name not in given:
-            raise BadInput(f"convert{' --from=tf1' if kind == 'tf1' else ''} needs --{name}=…; see 'jaxdistill convert --help'")
+            raise BadInput(
+                f"convert{' --from=tf1' if kind == 'tf1' else ''} needs --{name}=…; see 'jaxdistill convert --help'"
+            )
     for name in given.keys() - {*needed, *optional}:
         raise BadInput(f"--{name} does not go with --from={kind}; see 'jaxdistill convert --help'")
-    line = (conversion.convert_tf1 if kind == "tf1" else conversion.convert)(out=options.out, to=options.to, **given)
+    line = (conversion.convert_tf1 if kind == "tf1" else conversion.convert)(
+        out=options.out, to=options.to, **given
+    )
     return as_json(options, line.facts) if options.json else line
 
 
 def _evaluate(options: argparse.Namespace) -> str:
     from jaxdistill import commands
 
-    return as_json(options, commands.evaluate(
-        options.model, options.source, teacher=options.teacher, network=options.network, split=options.split,
-        documents=options.documents, sequence_length=options.sequence_length, max_examples=options.max_examples))
+    return as_json(
+        options,
+        commands.evaluate(
+            options.model,
+            options.source,
+            teacher=options.teacher,
+            network=options.network,
+            split=options.split,
+            documents=options.documents,
+            sequence_length=options.sequence_length,
+            max_examples=options.max_examples,
+        ),
+    )
 
 
 def _finetune(options: argparse.Namespace) -> str:
@@ -312,85 +402,228 @@ def _finetune(options: argparse.Namespace) -> str:
 
 def _folder(path: str) -> str:
     if not path:
-        raise argparse.ArgumentTypeError("it is empty (a variable that is not set?); expected a folder")
+        raise argparse.ArgumentTypeError(
+            "it is empty (a variable that is not set?); expected a folder"
+        )
     return path
 
 
-_CONFIG = dict(required=True, metavar="FILE", help="a recipe: a file, or a shipped name such as quickstart or quickstart:smoke")
+_CONFIG = dict(
+    required=True,
+    metavar="FILE",
+    help="a recipe: a file, or a shipped name such as quickstart or quickstart:smoke",
+)
 _RECIPE = {**_CONFIG, "required": False, "default": ""}
 _STORED = {**_RECIPE, "help": f"{_CONFIG['help']}; default: that of the run in --workdir"}
-_FIELDS = ("Any field of the recipe is changed by --config.FIELD=VALUE, as --config.seed=1 or --config.stages.transfer.steps=100; "
-           "the fields are in the recipe's file and in jaxdistill/defaults.py.")
-_WORKDIR = dict(required=True, metavar="DIR", type=_folder, help="folder of the run; the same folder resumes")
-_MODEL = dict(required=True, metavar="DIR", type=_folder, help="a Hugging Face folder or Hub name, one of ours, or a run's workdir")
-_NETWORK = dict(default=None, metavar="NAME", help="of a run's workdir: another network than the student, e.g. teacher")
+_FIELDS = (
+    "Any field of the recipe is changed by --config.FIELD=VALUE, as --config.seed=1 or --config.stages.transfer.steps=100; "
+    "the fields are in the recipe's file and in jaxdistill/defaults.py."
+)
+_WORKDIR = dict(
+    required=True, metavar="DIR", type=_folder, help="folder of the run; the same folder resumes"
+)
+_MODEL = dict(
+    required=True,
+    metavar="DIR",
+    type=_folder,
+    help="a Hugging Face folder or Hub name, one of ours, or a run's workdir",
+)
+_NETWORK = dict(
+    default=None,
+    metavar="NAME",
+    help="of a run's workdir: another network than the student, e.g. teacher",
+)
 _JSON = dict(action="store_true", help="the answer for a program")
 _IS_JSON = dict(action="store_true", help="the answer for a program, as it always is")
-_LENGTH = dict(type=int, default=None, metavar="N", help="tokens a row (default: 128, or what the model can take)")
-FINETUNE_SETTINGS = ("dev_file", "text_column", "pair_column", "label_column", "epochs", "batch_size", "learning_rate",
-                     "sequence_length", "seed", "network")
+_LENGTH = dict(
+    type=int,
+    default=None,
+    metavar="N",
+    help="tokens a row (default: 128, or what the model can take)",
+)
+FINETUNE_SETTINGS = (
+    "dev_file",
+    "text_column",
+    "pair_column",
+    "label_column",
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "sequence_length",
+    "seed",
+    "network",
+)
 
 COMMANDS = {
     "train": Command(
-        "run a recipe from text to exported student, or resume it", _train, workdir=_WORKDIR,
+        "run a recipe from text to exported student, or resume it",
+        _train,
+        workdir=_WORKDIR,
         config=_STORED,
-        stages=dict(default="", metavar="A,B", help="only these stages of the recipe, one at a time or several"),
-        distributed=dict(action="store_true", help="one of several processes; the environment (TPU VM, GKE, Slurm) says which"),
-        coordinator=dict(default="", metavar="HOST:PORT", help="one of several processes; the address of process 0"),
-        num_processes=dict(type=int, default=None, metavar="N", help="one of several processes; how many there are"),
-        process_id=dict(type=int, default=None, metavar="I", help="one of several processes; which one, from 0"), json=_JSON),
+        stages=dict(
+            default="",
+            metavar="A,B",
+            help="only these stages of the recipe, one at a time or several",
+        ),
+        distributed=dict(
+            action="store_true",
+            help="one of several processes; the environment (TPU VM, GKE, Slurm) says which",
+        ),
+        coordinator=dict(
+            default="",
+            metavar="HOST:PORT",
+            help="one of several processes; the address of process 0",
+        ),
+        num_processes=dict(
+            type=int, default=None, metavar="N", help="one of several processes; how many there are"
+        ),
+        process_id=dict(
+            type=int, default=None, metavar="I", help="one of several processes; which one, from 0"
+        ),
+        json=_JSON,
+    ),
     "seeds": Command(
-        "run a recipe with several seeds and report the spread", _seeds, config=_CONFIG, workdir=_WORKDIR,
-        seeds=dict(default="0,1,2", metavar="0,1,2", help="the seeds, one run each below the workdir"),
-        json=_JSON),
+        "run a recipe with several seeds and report the spread",
+        _seeds,
+        config=_CONFIG,
+        workdir=_WORKDIR,
+        seeds=dict(
+            default="0,1,2", metavar="0,1,2", help="the seeds, one run each below the workdir"
+        ),
+        json=_JSON,
+    ),
     "prepare": Command(
-        "prepare a recipe's text and tokenizer, and no more", _prepare, config=_CONFIG, workdir=_WORKDIR,
-        beam_options=dict(default=None, metavar="A=1,B=2",
-                          help="with Apache Beam and these pipeline options, e.g. runner=DirectRunner,direct_num_workers=2"),
-        json=_IS_JSON),
+        "prepare a recipe's text and tokenizer, and no more",
+        _prepare,
+        config=_CONFIG,
+        workdir=_WORKDIR,
+        beam_options=dict(
+            default=None,
+            metavar="A=1,B=2",
+            help="with Apache Beam and these pipeline options, e.g. runner=DirectRunner,direct_num_workers=2",
+        ),
+        json=_IS_JSON,
+    ),
     "describe": Command(
-        "parameters, FLOPs and taps of a preset, of a recipe's teacher and student, or of a model", _describe,
-        preset=dict(default="", metavar="NAME", help="a published network, as mobilebert or ib_bert_large"), config=_RECIPE,
-        model={**_MODEL, "required": False}, network=_NETWORK, json=_JSON),
+        "parameters, FLOPs and taps of a preset, of a recipe's teacher and student, or of a model",
+        _describe,
+        preset=dict(
+            default="", metavar="NAME", help="a published network, as mobilebert or ib_bert_large"
+        ),
+        config=_RECIPE,
+        model={**_MODEL, "required": False},
+        network=_NETWORK,
+        json=_JSON,
+    ),
     "plan": Command(
-        "compile a recipe for TPU slices that are not there: does it fit, how fast, how long", _plan, config=_CONFIG,
-        topology=dict(required=True, action="append", metavar="NAME", help="a slice, as v5e:16x16; several with commas"),
+        "compile a recipe for TPU slices that are not there: does it fit, how fast, how long",
+        _plan,
+        config=_CONFIG,
+        topology=dict(
+            required=True,
+            action="append",
+            metavar="NAME",
+            help="a slice, as v5e:16x16; several with commas",
+        ),
         stages=dict(default="", metavar="A,B", help="only these stages of the recipe"),
-        fit=dict(action="store_true", help="also find the largest batch that fits: several compilations a stage"),
-        json=_JSON),
+        fit=dict(
+            action="store_true",
+            help="also find the largest batch that fits: several compilations a stage",
+        ),
+        json=_JSON,
+    ),
     "export": Command(
-        "write a finished run's student as a Hugging Face folder", _export, workdir=_WORKDIR,
+        "write a finished run's student as a Hugging Face folder",
+        _export,
+        workdir=_WORKDIR,
         out=dict(required=True, metavar="DIR", type=_folder),
-        network=dict(default="student", metavar="NAME", help="another network of the run, e.g. teacher"), json=_JSON),
+        network=dict(
+            default="student", metavar="NAME", help="another network of the run, e.g. teacher"
+        ),
+        json=_JSON,
+    ),
     "convert": Command(
-        "write any model we can read in any format we can write, and prove them equal", _convert,
+        "write any model we can read in any format we can write, and prove them equal",
+        _convert,
         model={**_MODEL, "required": False},
         out=dict(required=True, metavar="DIR", type=_folder, help="a new folder"),
-        to=dict(default=None, metavar="FORMAT", help="huggingface (default where possible), safetensors, msgpack or jaxdistill"),
-        network=_NETWORK, json=_JSON,
-        **{"from": dict(default="folder", choices=("folder", "tf1"), help="folder, or tf1: a checkpoint of Google's")},
-        checkpoint=dict(default=None, metavar="PREFIX", help="tf1: DIR/bert_model.ckpt, DIR/mobilebert_variables.ckpt"),
-        config=dict(default=None, metavar="FILE", help="tf1: the bert_config.json that came with it"),
-        vocab=dict(default=None, metavar="FILE", help="tf1: default is vocab.txt beside it")),
+        to=dict(
+            default=None,
+            metavar="FORMAT",
+            help="huggingface (default where possible), safetensors, msgpack or jaxdistill",
+        ),
+        network=_NETWORK,
+        json=_JSON,
+        **{
+            "from": dict(
+                default="folder",
+                choices=("folder", "tf1"),
+                help="folder, or tf1: a checkpoint of Google's",
+            )
+        },
+        checkpoint=dict(
+            default=None,
+            metavar="PREFIX",
+            help="tf1: DIR/bert_model.ckpt, DIR/mobilebert_variables.ckpt",
+        ),
+        config=dict(
+            default=None, metavar="FILE", help="tf1: the bert_config.json that came with it"
+        ),
+        vocab=dict(default=None, metavar="FILE", help="tf1: default is vocab.txt beside it"),
+    ),
     "evaluate": Command(
-        "held-out masked-LM and NSP numbers of any model", _evaluate, model=_MODEL, network=_NETWORK,
-        source=dict(default="default:heldout", metavar="TEXT", help="text: a file, a folder, tfds:NAME or default:heldout"),
-        teacher=dict(default="", metavar="DIR", help="also measure agreement with this model; of a run's workdir, its teacher"),
-        split=dict(default="all", metavar="PART", help="train, heldout or all of the source"), sequence_length=_LENGTH,
-        documents=dict(default="blank_lines", metavar="WHAT", help="what separates those of a .txt file: blank_lines or lines"),
-        max_examples=dict(type=int, default=4096, metavar="N", help="rows at most, a sample of the text's"), json=_IS_JSON),
+        "held-out masked-LM and NSP numbers of any model",
+        _evaluate,
+        model=_MODEL,
+        network=_NETWORK,
+        source=dict(
+            default="default:heldout",
+            metavar="TEXT",
+            help="text: a file, a folder, tfds:NAME or default:heldout",
+        ),
+        teacher=dict(
+            default="",
+            metavar="DIR",
+            help="also measure agreement with this model; of a run's workdir, its teacher",
+        ),
+        split=dict(default="all", metavar="PART", help="train, heldout or all of the source"),
+        sequence_length=_LENGTH,
+        documents=dict(
+            default="blank_lines",
+            metavar="WHAT",
+            help="what separates those of a .txt file: blank_lines or lines",
+        ),
+        max_examples=dict(
+            type=int, default=4096, metavar="N", help="rows at most, a sample of the text's"
+        ),
+        json=_IS_JSON,
+    ),
     "finetune": Command(
-        "fine-tune a model on one text classification file", _finetune, model=_MODEL, network=_NETWORK,
-        task_file=dict(required=True, metavar="FILE", help="a table, .tsv or .csv, with a text and a label in each row"),
-        workdir=_WORKDIR, dev_file=dict(default=None, metavar="FILE", help="default: a part of the task file is kept apart"),
+        "fine-tune a model on one text classification file",
+        _finetune,
+        model=_MODEL,
+        network=_NETWORK,
+        task_file=dict(
+            required=True,
+            metavar="FILE",
+            help="a table, .tsv or .csv, with a text and a label in each row",
+        ),
+        workdir=_WORKDIR,
+        dev_file=dict(
+            default=None, metavar="FILE", help="default: a part of the task file is kept apart"
+        ),
         text_column=dict(default="0", metavar="NAME", help="by name or number"),
         pair_column=dict(default=None, metavar="NAME", help="a second text (default: none)"),
         label_column=dict(default="1", metavar="NAME", help="by name or number"),
         epochs=dict(type=float, default=3.0, metavar="X", help="times that the task file is read"),
         batch_size=dict(type=int, default=32, metavar="N", help="rows a step"),
-        learning_rate=dict(type=float, default=1e-4, metavar="X", help="highest rate, after 10%% of the steps"),
-        sequence_length=_LENGTH, seed=dict(type=int, default=0, metavar="N", help="of the head, the order and dropout"),
-        json=_IS_JSON),
+        learning_rate=dict(
+            type=float, default=1e-4, metavar="X", help="highest rate, after 10%% of the steps"
+        ),
+        sequence_length=_LENGTH,
+        seed=dict(type=int, default=0, metavar="N", help="of the head, the order and dropout"),
+        json=_IS_JSON,
+    ),
 }
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""The commands beside `train`, as functions: prepare, describe, export, evaluate, seeds. Called by cli and by users."""
+"""The commands beside `train`, as functions: prepare, describe, export, evaluate, seeds. Called by
+cli and by users."""
 
 from __future__ import annotations
 
@@ -27,13 +28,18 @@ from jaxdistill.training import sharding
 from jaxdistill.workdir import Workdir, refuse_links
 
 
-def prepare(config: str | os.PathLike[str] | ConfigDict, workdir: epath.PathLike, beam_options: str | None = None, *,
-            overrides: Overrides = ()) -> dict[str, Any]:
-    """Prepares text and tokenizer of a recipe (with `overrides`, as `train` takes both), as `train` would first; returns the
-    facts of the corpus.
+def prepare(
+    config: str | os.PathLike[str] | ConfigDict,
+    workdir: epath.PathLike,
+    beam_options: str | None = None,
+    *,
+    overrides: Overrides = (),
+) -> dict[str, Any]:
+    """Prepares text and tokenizer of a recipe (with `overrides`, as `train` takes both), as `train`
+    would first; returns the facts of the corpus.
 
-    `beam_options`: Apache Beam prepares the text, with these pipeline options; the same records come out.
-    """
+    `beam_options`: Apache Beam prepares the text, with these pipeline options; the same records
+    come out."""
     config, workdir = as_config(config, overrides), as_folder(workdir, "workdir")
     if beam_options is not None:
         parse_options(beam_options)  # before a vocabulary is trained
@@ -43,10 +49,14 @@ def prepare(config: str | os.PathLike[str] | ConfigDict, workdir: epath.PathLike
     return inputs.load_corpus(config, folder.path, beam_options).describe(config)
 
 
-def describe(what: str | os.PathLike[str] | ConfigDict | ModelConfig | Model, overrides: Overrides = (), *,
-             network: str | None = None) -> dict[str, Any]:
-    """Parameters by part, FLOPs and taps of a network, JSON-ready (as `description.describe` says), or {name: the same of it}
-    for the networks of a recipe or run.
+def describe(
+    what: str | os.PathLike[str] | ConfigDict | ModelConfig | Model,
+    overrides: Overrides = (),
+    *,
+    network: str | None = None,
+) -> dict[str, Any]:
+    """Parameters by part, FLOPs and taps of a network, JSON-ready (as `description.describe` says),
+    or {name: the same of it} for the networks of a recipe or run.
 
     Args:
         what: a model or its config, the name of a preset, a model folder, a run's workdir, a recipe (loaded, or its file or
@@ -59,99 +69,171 @@ def describe(what: str | os.PathLike[str] | ConfigDict | ModelConfig | Model, ov
     if isinstance(what, ConfigDict):
         return _describe_recipe(as_config(what, overrides))
     if not isinstance(what, str | os.PathLike):
-        raise BadInput(f"describe got a {type(what).__name__}; expected a model, its config, a recipe, or the name of one")
+        raise BadInput(
+            f"describe got a {type(what).__name__}; expected a model, its config, a recipe, or the name of one"
+        )
     name = os.fspath(what)
     if name in PRESETS:
         return description.describe(preset(name))
     if epath.Path(name).expanduser().is_dir() and name:
         return describe_model(name, network)
     recipes = shipped_recipes()
-    if epath.Path(name.partition(":")[0]).stem in recipes or epath.Path(name.partition(":")[0]).expanduser().is_file():
+    if (
+        epath.Path(name.partition(":")[0]).stem in recipes
+        or epath.Path(name.partition(":")[0]).expanduser().is_file()
+    ):
         return _describe_recipe(load_config(name, overrides))
     if "/" in name:
         return describe_model(name, network)
-    raise BadInput(f"{name!r} is no preset, recipe or folder; {nearest(name, [*PRESETS, *recipes])}")
+    raise BadInput(
+        f"{name!r} is no preset, recipe or folder; {nearest(name, [*PRESETS, *recipes])}"
+    )
 
 
 def describe_model(model: conversion.PathLike, network: str | None = None) -> dict[str, Any]:
-    """The same of a folder, Hub name or run's workdir; of the latter all networks that have a finished stage, or one."""
+    """The same of a folder, Hub name or run's workdir; of the latter all networks that have a
+    finished stage, or one."""
     path = epath.Path(model).expanduser()
     several = conversion.is_run(path) and network is None
-    folders = conversion.finished_networks(path) if several else {"": conversion.locate(model, network)}
+    folders = (
+        conversion.finished_networks(path) if several else {"": conversion.locate(model, network)}
+    )
     if not folders:
         raise BadInput(f"{str(path)!r} has no finished stage yet; describe its recipe")
-    found = {name: description.describe(interop.from_pretrained(folder)[0].config) for name, folder in folders.items()}
+    found = {
+        name: description.describe(interop.from_pretrained(folder)[0].config)
+        for name, folder in folders.items()
+    }
     return found if several else found[""]
 
 
 def _describe_recipe(config: ConfigDict) -> dict[str, Any]:
-    return {name: description.describe(
-        interop.from_pretrained(config[name].init)[0].config if config[name].init
-        else model_config(config[name], config.data.vocab_size)) for name in ("teacher", "student")}
+    return {
+        name: description.describe(
+            interop.from_pretrained(config[name].init)[0].config
+            if config[name].init
+            else model_config(config[name], config.data.vocab_size)
+        )
+        for name in ("teacher", "student")
+    }
 
 
-def describe_text(preset_name: str, config: ConfigDict | None, as_json: bool = False, model: str = "",
-                  network: str | None = None) -> str:
+def describe_text(
+    preset_name: str,
+    config: ConfigDict | None,
+    as_json: bool = False,
+    model: str = "",
+    network: str | None = None,
+) -> str:
     """What `describe` finds of a preset, a recipe or a model, as text or JSON."""
     if [bool(preset_name), config is not None, bool(model)].count(True) != 1:
-        raise BadInput("describe needs one of --preset=NAME, --config=FILE and --model=DIR, and only one")
-    found = description.describe(preset(preset_name)) if preset_name else (
-        describe_model(model, network) if model else describe(config))
+        raise BadInput(
+            "describe needs one of --preset=NAME, --config=FILE and --model=DIR, and only one"
+        )
+    found = (
+        description.describe(preset(preset_name))
+        if preset_name
+        else (describe_model(model, network) if model else describe(config))
+    )
     if as_json:
         return json.dumps(found, indent=2)
     each = {preset_name or model: found} if "config" in found else found
-    return "\n\n".join(f"{name}\n{description.format_description(facts)}" for name, facts in each.items())
+    return "\n\n".join(
+        f"{name}\n{description.format_description(facts)}" for name, facts in each.items()
+    )
 
 
-def export(workdir: epath.PathLike, out: epath.PathLike, network: str = "student") -> conversion.Line:
-    """Writes `network` of a run as a complete folder with a model card, verified; returns a line that says what it is."""
+def export(
+    workdir: epath.PathLike, out: epath.PathLike, network: str = "student"
+) -> conversion.Line:
+    """Writes `network` of a run as a complete folder with a model card, verified; returns a line
+    that says what it is."""
     path = as_folder(workdir, "workdir")
     if not conversion.is_run(path):
-        raise BadInput(f"{str(path)!r} is not the workdir of a run (it has no config.json of one); give one that train wrote, or "
-                       "convert a model folder with 'jaxdistill convert'")
+        raise BadInput(
+            f"{str(path)!r} is not the workdir of a run (it has no config.json of one); give one that train wrote, or "
+            "convert a model folder with 'jaxdistill convert'"
+        )
     return conversion.convert(path, out, network=network)
 
 
-def evaluate(model_dir: conversion.PathLike, source: conversion.PathLike = "default:heldout", *,
-             teacher: conversion.PathLike = "", network: str | None = None, split: str = "all", documents: str = "blank_lines",
-             sequence_length: int | None = None, max_examples: int = 4096, batch_size: int = 32, seed: int = 0,
-             cache: epath.PathLike | None = None) -> dict[str, float]:
-    """Masked-LM and NSP numbers of a model on `source`; with `teacher` also the agreement with that model.
+def evaluate(
+    model_dir: conversion.PathLike,
+    source: conversion.PathLike = "default:heldout",
+    *,
+    teacher: conversion.PathLike = "",
+    network: str | None = None,
+    split: str = "all",
+    documents: str = "blank_lines",
+    sequence_length: int | None = None,
+    max_examples: int = 4096,
+    batch_size: int = 32,
+    seed: int = 0,
+    cache: epath.PathLike | None = None,
+) -> dict[str, float]:
+    """Masked-LM and NSP numbers of a model on `source`; with `teacher` also the agreement with that
+    model.
 
-    Both are folders, Hub names or a run's workdir: then `network` (default "student") is measured, and the teacher is its
-    network "teacher". `sequence_length`: default 128, or what the models can take. Rows and masks follow from `seed` alone,
-    so two models with one tokenizer are measured on the same words. A number may be NaN, if the model's outputs are.
-    """
+    Both are folders, Hub names or a run's workdir: then `network` (default "student") is measured,
+    and the teacher is its network "teacher". `sequence_length`: default 128, or what the models can
+    take. Rows and masks follow from `seed` alone, so two models with one tokenizer are measured on
+    the same words. A number may be NaN, if the model's outputs are."""
     from jaxdistill.data.files import cache_directory
 
     if not isinstance(source, str | os.PathLike) or not os.fspath(source):
-        raise BadInput(f"source={source!r}: expected a file, a folder, tfds:NAME or default:heldout")
-    for name, value in (("max_examples", max_examples), ("batch_size", batch_size), ("sequence_length", sequence_length)):
+        raise BadInput(
+            f"source={source!r}: expected a file, a folder, tfds:NAME or default:heldout"
+        )
+    for name, value in (
+        ("max_examples", max_examples),
+        ("batch_size", batch_size),
+        ("sequence_length", sequence_length),
+    ):
         if (name, value) != ("sequence_length", None) and (not isinstance(value, int) or value < 1):
             raise BadInput(f"{name}={value!r}: expected a whole number from 1")
     for notice in check_source([os.fspath(source)], documents):
         print(f"jaxdistill: {notice}", file=sys.stderr, flush=True)
     model, params, tokenizer = conversion.load(model_dir, network)
     if not set(model.config.heads) & {"mlm", "nsp"}:
-        raise BadInput(f"{os.fspath(model_dir)!r} has neither an MLM nor an NSP head (heads: "
-                       f"{', '.join(model.config.heads) or 'none'}); there is nothing to evaluate on plain text")
+        raise BadInput(
+            f"{os.fspath(model_dir)!r} has neither an MLM nor an NSP head (heads: "
+            f"{', '.join(model.config.heads) or 'none'}); there is nothing to evaluate on plain text"
+        )
     pair: dict[str, Any] = {}
     positions = model.config.max_positions
     if teacher:
         which = TEACHER if conversion.is_run(epath.Path(teacher).expanduser()) else None
         pair["teacher"], pair["teacher_params"], theirs = conversion.load(teacher, which)
         positions = min(positions, pair["teacher"].config.max_positions)
-        if tokenizer_digest(theirs) != tokenizer_digest(tokenizer) or pair["teacher"].config.vocab_size != model.config.vocab_size:
-            raise BadInput(f"{os.fspath(model_dir)!r} and {os.fspath(teacher)!r} have different vocabularies "
-                           f"({model.config.vocab_size} and {pair['teacher'].config.vocab_size} words); agreement needs one "
-                           "tokenizer")
+        if (
+            tokenizer_digest(theirs) != tokenizer_digest(tokenizer)
+            or pair["teacher"].config.vocab_size != model.config.vocab_size
+        ):
+            raise BadInput(
+                f"{os.fspath(model_dir)!r} and {os.fspath(teacher)!r} have different vocabularies "
+                f"({model.config.vocab_size} and {pair['teacher'].config.vocab_size} words); agreement needs one "
+                "tokenizer"
+            )
     length = min(128, positions) if sequence_length is None else sequence_length
     if length > positions:
-        raise BadInput(f"sequence_length={length} exceeds the max_positions={positions} of the model or its teacher")
-    text = prepare_text(os.fspath(source), tokenizer, cache or cache_directory() / "prepared", sequence_length=length, split=split,
-                        documents=documents)
-    rows = heldout_batches(text, batch_size=batch_size, seed=seed, max_examples=max_examples,
-                           max_predictions=max(1, round(0.15 * length)))
+        raise BadInput(
+            f"sequence_length={length} exceeds the max_positions={positions} of the model or its teacher"
+        )
+    text = prepare_text(
+        os.fspath(source),
+        tokenizer,
+        cache or cache_directory() / "prepared",
+        sequence_length=length,
+        split=split,
+        documents=documents,
+    )
+    rows = heldout_batches(
+        text,
+        batch_size=batch_size,
+        seed=seed,
+        max_examples=max_examples,
+        max_predictions=max(1, round(0.15 * length)),
+    )
     return heldout.evaluate(model, params, rows, mesh=sharding.make_mesh(1), **pair)
 
 
@@ -160,7 +242,9 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     try:
         found = tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise BadInput(f"--seeds={text!r}; expected whole numbers with commas, e.g. --seeds=0,1,2") from error
+        raise BadInput(
+            f"--seeds={text!r}; expected whole numbers with commas, e.g. --seeds=0,1,2"
+        ) from error
     for seed in found:
         check_seed(seed, f"--seeds={shortened(text)!r}: seed")
     if len(set(found)) != len(found):
@@ -168,30 +252,49 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return found
 
 
-def check_same_text(config: ConfigDict, first: epath.Path, folder: epath.Path, first_seed: int, seed: int) -> None:
-    """Raises `BadInput` if the run in `folder` read, or would read, another text than the `first` one: margins are paired."""
+def check_same_text(
+    config: ConfigDict, first: epath.Path, folder: epath.Path, first_seed: int, seed: int
+) -> None:
+    """Raises `BadInput` if the run in `folder` read, or would read, another text than the `first`
+    one: margins are paired."""
     before, own = binding.read(first), binding.read(folder)
     for split, source in inputs.named_sources(config).items() if before is not None else ():
         assert before is not None
         held = before.text[split]
-        differs = own.text[split].source_digest != held.source_digest if own else inputs.changes(source, held, before.documentation)
+        differs = (
+            own.text[split].source_digest != held.source_digest
+            if own
+            else inputs.changes(source, held, before.documentation)
+        )
         if differs:
-            raise BadInput(f"seed {seed} would read another text than seed {first_seed} did: {source!r} has changed since; bring "
-                           "back the old text, or give a new workdir")
+            raise BadInput(
+                f"seed {seed} would read another text than seed {first_seed} did: {source!r} has changed since; bring "
+                "back the old text, or give a new workdir"
+            )
 
 
-def seeds(config: str | os.PathLike[str] | ConfigDict, workdir: epath.PathLike, numbers: str | Sequence[int] = (0, 1, 2), *,
-          overrides: Overrides = ()) -> dict[str, Any]:
-    """Runs the recipe (with `overrides`, as `train` takes both) once a seed below `workdir` (resuming what is there) and
-    measures the spread.
+def seeds(
+    config: str | os.PathLike[str] | ConfigDict,
+    workdir: epath.PathLike,
+    numbers: str | Sequence[int] = (0, 1, 2),
+    *,
+    overrides: Overrides = (),
+) -> dict[str, Any]:
+    """Runs the recipe (with `overrides`, as `train` takes both) once a seed below `workdir`
+    (resuming what is there) and measures the spread.
 
-    Writes `seeds.json`: for every network the held-out MLM loss by seed, mean and range; for every baseline the margin
-    student - baseline by seed (paired: one seed has one teacher, one data order and the same held-out rows).
-    """
+    Writes `seeds.json`: for every network the held-out MLM loss by seed, mean and range; for every
+    baseline the margin student - baseline by seed (paired: one seed has one teacher, one data order
+    and the same held-out rows)."""
     config, workdir = as_config(config, overrides), as_folder(workdir, "workdir")
     numbers = parse_seeds(numbers) if isinstance(numbers, str) else numbers
     refuse_links(workdir)
-    resolve(config, vocab_size=config.data.vocab_size, num_records=MANY, mesh=sharding.make_mesh(**config.mesh))
+    resolve(
+        config,
+        vocab_size=config.data.vocab_size,
+        num_records=MANY,
+        mesh=sharding.make_mesh(**config.mesh),
+    )
     losses: dict[str, list[float]] = {}
     folders = [workdir / f"seed-{seed}" for seed in numbers]
     for seed, folder in zip(numbers, folders):
@@ -204,18 +307,29 @@ def seeds(config: str | os.PathLike[str] | ConfigDict, workdir: epath.PathLike, 
     found: dict[str, Any] = {"seeds": list(numbers), "mlm_loss": losses, "spread": {}, "margin": {}}
     lines = [f"held-out MLM loss over seeds {', '.join(map(str, numbers))}"]
     for name, values in losses.items():
-        found["spread"][name] = {"mean": statistics.mean(values), "range": max(values) - min(values)}
-        lines.append(f"  {name:<14} mean {statistics.mean(values):.4f}, range {max(values) - min(values):.4f}, by seed "
-                     + ", ".join(f"{value:.4f}" for value in values))
+        found["spread"][name] = {
+            "mean": statistics.mean(values),
+            "range": max(values) - min(values),
+        }
+        lines.append(
+            f"  {name:<14} mean {statistics.mean(values):.4f}, range {max(values) - min(values):.4f}, by seed "
+            + ", ".join(f"{value:.4f}" for value in values)
+        )
     for name, values in losses.items():
         if name in ("teacher", "student") or "student" not in losses:
             continue
         margins = [base - own for base, own in zip(values, losses["student"])]
         widest = max(found["spread"][name]["range"], found["spread"]["student"]["range"])
-        found["margin"][name] = {"by_seed": margins, "smallest": min(margins), "beyond_spread": min(margins) > widest}
+        found["margin"][name] = {
+            "by_seed": margins,
+            "smallest": min(margins),
+            "beyond_spread": min(margins) > widest,
+        }
         verdict = "beyond" if min(margins) > widest else "not beyond"
-        lines.append(f"  student against {name}: lower by {min(margins):.4f} to {max(margins):.4f}, {verdict} the spread "
-                     f"over seeds ({widest:.4f})")
+        lines.append(
+            f"  student against {name}: lower by {min(margins):.4f} to {max(margins):.4f}, {verdict} the spread "
+            f"over seeds ({widest:.4f})"
+        )
     found["table"] = "\n".join(lines)
     report.write_results(workdir, found, "seeds.json")
     return found

@@ -1,8 +1,8 @@
-"""A recipe by path or by name, with overrides: `configs/quickstart.py`, `quickstart:smoke`, `--config.seed=1`.
+"""A recipe by path or by name, with overrides: `configs/quickstart.py`, `quickstart:smoke`,
+`--config.seed=1`.
 
-A workdir's config.json is a recipe too. Called by the command line, notebooks and scripts. Files in `configs/` travel in
-the wheel as `jaxdistill.configs`.
-"""
+A workdir's config.json is a recipe too. Called by the command line, notebooks and scripts. Files in
+`configs/` travel in the wheel as `jaxdistill.configs`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,13 @@ from ml_collections.config_flags import config_flags
 from jaxdistill import defaults
 from jaxdistill.errors import BadInput, listed, nearest, shortened
 
-_EXPECTED = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", tuple: "a tuple, as (1, 2)"}
+_EXPECTED = {
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    str: "a text",
+    tuple: "a tuple, as (1, 2)",
+}
 
 Overrides = Mapping[str, Any] | Sequence[str]
 
@@ -32,12 +38,14 @@ Overrides = Mapping[str, Any] | Sequence[str]
 def load_config(name: str | os.PathLike[str], overrides: Overrides = ()) -> ConfigDict:
     """The recipe `name` (a path or the name of a shipped one, with an optional `:variant`), locked.
 
-    `overrides`: "stages.transfer.steps=100" and the like, or a mapping {"stages.transfer.steps": 100} (or nested). Raises
-    `BadInput` for an unknown recipe or one that cannot be read, a misspelt field (with the nearest name), a value of the wrong
-    type, or an override that would do nothing.
+    `overrides`: "stages.transfer.steps=100" and the like, or a mapping {"stages.transfer.steps":
+    100} (or nested). Raises `BadInput` for an unknown recipe or one that cannot be read, a misspelt
+    field (with the nearest name), a value of the wrong type, or an override that would do nothing.
     """
     if not isinstance(name, str | os.PathLike):
-        raise BadInput(f"config is a {type(name).__name__}; expected a recipe's name or file, or the ConfigDict of load_config")
+        raise BadInput(
+            f"config is a {type(name).__name__}; expected a recipe's name or file, or the ConfigDict of load_config"
+        )
     name = os.fspath(name)
     scheme, _, rest = name.rpartition("://")  # of gs://BUCKET/RECIPE.py:VARIANT
     path, _, variant = rest.partition(":")
@@ -60,7 +68,8 @@ def _overridden(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
 
 
 def _from_python(file: epath.Path, variant: str) -> ConfigDict:
-    """What `get_config` of a Python file returns. Raises `BadInput` with the line of the file that is to blame."""
+    """What `get_config` of a Python file returns. Raises `BadInput` with the line of the file that
+    is to blame."""
     shown = os.fspath(file)
     module = types.ModuleType("jaxdistill_recipe")
     module.__file__ = shown
@@ -68,24 +77,33 @@ def _from_python(file: epath.Path, variant: str) -> ConfigDict:
     try:
         exec(compile(file.read_bytes(), shown, "exec"), module.__dict__)
         if not callable(getattr(module, "get_config", None)):
-            raise BadInput("it has no function get_config(); a recipe returns jaxdistill.defaults.recipe(NAME), filled in")
+            raise BadInput(
+                "it has no function get_config(); a recipe returns jaxdistill.defaults.recipe(NAME), filled in"
+            )
         config = module.get_config(variant) if variant else module.get_config()
     except (Exception, SystemExit) as error:  # whatever a file may raise
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == shown]
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if frame.filename == shown
+        ]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
         what = str(error) if isinstance(error, BadInput) else f"{type(error).__name__}: {error}"
         raise BadInput(f"config {shown!r}{f', line {line}' if line else ''}: {what}") from error
     if not isinstance(config, ConfigDict):
-        raise BadInput(f"config {shown!r}: get_config returned {type(config).__name__}; expected a ConfigDict, as "
-                       "jaxdistill.defaults.recipe(NAME) makes one")
+        raise BadInput(
+            f"config {shown!r}: get_config returned {type(config).__name__}; expected a ConfigDict, as "
+            "jaxdistill.defaults.recipe(NAME) makes one"
+        )
     return config
 
 
 def as_config(config: str | os.PathLike[str] | ConfigDict, overrides: Overrides = ()) -> ConfigDict:
-    """A recipe however it is given: by name or file, or loaded already; with `overrides` as in `load_config`.
+    """A recipe however it is given: by name or file, or loaded already; with `overrides` as in
+    `load_config`.
 
-    A `ConfigDict` that is given is not changed. Raises `BadInput` as `load_config` does, and for other types.
-    """
+    A `ConfigDict` that is given is not changed. Raises `BadInput` as `load_config` does, and for
+    other types."""
     if not isinstance(config, ConfigDict):
         return load_config(config, overrides)
     changes = _texts(overrides)
@@ -97,8 +115,12 @@ def _texts(overrides: Any) -> list[str]:
     if isinstance(overrides, Mapping | ConfigDict):
         return [f"{name}={_text(value)}" for name, value in _flat(overrides)]
     overrides = [overrides] if isinstance(overrides, str) else overrides
-    if not isinstance(overrides, Sequence) or not all(isinstance(override, str) and "=" in override for override in overrides):
-        raise BadInput(f"overrides={str(overrides)[:80]}: expected a mapping such as {{'seed': 1}}, or strings such as 'seed=1'")
+    if not isinstance(overrides, Sequence) or not all(
+        isinstance(override, str) and "=" in override for override in overrides
+    ):
+        raise BadInput(
+            f"overrides={str(overrides)[:80]}: expected a mapping such as {{'seed': 1}}, or strings such as 'seed=1'"
+        )
     return list(overrides)
 
 
@@ -113,12 +135,15 @@ def _flat(overrides: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _text(value: Any) -> str:
     if isinstance(value, str | os.PathLike):
         return os.fspath(value)
-    value = value.tolist() if hasattr(value, "tolist") else value  # NumPy's numbers have a repr of their own
+    value = (
+        value.tolist() if hasattr(value, "tolist") else value
+    )  # NumPy's numbers have a repr of their own
     return repr(tuple(value) if isinstance(value, list) else value)
 
 
 def as_names(names: str | Sequence[str] | None, what: str) -> list[str] | None:
-    """Names given one by one, or in one string with commas; None if none are. `what` is for the message of `BadInput`."""
+    """Names given one by one, or in one string with commas; None if none are. `what` is for the
+    message of `BadInput`."""
     if names is None or isinstance(names, str):
         return [name.strip() for name in names.split(",")] if names else None
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
@@ -136,17 +161,27 @@ def as_folder(path: Any, what: str) -> epath.Path:
 
 
 def _stored(file: epath.Path, variant: str) -> ConfigDict:
-    """The recipe that a run stored as config.json; fields that are younger than it take their defaults."""
+    """The recipe that a run stored as config.json; fields that are younger than it take their
+    defaults."""
     shown = os.fspath(file)
     if variant:
-        raise BadInput(f"config {shown!r} is a stored recipe and has no variants; leave ':{variant}' out")
+        raise BadInput(
+            f"config {shown!r} is a stored recipe and has no variants; leave ':{variant}' out"
+        )
     try:
         values = json.loads(file.read_text())
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"config {shown!r} is not JSON ({error}); give a workdir's config.json or a Python file") from error
-    if not isinstance(values, dict) or not {"name", "stages", "order", "teacher", "student"} <= values.keys():
-        raise BadInput(f"config {shown!r} is no recipe: it lacks stages, order, teacher or student; give the config.json of a "
-                       "workdir of 'train', or a Python file")
+        raise BadInput(
+            f"config {shown!r} is not JSON ({error}); give a workdir's config.json or a Python file"
+        ) from error
+    if (
+        not isinstance(values, dict)
+        or not {"name", "stages", "order", "teacher", "student"} <= values.keys()
+    ):
+        raise BadInput(
+            f"config {shown!r} is no recipe: it lacks stages, order, teacher or student; give the config.json of a "
+            "workdir of 'train', or a Python file"
+        )
     try:
         config = defaults.recipe(str(values["name"]))
         for name in ("teacher", "student"):
@@ -163,13 +198,17 @@ def _stored(file: epath.Path, variant: str) -> ConfigDict:
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:
     """JSON has lists alone."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }
 
 
 def _fill(section: ConfigDict, values: dict[str, Any], where: str) -> None:
     for name, value in _tuples(values).items():
         if name not in section:
-            raise BadInput(f"config{where and '.'}{where} has no field {name!r}; {nearest(name, section)}")
+            raise BadInput(
+                f"config{where and '.'}{where} has no field {name!r}; {nearest(name, section)}"
+            )
         if isinstance(section[name], ConfigDict):
             _fill(section[name], value, f"{where}.{name}" if where else name)
         else:
@@ -177,35 +216,47 @@ def _fill(section: ConfigDict, values: dict[str, Any], where: str) -> None:
 
 
 def check_fields(config: ConfigDict) -> None:
-    """Raises `BadInput` unless `config` has the fields of `defaults`, no others, and values of their types."""
+    """Raises `BadInput` unless `config` has the fields of `defaults`, no others, and values of
+    their types."""
     if not isinstance(config.get("stages"), ConfigDict):
-        raise BadInput("config has no stages; a recipe is jaxdistill.defaults.recipe(NAME), filled in")
+        raise BadInput(
+            "config has no stages; a recipe is jaxdistill.defaults.recipe(NAME), filled in"
+        )
     fields, of_stage = _fields()
     _check_section(config, {**fields, "stages": dict.fromkeys(config.stages, of_stage)}, "config")
 
 
 @functools.cache
 def _fields() -> tuple[dict[str, Any], dict[str, Any]]:
-    """The fields of a recipe and of a stage: a dictionary for a section, else (type, whether it may be None)."""
+    """The fields of a recipe and of a stage: a dictionary for a section, else (type, whether it may
+    be None)."""
     recipe = defaults.recipe("")
     for name in ("teacher", "student"):
         recipe[name] = defaults.network("bert_base")
 
     def of(section: ConfigDict) -> dict[str, Any]:
-        return {name: of(section[name]) if isinstance(section[name], ConfigDict)
-                else (section.get_type(name), section[name] is None) for name in section}
+        return {
+            name: of(section[name])
+            if isinstance(section[name], ConfigDict)
+            else (section.get_type(name), section[name] is None)
+            for name in section
+        }
 
     return of(recipe), of(defaults.stage("pretrain", "student"))
 
 
 def _check_section(section: Any, fields: dict[str, Any], where: str) -> None:
     if not isinstance(section, ConfigDict):
-        raise BadInput(f"{where}={shortened(repr(section))}; expected a section with the fields {listed(sorted(fields))}")
+        raise BadInput(
+            f"{where}={shortened(repr(section))}; expected a section with the fields {listed(sorted(fields))}"
+        )
     for name in section:
         if name not in fields:
             raise BadInput(f"{where} has no field {name!r}; {nearest(name, fields)}")
     if missing := [name for name in fields if name not in section]:
-        raise BadInput(f"{where} lacks {listed(missing)}; sections are made by recipe, network and stage of jaxdistill.defaults")
+        raise BadInput(
+            f"{where} lacks {listed(missing)}; sections are made by recipe, network and stage of jaxdistill.defaults"
+        )
     for name, field in fields.items():
         if isinstance(field, dict):
             _check_section(section[name], field, f"{where}.{name}")
@@ -218,7 +269,9 @@ def _check_value(value: Any, kind: type, optional: bool, where: str) -> None:
     if value is None and optional:
         return
     number = isinstance(value, int) and not isinstance(value, bool)
-    fits = {int: number, float: number or isinstance(value, float)}.get(kind, isinstance(value, kind))
+    fits = {int: number, float: number or isinstance(value, float)}.get(
+        kind, isinstance(value, kind)
+    )
     if not fits:
         raise BadInput(f"{where}={shortened(repr(value))}; expected {_EXPECTED[kind]}")
     if number and abs(value) >= 2**63:
@@ -226,17 +279,31 @@ def _check_value(value: Any, kind: type, optional: bool, where: str) -> None:
 
 
 def _override(config: ConfigDict, override: str) -> None:
-    """Sets one field as the command line says. Raises `BadInput` if there is none, or for a value of another type."""
+    """Sets one field as the command line says. Raises `BadInput` if there is none, or for a value
+    of another type."""
     must_exist(config, [override])
     field, _, value = override.partition("=")
     if isinstance(section := config_flags.GetValue(field, config), ConfigDict):
-        raise BadInput(f"config.{field} is a section; set one of its fields: {listed(sorted(section))}")
+        raise BadInput(
+            f"config.{field} is a section; set one of its fields: {listed(sorted(section))}"
+        )
     values = flags.FlagValues()
     arguments = ["jaxdistill", f"--config.{override}"]
     try:
-        config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=False, sys_argv=arguments)
+        config_flags.DEFINE_config_dict(
+            "config", config, flag_values=values, lock_config=False, sys_argv=arguments
+        )
         values(arguments)
-    except (flags.Error, AttributeError, LookupError, ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+    except (
+        flags.Error,
+        AttributeError,
+        LookupError,
+        ValueError,
+        TypeError,
+        SyntaxError,
+        RecursionError,
+        MemoryError,
+    ) as error:
         expected = _EXPECTED.get(config_flags.GetType(field, config), "another value")
         raise BadInput(f"config.{field}={shortened(value)!r}; expected {expected}") from error
 
@@ -248,9 +315,14 @@ def _check_used(config: ConfigDict, overridden: Sequence[str]) -> None:
     for field in overridden:
         section, _, last = field.rpartition(".")
         why = ""
-        if section in ("teacher.model", "student.model") and last not in ("dtype", "residual_dtype"):
+        if section in ("teacher.model", "student.model") and last not in (
+            "dtype",
+            "residual_dtype",
+        ):
             init = config[section.partition(".")[0]].init
-            why = init and f"the network is that of config.{section.partition('.')[0]}.init={init!r}"
+            why = (
+                init and f"the network is that of config.{section.partition('.')[0]}.init={init!r}"
+            )
         elif field == "data.vocab_size":
             why = tokenizer and f"the tokenizer is that of {tokenizer!r}"
         elif field == "data.heldout_fraction":
@@ -282,7 +354,9 @@ def find(path: str) -> epath.Path:
     stem = given.name.removesuffix(".py")
     if stem in shipped and len(given.parts) <= 2:
         return shipped[stem]
-    raise BadInput(f"config {path!r} is neither a file nor a shipped recipe; {nearest(stem, shipped)}")
+    raise BadInput(
+        f"config {path!r} is neither a file nor a shipped recipe; {nearest(stem, shipped)}"
+    )
 
 
 def shipped_recipes() -> dict[str, epath.Path]:
@@ -290,6 +364,9 @@ def shipped_recipes() -> dict[str, epath.Path]:
     here = epath.Path(__file__).parent
     for folder in (here / "configs", here.parent / "configs"):
         if folder.is_dir():
-            return {file.name.removesuffix(".py"): file for file in sorted(folder.glob("*.py"))
-                    if not file.name.startswith("_")}
+            return {
+                file.name.removesuffix(".py"): file
+                for file in sorted(folder.glob("*.py"))
+                if not file.name.startswith("_")
+            }
     return {}

@@ -1,11 +1,11 @@
-"""`convert`: a model from any format we read into any we write, proved equal. Called by the command line and by users.
+"""`convert`: a model from any format we read into any we write, proved equal. Called by the command
+line and by users.
 
     Hugging Face folder or Hub name (safetensors, msgpack), our own folder, a run's workdir, Google's TF1 checkpoint
         -> Hugging Face folder (both kinds of weights, or one), our own folder
 
-The source says itself what it is, but for TF1. What is written is loaded back: every tensor must be equal to the bit
-and outputs too, or nothing is left behind.
-"""
+The source says itself what it is, but for TF1. What is written is loaded back: every tensor must be
+equal to the bit and outputs too, or nothing is left behind."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ PathLike = str | os.PathLike[str]
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A loaded model with what belongs to it: for the card its `title` and a run's `results`, or the `card` of a
-    folder, which holds for folders of its own kind (`own`: our format), and what it `said` besides; `shown` is for
-    messages."""
+    """A loaded model with what belongs to it: for the card its `title` and a run's `results`, or
+    the `card` of a folder, which holds for folders of its own kind (`own`: our format), and what it
+    `said` besides; `shown` is for messages."""
 
     model: Model
     params: Params
@@ -61,8 +61,11 @@ class Line(str):
         return made
 
 
-def convert(model: PathLike, out: PathLike, *, to: str | None = None, network: str | None = None) -> Line:
-    """Writes the model of a folder, Hub name or workdir as the new folder `out`; returns a line that says what was done.
+def convert(
+    model: PathLike, out: PathLike, *, to: str | None = None, network: str | None = None
+) -> Line:
+    """Writes the model of a folder, Hub name or workdir as the new folder `out`; returns a line
+    that says what was done.
 
     Args:
         model: what `from_pretrained` takes, or the workdir of a run, of which `network` (default "student") is taken as
@@ -76,12 +79,25 @@ def convert(model: PathLike, out: PathLike, *, to: str | None = None, network: s
     """
     folder = locate(model, network)
     path = epath.Path(model).expanduser()
-    return _write(out, _from_run(path, folder, network or "student") if is_run(path) else _from_folder(model, folder), to)
+    return _write(
+        out,
+        _from_run(path, folder, network or "student")
+        if is_run(path)
+        else _from_folder(model, folder),
+        to,
+    )
 
 
-def convert_tf1(checkpoint: PathLike, config: PathLike, out: PathLike, *, vocab: PathLike | None = None,
-                to: str | None = None) -> Line:
-    """Imports a TF1 checkpoint of Google's BERT or MobileBERT into the new folder `out`; returns a line about it.
+def convert_tf1(
+    checkpoint: PathLike,
+    config: PathLike,
+    out: PathLike,
+    *,
+    vocab: PathLike | None = None,
+    to: str | None = None,
+) -> Line:
+    """Imports a TF1 checkpoint of Google's BERT or MobileBERT into the new folder `out`; returns a
+    line about it.
 
     Args:
         checkpoint: its prefix, such as `DIR/bert_model.ckpt`, or its folder.
@@ -92,28 +108,47 @@ def convert_tf1(checkpoint: PathLike, config: PathLike, out: PathLike, *, vocab:
     """
     imported = tf1.load(checkpoint, config)
     prefix = tf1.find(checkpoint)
-    beside = [place / "vocab.txt" for place in (epath.Path(config).expanduser().parent, prefix.parent)]
+    beside = [
+        place / "vocab.txt" for place in (epath.Path(config).expanduser().parent, prefix.parent)
+    ]
     found = vocab or next((file for file in beside if file.exists()), None)
-    written = _write(out, Source(imported.model, imported.params, prefix.name, str(prefix),
-                                 load_vocabulary(found) if found else None), to)
+    written = _write(
+        out,
+        Source(
+            imported.model,
+            imported.params,
+            prefix.name,
+            str(prefix),
+            load_vocabulary(found) if found else None,
+        ),
+        to,
+    )
     notes = [] if found else ["no vocab.txt beside it, so no tokenizer was written"]
     if imported.skipped:
         notes.append(f"{len(imported.skipped)} variables of training (teacher, optimizer) skipped")
     if imported.unknown:
-        notes.append(f"not used, as no part of the model has that name: {', '.join(imported.unknown)}")
+        notes.append(
+            f"not used, as no part of the model has that name: {', '.join(imported.unknown)}"
+        )
     facts = {**written.facts, "skipped": list(imported.skipped), "unknown": list(imported.unknown)}
     return Line("; ".join([written, *notes]), facts)
 
 
 def load_vocabulary(file: PathLike) -> Any:
-    """The tokenizer of a bare vocab.txt, which keeps case if the vocabulary does: it has words with capitals then."""
+    """The tokenizer of a bare vocab.txt, which keeps case if the vocabulary does: it has words with
+    capitals then."""
     folded = load_tokenizer(file, lowercase=True)
-    cased = any(token != token.lower() for token in folded.get_vocab() if token not in folded.all_special_tokens)
+    cased = any(
+        token != token.lower()
+        for token in folded.get_vocab()
+        if token not in folded.all_special_tokens
+    )
     return load_tokenizer(file, lowercase=False) if cased else folded
 
 
 def kept_tokenizer(folder: epath.Path) -> Any:
-    """The folder itself, whose tokenizer files are copied, or what they load as where transformers could not read them."""
+    """The folder itself, whose tokenizer files are copied, or what they load as where transformers
+    could not read them."""
     return folder if mended_settings(folder) is None else load_tokenizer(folder)
 
 
@@ -125,30 +160,42 @@ def is_run(path: epath.Path) -> bool:
 
 
 def locate(model: PathLike, network: str | None = None) -> epath.Path:
-    """The folder of a model however it is given: a folder or Hub name, as `from_pretrained` takes it; the workdir of a run,
-    of which `network` (default "student") is taken as of its last finished stage; or a workdir of `finetune`.
+    """The folder of a model however it is given: a folder or Hub name, as `from_pretrained` takes
+    it; the workdir of a run, of which `network` (default "student") is taken as of its last
+    finished stage; or a workdir of `finetune`.
 
     Raises `BadInput` if it is none of these, and for `network` of what is no run.
     """
     if not isinstance(model, str | os.PathLike) or not os.fspath(model):
-        raise BadInput(f"model={str(model)[:60]!r} ({type(model).__name__}): expected a folder, a name of the Hugging Face Hub, or "
-                       "a run's workdir")
+        raise BadInput(
+            f"model={str(model)[:60]!r} ({type(model).__name__}): expected a folder, a name of the Hugging Face Hub, or "
+            "a run's workdir"
+        )
     path = epath.Path(model).expanduser()
     if is_run(path):
         done = finished_networks(path)
         if (network or "student") not in done:
-            raise BadInput(f"network {network or 'student'!r} has no finished stage in {str(path)!r}; finished: "
-                           f"{', '.join(done) or '(none)'}")
+            raise BadInput(
+                f"network {network or 'student'!r} has no finished stage in {str(path)!r}; finished: "
+                f"{', '.join(done) or '(none)'}"
+            )
         return done[network or "student"]
     if network:
-        raise BadInput(f"network={network!r} was given, but {os.fspath(model)!r} is no workdir of a run: leave it away")
+        raise BadInput(
+            f"network={network!r} was given, but {os.fspath(model)!r} is no workdir of a run: leave it away"
+        )
     return path / "model" if is_finetuned(path) else interop.locate(model)
 
 
 def finished_networks(path: epath.Path) -> dict[str, epath.Path]:
-    """Of a run's workdir: each network that has a finished stage, and the folder of its last one."""
+    """Of a run's workdir: each network that has a finished stage, and the folder of its last
+    one."""
     folder, config = Workdir(path), _recipe(path)
-    return {config.stages[name].network: folder.stage(name) for name in active_order(config) if folder.finished(name)}
+    return {
+        config.stages[name].network: folder.stage(name)
+        for name in active_order(config)
+        if folder.finished(name)
+    }
 
 
 def is_finetuned(path: epath.Path) -> bool:
@@ -156,16 +203,21 @@ def is_finetuned(path: epath.Path) -> bool:
     return (path / "predictions.tsv").exists() and (path / "model" / "config.json").exists()
 
 
-def load(model: PathLike, network: str | None = None, heads: Sequence[str] | None = None) -> tuple[Model, Params, Any]:
-    """(model, parameters, tokenizer) of what `locate` takes; `heads` as in `from_pretrained`. Raises `BadInput` if they do
-    not belong together: an id that the model has no row for gives no error in a network, but NaN."""
+def load(
+    model: PathLike, network: str | None = None, heads: Sequence[str] | None = None
+) -> tuple[Model, Params, Any]:
+    """(model, parameters, tokenizer) of what `locate` takes; `heads` as in `from_pretrained`.
+    Raises `BadInput` if they do not belong together: an id that the model has no row for gives no
+    error in a network, but NaN."""
     folder = locate(model, network)
     found, params = interop.from_pretrained(folder, heads=heads)
     path = epath.Path(model).expanduser()
     tokenizer = inputs.trained_with(_recipe(path), path) if is_run(path) else load_tokenizer(folder)
     if (size := describe(tokenizer).size) > (rows := found.config.vocab_size):
-        raise BadInput(f"the tokenizer of {os.fspath(model)!r} has {size:,} words, but its model knows {rows:,}; put the "
-                       "tokenizer there that the model was trained with")
+        raise BadInput(
+            f"the tokenizer of {os.fspath(model)!r} has {size:,} words, but its model knows {rows:,}; put the "
+            "tokenizer there that the model was trained with"
+        )
     return found, params, tokenizer
 
 
@@ -173,8 +225,14 @@ def _from_run(path: epath.Path, stage: epath.Path, network: str) -> Source:
     model, params = interop.from_pretrained(stage)
     results_file = path / report.RESULTS_FILE
     results = read_json(results_file) if results_file.exists() else {}
-    return Source(model, params, network, f"{network} of {path}", inputs.trained_with(_recipe(path), path),
-                  results=results)
+    return Source(
+        model,
+        params,
+        network,
+        f"{network} of {path}",
+        inputs.trained_with(_recipe(path), path),
+        results=results,
+    )
 
 
 def _recipe(path: epath.Path) -> ConfigDict:
@@ -190,19 +248,41 @@ def _from_folder(model: PathLike, folder: epath.Path) -> Source:
         card = (folder / "README.md").read_text()
     except (OSError, UnicodeDecodeError):  # none, or none that can be read: a fresh one is written
         card = None
-    return Source(loaded, params, epath.Path(os.fspath(model)).name, os.fspath(model),
-                  kept_tokenizer(folder) if has_tokenizer else None,
-                  interop.labels(values, loaded.config), values.get("problem_type") or "",
-                  card=card, own=own, said=interop.said_by(folder, loaded.config))
+    return Source(
+        loaded,
+        params,
+        epath.Path(os.fspath(model)).name,
+        os.fspath(model),
+        kept_tokenizer(folder) if has_tokenizer else None,
+        interop.labels(values, loaded.config),
+        values.get("problem_type") or "",
+        card=card,
+        own=own,
+        said=interop.said_by(folder, loaded.config),
+    )
 
 
 def _write(out: PathLike, source: Source, to: str | None) -> Line:
     reason = interop.why_own_format(source.model.config, to)
     card = source.card if source.own == (reason is not None) else None
     if card is None:
-        card = run.run_card(source.model, source.results, name=None if source.results else source.title, reason=reason)
-    written = interop.save_pretrained(out, source.model, source.params, source.tokenizer, labels=source.labels, to=to, card=card,
-                                      problem_type=source.problem_type, source=source.said)
+        card = run.run_card(
+            source.model,
+            source.results,
+            name=None if source.results else source.title,
+            reason=reason,
+        )
+    written = interop.save_pretrained(
+        out,
+        source.model,
+        source.params,
+        source.tokenizer,
+        labels=source.labels,
+        to=to,
+        card=card,
+        problem_type=source.problem_type,
+        source=source.said,
+    )
     try:
         interop.verify_export(written.path, source.model, source.params)
     except BaseException:
@@ -212,7 +292,16 @@ def _write(out: PathLike, source: Source, to: str | None) -> Line:
     if source.said is not None and source.said.left_out:
         why += f" without {' and '.join(source.said.left_out)} of config.json"
     form = to or written.format
-    facts = {"model": source.shown, "path": str(written.path), "format": form, "reason": reason if to is None else None,
-             "parameters": count(source.params), "verified": True}
-    return Line(f"{source.shown} -> {written.path}: {form} format{why}, {facts['parameters']:,} parameters, every tensor and all "
-                "outputs equal when loaded back", facts)
+    facts = {
+        "model": source.shown,
+        "path": str(written.path),
+        "format": form,
+        "reason": reason if to is None else None,
+        "parameters": count(source.params),
+        "verified": True,
+    }
+    return Line(
+        f"{source.shown} -> {written.path}: {form} format{why}, {facts['parameters']:,} parameters, every tensor and all "
+        "outputs equal when loaded back",
+        facts,
+    )

@@ -1,4 +1,5 @@
-"""What a finished stage's numbers say against it. Called by `run` and `finetuning`, which put it into their results."""
+"""What a finished stage's numbers say against it. Called by `run` and `finetuning`, which put it
+into their results."""
 
 from __future__ import annotations
 
@@ -10,26 +11,36 @@ from jaxdistill.errors import TrainingStopped
 SKIPPED_SHARE = 0.1
 
 
-def stage_warnings(name: str, *, steps: int, skipped: int, last_loss: float | None, moved: bool) -> list[str]:
-    """One line for everything that makes the result of stage `name` doubtful; empty if nothing does.
+def stage_warnings(
+    name: str, *, steps: int, skipped: int, last_loss: float | None, moved: bool
+) -> list[str]:
+    """One line for everything that makes the result of stage `name` doubtful; empty if nothing
+    does.
 
-    `skipped`: how many of the `steps` updates were. `last_loss`: None if it is not known. `moved`: whether any parameter
-    differs from what the stage began with.
-    """
+    `skipped`: how many of the `steps` updates were. `last_loss`: None if it is not known. `moved`:
+    whether any parameter differs from what the stage began with."""
     found = []
     if skipped > SKIPPED_SHARE * steps:
-        found.append(f"stage {name!r}: {skipped} of {steps} updates were skipped because they were not finite; lower its "
-                     "learning rate or lengthen its warm-up")
+        found.append(
+            f"stage {name!r}: {skipped} of {steps} updates were skipped because they were not finite; lower its "
+            "learning rate or lengthen its warm-up"
+        )
     if last_loss is not None and not math.isfinite(last_loss):
-        found.append(f"stage {name!r}: the loss of its last step is not finite ({last_loss}); lower its learning rate")
+        found.append(
+            f"stage {name!r}: the loss of its last step is not finite ({last_loss}); lower its learning rate"
+        )
     if steps and not moved:
-        found.append(f"stage {name!r}: no parameter moved in {steps} steps; raise its learning rate or its steps")
+        found.append(
+            f"stage {name!r}: no parameter moved in {steps} steps; raise its learning rate or its steps"
+        )
     return found
 
 
 def check_trained(name: str, *, steps: int, skipped: int) -> None:
-    """Raises `TrainingStopped` if more than half of a stage's updates were skipped: what it left is not trained.
-    To be called once everything is written."""
+    """Raises `TrainingStopped` if more than half of a stage's updates were skipped: what it left is
+    not trained. To be called once everything is written."""
     if 2 * skipped > steps:
-        raise TrainingStopped(f"stage {name!r}: {skipped} of {steps} updates were skipped because they were not finite, so its "
-                              "network is hardly trained; in a new workdir, lower its learning rate or lengthen its warm-up")
+        raise TrainingStopped(
+            f"stage {name!r}: {skipped} of {steps} updates were skipped because they were not finite, so its "
+            "network is hardly trained; in a new workdir, lower its learning rate or lengthen its warm-up"
+        )

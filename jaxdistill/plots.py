@@ -1,4 +1,5 @@
-"""The figures of a run: loss by stage, transfer loss by layer, held-out loss by network. Called by `report`."""
+"""The figures of a run: loss by stage, transfer loss by layer, held-out loss by network. Called by
+`report`."""
 
 from __future__ import annotations
 
@@ -11,9 +12,19 @@ import numpy as np
 from etils import epath
 
 # How networks are called in print; others go by their own name.
-NETWORKS = {"teacher": "teacher", "student": "student", "copied_start": "copied start", "random_start": "random start"}
+NETWORKS = {
+    "teacher": "teacher",
+    "student": "student",
+    "copied_start": "copied start",
+    "random_start": "random start",
+}
 # A network has the same colour in every plot; the palette is safe for colour-blind readers.
-_COLOURS = {"teacher": "#555555", "student": "#0072B2", "copied_start": "#E69F00", "random_start": "#CC79A7"}
+_COLOURS = {
+    "teacher": "#555555",
+    "student": "#0072B2",
+    "copied_start": "#E69F00",
+    "random_start": "#CC79A7",
+}
 _OTHER_COLOURS = ("#009E73", "#D55E00", "#56B4E9", "#8B6F47")
 _BEFORE, _AFTER = "#BBBBBB", "#0072B2"
 _LONG = 150  # more points than this: a line of means over the range of what they average
@@ -31,7 +42,9 @@ def loss_by_stage(metrics: Sequence[Mapping[str, Any]], order: Sequence[str] = (
     for line in metrics:
         if line.get("loss") is not None and math.isfinite(line["loss"]):
             networks = curves.setdefault(line["stage"], {})
-            networks.setdefault(line.get("network", "student"), []).append((line["step"], line["loss"]))
+            networks.setdefault(line.get("network", "student"), []).append(
+                (line["step"], line["loss"])
+            )
     if not curves:
         return None
     stages = [*(s for s in order if s in curves), *(s for s in curves if s not in order)]
@@ -61,7 +74,8 @@ def loss_by_stage(metrics: Sequence[Mapping[str, Any]], order: Sequence[str] = (
 
 
 def layer_transfer(layers: Sequence[tuple[int, float, float]]) -> Any | None:
-    """Two bars a layer: its transfer loss before and after its phase. `layers`: (layer, before, after)."""
+    """Two bars a layer: its transfer loss before and after its phase. `layers`: (layer, before,
+    after)."""
     if not layers:
         return None
     positions = np.arange(len(layers))
@@ -81,9 +95,16 @@ def layer_transfer(layers: Sequence[tuple[int, float, float]]) -> Any | None:
     for position, low, high in zip(positions, after, before):
         if high > 0:
             change = f"{100 * (low / high - 1):+.0f}%".replace("-", "\N{MINUS SIGN}")
-            axes.annotate(change, (position, max(low, high)), xytext=(0, 3), textcoords="offset points", ha="center",
-                          fontsize=9 if len(layers) <= 12 else 8, color="#333333",
-                          bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})
+            axes.annotate(
+                change,
+                (position, max(low, high)),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="center",
+                fontsize=9 if len(layers) <= 12 else 8,
+                color="#333333",
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+            )
     axes.set_xticks(positions, [str(layer) for layer, _, _ in layers])
     axes.set_xlim(-0.7, len(layers) - 0.3)
     axes.set_xlabel("layer (0 is next to the embeddings)")
@@ -102,7 +123,12 @@ def heldout(losses: Mapping[str, float]) -> Any | None:
     colours = _colours(names)
     figure = _figure(width=7.0, height=1.5 + 0.55 * len(names))
     axes = figure.add_subplot()
-    bars = axes.barh([NETWORKS.get(name, name) for name in names], values, 0.62, color=[colours[n] for n in names])
+    bars = axes.barh(
+        [NETWORKS.get(name, name) for name in names],
+        values,
+        0.62,
+        color=[colours[n] for n in names],
+    )
     axes.bar_label(bars, fmt="%.3f", padding=4)
     axes.set_xlim(0, 1.14 * max(*values, 1e-12))
     axes.invert_yaxis()
@@ -125,20 +151,36 @@ def save(figure: Any, path: epath.PathLike) -> epath.Path:
 def _draw_curve(axes: Any, points: Sequence[tuple[int, float]], colour: str, label: str) -> None:
     steps, losses = (np.array(column, dtype=np.float64) for column in zip(*sorted(points)))
     if len(steps) <= _LONG:
-        axes.plot(steps, losses, color=colour, label=label, linewidth=1.6,
-                  marker="o" if len(steps) < 3 else None, markersize=4)
+        axes.plot(
+            steps,
+            losses,
+            color=colour,
+            label=label,
+            linewidth=1.6,
+            marker="o" if len(steps) < 3 else None,
+            markersize=4,
+        )
         return
-    # Means of _LONG equal groups; behind them the least and greatest of each, so that a spike is not averaged away.
+    # Means of _LONG equal groups; behind them the least and greatest of each, so that a spike is
+    # not averaged away.
     groups = [np.array_split(column, _LONG) for column in (steps, losses)]
     middle = [part.mean() for part in groups[0]]
-    axes.fill_between(middle, [part.min() for part in groups[1]], [part.max() for part in groups[1]], color=colour,
-                      alpha=0.18, linewidth=0)
+    axes.fill_between(
+        middle,
+        [part.min() for part in groups[1]],
+        [part.max() for part in groups[1]],
+        color=colour,
+        alpha=0.18,
+        linewidth=0,
+    )
     axes.plot(middle, [part.mean() for part in groups[1]], color=colour, label=label, linewidth=1.6)
 
 
 def _colours(networks: Sequence[str]) -> dict[str, str]:
     others = [name for name in dict.fromkeys(networks) if name not in _COLOURS]
-    return _COLOURS | {name: _OTHER_COLOURS[i % len(_OTHER_COLOURS)] for i, name in enumerate(others)}
+    return _COLOURS | {
+        name: _OTHER_COLOURS[i % len(_OTHER_COLOURS)] for i, name in enumerate(others)
+    }
 
 
 def _figure(width: float, height: float) -> Any:

@@ -1,4 +1,5 @@
-"""From a recipe to plain data: models and stages, with every mistake found here, before anything compiles.
+"""From a recipe to plain data: models and stages, with every mistake found here, before anything
+compiles.
 
 Called by run, and by commands that only want to know what a recipe means.
 """
@@ -34,7 +35,8 @@ STARTS = ("copy", "random")
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What a run will do. `starts`: how each network begins; `first_example`: where each stage's data begins."""
+    """What a run will do. `starts`: how each network begins; `first_example`: where each stage's
+    data begins."""
 
     teacher: Model | None
     student: Model
@@ -50,50 +52,86 @@ class Recipe:
 
 
 def model_config(section: ConfigDict, vocab_size: int, rows: int = 0) -> ModelConfig:
-    """The `model` section as a `ModelConfig`; a vocabulary of 0 becomes the tokenizer's or, if a given model's table is longer,
-    as long as that (`rows`)."""
+    """The `model` section as a `ModelConfig`; a vocabulary of 0 becomes the tokenizer's or, if a
+    given model's table is longer, as long as that (`rows`)."""
     values = section.model.to_dict()
     values["vocab_size"] = values["vocab_size"] or max(vocab_size, rows)
     if values["vocab_size"] < vocab_size:
-        raise BadInput(f"the tokenizer has {vocab_size} words but the model's vocab_size is {values['vocab_size']}; "
-                       "set model.vocab_size=0 to follow the tokenizer")
+        raise BadInput(
+            f"the tokenizer has {vocab_size} words but the model's vocab_size is {values['vocab_size']}; "
+            "set model.vocab_size=0 to follow the tokenizer"
+        )
     return ModelConfig.from_dict(values)
 
 
-def resolve(config: ConfigDict, *, vocab_size: int, num_records: int, mesh: Mesh,
-            loaded_teacher: Model | None = None, loaded_student: Model | None = None) -> Recipe:
-    """Builds models and stages and checks that they fit each other, the data and the mesh. Raises `BadInput`.
+def resolve(
+    config: ConfigDict,
+    *,
+    vocab_size: int,
+    num_records: int,
+    mesh: Mesh,
+    loaded_teacher: Model | None = None,
+    loaded_student: Model | None = None,
+) -> Recipe:
+    """Builds models and stages and checks that they fit each other, the data and the mesh. Raises
+    `BadInput`.
 
-    `vocab_size`: of the tokenizer; `num_records`: rows of the prepared text, for lengths given in epochs (packed rows with
-    packing), `MANY` before it is read.
-    """
+    `vocab_size`: of the tokenizer; `num_records`: rows of the prepared text, for lengths given in
+    epochs (packed rows with packing), `MANY` before it is read."""
     order = active_order(config)
-    # Tables are padded to a round number in many folders; copies and soft targets need as many rows in both networks.
-    rows = max((model.config.vocab_size for model in (loaded_teacher, loaded_student) if model is not None), default=0)
-    student = _in_its_dtypes(loaded_student, config.student) or Model(model_config(config.student, vocab_size, rows))
+    # Tables are padded to a round number in many folders; copies and soft targets need as many rows
+    # in both networks.
+    rows = max(
+        (
+            model.config.vocab_size
+            for model in (loaded_teacher, loaded_student)
+            if model is not None
+        ),
+        default=0,
+    )
+    student = _in_its_dtypes(loaded_student, config.student) or Model(
+        model_config(config.student, vocab_size, rows)
+    )
     sections = [config.stages[name] for name in order]
-    uses_teacher = any(s.network == TEACHER or s.start == "copy" or s.kind not in ("pretrain", "classify") for s in sections)
+    uses_teacher = any(
+        s.network == TEACHER or s.start == "copy" or s.kind not in ("pretrain", "classify")
+        for s in sections
+    )
     loaded_teacher = _in_its_dtypes(loaded_teacher, config.teacher)
-    teacher = (loaded_teacher or Model(model_config(config.teacher, vocab_size, rows))) if uses_teacher else None
+    teacher = (
+        (loaded_teacher or Model(model_config(config.teacher, vocab_size, rows)))
+        if uses_teacher
+        else None
+    )
     stages: list[Stage] = []
     starts: dict[str, str] = {}
     first_example: dict[str, int] = {}
     seen: dict[str, int] = {}
     for name in order:
         section = config.stages[name]
-        stage = build_stage(name, section, num_records, (teacher if section.network == TEACHER and teacher else student)
-                            .config.num_layers)
+        stage = build_stage(
+            name,
+            section,
+            num_records,
+            (teacher if section.network == TEACHER and teacher else student).config.num_layers,
+        )
         stage = dataclasses.replace(stage, fused=choose_fused(config, mesh, stage, teacher))
         if section.start not in STARTS:
-            raise BadInput(f"config.stages.{name}.start={section.start!r} is unknown; valid: {', '.join(STARTS)}")
+            raise BadInput(
+                f"config.stages.{name}.start={section.start!r} is unknown; valid: {', '.join(STARTS)}"
+            )
         if stage.network == TEACHER and section.start != "random":
-            raise BadInput(f"config.stages.{name}.start={section.start!r}: a teacher starts at random, or from "
-                           "config.teacher.init=FOLDER; set it to 'random'")
+            raise BadInput(
+                f"config.stages.{name}.start={section.start!r}: a teacher starts at random, or from "
+                "config.teacher.init=FOLDER; set it to 'random'"
+            )
         begun = starts.setdefault(stage.network, section.start)
         if section.start not in (begun, "copy"):
             begins = next(stage.name for stage in stages if stage.network == section.network)
-            raise BadInput(f"config.stages.{name}.start={section.start!r} would do nothing: its network begins in stage "
-                           f"{begins!r}; set config.stages.{begins}.start")
+            raise BadInput(
+                f"config.stages.{name}.start={section.start!r} would do nothing: its network begins in stage "
+                f"{begins!r}; set config.stages.{begins}.start"
+            )
         first_example[name] = seen.get(stage.network, 0)
         seen[stage.network] = first_example[name] + stage.steps * stage.batch_size
         stages.append(stage)
@@ -102,12 +140,16 @@ def resolve(config: ConfigDict, *, vocab_size: int, num_records: int, mesh: Mesh
     for stage in stages:
         first = first_example[stage.name] == 0 and not config.student.init
         if first and starts[stage.network] == "copy" and not trained:
-            raise BadInput(f"stage {stage.name!r} starts from the teacher's embeddings and heads, but no earlier stage trains "
-                           f"one; set config.stages.{stage.name}.start='random', put a stage of network {TEACHER!r} before "
-                           "it in config.order, or set config.teacher.init=FOLDER")
+            raise BadInput(
+                f"stage {stage.name!r} starts from the teacher's embeddings and heads, but no earlier stage trains "
+                f"one; set config.stages.{stage.name}.start='random', put a stage of network {TEACHER!r} before "
+                "it in config.order, or set config.teacher.init=FOLDER"
+            )
         if stage.needs_teacher and not trained:
-            raise BadInput(f"stage {stage.name!r} needs a teacher, but no earlier stage trains one; put a stage of "
-                           f"network {TEACHER!r} before it in config.order, or set config.teacher.init=FOLDER")
+            raise BadInput(
+                f"stage {stage.name!r} needs a teacher, but no earlier stage trains one; put a stage of "
+                f"network {TEACHER!r} before it in config.order, or set config.teacher.init=FOLDER"
+            )
         trained = trained or stage.network == TEACHER
         check_data(config, recipe.model(stage.network), stage)
         check_fit(stage, recipe.model(stage.network), teacher)
@@ -121,39 +163,69 @@ def resolve(config: ConfigDict, *, vocab_size: int, num_records: int, mesh: Mesh
 
 
 def _in_its_dtypes(model: Model | None, section: ConfigDict) -> Model | None:
-    """A model from a folder, computing as the recipe says: a folder knows the architecture, not how to run it."""
+    """A model from a folder, computing as the recipe says: a folder knows the architecture, not how
+    to run it."""
     if model is None:
         return None
     given = section.model
-    return dataclasses.replace(model, config=model.config.replace(dtype=given.dtype, residual_dtype=given.residual_dtype))
+    return dataclasses.replace(
+        model, config=model.config.replace(dtype=given.dtype, residual_dtype=given.residual_dtype)
+    )
 
 
 def choose_fused(config: ConfigDict, mesh: Mesh, stage: Stage, teacher: Model | None) -> bool:
-    """Whether losses take their gradient in the forward pass: as the recipe says, else wherever it is not a CPU that trains,
-    and on a CPU where it saves taps of the teacher's layers that no layer of the student follows."""
+    """Whether losses take their gradient in the forward pass: as the recipe says, else wherever it
+    is not a CPU that trains, and on a CPU where it saves taps of the teacher's layers that no layer
+    of the student follows."""
     if config.objectives.fused is not None:
         return bool(config.objectives.fused)
     followed = {at for term in stage.terms for at in term.layer_map or ()}
-    return bool(mesh.devices.flat[0].platform != "cpu"
-                or (teacher and followed and len(followed - {-1}) < teacher.config.num_layers and not stage.progressive))
+    return bool(
+        mesh.devices.flat[0].platform != "cpu"
+        or (
+            teacher
+            and followed
+            and len(followed - {-1}) < teacher.config.num_layers
+            and not stage.progressive
+        )
+    )
 
 
 def check_profile(window: tuple[int, ...], longest: int) -> None:
-    """Raises `BadInput` unless the steps to trace are none, or two in order that a stage of `longest` steps reaches."""
-    if window and not (len(window) == 2 and all(isinstance(step, int) for step in window) and 0 <= window[0] < window[1]):
-        raise BadInput(f"config.profile={window}; expected two steps, the second one after the first, as (100, 105)")
+    """Raises `BadInput` unless the steps to trace are none, or two in order that a stage of
+    `longest` steps reaches."""
+    if window and not (
+        len(window) == 2
+        and all(isinstance(step, int) for step in window)
+        and 0 <= window[0] < window[1]
+    ):
+        raise BadInput(
+            f"config.profile={window}; expected two steps, the second one after the first, as (100, 105)"
+        )
     if window and window[0] >= longest:
-        raise BadInput(f"config.profile={window}: nothing to trace, no stage has more than {longest} steps")
+        raise BadInput(
+            f"config.profile={window}: nothing to trace, no stage has more than {longest} steps"
+        )
 
 
 def check_settings(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
-    """Raises `BadInput` for settings outside their range, and for evaluation batches that do not split over devices."""
+    """Raises `BadInput` for settings outside their range, and for evaluation batches that do not
+    split over devices."""
     if jax.local_device_count() % mesh.shape["tensor"] and jax.process_count() > 1:
-        raise BadInput(f"config.mesh.tensor={mesh.shape['tensor']} does not divide the {jax.local_device_count()} devices of "
-                       "each process, so processes would have to share rows; use a divisor")
+        raise BadInput(
+            f"config.mesh.tensor={mesh.shape['tensor']} does not divide the {jax.local_device_count()} devices of "
+            "each process, so processes would have to share rows; use a divisor"
+        )
     check_text_settings(config)
-    for name in ("evaluation.batch_size", "evaluation.max_examples", "checkpoint.every_steps", "checkpoint.keep",
-                 "log_every", "max_skipped_in_a_row", "data.max_predictions"):
+    for name in (
+        "evaluation.batch_size",
+        "evaluation.max_examples",
+        "checkpoint.every_steps",
+        "checkpoint.keep",
+        "log_every",
+        "max_skipped_in_a_row",
+        "data.max_predictions",
+    ):
         section, _, field = name.rpartition(".")
         value = (config[section] if section else config)[field]
         if not 1 <= value <= LARGEST_COUNT:
@@ -164,35 +236,55 @@ def check_settings(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
         if not 0 <= value <= 1e6:
             raise BadInput(f"config.{name}={value}; expected 0 (off) to a million")
     if not 0 < config.data.mask_rate < 1:
-        raise BadInput(f"config.data.mask_rate={config.data.mask_rate}; expected between 0 and 1, as 0.15")
+        raise BadInput(
+            f"config.data.mask_rate={config.data.mask_rate}; expected between 0 and 1, as 0.15"
+        )
     if config.data.max_predictions > config.data.sequence_length:
-        raise BadInput(f"config.data.max_predictions={config.data.max_predictions} exceeds sequence_length="
-                       f"{config.data.sequence_length}; lower it")
+        raise BadInput(
+            f"config.data.max_predictions={config.data.max_predictions} exceeds sequence_length="
+            f"{config.data.sequence_length}; lower it"
+        )
     if config.evaluation.batch_size % sharding.batch_parts(mesh):
-        raise BadInput(f"config.evaluation.batch_size={config.evaluation.batch_size} does not divide by "
-                       f"{sharding.batch_parts(mesh)} devices; use a multiple")
+        raise BadInput(
+            f"config.evaluation.batch_size={config.evaluation.batch_size} does not divide by "
+            f"{sharding.batch_parts(mesh)} devices; use a multiple"
+        )
 
 
 def check_memory(recipe: Recipe, config: ConfigDict, mesh: Mesh) -> None:
-    """Raises `BadInput` for sizes that cannot fit into the memory that is there, whatever compiles."""
+    """Raises `BadInput` for sizes that cannot fit into the memory that is there, whatever
+    compiles."""
     for stage in recipe.stages:
-        model, teacher = recipe.model(stage.network), recipe.teacher if stage.needs_teacher else None
+        model, teacher = (
+            recipe.model(stage.network),
+            recipe.teacher if stage.needs_teacher else None,
+        )
         needs = memory.step_bytes(stage, model, teacher, stage_batch(stage, config.data), mesh)
-        memory.check(f"stage {stage.name!r}", needs, mesh,
-                     f"config.stages.{stage.name}.batch_size={stage.batch_size}, config.data.sequence_length="
-                     f"{config.data.sequence_length} or vocab_size={model.config.vocab_size}, or take a smaller network")
+        memory.check(
+            f"stage {stage.name!r}",
+            needs,
+            mesh,
+            f"config.stages.{stage.name}.batch_size={stage.batch_size}, config.data.sequence_length="
+            f"{config.data.sequence_length} or vocab_size={model.config.vocab_size}, or take a smaller network",
+        )
     rows, length = config.evaluation.batch_size, config.data.sequence_length
     batch = abstract_batch(rows, length, config.data.max_predictions)
     parts = sharding.batch_parts(mesh)
-    needs = {"a batch": memory.tree_bytes(batch) // parts,
-             "hidden states and attention": memory.forward_bytes(recipe.student, rows // parts, length, mesh)}
+    needs = {
+        "a batch": memory.tree_bytes(batch) // parts,
+        "hidden states and attention": memory.forward_bytes(
+            recipe.student, rows // parts, length, mesh
+        ),
+    }
     memory.check("evaluation", needs, mesh, f"config.evaluation.batch_size={rows}")
 
 
 def check_seed(seed: int, shown: str = "config.seed") -> None:
     """Raises `BadInput` unless networks and data can be drawn from `seed`."""
     if not 0 <= seed <= LARGEST_SEED:
-        raise BadInput(f"{shown}={shortened(seed)}; expected a whole number from 0 to {LARGEST_SEED}")
+        raise BadInput(
+            f"{shown}={shortened(seed)}; expected a whole number from 0 to {LARGEST_SEED}"
+        )
 
 
 def check_text_settings(config: ConfigDict) -> None:
@@ -210,13 +302,19 @@ def active_order(config: ConfigDict) -> tuple[str, ...]:
     """The stages to run, in order; without the baselines if `config.baselines` is False."""
     for name in config.order:
         if name not in config.stages:
-            raise BadInput(f"config.order names the stage {name!r}, which is not in config.stages; "
-                           f"{nearest(name, config.stages.keys())}")
+            raise BadInput(
+                f"config.order names the stage {name!r}, which is not in config.stages; "
+                f"{nearest(name, config.stages.keys())}"
+            )
     if len(set(config.order)) != len(config.order):
         raise BadInput(f"config.order={tuple(config.order)} names a stage twice; each runs once")
-    order = tuple(name for name in config.order if config.baselines or not config.stages[name].baseline)
+    order = tuple(
+        name for name in config.order if config.baselines or not config.stages[name].baseline
+    )
     if not order:
-        raise BadInput(f"config.order is empty: nothing to do; stages there are: {', '.join(config.stages.keys()) or '(none)'}")
+        raise BadInput(
+            f"config.order is empty: nothing to do; stages there are: {', '.join(config.stages.keys()) or '(none)'}"
+        )
     return order
 
 
@@ -224,97 +322,151 @@ def build_stage(name: str, section: ConfigDict, num_records: int, num_layers: in
     """The section as a `Stage`, its length in steps."""
     lengths = {field: section[field] for field in ("steps", "examples", "epochs") if section[field]}
     if len(lengths) != 1 or not 0 < min(lengths.values()) < math.inf:
-        raise BadInput(f"config.stages.{name}: give exactly one of steps, examples or epochs, finite and above 0; given: "
-                       f"{listed(f'{field}={value}' for field, value in lengths.items())}")
+        raise BadInput(
+            f"config.stages.{name}: give exactly one of steps, examples or epochs, finite and above 0; given: "
+            f"{listed(f'{field}={value}' for field, value in lengths.items())}"
+        )
     if section.kind not in KINDS:
-        raise BadInput(f"config.stages.{name}.kind={section.kind!r} is unknown; {nearest(section.kind, KINDS)}")
+        raise BadInput(
+            f"config.stages.{name}.kind={section.kind!r} is unknown; {nearest(section.kind, KINDS)}"
+        )
     settings: Any = section.copy_and_resolve_references()
     if not section.steps:
         count = section.examples or section.epochs * num_records
         steps = max(1, round(count / max(1, section.batch_size)))
-        settings.steps = min(steps, LARGEST_COUNT) if section.epochs and num_records == MANY else steps
+        settings.steps = (
+            min(steps, LARGEST_COUNT) if section.epochs and num_records == MANY else steps
+        )
         if settings.steps > LARGEST_COUNT:
-            raise BadInput(f"config.stages.{name}: {listed(f'{field}={value}' for field, value in lengths.items())} are "
-                           f"{settings.steps:,} steps of {section.batch_size} rows; expected at most {LARGEST_COUNT:,}")
+            raise BadInput(
+                f"config.stages.{name}: {listed(f'{field}={value}' for field, value in lengths.items())} are "
+                f"{settings.steps:,} steps of {section.batch_size} rows; expected at most {LARGEST_COUNT:,}"
+            )
     return KINDS[section.kind](name, settings, num_layers)
 
 
 def check_data(config: ConfigDict, model: Model, stage: Stage) -> None:
-    """Raises `BadInput` when rows are longer than the network's position table, or packed where pads count as words."""
+    """Raises `BadInput` when rows are longer than the network's position table, or packed where
+    pads count as words."""
     if config.data.packing and stage.tf1_unmasked:
-        raise BadInput(f"config.data.packing=True, but stage {stage.name!r} counts pads as words (tf1_unmasked), and packing "
-                       f"takes them away; set config.stages.{stage.name}.tf1_unmasked=False, or packing=False")
+        raise BadInput(
+            f"config.data.packing=True, but stage {stage.name!r} counts pads as words (tf1_unmasked), and packing "
+            f"takes them away; set config.stages.{stage.name}.tf1_unmasked=False, or packing=False"
+        )
     if config.data.sequence_length > model.config.max_positions:
-        raise BadInput(f"config.data.sequence_length={config.data.sequence_length} exceeds max_positions="
-                       f"{model.config.max_positions} of {stage.network!r}; shorten one or widen the other")
+        raise BadInput(
+            f"config.data.sequence_length={config.data.sequence_length} exceeds max_positions="
+            f"{model.config.max_positions} of {stage.network!r}; shorten one or widen the other"
+        )
 
 
 def check_fit(stage: Stage, model: Model, teacher: Model | None) -> None:
-    """Raises `BadInput` when the terms of `stage` cannot compare `model` with `teacher`, or a head is missing."""
+    """Raises `BadInput` when the terms of `stage` cannot compare `model` with `teacher`, or a head
+    is missing."""
     for head in stage.heads("student"):
         if head not in model.config.heads:
-            raise BadInput(f"stage {stage.name!r} needs the head {head!r}, which {stage.network!r} does not have; "
-                           f"its heads: {', '.join(model.config.heads) or '(none)'}")
+            raise BadInput(
+                f"stage {stage.name!r} needs the head {head!r}, which {stage.network!r} does not have; "
+                f"its heads: {', '.join(model.config.heads) or '(none)'}"
+            )
     if not stage.needs_teacher:
         return
     assert teacher is not None
     ours, theirs = model.config, teacher.config
     if ours.vocab_size != theirs.vocab_size:
-        raise BadInput(f"the word tables of teacher and student have {theirs.vocab_size} and {ours.vocab_size} rows; they must "
-                       "have as many: leave vocab_size of the network that is not given at 0, or give two models that do")
+        raise BadInput(
+            f"the word tables of teacher and student have {theirs.vocab_size} and {ours.vocab_size} rows; they must "
+            "have as many: leave vocab_size of the network that is not given at 0, or give two models that do"
+        )
     for head in stage.heads("teacher"):
         if head not in theirs.heads:
-            raise BadInput(f"stage {stage.name!r} needs the teacher's head {head!r}, which it does not have (its heads: "
-                           f"{', '.join(theirs.heads) or 'none'}); set config.stages.{stage.name}.alpha=1 to train "
-                           "without it, or take another teacher")
+            raise BadInput(
+                f"stage {stage.name!r} needs the teacher's head {head!r}, which it does not have (its heads: "
+                f"{', '.join(theirs.heads) or 'none'}); set config.stages.{stage.name}.alpha=1 to train "
+                "without it, or take another teacher"
+            )
     for term in stage.terms:
         reads = {term.definition.student, term.definition.teacher} - {None}
-        if reads & {"hidden", "hidden_moments", "embeddings"} and not term.projection and ours.hidden_size != theirs.hidden_size:
-            raise BadInput(f"stage {stage.name!r}: the loss {term.loss!r} compares hidden states of width "
-                           f"{theirs.hidden_size} (teacher) and {ours.hidden_size} (student); make them equal with "
-                           f"config.student.model.hidden_size={theirs.hidden_size}"
-                           + (f", or config.stages.{stage.name}.projection=True" if term.loss.endswith("_mse") else ""))
+        if (
+            reads & {"hidden", "hidden_moments", "embeddings"}
+            and not term.projection
+            and ours.hidden_size != theirs.hidden_size
+        ):
+            raise BadInput(
+                f"stage {stage.name!r}: the loss {term.loss!r} compares hidden states of width "
+                f"{theirs.hidden_size} (teacher) and {ours.hidden_size} (student); make them equal with "
+                f"config.student.model.hidden_size={theirs.hidden_size}"
+                + (
+                    f", or config.stages.{stage.name}.projection=True"
+                    if term.loss.endswith("_mse")
+                    else ""
+                )
+            )
         if "attention_scores" in reads and ours.num_heads != theirs.num_heads:
-            raise BadInput(f"stage {stage.name!r}: the loss {term.loss!r} compares {theirs.num_heads} attention heads "
-                           f"(teacher) with {ours.num_heads} (student); set config.student.model.num_heads="
-                           f"{theirs.num_heads}, or config.stages.{stage.name}.{term.loss}=0")
-        if term.definition.per_layer and term.layer_map is None and ours.num_layers != theirs.num_layers:
-            raise BadInput(f"stage {stage.name!r} transfers layer by layer, but the teacher has {theirs.num_layers} "
-                           f"layers and the student {ours.num_layers}; give config.stages.{stage.name}.layer_map, one "
-                           "teacher layer for each student layer, or make the depths equal")
+            raise BadInput(
+                f"stage {stage.name!r}: the loss {term.loss!r} compares {theirs.num_heads} attention heads "
+                f"(teacher) with {ours.num_heads} (student); set config.student.model.num_heads="
+                f"{theirs.num_heads}, or config.stages.{stage.name}.{term.loss}=0"
+            )
+        if (
+            term.definition.per_layer
+            and term.layer_map is None
+            and ours.num_layers != theirs.num_layers
+        ):
+            raise BadInput(
+                f"stage {stage.name!r} transfers layer by layer, but the teacher has {theirs.num_layers} "
+                f"layers and the student {ours.num_layers}; give config.stages.{stage.name}.layer_map, one "
+                "teacher layer for each student layer, or make the depths equal"
+            )
         lowest = 0 if stage.progressive else -1
-        if term.layer_map is not None and not (all(lowest <= i < theirs.num_layers for i in term.layer_map)
-                                               and max(term.layer_map) >= 0):
+        if term.layer_map is not None and not (
+            all(lowest <= i < theirs.num_layers for i in term.layer_map)
+            and max(term.layer_map) >= 0
+        ):
             none = "" if stage.progressive else " (-1: none, for some of the student's layers)"
-            raise BadInput(f"config.stages.{stage.name}.layer_map={term.layer_map}: the teacher's layers are 0 to "
-                           f"{theirs.num_layers - 1}{none}")
+            raise BadInput(
+                f"config.stages.{stage.name}.layer_map={term.layer_map}: the teacher's layers are 0 to "
+                f"{theirs.num_layers - 1}{none}"
+            )
         if term.definition.relation:
             check_relation(stage, term, ours, theirs)
 
 
 def check_relation(stage: Stage, term: Term, ours: ModelConfig, theirs: ModelConfig) -> None:
-    """Raises `BadInput` unless a term's relation heads divide the width of both networks' queries, keys and values."""
+    """Raises `BadInput` unless a term's relation heads divide the width of both networks' queries,
+    keys and values."""
     for whose, config in (("student", ours), ("teacher", theirs)):
         width = config.num_heads * config.head_size
         if term.relation_heads < 1 or width % term.relation_heads:
-            raise BadInput(f"config.stages.{stage.name}.relation_heads={term.relation_heads} does not divide the width {width} "
-                           f"of the {whose}'s queries, keys and values; use a divisor of both networks' widths")
+            raise BadInput(
+                f"config.stages.{stage.name}.relation_heads={term.relation_heads} does not divide the width {width} "
+                f"of the {whose}'s queries, keys and values; use a divisor of both networks' widths"
+            )
 
 
 def check_frozen(recipe: Recipe, loaded: bool) -> None:
-    """Raises `BadInput` for a frozen parameter in use that nothing has set, following each network through its stages."""
+    """Raises `BadInput` for a frozen parameter in use that nothing has set, following each network
+    through its stages."""
     set_by: dict[str, set[str]] = {}
     for stage in recipe.stages:
         model = recipe.model(stage.network)
         shapes = parameter_shapes(model.config)
         if stage.network not in set_by:
-            from_folder = loaded and stage.network != TEACHER and recipe.starts[stage.network] == "copy"
+            from_folder = (
+                loaded and stage.network != TEACHER and recipe.starts[stage.network] == "copy"
+            )
             names: set[str] = set(state.flatten(shapes)) if from_folder else set()
-            if recipe.starts[stage.network] == "copy" and recipe.teacher is not None and stage.network != TEACHER:
+            if (
+                recipe.starts[stage.network] == "copy"
+                and recipe.teacher is not None
+                and stage.network != TEACHER
+            ):
                 copied = copied_names(model, recipe.teacher)
                 if not copied and not from_folder:
-                    raise BadInput(f"config.stages.{stage.name}.start='copy', but no embedding or head of the teacher has the "
-                                   "student's shape; set start='random', or give the student the teacher's widths")
+                    raise BadInput(
+                        f"config.stages.{stage.name}.start='copy', but no embedding or head of the teacher has the "
+                        "student's shape; set start='random', or give the student the teacher's widths"
+                    )
                 names |= copied
             set_by[stage.network] = names
         state.check_moves(stage, shapes, set_by[stage.network], model.config.norm)
@@ -322,15 +474,22 @@ def check_frozen(recipe: Recipe, loaded: bool) -> None:
 
 
 def trace(recipe: Recipe, stage: Stage, data: ConfigDict, mesh: Mesh) -> Any:
-    """The abstract result of one step of `stage`: what start-up traces so that no mistake waits for its stage."""
+    """The abstract result of one step of `stage`: what start-up traces so that no mistake waits for
+    its stage."""
     teacher = recipe.teacher if stage.needs_teacher else None
-    return programs.trace(stage, recipe.model(stage.network), teacher, mesh, stage_batch(stage, data))
+    return programs.trace(
+        stage, recipe.model(stage.network), teacher, mesh, stage_batch(stage, data)
+    )
 
 
 def stage_batch(stage: Stage, data: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of the batches that `stage` trains on."""
-    return abstract_batch(stage.batch_size, data.sequence_length, predictions_a_row(data),
-                          packing.segments_a_row(data.sequence_length) if data.packing else None)
+    return abstract_batch(
+        stage.batch_size,
+        data.sequence_length,
+        predictions_a_row(data),
+        packing.segments_a_row(data.sequence_length) if data.packing else None,
+    )
 
 
 def predictions_a_row(data: ConfigDict) -> int:
@@ -338,17 +497,28 @@ def predictions_a_row(data: ConfigDict) -> int:
     if not data.packing:
         return data.max_predictions
     segments = packing.segments_a_row(data.sequence_length)
-    return packing.predictions_a_row(data.sequence_length, data.max_predictions, data.mask_rate, segments)
+    return packing.predictions_a_row(
+        data.sequence_length, data.max_predictions, data.mask_rate, segments
+    )
 
 
-def abstract_batch(batch_size: int, length: int, predictions: int, segments: int | None = None
-                   ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and dtypes of a pre-training batch; `segments`: how many texts a packed row has room for."""
+def abstract_batch(
+    batch_size: int, length: int, predictions: int, segments: int | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a pre-training batch; `segments`: how many texts a packed row has room
+    for."""
     ids, picks = ((batch_size, length), np.int32), ((batch_size, predictions), np.int32)
     texts = (batch_size,) if segments is None else (batch_size, segments)
-    fields = {"input_ids": ids, "attention_mask": ids, "token_type_ids": ids, "mlm_positions": picks,
-              "mlm_labels": picks, "mlm_weights": (picks[0], jnp.float32), "nsp_labels": (texts, np.int32),
-              "example_weights": (texts, jnp.float32)}
+    fields = {
+        "input_ids": ids,
+        "attention_mask": ids,
+        "token_type_ids": ids,
+        "mlm_positions": picks,
+        "mlm_labels": picks,
+        "mlm_weights": (picks[0], jnp.float32),
+        "nsp_labels": (texts, np.int32),
+        "example_weights": (texts, jnp.float32),
+    }
     if segments is not None:
         fields |= {"segment_ids": ids, "position_ids": ids, "cls_positions": (texts, np.int32)}
     return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in fields.items()}

@@ -1,8 +1,9 @@
-"""A whole run: recipe -> data -> models -> each stage -> evaluation -> export -> report. Everything else is below it.
+"""A whole run: recipe -> data -> models -> each stage -> evaluation -> export -> report. Everything
+else is below it.
 
-`train(config, workdir)` is the main job. Called again on the same workdir it goes on where it stopped: finished stages
-are read from their folders, the stage in progress from its newest checkpoint.
-"""
+`train(config, workdir)` is the main job. Called again on the same workdir it goes on where it
+stopped: finished stages are read from their folders, the stage in progress from its newest
+checkpoint."""
 
 from __future__ import annotations
 
@@ -46,17 +47,26 @@ Networks = dict[str, Params]
 Write = Callable[[int, dict[str, float]], None]
 
 
-def train(config: str | os.PathLike[str] | ConfigDict, workdir: epath.PathLike, overrides: Overrides = (), *,
-          stages: str | Sequence[str] | None = None) -> dict[str, Any]:
+def train(
+    config: str | os.PathLike[str] | ConfigDict,
+    workdir: epath.PathLike,
+    overrides: Overrides = (),
+    *,
+    stages: str | Sequence[str] | None = None,
+) -> dict[str, Any]:
     """Runs the recipe in `workdir` and returns what `results.json` holds; the same call resumes.
 
-    `config`, `overrides`: as `as_config` takes them, e.g. ("quickstart:smoke", {"seed": 1}). `stages`: run only these of
-    `config.order` (their predecessors must be finished). Raises `BadInput` before anything
-    is compiled or overwritten; `Interrupted`, `Preempted` and `TrainingStopped` leave a resumable workdir. A step that hangs
-    ends the process (`config.watchdog_minutes`).
-    """
+    `config`, `overrides`: as `as_config` takes them, e.g. ("quickstart:smoke", {"seed": 1}).
+    `stages`: run only these of `config.order` (their predecessors must be finished). Raises
+    `BadInput` before anything is compiled or overwritten; `Interrupted`, `Preempted` and
+    `TrainingStopped` leave a resumable workdir. A step that hangs ends the process
+    (`config.watchdog_minutes`)."""
     started = time.perf_counter()
-    config, path, stages = as_config(config, overrides), as_folder(workdir, "workdir"), as_names(stages, "stages")
+    config, path, stages = (
+        as_config(config, overrides),
+        as_folder(workdir, "workdir"),
+        as_names(stages, "stages"),
+    )
     with contextlib.ExitStack() as held:
         run = Run(startup.begin(held, config, path, stages))
         with disk_errors(path):  # a disk may fill up at any write
@@ -81,7 +91,12 @@ class Run:
 
     def __init__(self, start: Start) -> None:
         self.config, self.folder, self.corpus, self.recipe, self.mesh = (
-            start.config, start.folder, start.corpus, start.recipe, start.mesh)
+            start.config,
+            start.folder,
+            start.corpus,
+            start.recipe,
+            start.mesh,
+        )
         self.loaded, self.bound, self.wanted = start.loaded, start.bound, start.wanted
         self.networks: Networks = {TEACHER: self.loaded[TEACHER]} if TEACHER in self.loaded else {}
         self.pages: dict[str, dict[str, Any]] = {}
@@ -89,7 +104,8 @@ class Run:
         self.teacher_path = self.config.teacher.init
 
     def stage(self, stage: Stage) -> None:
-        """Runs one stage, or reads its result if it is finished; its network is then in `networks`."""
+        """Runs one stage, or reads its result if it is finished; its network is then in
+        `networks`."""
         model = self.recipe.model(stage.network)
         page = self.folder.finished(stage.name)
         if page is not None:
@@ -104,11 +120,17 @@ class Run:
             self.teacher_sha, self.teacher_path = page["sha256"], str(self.folder.stage(stage.name))
 
     def _train(self, stage: Stage, model: Model) -> tuple[Params, dict[str, Any]]:
-        checkpoints = Checkpoints(self.folder.checkpoints(stage.name), self.config.checkpoint.keep, bool(stage.best))
+        checkpoints = Checkpoints(
+            self.folder.checkpoints(stage.name), self.config.checkpoint.keep, bool(stage.best)
+        )
         try:
             params, page = self._train_from(checkpoints, stage, model)
             with StopRequest() as stop:  # what was trained is kept first
-                page = hosts.together(lambda: self.folder.save_stage(stage.name, model, params, page, self.corpus.tokenizer))
+                page = hosts.together(
+                    lambda: self.folder.save_stage(
+                        stage.name, model, params, page, self.corpus.tokenizer
+                    )
+                )
                 if stop.agreed():
                     raise stop.error(f"after stage {stage.name!r}")
         except BaseException:  # Ctrl-C too: saves under way must end before Python does
@@ -118,19 +140,32 @@ class Run:
         hosts.wait(f"stage {stage.name} saved")
         return params, page
 
-    def _train_from(self, checkpoints: Checkpoints, stage: Stage, model: Model) -> tuple[Params, dict[str, Any]]:
+    def _train_from(
+        self, checkpoints: Checkpoints, stage: Stage, model: Model
+    ) -> tuple[Params, dict[str, Any]]:
         config, teacher = self.config, self.recipe.teacher if stage.needs_teacher else None
         page: dict[str, Any] = {
-            "stage": stage.name, "network": stage.network, "steps": stage.steps, "seed": config.seed, "seconds": 0.0,
-            "first_example": self.recipe.first_example[stage.name], "lineage": self._lineage(stage),
-            "teacher": {"path": self.teacher_path, "sha256": self.teacher_sha} if stage.needs_teacher else None,
+            "stage": stage.name,
+            "network": stage.network,
+            "steps": stage.steps,
+            "seed": config.seed,
+            "seconds": 0.0,
+            "first_example": self.recipe.first_example[stage.name],
+            "lineage": self._lineage(stage),
+            "teacher": {"path": self.teacher_path, "sha256": self.teacher_sha}
+            if stage.needs_teacher
+            else None,
             "inputs": self.bound.digest,
         }
         like = state.shapes(stage, model, teacher)
         if checkpoints.latest() is not None:
             train_state, held = checkpoints.restore(like, self.mesh)
             self._check_page(stage, held)
-            page |= {name: held[name] for name in ("seconds", "layers", "began_as", "last_loss") if name in held}
+            page |= {
+                name: held[name]
+                for name in ("seconds", "layers", "began_as", "last_loss")
+                if name in held
+            }
         else:
             create = programs.compile_start(stage, model, teacher, self.mesh)
             train_state = create(self._start(stage, model), stage_seed(config.seed, stage.name))
@@ -138,141 +173,242 @@ class Run:
         done = int(train_state.step)
         example = page["first_example"] + done * stage.batch_size
         page["examples"] = self.recipe.first_example[stage.name] + stage.steps * stage.batch_size
-        teacher_params = sharding.place(self.mesh, in_compute_dtype(teacher.config, self.networks[TEACHER])) if teacher else {}
-        batches = inputs.batches(config, self.corpus.train, batch_size=stage.batch_size, start_example=example)
+        teacher_params = (
+            sharding.place(self.mesh, in_compute_dtype(teacher.config, self.networks[TEACHER]))
+            if teacher
+            else {}
+        )
+        batches = inputs.batches(
+            config, self.corpus.train, batch_size=stage.batch_size, start_example=example
+        )
         flops = self._flops(stage)
         with self._reporting(stage, done, flops) as reporting:
-            reporting = dataclasses.replace(reporting, write=keeping_last_loss(page, reporting.write))
+            reporting = dataclasses.replace(
+                reporting, write=keeping_last_loss(page, reporting.write)
+            )
             limits = loop.Limits(
-                config.checkpoint.every_steps, 60 * config.checkpoint.every_minutes, config.max_skipped_in_a_row,
-                60 * config.watchdog_minutes, (config.profile, self.folder.trace(stage.name, stage.network)))
+                config.checkpoint.every_steps,
+                60 * config.checkpoint.every_minutes,
+                config.max_skipped_in_a_row,
+                60 * config.watchdog_minutes,
+                (config.profile, self.folder.trace(stage.name, stage.network)),
+            )
             measured = stage.progressive or stage.best
             evaluate = self._evaluator(stage, model, teacher, teacher_params) if measured else None
             train_state = loop.run_stage(
-                stage, model, train_state, teacher, teacher_params, batches, mesh=self.mesh,
-                seed=stage_seed(config.seed, stage.name), checkpoints=checkpoints, page=page,
-                reporting=reporting, limits=limits, evaluate=evaluate)
+                stage,
+                model,
+                train_state,
+                teacher,
+                teacher_params,
+                batches,
+                mesh=self.mesh,
+                seed=stage_seed(config.seed, stage.name),
+                checkpoints=checkpoints,
+                page=page,
+                reporting=reporting,
+                limits=limits,
+                evaluate=evaluate,
+            )
         page["skipped"] = int(train_state.skipped)
         page["moved"] = checksums(train_state.params).tolist() != page.pop("began_as", None)
         hosts.together(lambda: self._check_trained(stage, page))
         return hosts.to_host(projections.drop(train_state.params)), page
 
     def _check_trained(self, stage: Stage, page: dict[str, Any]) -> None:
-        """Raises `TrainingStopped` if a stage hardly trained its network; `results.json` says so too."""
+        """Raises `TrainingStopped` if a stage hardly trained its network; `results.json` says so
+        too."""
         try:
             check_trained(stage.name, steps=stage.steps, skipped=page["skipped"])
         except TrainingStopped as error:
             if hosts.first():
-                before = {"config_name": self.config.name, "seed": self.config.seed, **report.read_results(self.folder.path)}
+                before = {
+                    "config_name": self.config.name,
+                    "seed": self.config.seed,
+                    **report.read_results(self.folder.path),
+                }
                 report.write_results(self.folder.path, {**before, "warnings": [str(error)]})
             raise
 
     @contextlib.contextmanager
-    def _reporting(self, stage: Stage, done: int, flops: dict[str, float]) -> Iterator[loop.Reporting]:
+    def _reporting(
+        self, stage: Stage, done: int, flops: dict[str, float]
+    ) -> Iterator[loop.Reporting]:
         """Metric files and a progress bar on the first process; the others are silent."""
         length, every = self.config.data.sequence_length, self.config.log_every
-        rates(1.0, stage.batch_size, length, flops, self.mesh)  # the peak of a CPU is measured here, not beside a step
+        rates(
+            1.0, stage.batch_size, length, flops, self.mesh
+        )  # the peak of a CPU is measured here, not beside a step
         if not hosts.first():
             yield loop.Reporting(write=lambda *_: None, show=lambda *_: None, every=every)
             return
-        with MetricWriter(self.folder.path) as writer, \
-                Progress(stage.steps, stage.name, initial=done, tokens_per_unit=stage.batch_size * length,
-                         later=self._later(stage) / sum(flops.values())) as bar:
+        with (
+            MetricWriter(self.folder.path) as writer,
+            Progress(
+                stage.steps,
+                stage.name,
+                initial=done,
+                tokens_per_unit=stage.batch_size * length,
+                later=self._later(stage) / sum(flops.values()),
+            ) as bar,
+        ):
             writer.rewind(stage.name, done, stage.network)
             yield loop.Reporting(
                 write=lambda step, scalars: writer.write(stage.name, step, scalars, stage.network),
                 show=lambda step, scalars: bar.reach(step, loss=scalars["loss"]),
                 rates=lambda rate: rates(rate, stage.batch_size, length, flops, self.mesh),
-                every=every, flush=writer.flush)
+                every=every,
+                flush=writer.flush,
+            )
 
     def _flops(self, stage: Stage) -> dict[str, float]:
         """Of a step."""
         teacher = self.recipe.teacher if stage.needs_teacher else None
-        return step_flops(stage, self.recipe.model(stage.network), teacher, self.config.data.sequence_length,
-                          predictions_a_row(self.config.data))
+        return step_flops(
+            stage,
+            self.recipe.model(stage.network),
+            teacher,
+            self.config.data.sequence_length,
+            predictions_a_row(self.config.data),
+        )
 
     def _later(self, stage: Stage) -> float:
         """FLOPs of the stages that this call runs after `stage`."""
-        after = self.recipe.stages[self.recipe.stages.index(stage) + 1:]
-        return sum(other.steps * sum(self._flops(other).values()) for other in after
-                   if other in self.wanted and self.folder.finished(other.name) is None)
+        after = self.recipe.stages[self.recipe.stages.index(stage) + 1 :]
+        return sum(
+            other.steps * sum(self._flops(other).values())
+            for other in after
+            if other in self.wanted and self.folder.finished(other.name) is None
+        )
 
     def _start(self, stage: Stage, model: Model) -> Params:
-        """Where a network's parameters come from. The order is important: an earlier stage, a folder, a copy, chance.
+        """Where a network's parameters come from. The order is important: an earlier stage, a
+        folder, a copy, chance.
 
-        They are copies: the step takes its state's memory over, and a CPU device may share it with the host's arrays.
-        """
+        They are copies: the step takes its state's memory over, and a CPU device may share it with
+        the host's arrays."""
         copies = stage.network != TEACHER and self.recipe.starts[stage.network] == "copy"
         given = self.networks.get(stage.network, self.loaded.get("student") if copies else None)
         if given is not None:
             return sharding.place(self.mesh, jax.tree.map(np.array, given))
         where = sharding.shardings(self.mesh, parameter_shapes(model.config))
-        params = random_start(model, self.config.seed + (1 if stage.network != TEACHER else 0), where)
+        params = random_start(
+            model, self.config.seed + (1 if stage.network != TEACHER else 0), where
+        )
         if self.recipe.starts[stage.network] == "copy":
             assert self.recipe.teacher is not None
-            params, _ = copy_embeddings_and_heads(model, params, self.recipe.teacher, self.networks[TEACHER])
+            params, _ = copy_embeddings_and_heads(
+                model, params, self.recipe.teacher, self.networks[TEACHER]
+            )
         return params
 
     def _check_page(self, stage: Stage, page: dict[str, Any]) -> None:
-        """Raises `BadInput` unless a stage's page, or that of its checkpoint, is of this run: text, teacher, stages before it."""
+        """Raises `BadInput` unless a stage's page, or that of its checkpoint, is of this run: text,
+        teacher, stages before it."""
         if page.get("inputs", self.bound.digest) != self.bound.digest:
-            raise BadInput(f"stage {stage.name!r} in this workdir was run on other text, or with another tokenizer, than its "
-                           f"{binding.FILE} says; use another workdir")
+            raise BadInput(
+                f"stage {stage.name!r} in this workdir was run on other text, or with another tokenizer, than its "
+                f"{binding.FILE} says; use another workdir"
+            )
         self._check_teacher(stage, page)
         self._check_lineage(stage, page)
 
     def _check_teacher(self, stage: Stage, page: dict[str, Any]) -> None:
         held = (page.get("teacher") or {}).get("sha256")
         if stage.needs_teacher and held != self.teacher_sha:
-            raise BadInput(f"stage {stage.name!r} in this workdir was run with another teacher (sha256 {str(held)[:12]}..., "
-                           f"now {self.teacher_sha[:12]}...); use another workdir, or give back that teacher")
+            raise BadInput(
+                f"stage {stage.name!r} in this workdir was run with another teacher (sha256 {str(held)[:12]}..., "
+                f"now {self.teacher_sha[:12]}...); use another workdir, or give back that teacher"
+            )
 
     def _lineage(self, stage: Stage) -> list[dict[str, Any]]:
-        """What a stage's result depends on beside the recipe's fixed fields: its settings and those of the stages of
-        its network before it."""
+        """What a stage's result depends on beside the recipe's fixed fields: its settings and those
+        of the stages of its network before it."""
         own = [s for s in self.recipe.stages if s.network == stage.network]
-        chosen = {"checkpoint_every_steps": self.config.checkpoint.every_steps, "heldout_rows": rows_to_choose_by(self.config)}
-        return [{"stage": s.name, **json.loads(json.dumps(self.config.stages[s.name].to_dict())), **(chosen if s.best else {})}
-                for s in own[: own.index(stage) + 1]]
+        chosen = {
+            "checkpoint_every_steps": self.config.checkpoint.every_steps,
+            "heldout_rows": rows_to_choose_by(self.config),
+        }
+        return [
+            {
+                "stage": s.name,
+                **json.loads(json.dumps(self.config.stages[s.name].to_dict())),
+                **(chosen if s.best else {}),
+            }
+            for s in own[: own.index(stage) + 1]
+        ]
 
     def _check_lineage(self, stage: Stage, page: dict[str, Any]) -> None:
         now = self._lineage(stage)
-        younger = json.loads(json.dumps(defaults.stage("pretrain", "student").to_dict()))  # fields that the page may lack
+        younger = json.loads(
+            json.dumps(defaults.stage("pretrain", "student").to_dict())
+        )  # fields that the page may lack
         before = [{**younger, **line} for line in page.get("lineage") or []]
         if before != now:
             names = [[s["stage"] for s in line] for line in (before, now)]
-            what = f"after {' -> '.join(names[0])}, now asked {' -> '.join(names[1])}" if names[0] != names[1] else (
-                "with other settings of " + ", ".join(a["stage"] for a, b in zip(before, now) if a != b))
-            raise BadInput(f"stage {stage.name!r} in this workdir was run {what}; use another workdir, or the same order "
-                           "and settings to resume")
+            what = (
+                f"after {' -> '.join(names[0])}, now asked {' -> '.join(names[1])}"
+                if names[0] != names[1]
+                else (
+                    "with other settings of "
+                    + ", ".join(a["stage"] for a, b in zip(before, now) if a != b)
+                )
+            )
+            raise BadInput(
+                f"stage {stage.name!r} in this workdir was run {what}; use another workdir, or the same order "
+                "and settings to resume"
+            )
 
-    def _evaluator(self, stage: Stage, model: Model, teacher: Model | None, teacher_params: Params) -> loop.Evaluator:
+    def _evaluator(
+        self, stage: Stage, model: Model, teacher: Model | None, teacher_params: Params
+    ) -> loop.Evaluator:
         losses = programs.compile_losses(stage, model, teacher)
-        rows = inputs.heldout(self.config, self.corpus.heldout, max_examples=rows_to_choose_by(self.config))
-        # Rows that only fill the last batch are copies: to losses over tokens they must look like padding.
-        batches = [{**row, "attention_mask": row["attention_mask"] * row["example_weights"].astype(np.int32)[:, None]}
-                   for row in rows]
+        rows = inputs.heldout(
+            self.config, self.corpus.heldout, max_examples=rows_to_choose_by(self.config)
+        )
+        # Rows that only fill the last batch are copies: to losses over tokens they must look like
+        # padding.
+        batches = [
+            {
+                **row,
+                "attention_mask": row["attention_mask"]
+                * row["example_weights"].astype(np.int32)[:, None],
+            }
+            for row in rows
+        ]
 
         def evaluate(layer: int, params: Params) -> dict[str, float]:
             sums: dict[str, float] = {}
             counts: dict[str, float] = {}
             for batch in batches:
-                pair = jax.device_get(losses(params, teacher_params, sharding.put_batch(self.mesh, batch),
-                                             np.int32(layer)))
+                pair = jax.device_get(
+                    losses(
+                        params,
+                        teacher_params,
+                        sharding.put_batch(self.mesh, batch),
+                        np.int32(layer),
+                    )
+                )
                 for total, part in zip((sums, counts), pair):
-                    total |= {name: total.get(name, 0.0) + float(value) for name, value in part.items()}
+                    total |= {
+                        name: total.get(name, 0.0) + float(value) for name, value in part.items()
+                    }
             raw = {name: sums[name] / counts[name] for name in sums}
             return {"loss": sum(term.weight * raw[term.name] for term in stage.terms), **raw}
 
         return evaluate
 
     def reported(self) -> dict[str, Any] | None:
-        """What `results.json` holds, if it is of just these networks and stages, measured as the recipe asks."""
+        """What `results.json` holds, if it is of just these networks and stages, measured as the
+        recipe asks."""
         found = report.read_results(self.folder.path)
         measured = {name: row.get("sha256") for name, row in (found.get("networks") or {}).items()}
-        same = (measured == {name: digest(params) for name, params in self.networks.items()}
-                and (found.get("stages") or {}).keys() == self.pages.keys() and found.get("evaluation") == measured_as(self.config)
-                and found.get("inputs") == self.bound.digest)
+        same = (
+            measured == {name: digest(params) for name, params in self.networks.items()}
+            and (found.get("stages") or {}).keys() == self.pages.keys()
+            and found.get("evaluation") == measured_as(self.config)
+            and found.get("inputs") == self.bound.digest
+        )
         return found if same else None
 
     def results(self) -> dict[str, Any]:
@@ -287,13 +423,25 @@ class Run:
         with Progress(len(self.networks), "evaluating", unit="networks") as bar:
             for name, params in self.networks.items():
                 model = recipe.model(name)
-                pair: dict[str, Any] = {} if name == TEACHER or TEACHER not in self.networks else {
-                    "teacher": recipe.teacher, "teacher_params": self.networks[TEACHER]}
+                pair: dict[str, Any] = (
+                    {}
+                    if name == TEACHER or TEACHER not in self.networks
+                    else {"teacher": recipe.teacher, "teacher_params": self.networks[TEACHER]}
+                )
                 numbers = heldout.evaluate(model, params, rows, mesh=self.mesh, **pair)
                 measured = int(numbers.pop("rows"))
-                own = [self.pages[s.name] for s in recipe.stages if s.network == name and s.name in self.pages]
-                networks[name] = {**numbers, "parameters": count(params), "steps": sum(p["steps"] for p in own),
-                                  "seconds": round(sum(p["seconds"] for p in own), 1), "sha256": digest(params)}
+                own = [
+                    self.pages[s.name]
+                    for s in recipe.stages
+                    if s.network == name and s.name in self.pages
+                ]
+                networks[name] = {
+                    **numbers,
+                    "parameters": count(params),
+                    "steps": sum(p["steps"] for p in own),
+                    "seconds": round(sum(p["seconds"] for p in own), 1),
+                    "sha256": digest(params),
+                }
                 bar.update(1)
         stages = {}
         for stage in recipe.stages:
@@ -301,14 +449,25 @@ class Run:
                 page = self.pages[stage.name]
                 rate = page["steps"] * stage.batch_size / max(page["seconds"], 1e-9)
                 stages[stage.name] = {
-                    "network": stage.network, "steps": page["steps"], "seconds": round(page["seconds"], 1),
-                    "sequences_per_second": round(rate, 1), "skipped": page["skipped"],
-                    "tokens_per_second": round(rate * config.data.sequence_length, 1)}
+                    "network": stage.network,
+                    "steps": page["steps"],
+                    "seconds": round(page["seconds"], 1),
+                    "sequences_per_second": round(rate, 1),
+                    "skipped": page["skipped"],
+                    "tokens_per_second": round(rate * config.data.sequence_length, 1),
+                }
         found: dict[str, Any] = {
-            "config_name": config.name, "seed": config.seed, "networks": networks, "stages": stages,
-            "corpus": self.corpus.describe(config), "heldout_rows": measured, "evaluation": measured_as(config),
-            "inputs": self.bound.digest, "warnings": self.warnings(networks),
-            "hardware": inputs.hardware(), "versions": inputs.versions(),
+            "config_name": config.name,
+            "seed": config.seed,
+            "networks": networks,
+            "stages": stages,
+            "corpus": self.corpus.describe(config),
+            "heldout_rows": measured,
+            "evaluation": measured_as(config),
+            "inputs": self.bound.digest,
+            "warnings": self.warnings(networks),
+            "hardware": inputs.hardware(),
+            "versions": inputs.versions(),
         }
         layered = [name for name in stages if "layers" in self.pages[name]]
         for name in layered:
@@ -324,30 +483,51 @@ class Run:
         found = []
         for name, page in self.pages.items():
             last = page.get("last_loss", 0.0)  # None: it was not finite
-            found += stage_warnings(name, steps=page["steps"], skipped=page["skipped"], moved=page.get("moved", True),
-                                    last_loss=math.nan if last is None else last)
+            found += stage_warnings(
+                name,
+                steps=page["steps"],
+                skipped=page["skipped"],
+                moved=page.get("moved", True),
+                last_loss=math.nan if last is None else last,
+            )
         for name, row in networks.items():
-            bad = [key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
-            found += [f"network {name!r}: {', '.join(bad)} on held-out text is not finite"] if bad else []
+            bad = [
+                key
+                for key, value in row.items()
+                if isinstance(value, float) and not math.isfinite(value)
+            ]
+            found += (
+                [f"network {name!r}: {', '.join(bad)} on held-out text is not finite"]
+                if bad
+                else []
+            )
         return found
 
     def report(self, results: dict[str, Any], started: float) -> None:
-        """Writes results, the student as a Hugging Face folder (loaded back, its outputs compared), and plots; of a run that was
-        reported before only what is missing."""
+        """Writes results, the student as a Hugging Face folder (loaded back, its outputs compared),
+        and plots; of a run that was reported before only what is missing."""
         before, student = report.read_results(self.folder.path), self.folder.path / "student"
         again = "seconds" in results
         # What was exported is the user's: it is left alone as long as the run has no other student.
-        kept = before.get("student_sha256") == results.get("student_sha256") and "export" in before and interop.has_weights(student)
+        kept = (
+            before.get("student_sha256") == results.get("student_sha256")
+            and "export" in before
+            and interop.has_weights(student)
+        )
         if kept:
             results["export"] = before["export"]
             if said := interop.damage(student):
                 print(f"jaxdistill: {said}", file=sys.stderr, flush=True)
         if not again:
             results["seconds"] = round(time.perf_counter() - started, 1)
-            report.write_results(self.folder.path, results)  # before the export, so that nothing measured can be lost to it
+            report.write_results(
+                self.folder.path, results
+            )  # before the export, so that nothing measured can be lost to it
         if self.config.export and "student" in self.networks and not kept:
             model, params = self.recipe.model("student"), self.networks["student"]
-            results["export"] = export_model(student, model, params, self.corpus.tokenizer, results, overwrite=True)
+            results["export"] = export_model(
+                student, model, params, self.corpus.tokenizer, results, overwrite=True
+            )
             again = False
         if again and (self.folder.path / "plots").exists():
             return
@@ -358,6 +538,7 @@ class Run:
 
 def keeping_last_loss(page: dict[str, Any], write: Write) -> Write:
     """`write`, which also leaves the newest loss in `page`: None if it is not finite."""
+
     def keep(step: int, scalars: dict[str, float]) -> None:
         if "loss" in scalars:
             page["last_loss"] = scalars["loss"] if math.isfinite(scalars["loss"]) else None
@@ -376,16 +557,42 @@ def rows_to_choose_by(config: ConfigDict) -> int:
     return 2 * config.evaluation.batch_size
 
 
-def export_model(directory: epath.PathLike, model: Model, params: Params, tokenizer: Any, results: dict[str, Any],
-                 overwrite: bool = False) -> dict[str, Any]:
-    """Saves a model with its card into `directory`, loads it back and proves that outputs are equal."""
-    exported = interop.save_pretrained(directory, model, params, tokenizer, card=run_card(model, results), overwrite=overwrite)
+def export_model(
+    directory: epath.PathLike,
+    model: Model,
+    params: Params,
+    tokenizer: Any,
+    results: dict[str, Any],
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Saves a model with its card into `directory`, loads it back and proves that outputs are
+    equal."""
+    exported = interop.save_pretrained(
+        directory, model, params, tokenizer, card=run_card(model, results), overwrite=overwrite
+    )
     verified = interop.verify_export(directory, model, params)
-    return {"path": str(directory), "format": exported.format, "reason": exported.reason, **verified}
+    return {
+        "path": str(directory),
+        "format": exported.format,
+        "reason": exported.reason,
+        **verified,
+    }
 
 
-def run_card(model: Model, results: dict[str, Any], *, name: str | None = None, reason: str | None = None) -> str:
-    """The README.md of a model folder from a run's numbers; `reason`: why it is in our own format, if one has been given."""
-    shown = {**results, "corpus": report.corpus_line(results["corpus"])} if "corpus" in results else results
-    return interop.model_card(shown, config=model.config, license=None,  # its owner chooses one
-                              name=name, reason=reason or interop.why_not_huggingface(model.config))
+def run_card(
+    model: Model, results: dict[str, Any], *, name: str | None = None, reason: str | None = None
+) -> str:
+    """The README.md of a model folder from a run's numbers; `reason`: why it is in our own format,
+    if one has been given."""
+    shown = (
+        {**results, "corpus": report.corpus_line(results["corpus"])}
+        if "corpus" in results
+        else results
+    )
+    return interop.model_card(
+        shown,
+        config=model.config,
+        license=None,  # its owner chooses one
+        name=name,
+        reason=reason or interop.why_not_huggingface(model.config),
+    )

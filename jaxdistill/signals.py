@@ -1,11 +1,12 @@
-"""What Ctrl-C, SIGTERM and SIGHUP (a closed terminal, a lost ssh) do to a command, from its first moment to its exit code.
+"""What Ctrl-C, SIGTERM and SIGHUP (a closed terminal, a lost ssh) do to a command, from its first
+moment to its exit code.
 
-Where nothing unsaved would be lost, Python's handler raises, and `cli.main` prints one line. While a stage trains, the
-loop's `StopRequest` takes the handlers over and saves first. Python runs handlers between its own instructions only: a
-compilation or a vocabulary in training would keep the process for minutes. So a thread hears of signals as well, and ends
-the process where the main thread does not: what is on disk is whole at any time. Light, since it is imported first of all.
-Called by __main__, cli and interruption.
-"""
+Where nothing unsaved would be lost, Python's handler raises, and `cli.main` prints one line. While
+a stage trains, the loop's `StopRequest` takes the handlers over and saves first. Python runs
+handlers between its own instructions only: a compilation or a vocabulary in training would keep the
+process for minutes. So a thread hears of signals as well, and ends the process where the main
+thread does not: what is on disk is whole at any time. Light, since it is imported first of all.
+Called by __main__, cli and interruption."""
 
 from __future__ import annotations
 
@@ -35,10 +36,11 @@ _pipe: tuple[int, int] | None = None
 
 
 def listen() -> Callable[[], None]:
-    """Sets the handlers, and starts the thread; returns what undoes it. Only the main thread can: in others nothing is done.
+    """Sets the handlers, and starts the thread; returns what undoes it. Only the main thread can:
+    in others nothing is done.
 
-    What the process was started to ignore it goes on to ignore: SIGHUP under nohup, SIGINT in a shell's background job.
-    """
+    What the process was started to ignore it goes on to ignore: SIGHUP under nohup, SIGINT in a
+    shell's background job."""
     global _pipe, asked
     if threading.current_thread() is not threading.main_thread() or _pipe is not None:
         return lambda: None
@@ -68,12 +70,14 @@ def listen() -> Callable[[], None]:
 
 
 def heeded(number: int) -> bool:
-    """Whether a handler may be set: not where whoever started this process had the signal ignored."""
+    """Whether a handler may be set: not where whoever started this process had the signal
+    ignored."""
     return number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN
 
 
 def ignore() -> None:
-    """The process ends with the code of the first signal; a second would end it with another, or in a traceback."""
+    """The process ends with the code of the first signal; a second would end it with another, or in
+    a traceback."""
     global ignoring
     ignoring = True
     for number in CODES:
@@ -81,8 +85,8 @@ def ignore() -> None:
 
 
 def leave(code: int) -> None:
-    """Ends the process: what a signal broke off may still run below Python (a step, a compilation), and would crash in the
-    interpreter's own end."""
+    """Ends the process: what a signal broke off may still run below Python (a step, a compilation),
+    and would crash in the interpreter's own end."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
@@ -98,12 +102,15 @@ def heard() -> None:
 
 def line(code: int) -> str:
     """What is said at the end."""
-    return (f"jaxdistill: {'interrupted' if code == 130 else 'preempted'}; what was finished or saved is kept, run the same "
-            "command to resume")
+    return (
+        f"jaxdistill: {'interrupted' if code == 130 else 'preempted'}; what was finished or saved is kept, run the same "
+        "command to resume"
+    )
 
 
 def say(text: str) -> None:
-    """To standard error, if that is still there: a closed terminal must not change how the process ends."""
+    """To standard error, if that is still there: a closed terminal must not change how the process
+    ends."""
     try:
         print(text, file=sys.stderr, flush=True)
     except (OSError, ValueError):
@@ -117,7 +124,8 @@ def _asked_to_stop(number: int, frame: FrameType | None) -> None:
     shown = sys.unraisablehook
 
     def once_more(ignored: Any) -> None:
-        """A destructor or a callback of the garbage collector lets no exception out: the signal would be lost."""
+        """A destructor or a callback of the garbage collector lets no exception out: the signal
+        would be lost."""
         if not issubclass(ignored.exc_type, KeyboardInterrupt):
             return shown(ignored)
         _send_again(number)
@@ -137,7 +145,8 @@ def _send_again(number: int) -> None:
 
 
 def _watch(pipe: int) -> None:
-    """Reads which signals came (Python writes them at once, whatever the main thread does) and which were heard."""
+    """Reads which signals came (Python writes them at once, whatever the main thread does) and
+    which were heard."""
     number, since, interrupts = 0, 0.0, 0
     while True:
         ready, _, _ = select.select([pipe], [], [], 0.1 if number else None)
@@ -160,7 +169,8 @@ def _watch(pipe: int) -> None:
 
 
 def _leave_alone() -> None:
-    """A forked child has handlers of its own to set, and must not speak through its parent's pipe."""
+    """A forked child has handlers of its own to set, and must not speak through its parent's
+    pipe."""
     global _pipe
     if _pipe is not None:
         with contextlib.suppress(ValueError):

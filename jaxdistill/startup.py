@@ -1,8 +1,8 @@
-"""What happens before a run's first step: everything that can be refused is refused, in the order in which a user can mend it.
+"""What happens before a run's first step: everything that can be refused is refused, in the order
+in which a user can mend it.
 
-First what needs no work (the recipe, given models, the workdir, whether there is text), then the text is prepared, every
-step traced, and the workdir bound to what the run reads. Called by run.
-"""
+First what needs no work (the recipe, given models, the workdir, whether there is text), then the
+text is prepared, every step traced, and the workdir bound to what the run reads. Called by run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ from jaxdistill.workdir import DONE, Workdir, begun, check, claim, lock, read_pa
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """All that a run knows before its first step. `loaded`: parameters of given networks; `wanted`: the stages to run."""
+    """All that a run knows before its first step. `loaded`: parameters of given networks; `wanted`:
+    the stages to run."""
 
     config: ConfigDict
     folder: Workdir
@@ -45,8 +46,11 @@ class Start:
     wanted: Sequence[Stage]
 
 
-def begin(held: contextlib.ExitStack, config: ConfigDict, path: epath.Path, stages: Sequence[str] | None) -> Start:
-    """Opens the workdir, whose lock `held` keeps, and prepares all that the run reads. Raises `BadInput`."""
+def begin(
+    held: contextlib.ExitStack, config: ConfigDict, path: epath.Path, stages: Sequence[str] | None
+) -> Start:
+    """Opens the workdir, whose lock `held` keeps, and prepares all that the run reads. Raises
+    `BadInput`."""
     mesh = sharding.make_mesh(**config.mesh)
     check_settings(config, mesh)
     loaded = hosts.together(lambda: check_before(config, path, mesh, stages))
@@ -55,29 +59,54 @@ def begin(held: contextlib.ExitStack, config: ConfigDict, path: epath.Path, stag
     hosts.check_same("their recipes", [config.to_dict(), list(stages or ())])
     hosts.in_turn(lambda: hold(held, folder, config) if hosts.first() else None)
     corpus = hosts.in_turn(lambda: inputs.load_corpus(config, folder.path))
-    hosts.check_same("prepared text (source, settings or versions)", [corpus.train.digest, corpus.heldout.digest])
-    recipe, wanted = hosts.together(lambda: resolve_and_trace(config, folder, corpus, mesh, stages, loaded))
+    hosts.check_same(
+        "prepared text (source, settings or versions)", [corpus.train.digest, corpus.heldout.digest]
+    )
+    recipe, wanted = hosts.together(
+        lambda: resolve_and_trace(config, folder, corpus, mesh, stages, loaded)
+    )
     given = {name: binding.model_digest(model, params) for name, (model, params) in loaded.items()}
     hosts.check_same("given models", given)
     bound = hosts.together(lambda: bind(config, folder, corpus, given))
-    return Start(config, folder, corpus, recipe, mesh, {name: params for name, (_, params) in loaded.items()}, bound, wanted)
+    return Start(
+        config,
+        folder,
+        corpus,
+        recipe,
+        mesh,
+        {name: params for name, (_, params) in loaded.items()},
+        bound,
+        wanted,
+    )
 
 
-def check_before(config: ConfigDict, path: epath.Path, mesh: Mesh, stages: Sequence[str] | None) -> inputs.Given:
-    """The given models. Raises `BadInput` for all that is wrong with a recipe and what it names, as far as that can be told
-    before its text is read: sizes that only the text can tell are guessed."""
+def check_before(
+    config: ConfigDict, path: epath.Path, mesh: Mesh, stages: Sequence[str] | None
+) -> inputs.Given:
+    """The given models. Raises `BadInput` for all that is wrong with a recipe and what it names, as
+    far as that can be told before its text is read: sizes that only the text can tell are
+    guessed."""
     loaded = inputs.load_models(config)
     models = {name: model for name, (model, _) in loaded.items()}
     tokenizer = inputs.known_tokenizer(config, path)
     words = config.data.vocab_size if tokenizer is None else describe(tokenizer).size
     inputs.check_vocabulary(config, models, words)
-    recipe = resolve(config, vocab_size=words, num_records=MANY, mesh=mesh,
-                     **{f"loaded_{name}": model for name, model in models.items()})
+    recipe = resolve(
+        config,
+        vocab_size=words,
+        num_records=MANY,
+        mesh=mesh,
+        **{f"loaded_{name}": model for name, model in models.items()},
+    )
     check_memory(recipe, config, mesh)
     choose_stages(recipe, stages)
     check(path, config.to_dict())
     if (held := binding.read(path)) is not None:
-        check_given(config, held, {name: binding.model_digest(model, params) for name, (model, params) in loaded.items()})
+        check_given(
+            config,
+            held,
+            {name: binding.model_digest(model, params) for name, (model, params) in loaded.items()},
+        )
     inputs.check_sources(config, path)
     if config.export and not (path / DONE).exists():  # a finished run leaves its export alone
         interop.check_replaceable(path / "student")
@@ -90,17 +119,24 @@ def check_given(config: ConfigDict, held: Inputs, given: dict[str, str]) -> None
 
 
 def bind(config: ConfigDict, folder: Workdir, corpus: Corpus, given: dict[str, str]) -> Inputs:
-    """Binds the workdir to what its run reads, or compares that with what it is bound to. Raises `BadInput` if it differs."""
+    """Binds the workdir to what its run reads, or compares that with what it is bound to. Raises
+    `BadInput` if it differs."""
     held, now = binding.read(folder.path), corpus.bound(config, given)
     if held is None:
         older = report.read_results(folder.path).get("corpus") if begun(folder.path) else None
-        if older and any(older.get(part, {}).get("digest") != text.digest for part, text in now.text.items()):
-            raise BadInput(f"workdir {str(folder.path)!r} is of a version that did not record what a run reads, and its text has "
-                           "changed since; use another workdir, or install what was installed then")
+        if older and any(
+            older.get(part, {}).get("digest") != text.digest for part, text in now.text.items()
+        ):
+            raise BadInput(
+                f"workdir {str(folder.path)!r} is of a version that did not record what a run reads, and its text has "
+                "changed since; use another workdir, or install what was installed then"
+            )
         pages = [read_page(file) for file in folder.path.glob("stages/*/stage.json")]
         if any(page.get("inputs", now.digest) != now.digest for page in pages):
-            raise BadInput(f"workdir {str(folder.path)!r} lacks {binding.FILE}, and its stages were run on other text or with "
-                           "another tokenizer than are there now; put back a copy of it, or use another workdir")
+            raise BadInput(
+                f"workdir {str(folder.path)!r} lacks {binding.FILE}, and its stages were run on other text or with "
+                "another tokenizer than are there now; put back a copy of it, or use another workdir"
+            )
         if hosts.first():
             binding.write(folder.path, now, corpus.tokenizer)
         return now
@@ -110,13 +146,24 @@ def bind(config: ConfigDict, folder: Workdir, corpus: Corpus, given: dict[str, s
     return held
 
 
-def resolve_and_trace(config: ConfigDict, folder: Workdir, corpus: Corpus, mesh: Mesh,
-                      stages: Sequence[str] | None, loaded: inputs.Given) -> tuple[Recipe, list[Stage]]:
+def resolve_and_trace(
+    config: ConfigDict,
+    folder: Workdir,
+    corpus: Corpus,
+    mesh: Mesh,
+    stages: Sequence[str] | None,
+    loaded: inputs.Given,
+) -> tuple[Recipe, list[Stage]]:
     """(recipe, stages to run), everything checked and every step traced."""
     models = {name: model for name, (model, _) in loaded.items()}
     inputs.check_vocabulary(config, models, corpus.vocab_size)
-    recipe = resolve(config, vocab_size=corpus.vocab_size, num_records=inputs.rows_an_epoch(config, corpus.train), mesh=mesh,
-                     **{f"loaded_{name}": model for name, model in models.items()})
+    recipe = resolve(
+        config,
+        vocab_size=corpus.vocab_size,
+        num_records=inputs.rows_an_epoch(config, corpus.train),
+        mesh=mesh,
+        **{f"loaded_{name}": model for name, model in models.items()},
+    )
     wanted = choose_stages(recipe, stages)
     check_predecessors(recipe, wanted, folder)
     if config.data.packing:
@@ -130,30 +177,43 @@ def resolve_and_trace(config: ConfigDict, folder: Workdir, corpus: Corpus, mesh:
 
 
 def kept_taps(recipe: Recipe, stage: Stage, length: int) -> str:
-    """A line about a stage whose losses cannot be fused although they should be; "" if there is nothing to say."""
+    """A line about a stage whose losses cannot be fused although they should be; "" if there is
+    nothing to say."""
     losses = [term.definition for term in stage.terms if term.definition.per_layer]
     if not (stage.fused and losses) or stage.progressive or walks(stage):
         return ""
     assert recipe.teacher is not None
-    shapes = [(tap_shapes(model.config, 1, length), stage.taps(whose))
-              for model, whose in ((recipe.model(stage.network), "student"), (recipe.teacher, "teacher"))]
-    numbers = sum(math.prod(taps[tap].shape) * taps[tap].dtype.itemsize for taps, wanted in shapes for tap in wanted)
-    return (f"stage {stage.name!r} keeps every layer's taps, {numbers / 2**20:,.2g} MiB a row: a layer map that goes back, two "
-            "maps, or tf1_statistics cannot be walked in lock-step")
+    shapes = [
+        (tap_shapes(model.config, 1, length), stage.taps(whose))
+        for model, whose in ((recipe.model(stage.network), "student"), (recipe.teacher, "teacher"))
+    ]
+    numbers = sum(
+        math.prod(taps[tap].shape) * taps[tap].dtype.itemsize
+        for taps, wanted in shapes
+        for tap in wanted
+    )
+    return (
+        f"stage {stage.name!r} keeps every layer's taps, {numbers / 2**20:,.2g} MiB a row: a layer map that goes back, two "
+        "maps, or tf1_statistics cannot be walked in lock-step"
+    )
 
 
 def hold(held: contextlib.ExitStack, folder: Workdir, config: ConfigDict) -> None:
-    """Locks the workdir, and makes sure that it is still this recipe's: another call may have come between."""
+    """Locks the workdir, and makes sure that it is still this recipe's: another call may have come
+    between."""
     held.enter_context(lock(folder.path))
     claim(folder.path, config.to_dict(), locked=True)
 
 
 def open_workdir(path: epath.PathLike, config: ConfigDict) -> Workdir:
-    """The run's folder, made by the first process. Raises `BadInput` if another recipe's, or not visible to a process."""
+    """The run's folder, made by the first process. Raises `BadInput` if another recipe's, or not
+    visible to a process."""
     folder = Workdir(path, config if hosts.first() else None)
     if not (folder.path / "config.json").exists():
-        raise BadInput(f"workdir {str(folder.path)!r} is not the one that process 0 made; give a folder that all "
-                       "processes share, e.g. on a network file system or gs://")
+        raise BadInput(
+            f"workdir {str(folder.path)!r} is not the one that process 0 made; give a folder that all "
+            "processes share, e.g. on a network file system or gs://"
+        )
     if jax.process_count() > 1 and hosts.first():
         folder.share()
     return folder
@@ -169,19 +229,31 @@ def choose_stages(recipe: Recipe, names: Sequence[str] | None) -> list[Stage]:
 
 
 def check_predecessors(recipe: Recipe, wanted: Sequence[Stage], folder: Workdir) -> None:
-    """Raises `BadInput` when a stage to run needs an earlier one that is neither finished nor to be run."""
+    """Raises `BadInput` when a stage to run needs an earlier one that is neither finished nor to be
+    run."""
     for i, stage in enumerate(recipe.stages):
         for earlier in recipe.stages[:i] if stage in wanted else ():
             starts_from_teacher = recipe.starts[stage.network] == "copy" or stage.needs_teacher
-            needed = earlier.network == stage.network or (earlier.network == TEACHER and starts_from_teacher)
+            needed = earlier.network == stage.network or (
+                earlier.network == TEACHER and starts_from_teacher
+            )
             if needed and earlier not in wanted and folder.finished(earlier.name) is None:
-                raise BadInput(f"stage {stage.name!r} follows {earlier.name!r}, which is not finished in this workdir; run "
-                               f"that first, or both: --stages={earlier.name},{stage.name}")
+                raise BadInput(
+                    f"stage {stage.name!r} follows {earlier.name!r}, which is not finished in this workdir; run "
+                    f"that first, or both: --stages={earlier.name},{stage.name}"
+                )
 
 
 def check_pad(recipe: Recipe, corpus: Corpus) -> None:
-    """Raises `BadInput` if a network's [PAD], which ends the trigrams of packed texts, is not the tokenizer's."""
+    """Raises `BadInput` if a network's [PAD], which ends the trigrams of packed texts, is not the
+    tokenizer's."""
     for model in (recipe.student, recipe.teacher):
-        if model is not None and model.config.trigram_input and model.config.pad_token_id != corpus.train.special.pad:
-            raise BadInput(f"config.data.packing=True needs one [PAD], but the tokenizer's is {corpus.train.special.pad} and a "
-                           f"network's pad_token_id {model.config.pad_token_id}; make them equal, or set packing=False")
+        if (
+            model is not None
+            and model.config.trigram_input
+            and model.config.pad_token_id != corpus.train.special.pad
+        ):
+            raise BadInput(
+                f"config.data.packing=True needs one [PAD], but the tokenizer's is {corpus.train.special.pad} and a "
+                f"network's pad_token_id {model.config.pad_token_id}; make them equal, or set packing=False"
+            )

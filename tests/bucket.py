@@ -1,8 +1,8 @@
-"""A bucket on this machine: the part of Google Cloud Storage's JSON interface that gcsfs and tensorstore speak.
+"""A bucket on this machine: the part of Google Cloud Storage's JSON interface that gcsfs and
+tensorstore speak.
 
-Objects with generations and preconditions, listing with prefix and delimiter, media, multipart and resumable uploads,
-copies, batched deletions. In memory; one bucket, named `bucket`.
-"""
+Objects with generations and preconditions, listing with prefix and delimiter, media, multipart and
+resumable uploads, copies, batched deletions. In memory; one bucket, named `bucket`."""
 
 import base64
 import contextlib
@@ -36,18 +36,29 @@ class Objects:
 
     def page(self, name):
         generation, content = self.held[name]
-        return {"kind": "storage#object", "id": f"{NAME}/{name}/{generation}", "name": name, "bucket": NAME,
-                "generation": str(generation), "metageneration": "1", "size": str(len(content)),
-                "md5Hash": base64.b64encode(hashlib.md5(content).digest()).decode(), "storageClass": "STANDARD",
-                "timeCreated": "2024-01-01T00:00:00.000Z", "updated": "2024-01-01T00:00:00.000Z"}
+        return {
+            "kind": "storage#object",
+            "id": f"{NAME}/{name}/{generation}",
+            "name": name,
+            "bucket": NAME,
+            "generation": str(generation),
+            "metageneration": "1",
+            "size": str(len(content)),
+            "md5Hash": base64.b64encode(hashlib.md5(content).digest()).decode(),
+            "storageClass": "STANDARD",
+            "timeCreated": "2024-01-01T00:00:00.000Z",
+            "updated": "2024-01-01T00:00:00.000Z",
+        }
 
     def list(self, query):
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter")
         items, prefixes = [], set()
         with self.lock:
             for name in sorted(self.held):
-                rest = name[len(prefix):]
-                if not name.startswith(prefix) or not query.get("startOffset", "") <= name < query.get("endOffset", "\U0010ffff"):
+                rest = name[len(prefix) :]
+                if not name.startswith(prefix) or not query.get(
+                    "startOffset", ""
+                ) <= name < query.get("endOffset", "\U0010ffff"):
                     continue
                 if delimiter and delimiter in rest:
                     prefixes.add(prefix + rest.split(delimiter)[0] + delimiter)
@@ -90,7 +101,9 @@ class Handler(BaseHTTPRequestHandler):
         name = unquote(match[2])
         with self.objects.lock:
             if name not in self.objects.held:
-                return self.answer(404, {"error": {"code": 404, "message": f"No such object: {NAME}/{name}"}})
+                return self.answer(
+                    404, {"error": {"code": 404, "message": f"No such object: {NAME}/{name}"}}
+                )
             generation, content = self.objects.held[name]
             page = self.objects.page(name)
         if not self.objects.fits(name, query):
@@ -99,7 +112,10 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(304, None)
         if query.get("alt") != "media":
             return self.answer(200, page)
-        headers = {"x-goog-generation": str(generation), "x-goog-stored-content-length": str(len(content))}
+        headers = {
+            "x-goog-generation": str(generation),
+            "x-goog-stored-content-length": str(len(content)),
+        }
         status = 200
         if (asked := re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))) and content:
             begin = int(asked[1]) if asked[1] else max(len(content) - int(asked[2]), 0)
@@ -117,7 +133,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.batch(body)
         if path.startswith("/upload/"):
             return self.upload(query, body)
-        if match := re.fullmatch(r"/storage/v1/b/[^/]+/o/(.+)/(?:rewriteTo/b/[^/]+|moveTo)/o/(.+)", path):
+        if match := re.fullmatch(
+            r"/storage/v1/b/[^/]+/o/(.+)/(?:rewriteTo/b/[^/]+|moveTo)/o/(.+)", path
+        ):
             source, target = unquote(match[1]), unquote(match[2])
             status, page = self.objects.copy(source, target, query)
             if "/moveTo/" in path and status == 200:
@@ -132,16 +150,27 @@ class Handler(BaseHTTPRequestHandler):
         if kind == "resumable":
             with self.objects.lock:
                 number = str(len(self.objects.uploads))
-                self.objects.uploads[number] = query.get("name") or json.loads(body)["name"], bytearray(), query
+                self.objects.uploads[number] = (
+                    query.get("name") or json.loads(body)["name"],
+                    bytearray(),
+                    query,
+                )
             host = self.headers["Host"]
-            return self.send(200, b"", "text/plain", {"Location": f"http://{host}/upload/{number}?uploadType=part&n={number}"})
+            return self.send(
+                200,
+                b"",
+                "text/plain",
+                {"Location": f"http://{host}/upload/{number}?uploadType=part&n={number}"},
+            )
         if kind == "part":
             return self.part(query, body)
         if kind == "media":
             return self.answer(*self.objects.put(query["name"], body, query))
         boundary = re.search(r'boundary="?([^";]+)', self.headers["Content-Type"])[1].encode()
         _, described, content, _ = re.split(rb"\r?\n?--" + re.escape(boundary), body)
-        described, content = (re.split(rb"\r?\n\r?\n", part, maxsplit=1)[1] for part in (described, content))
+        described, content = (
+            re.split(rb"\r?\n\r?\n", part, maxsplit=1)[1] for part in (described, content)
+        )
         self.answer(*self.objects.put(json.loads(described)["name"], content, query))
 
     def part(self, query, body):
@@ -162,13 +191,18 @@ class Handler(BaseHTTPRequestHandler):
         for target in re.findall(r"DELETE (\S+) HTTP", body.decode()):
             name = unquote(urlsplit(target).path.split("/o/", 1)[1])
             status, _ = self.objects.delete(name, {})
-            parts.append(f"Content-Type: application/http\r\n\r\nHTTP/1.1 {status} It\r\n\r\n{{}}\r\n")
+            parts.append(
+                f"Content-Type: application/http\r\n\r\nHTTP/1.1 {status} It\r\n\r\n{{}}\r\n"
+            )
         content = "--part\r\n" + "--part\r\n".join(parts) + "--part--"
         self.send(200, content.encode(), "multipart/mixed; boundary=part")
 
     def target(self):
         parts = urlsplit(self.path)
-        return parts.path, {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
+        return parts.path, {
+            name: values[-1]
+            for name, values in parse_qs(parts.query, keep_blank_values=True).items()
+        }
 
     def body(self):
         if self.headers.get("Transfer-Encoding") != "chunked":
@@ -185,7 +219,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def send(self, status, content, kind, headers=None):
         self.send_response(status)
-        for name, value in {"Content-Type": kind, "Content-Length": str(len(content)), **(headers or {})}.items():
+        for name, value in {
+            "Content-Type": kind,
+            "Content-Length": str(len(content)),
+            **(headers or {}),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content)

@@ -1,11 +1,13 @@
-"""What every test shares: a CPU that shows eight devices, a compilation cache, and the smallest networks and texts that
-have everything in them (padding, unlike row lengths, two kinds of network). Set before anything imports jax."""
+"""What every test shares: a CPU that shows eight devices, a compilation cache, and the smallest
+networks and texts that have everything in them (padding, unlike row lengths, two kinds of network).
+Set before anything imports jax."""
 
 import os
 from importlib.metadata import version
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# All but the first make compilation five times as fast; an XLA that does not know a flag aborts, hence the version.
+# All but the first make compilation five times as fast; an XLA that does not know a flag aborts,
+# hence the version.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_force_host_platform_device_count=8",
@@ -39,7 +41,9 @@ from jaxdistill.training import programs
 from jaxdistill.training.step import Given, make_step
 
 with contextlib.suppress(ValueError):  # not in the main thread
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # what started the tests may have had it ignored
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # what started the tests may have had it ignored
 
 gc.set_threshold(100_000, 20, 20)  # tracing makes millions of objects, hardly any of them garbage
 MOST_MEMORY = 3 * 2**30
@@ -47,11 +51,17 @@ MOST_MEMORY = 3 * 2**30
 
 @pytest.fixture(autouse=True, scope="module")
 def bounded_memory():
-    """Programs are shared by the tests of all files, until they take too much of the machine's memory."""
+    """Programs are shared by the tests of all files, until they take too much of the machine's
+    memory."""
     yield
     with contextlib.suppress(OSError, AttributeError), open("/proc/self/statm") as file:
         if int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") > MOST_MEMORY:
-            for cache in (jitted_step, programs.compile_step, programs.compile_start, programs.compile_losses):
+            for cache in (
+                jitted_step,
+                programs.compile_step,
+                programs.compile_start,
+                programs.compile_losses,
+            ):
                 cache.cache_clear()
             jax.clear_caches()
             gc.collect()
@@ -95,7 +105,9 @@ def pretraining_batch(seed=0, rows=8, length=7, predictions=3, vocab_size=SMALL[
     rng = np.random.default_rng(seed)
     lengths = rng.integers(4, length + 1, rows)
     mask = (np.arange(length) < lengths[:, None]).astype(np.int32)
-    weights = (np.arange(predictions) < rng.integers(1, predictions + 1, rows)[:, None]).astype(np.float32)
+    weights = (np.arange(predictions) < rng.integers(1, predictions + 1, rows)[:, None]).astype(
+        np.float32
+    )
     ints = weights.astype(np.int32)
     positions = 1 + np.argsort(rng.random((rows, 3)), axis=1)[:, :predictions]
     return {
@@ -112,11 +124,14 @@ def pretraining_batch(seed=0, rows=8, length=7, predictions=3, vocab_size=SMALL[
 
 @functools.lru_cache(64)
 def jitted_step(stage, model, teacher):
-    """The step of (state, teacher's parameters, batch, seed), jitted once for all tests of a process; nothing is donated."""
+    """The step of (state, teacher's parameters, batch, seed), jitted once for all tests of a
+    process; nothing is donated."""
     jitted = jax.jit(make_step(stage, model, teacher if stage.needs_teacher else None))
 
     def step(now, teacher_params, batch, seed=0):
-        return jitted(now, Given(teacher_params if stage.needs_teacher else {}, np.int32(seed)), batch)
+        return jitted(
+            now, Given(teacher_params if stage.needs_teacher else {}, np.int32(seed)), batch
+        )
 
     step.programs = jitted._cache_size
     return step
@@ -129,8 +144,16 @@ def make_stage(kind, num_layers=SMALL["num_layers"], network="student", **change
 
 
 def tiny_config(source):
-    """The shape of the quickstart (teacher, transfer, distill, two baselines) in a few steps of toy networks."""
-    widths = dict(num_layers=2, hidden_size=16, embedding_size=8, num_heads=2, intermediate_size=16, max_positions=32)
+    """The shape of the quickstart (teacher, transfer, distill, two baselines) in a few steps of toy
+    networks."""
+    widths = dict(
+        num_layers=2,
+        hidden_size=16,
+        embedding_size=8,
+        num_heads=2,
+        intermediate_size=16,
+        max_positions=32,
+    )
     config = defaults.recipe("tiny")
     config.teacher = defaults.network("ib_bert_large", **widths, bottleneck_size=24)
     config.student = defaults.network("mobilebert", **widths, bottleneck_size=8, num_ffn=2)
@@ -143,9 +166,15 @@ def tiny_config(source):
             "max_predictions": 4,
         }
     )
-    config.stages.teacher = defaults.stage("pretrain", "teacher", steps=6, batch_size=8, dropout=True)
-    config.stages.transfer = defaults.stage("progressive", "student", steps=6, batch_size=8, decay="constant")
-    config.stages.distill = defaults.stage("distill", "student", steps=5, batch_size=8, warmup_steps=2)
+    config.stages.teacher = defaults.stage(
+        "pretrain", "teacher", steps=6, batch_size=8, dropout=True
+    )
+    config.stages.transfer = defaults.stage(
+        "progressive", "student", steps=6, batch_size=8, decay="constant"
+    )
+    config.stages.distill = defaults.stage(
+        "distill", "student", steps=5, batch_size=8, warmup_steps=2
+    )
     config.stages.random_start = defaults.stage(
         "pretrain", "random_start", start="random", steps=3, batch_size=8, baseline=True
     )

@@ -18,9 +18,17 @@ def test_prepare_writes_what_train_then_finds(tmp_path):
     config = tiny_config(write_text(tmp_path / "text.txt"))
     facts = commands.prepare(config, tmp_path / "run")
     assert facts["train"]["records"] > facts["heldout"]["records"] > 0
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "data").rglob("*") if path.is_file()}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in (tmp_path / "run" / "data").rglob("*")
+        if path.is_file()
+    }
     assert commands.prepare(config, tmp_path / "run") == facts
-    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "data").rglob("*") if path.is_file()}
+    assert before == {
+        path: path.stat().st_mtime_ns
+        for path in (tmp_path / "run" / "data").rglob("*")
+        if path.is_file()
+    }
 
 
 def test_export_gives_the_students_weights_and_the_runs_numbers(finished, tmp_path):
@@ -30,8 +38,12 @@ def test_export_gives_the_students_weights_and_the_runs_numbers(finished, tmp_pa
     model, params = interop.from_pretrained(tmp_path / "out")
     trained, theirs = interop.from_pretrained(workdir / "stages" / "distill")
     batch = {"input_ids": np.arange(1, 9).reshape(1, 8)}
-    np.testing.assert_allclose(model.apply(params, batch)[0]["mlm_logits"], trained.apply(theirs, batch)[0]["mlm_logits"],
-                               rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        model.apply(params, batch)[0]["mlm_logits"],
+        trained.apply(theirs, batch)[0]["mlm_logits"],
+        rtol=1e-5,
+        atol=1e-6,
+    )
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"{results['networks']['student']['mlm_loss']:.4g}" in card
     with pytest.raises(BadInput, match="not empty"):
@@ -47,22 +59,36 @@ def test_export_of_the_teacher_says_why_it_is_in_our_own_format(finished, tmp_pa
 
 def test_evaluate_agrees_with_the_run_and_compares_with_a_teacher(finished, tmp_path):
     config, workdir, _ = finished
-    numbers = commands.evaluate(str(workdir / "student"), config.data.source, sequence_length=24, batch_size=8,
-                                cache=tmp_path, teacher=str(workdir / "student"))
-    assert numbers["teacher_kl"] == pytest.approx(0.0, abs=1e-5) and numbers["top1_agreement"] == 1.0
+    numbers = commands.evaluate(
+        str(workdir / "student"),
+        config.data.source,
+        sequence_length=24,
+        batch_size=8,
+        cache=tmp_path,
+        teacher=str(workdir / "student"),
+    )
+    assert (
+        numbers["teacher_kl"] == pytest.approx(0.0, abs=1e-5) and numbers["top1_agreement"] == 1.0
+    )
     assert 0 < numbers["mlm_loss"] < 20 and 0 <= numbers["nsp_accuracy"] <= 1
     with pytest.raises(BadInput, match="max_positions"):
-        commands.evaluate(str(workdir / "student"), config.data.source, sequence_length=64, cache=tmp_path)
+        commands.evaluate(
+            str(workdir / "student"), config.data.source, sequence_length=64, cache=tmp_path
+        )
 
 
 def test_seeds_reports_spread_and_paired_margins(tmp_path):
     config = tiny_config(write_text(tmp_path / "text.txt"))
     config.order, config.baselines = ("alone", "random_start"), True
-    config.stages.alone = defaults.stage("pretrain", "student", start="random", steps=2, batch_size=8)
+    config.stages.alone = defaults.stage(
+        "pretrain", "student", start="random", steps=2, batch_size=8
+    )
     found = commands.seeds(config, tmp_path / "runs", (0, 1))
     losses = found["mlm_loss"]
     assert len(set(losses["student"])) == 2  # seeds differ
-    assert found["spread"]["student"]["range"] == pytest.approx(max(losses["student"]) - min(losses["student"]))
+    assert found["spread"]["student"]["range"] == pytest.approx(
+        max(losses["student"]) - min(losses["student"])
+    )
     margins = [b - s for b, s in zip(losses["random_start"], losses["student"])]
     assert found["margin"]["random_start"]["by_seed"] == pytest.approx(margins)
     assert json.loads((tmp_path / "runs" / "seeds.json").read_text())["seeds"] == [0, 1]
@@ -84,8 +110,17 @@ def task_file(path, rows=160):
 
 def test_finetune_learns_writes_predictions_and_a_model(finished, tmp_path):
     file = task_file(tmp_path / "task.tsv")
-    results = finetuning.finetune(str(finished[1] / "student"), str(file), tmp_path / "ft", text_column="sentence",
-                                  label_column="label", epochs=30, batch_size=8, learning_rate=3e-3, sequence_length=16)
+    results = finetuning.finetune(
+        str(finished[1] / "student"),
+        str(file),
+        tmp_path / "ft",
+        text_column="sentence",
+        label_column="label",
+        epochs=30,
+        batch_size=8,
+        learning_rate=3e-3,
+        sequence_length=16,
+    )
     assert results["accuracy"] > max(results["majority_accuracy"], 0.5) + 0.2
     rows = (tmp_path / "ft" / "predictions.tsv").read_text().splitlines()
     assert rows[0] == "label\tprediction\ttext" and len(rows) == 1 + results["dev_examples"]
@@ -94,12 +129,30 @@ def test_finetune_learns_writes_predictions_and_a_model(finished, tmp_path):
     model, params = interop.from_pretrained(tmp_path / "ft" / "model")
     assert isinstance(model, Model) and model.config.heads == ("sequence_classification",)
     assert jax.tree.leaves(params)
-    again = finetuning.finetune(str(finished[1] / "student"), str(file), tmp_path / "ft", text_column="sentence",
-                                label_column="label", epochs=30, batch_size=8, learning_rate=3e-3, sequence_length=16)
+    again = finetuning.finetune(
+        str(finished[1] / "student"),
+        str(file),
+        tmp_path / "ft",
+        text_column="sentence",
+        label_column="label",
+        epochs=30,
+        batch_size=8,
+        learning_rate=3e-3,
+        sequence_length=16,
+    )
     assert again["accuracy"] == results["accuracy"]
     with pytest.raises(BadInput, match="epochs"):
-        finetuning.finetune(str(finished[1] / "student"), str(file), tmp_path / "ft", text_column="sentence",
-                            label_column="label", epochs=3, batch_size=8, learning_rate=3e-3, sequence_length=16)
+        finetuning.finetune(
+            str(finished[1] / "student"),
+            str(file),
+            tmp_path / "ft",
+            text_column="sentence",
+            label_column="label",
+            epochs=3,
+            batch_size=8,
+            learning_rate=3e-3,
+            sequence_length=16,
+        )
 
 
 def test_finetune_holds_its_workdir_and_says_when_the_disk_is_full(finished, tmp_path, monkeypatch):
@@ -110,15 +163,28 @@ def test_finetune_holds_its_workdir_and_says_when_the_disk_is_full(finished, tmp
 
     monkeypatch.setattr(finetuning, "_train", train)
     with pytest.raises(TrainingStopped, match="cannot write .*make room"):
-        finetuning.finetune(str(finished[1] / "student"), str(task_file(tmp_path / "task.tsv")), tmp_path / "ft",
-                            sequence_length=16)
+        finetuning.finetune(
+            str(finished[1] / "student"),
+            str(task_file(tmp_path / "task.tsv")),
+            tmp_path / "ft",
+            sequence_length=16,
+        )
 
 
 def test_finetune_refuses_what_it_cannot_use(finished, tmp_path):
     student = str(finished[1] / "student")
     file = task_file(tmp_path / "task.tsv")
     with pytest.raises(BadInput, match="did you mean 'label'"):
-        finetuning.finetune(student, str(file), tmp_path / "a", text_column="sentence", label_column="lable", sequence_length=16)
+        finetuning.finetune(
+            student,
+            str(file),
+            tmp_path / "a",
+            text_column="sentence",
+            label_column="lable",
+            sequence_length=16,
+        )
     with pytest.raises(BadInput, match="max_positions"):
-        finetuning.finetune(student, str(file), tmp_path / "a", text_column=0, label_column=1, sequence_length=128)
+        finetuning.finetune(
+            student, str(file), tmp_path / "a", text_column=0, label_column=1, sequence_length=128
+        )
     assert not (tmp_path / "a").exists()

@@ -20,21 +20,45 @@ def test_by_name_by_path_and_with_a_variant(tmp_path, monkeypatch):
 
 
 def test_overrides_keep_their_types():
-    config = load_config("quickstart", ["stages.transfer.steps=7", "data.source=x.txt", "order=('teacher',)",
-                                        "student.model.bottleneck_size=32", "stages.distill.alpha=1"])
-    assert (config.stages.transfer.steps, config.data.source, config.order) == (7, "x.txt", ("teacher",))
+    config = load_config(
+        "quickstart",
+        [
+            "stages.transfer.steps=7",
+            "data.source=x.txt",
+            "order=('teacher',)",
+            "student.model.bottleneck_size=32",
+            "stages.distill.alpha=1",
+        ],
+    )
+    assert (config.stages.transfer.steps, config.data.source, config.order) == (
+        7,
+        "x.txt",
+        ("teacher",),
+    )
     assert config.student.model.bottleneck_size == 32 and config.stages.distill.alpha == 1.0
 
 
-@pytest.mark.parametrize("override, expected", [
-    ("stages.transfer.stepz=7", "config.stages.transfer has no field 'stepz'; did you mean 'steps'"),
-    ("sead=1", "config has no field 'sead'; did you mean 'seed'"),
-    ("data.foo=1", "config.data has no field 'foo'; valid: .*heldout"),
-    ("stages.nobody.steps=1", "config.stages has no field 'nobody'; valid: .*distill, random_start, teacher"),
-    ("stages.transfer.layer_map[0]=1", r"has no field 'layer_map\[0\]'; did you mean 'layer_map'"),
-    ("seed.foo=1", "config.seed is a value, 0, and has no field 'foo'"),
-    ("stages.transfer.steps=many", "steps=.many.; expected a whole number"),
-])
+@pytest.mark.parametrize(
+    "override, expected",
+    [
+        (
+            "stages.transfer.stepz=7",
+            "config.stages.transfer has no field 'stepz'; did you mean 'steps'",
+        ),
+        ("sead=1", "config has no field 'sead'; did you mean 'seed'"),
+        ("data.foo=1", "config.data has no field 'foo'; valid: .*heldout"),
+        (
+            "stages.nobody.steps=1",
+            "config.stages has no field 'nobody'; valid: .*distill, random_start, teacher",
+        ),
+        (
+            "stages.transfer.layer_map[0]=1",
+            r"has no field 'layer_map\[0\]'; did you mean 'layer_map'",
+        ),
+        ("seed.foo=1", "config.seed is a value, 0, and has no field 'foo'"),
+        ("stages.transfer.steps=many", "steps=.many.; expected a whole number"),
+    ],
+)
 def test_a_misspelt_field_names_the_nearest(override, expected):
     with pytest.raises(BadInput, match=expected) as raised:
         load_config("quickstart", [override])
@@ -71,7 +95,8 @@ def test_every_recipe_traces_in_smoke_size(name):
 
 @pytest.mark.parametrize("variant", ["mobilebert", "mobilebert:strict"])
 def test_the_published_recipe_traces_at_full_size(variant):
-    """IB-BERT_LARGE, MobileBERT, batch 2048, length 512, over 8 devices: shapes only, nothing is allocated."""
+    """IB-BERT_LARGE, MobileBERT, batch 2048, length 512, over 8 devices: shapes only, nothing is
+    allocated."""
     config = load_config(variant, ["data.source=x"])
     mesh = sharding.make_mesh(8)
     recipe = resolve.resolve(config, vocab_size=30522, num_records=10**7, mesh=mesh)
@@ -91,12 +116,24 @@ def test_an_unknown_variant_is_not_the_full_recipe(name):
 
 
 def test_the_published_recipe_for_one_chip():
-    """`:chip` changes how long and how many rows, and neither the networks nor what the stages do."""
+    """`:chip` changes how long and how many rows, and neither the networks nor what the stages
+    do."""
     published, chip = load_config("mobilebert"), load_config("mobilebert:chip")
-    assert (chip.teacher, chip.student, chip.order) == (published.teacher, published.student, published.order)
+    assert (chip.teacher, chip.student, chip.order) == (
+        published.teacher,
+        published.student,
+        published.order,
+    )
     for name in chip.order:
-        changed = {field for field in chip.stages[name] if chip.stages[name][field] != published.stages[name][field]}
-        assert changed == {"steps", "batch_size", "learning_rate"} | ({"warmup_steps"} if name != "transfer" else set())
-        assert chip.stages[name].learning_rate**2 / chip.stages[name].batch_size == pytest.approx(
-            published.stages[name].learning_rate**2 / published.stages[name].batch_size)
+        changed = {
+            field
+            for field in chip.stages[name]
+            if chip.stages[name][field] != published.stages[name][field]
+        }
+        assert changed == {"steps", "batch_size", "learning_rate"} | (
+            {"warmup_steps"} if name != "transfer" else set()
+        )
+        assert chip.stages[name].learning_rate ** 2 / chip.stages[name].batch_size == pytest.approx(
+            published.stages[name].learning_rate ** 2 / published.stages[name].batch_size
+        )
     assert chip.stages.transfer.steps % chip.student.model.num_layers == 0

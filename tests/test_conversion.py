@@ -1,4 +1,5 @@
-"""convert: between every pair of formats nothing changes and nothing is lost; a failure leaves nothing behind."""
+"""convert: between every pair of formats nothing changes and nothing is lost; a failure leaves
+nothing behind."""
 
 import json
 import pathlib
@@ -18,17 +19,28 @@ from tests.interop.tiny import SHRUNK, random_params
 
 # One of every family, and heads of every kind of folder.
 MODELS = {
-    "bert": Model(preset("bert_base").replace(**SHRUNK, heads=("token_classification",), num_labels=3)),
-    "mobilebert": Model(preset("mobilebert").replace(**SHRUNK, embedding_size=4, bottleneck_size=8)),
+    "bert": Model(
+        preset("bert_base").replace(**SHRUNK, heads=("token_classification",), num_labels=3)
+    ),
+    "mobilebert": Model(
+        preset("mobilebert").replace(**SHRUNK, embedding_size=4, bottleneck_size=8)
+    ),
     "sentences": Model(preset("bert_base").replace(**SHRUNK, heads=("embedding",))),
 }
 TEACHER = Model(preset("ib_bert_large").replace(**SHRUNK, embedding_size=4, bottleneck_size=16))
-WEIGHTS = {"huggingface": {"model.safetensors"}, "safetensors": {"model.safetensors"},
-           "msgpack": {"flax_model.msgpack"}, "jaxdistill": {"model.safetensors"}}
+WEIGHTS = {
+    "huggingface": {"model.safetensors"},
+    "safetensors": {"model.safetensors"},
+    "msgpack": {"flax_model.msgpack"},
+    "jaxdistill": {"model.safetensors"},
+}
 
 
 def weights(folder):
-    return {path.name for path in pathlib.Path(folder).iterdir()} & {"model.safetensors", "flax_model.msgpack"}
+    return {path.name for path in pathlib.Path(folder).iterdir()} & {
+        "model.safetensors",
+        "flax_model.msgpack",
+    }
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -40,10 +52,17 @@ def test_a_journey_through_every_format_changes_nothing(tmp_path, name):
     (tmp_path / "start" / "vocab.txt").write_text("\n".join(words))
     load_tokenizer(tmp_path / "start").save_pretrained(tmp_path / "start")
     here = tmp_path / "start"
-    for number, to in enumerate(["msgpack", "jaxdistill", "safetensors", "huggingface", "jaxdistill", "msgpack", None]):
+    for number, to in enumerate(
+        ["msgpack", "jaxdistill", "safetensors", "huggingface", "jaxdistill", "msgpack", None]
+    ):
         there = tmp_path / str(number)
         line = conversion.convert(here, there, to=to)
-        assert str(here) in line and str(there) in line and "equal when loaded back" in line and (to or "huggingface") in line
+        assert (
+            str(here) in line
+            and str(there) in line
+            and "equal when loaded back" in line
+            and (to or "huggingface") in line
+        )
         again, same = interop.from_pretrained(there)
         assert again == model and digest(same) == digest(params)
         assert weights(there) == WEIGHTS[to or "huggingface"]
@@ -55,16 +74,33 @@ def test_a_journey_through_every_format_changes_nothing(tmp_path, name):
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-@pytest.mark.parametrize("problem, outputs", [
-    (None, 1), (None, 3), ("regression", 1), ("single_label_classification", 3), ("multi_label_classification", 3)])
+@pytest.mark.parametrize(
+    "problem, outputs",
+    [
+        (None, 1),
+        (None, 3),
+        ("regression", 1),
+        ("single_label_classification", 3),
+        ("multi_label_classification", 3),
+    ],
+)
 def test_a_classifier_is_used_as_before(tmp_path, problem, outputs):
-    """What transformers makes of the outputs, and its dropout where nothing is said about it: that of hidden states."""
-    config = preset("mobilebert").replace(**SHRUNK, embedding_size=4, bottleneck_size=8, num_labels=outputs, hidden_dropout=0.3,
-                                          heads=("sequence_classification",))
+    """What transformers makes of the outputs, and its dropout where nothing is said about it: that
+    of hidden states."""
+    config = preset("mobilebert").replace(
+        **SHRUNK,
+        embedding_size=4,
+        bottleneck_size=8,
+        num_labels=outputs,
+        hidden_dropout=0.3,
+        heads=("sequence_classification",),
+    )
     interop.save_pretrained(tmp_path / "start", Model(config), random_params(config))
     file = tmp_path / "start" / "config.json"
     values = {**json.loads(file.read_text()), "problem_type": problem, "classifier_dropout": None}
-    file.write_text(json.dumps({name: x for name, x in values.items() if (name, x) != ("problem_type", None)}))
+    file.write_text(
+        json.dumps({name: x for name, x in values.items() if (name, x) != ("problem_type", None)})
+    )
     conversion.convert(tmp_path / "start", tmp_path / "own", to="jaxdistill")
     conversion.convert(tmp_path / "own", tmp_path / "end")
     there = json.loads((tmp_path / "end" / "config.json").read_text())
@@ -81,11 +117,15 @@ def test_a_run_keeps_the_tokenizer_it_was_trained_with(finished, tmp_path):
         values["data"]["source"] = text
         (copy / "config.json").write_text(json.dumps(values))
         conversion.convert(copy, copy / "out", network="student")
-        assert (copy / "out" / "vocab.txt").read_bytes() == (workdir / "student" / "vocab.txt").read_bytes()
+        assert (copy / "out" / "vocab.txt").read_bytes() == (
+            workdir / "student" / "vocab.txt"
+        ).read_bytes()
         shutil.rmtree(copy / "student")
         shutil.rmtree(copy / "data")
         conversion.convert(copy, copy / "again")
-        assert (copy / "again" / "vocab.txt").read_bytes() == (workdir / "student" / "vocab.txt").read_bytes()
+        assert (copy / "again" / "vocab.txt").read_bytes() == (
+            workdir / "student" / "vocab.txt"
+        ).read_bytes()
         shutil.rmtree(copy / "tokenizer")
         with pytest.raises(BadInput, match="this run's tokenizer cannot be read"):
             conversion.convert(copy, copy / "never")
@@ -105,7 +145,9 @@ def test_what_cannot_be_converted_is_one_line(tmp_path):
         conversion.convert(tmp_path / "a", tmp_path / "a" / "config.json" / "b")
     with pytest.raises(BadInput, match="cannot be written"):
         conversion.convert(tmp_path / "a", tmp_path / ("long" * 100))
-    bad = unflatten({**flatten(params), "mlm/bias": np.full_like(flatten(params)["mlm/bias"], np.nan)})
+    bad = unflatten(
+        {**flatten(params), "mlm/bias": np.full_like(flatten(params)["mlm/bias"], np.nan)}
+    )
     interop.save_pretrained(tmp_path / "nan", model, bad)
     with pytest.raises(BadInput, match="not finite in 1 tensor: mlm/bias"):
         conversion.convert(tmp_path / "nan", tmp_path / "c")
@@ -120,12 +162,18 @@ def test_what_cannot_be_converted_is_one_line(tmp_path):
 
 def test_a_card_is_kept_where_it_still_holds(tmp_path):
     model = MODELS["mobilebert"]
-    interop.save_pretrained(tmp_path / "a", model, random_params(model.config), card="# A card somebody wrote\n")
+    interop.save_pretrained(
+        tmp_path / "a", model, random_params(model.config), card="# A card somebody wrote\n"
+    )
     conversion.convert(tmp_path / "a", tmp_path / "b", to="safetensors")
     assert (tmp_path / "b" / "README.md").read_text() == "# A card somebody wrote\n"
-    conversion.convert(tmp_path / "b", tmp_path / "c", to="jaxdistill")  # loads otherwise than that card says
+    conversion.convert(
+        tmp_path / "b", tmp_path / "c", to="jaxdistill"
+    )  # loads otherwise than that card says
     card = (tmp_path / "c" / "README.md").read_text()
-    assert "own format: that format was asked for" in card and "license" not in card and "# b" in card
+    assert (
+        "own format: that format was asked for" in card and "license" not in card and "# b" in card
+    )
 
 
 def test_the_teacher_has_but_one_format(tmp_path):
@@ -133,7 +181,9 @@ def test_the_teacher_has_but_one_format(tmp_path):
     assert "jaxdistill format (" in conversion.convert(tmp_path / "teacher", tmp_path / "again")
     with pytest.raises(BadInput, match="no Hugging Face form: .*ask for the format 'jaxdistill'"):
         conversion.convert(tmp_path / "teacher", tmp_path / "x", to="safetensors")
-    with pytest.raises(BadInput, match="format 'safetensor' is unknown; did you mean 'safetensors'"):
+    with pytest.raises(
+        BadInput, match="format 'safetensor' is unknown; did you mean 'safetensors'"
+    ):
         conversion.convert(tmp_path / "teacher", tmp_path / "x", to="safetensor")
     assert not (tmp_path / "x").exists()
 
@@ -145,16 +195,28 @@ def test_what_is_not_equal_is_not_left_behind(tmp_path, monkeypatch, how):
     interop.save_pretrained(tmp_path / "a", model, params)
     flat = flatten(params)
     if how == "transposed":
-        spoilt = {"layers/attention/out/kernel": flat["layers/attention/out/kernel"].transpose(0, 2, 1, 3).reshape(2, 2, 4, 8)}
+        spoilt = {
+            "layers/attention/out/kernel": flat["layers/attention/out/kernel"]
+            .transpose(0, 2, 1, 3)
+            .reshape(2, 2, 4, 8)
+        }
     elif how == "swapped":
-        spoilt = {"layers/ffn_0/up/bias": flat["layers/ffn_1/up/bias"], "layers/ffn_1/up/bias": flat["layers/ffn_0/up/bias"]}
+        spoilt = {
+            "layers/ffn_0/up/bias": flat["layers/ffn_1/up/bias"],
+            "layers/ffn_1/up/bias": flat["layers/ffn_0/up/bias"],
+        }
     else:  # a word that the batch of the comparison does not hold, by less than outputs are compared to
         table = flat["embeddings/word"].copy()
         table[5, 1] = np.nextafter(table[5, 1], 9)
         spoilt = {"embeddings/word": table}
     save = interop.save_pretrained
-    monkeypatch.setattr(interop, "save_pretrained",
-                        lambda out, model, _, *rest, **options: save(out, model, unflatten({**flat, **spoilt}), *rest, **options))
+    monkeypatch.setattr(
+        interop,
+        "save_pretrained",
+        lambda out, model, _, *rest, **options: save(
+            out, model, unflatten({**flat, **spoilt}), *rest, **options
+        ),
+    )
     words = "tensors are not those" if how == "one number" else "differs by"
     with pytest.raises(BadInput, match=words):
         conversion.convert(tmp_path / "a", tmp_path / "b")
@@ -175,13 +237,16 @@ def test_a_workdir(finished, tmp_path):
     assert interop.from_pretrained(tmp_path / "teacher")[0].config.bottleneck_size == 24
     with pytest.raises(BadInput, match="finished: teacher, student"):
         conversion.convert(workdir, tmp_path / "x", network="pupil")
-    conversion.convert(workdir / "stages" / "distill", tmp_path / "stage")  # a stage's folder is a model folder
+    conversion.convert(
+        workdir / "stages" / "distill", tmp_path / "stage"
+    )  # a stage's folder is a model folder
     assert digest(interop.from_pretrained(tmp_path / "stage")[1]) == digest(trained)
 
 
 @pytest.fixture
 def checkpoint(tmp_path, monkeypatch):
-    """A TF1 checkpoint of MobileBERT as a training run leaves it, read through a stand-in for TensorFlow."""
+    """A TF1 checkpoint of MobileBERT as a training run leaves it, read through a stand-in for
+    TensorFlow."""
     folder = tmp_path / "uncased"
     folder.mkdir()
     for suffix in ("index", "data-00000-of-00001", "meta"):
@@ -194,50 +259,92 @@ def checkpoint(tmp_path, monkeypatch):
 
 
 def arguments(folder, out, *more):
-    return ("convert", "--from=tf1", f"--checkpoint={folder}/mobilebert_variables.ckpt", f"--config={folder}/bert_config.json",
-            f"--out={out}", *more)
+    return (
+        "convert",
+        "--from=tf1",
+        f"--checkpoint={folder}/mobilebert_variables.ckpt",
+        f"--config={folder}/bert_config.json",
+        f"--out={out}",
+        *more,
+    )
 
 
 def test_tf1_on_the_command_line(checkpoint, tmp_path, capsys):
     assert cli.main(arguments(checkpoint, tmp_path / "out")) == 0
     line = capsys.readouterr().out
-    assert "huggingface format" in line and "no vocab.txt" in line and "name: cls/other/output_bias" in line
+    assert (
+        "huggingface format" in line
+        and "no vocab.txt" in line
+        and "name: cls/other/output_bias" in line
+    )
     model = variables(CONFIGS["mobilebert"])
     assert f"{len(with_training(model)) - len(model)} variables of training" in line
     config = interop.from_pretrained(tmp_path / "out")[0].config
-    assert config.heads == ("mlm", "nsp") and config.attention_input == "shared_bottleneck" and config.norm == "no_norm"
+    assert (
+        config.heads == ("mlm", "nsp")
+        and config.attention_input == "shared_bottleneck"
+        and config.norm == "no_norm"
+    )
     assert cli.main(arguments(checkpoint, tmp_path / "own", "--to=jaxdistill")) == 0
-    assert digest(interop.from_pretrained(tmp_path / "own")[1]) == digest(interop.from_pretrained(tmp_path / "out")[1])
+    assert digest(interop.from_pretrained(tmp_path / "own")[1]) == digest(
+        interop.from_pretrained(tmp_path / "out")[1]
+    )
 
 
-@pytest.mark.parametrize("words, text, ids", [
-    (["river", "stone"], "River stone", [5, 6]), (["River", "river", "stone"], "River stone", [5, 7])])
+@pytest.mark.parametrize(
+    "words, text, ids",
+    [
+        (["river", "stone"], "River stone", [5, 6]),
+        (["River", "river", "stone"], "River stone", [5, 7]),
+    ],
+)
 def test_the_vocabulary_beside_a_checkpoint(checkpoint, tmp_path, words, text, ids):
     """A vocabulary with capitals keeps case."""
-    (checkpoint / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]) + "\n")
+    (checkpoint / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]) + "\n"
+    )
     for number, options in enumerate([{}, {"vocab": tmp_path / "moved.txt"}]):
         if options:
             shutil.move(checkpoint / "vocab.txt", tmp_path / "moved.txt")
-        line = conversion.convert_tf1(checkpoint, checkpoint / "bert_config.json", tmp_path / str(number), **options)
+        line = conversion.convert_tf1(
+            checkpoint, checkpoint / "bert_config.json", tmp_path / str(number), **options
+        )
         assert "no vocab.txt" not in line
-        assert load_tokenizer(tmp_path / str(number))(text, add_special_tokens=False)["input_ids"] == ids
+        assert (
+            load_tokenizer(tmp_path / str(number))(text, add_special_tokens=False)["input_ids"]
+            == ids
+        )
 
 
-@pytest.mark.parametrize("given, words", [
-    (["--out=x"], ["needs --model=…"]),
-    (["--model=/nonexistent/m", "--out=x"], ["/nonexistent/m"]),
-    (["--model=m", "--vocab=v", "--out=x"], ["--vocab does not go with --from=folder"]),
-    (["--from=tf1", "--out=x"], ["--from=tf1 needs --checkpoint=…"]),
-    (["--from=tf1", "--checkpoint=m", "--config=c", "--model=y", "--out=x"], ["--model does not go with --from=tf1"]),
-    (["--from=tf1", "--checkpoint=m", "--config=c", "--out=x"], ["there is no file c"]),
-    (["--from=tf1", "--checkpoint=m", "--config=c", "--config.seed=1", "--out=x"], ["--config.seed=1", "unknown"]),
-    (["--from=tf2", "--model=y", "--out=x"], ["tf2", "folder"]),
-])
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        (["--out=x"], ["needs --model=…"]),
+        (["--model=/nonexistent/m", "--out=x"], ["/nonexistent/m"]),
+        (["--model=m", "--vocab=v", "--out=x"], ["--vocab does not go with --from=folder"]),
+        (["--from=tf1", "--out=x"], ["--from=tf1 needs --checkpoint=…"]),
+        (
+            ["--from=tf1", "--checkpoint=m", "--config=c", "--model=y", "--out=x"],
+            ["--model does not go with --from=tf1"],
+        ),
+        (["--from=tf1", "--checkpoint=m", "--config=c", "--out=x"], ["there is no file c"]),
+        (
+            ["--from=tf1", "--checkpoint=m", "--config=c", "--config.seed=1", "--out=x"],
+            ["--config.seed=1", "unknown"],
+        ),
+        (["--from=tf2", "--model=y", "--out=x"], ["tf2", "folder"]),
+    ],
+)
 def test_bad_input_is_one_line(capsys, monkeypatch, tmp_path, given, words):
     monkeypatch.chdir(tmp_path)
     code = cli.main(("convert", *given))
     err = capsys.readouterr().err
-    assert code == 2 and err.startswith("jaxdistill: ") and err.count("\n") == 1 and "Traceback" not in err
+    assert (
+        code == 2
+        and err.startswith("jaxdistill: ")
+        and err.count("\n") == 1
+        and "Traceback" not in err
+    )
     assert all(word in err for word in words), err
     assert list(tmp_path.iterdir()) == []
 

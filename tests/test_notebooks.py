@@ -1,4 +1,5 @@
-"""The notebooks in colab/: stripped, pinned, and executed top to bottom in toy size on the CPU, without a network."""
+"""The notebooks in colab/: stripped, pinned, and executed top to bottom in toy size on the CPU,
+without a network."""
 
 import ast
 import os
@@ -14,7 +15,11 @@ from tests.conftest import write_text
 
 ROOT = pathlib.Path(__file__).parent.parent
 FOLDER = ROOT / "colab"
-NAMES = ("quickstart", "use_a_student_in_transformers", "mobilebert_tpu")  # the second uses the run of the first
+NAMES = (
+    "quickstart",
+    "use_a_student_in_transformers",
+    "mobilebert_tpu",
+)  # the second uses the run of the first
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REPOSITORY = PROJECT["urls"]["Repository"]
 TAG = f"v{PROJECT['version']}"
@@ -39,7 +44,11 @@ def test_outputs_are_stripped(name):
     code = [cell for cell in book.cells if cell.cell_type == "code"]
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
     assert all(set(cell.metadata) <= {"tags"} for cell in book.cells) and set(book.metadata) <= {
-        "kernelspec", "language_info", "colab", "accelerator"}
+        "kernelspec",
+        "language_info",
+        "colab",
+        "accelerator",
+    }
     assert (FOLDER / f"{name}.ipynb").stat().st_size < 50_000
 
 
@@ -47,21 +56,44 @@ def test_outputs_are_stripped(name):
 def test_what_each_says_and_installs(name):
     book = read(name)
     top = book.cells[0].source
-    badge = (f"(https://colab.research.google.com/github/{REPOSITORY.removeprefix('https://github.com/')}/blob/{TAG}/colab/"
-             f"{name}.ipynb)")
+    badge = (
+        f"(https://colab.research.google.com/github/{REPOSITORY.removeprefix('https://github.com/')}/blob/{TAG}/colab/"
+        f"{name}.ipynb)"
+    )
     assert badge in top and badge in (ROOT / "README.md").read_text()
-    assert "**What you get.**" in top and "**How long it takes**" in top and "No account is needed" in top
-    assert all(re.search(rf"^\| {kind}", top, re.M) for kind in ("CPU", "GPU", "TPU")) and "@@" not in top
+    assert (
+        "**What you get.**" in top
+        and "**How long it takes**" in top
+        and "No account is needed" in top
+    )
+    assert (
+        all(re.search(rf"^\| {kind}", top, re.M) for kind in ("CPU", "GPU", "TPU"))
+        and "@@" not in top
+    )
     (install,), (parameters,) = tagged(book, "install"), tagged(book, "parameters")
-    assert f"@ git+{REPOSITORY}@{TAG}\"" in install and 'find_spec("google.colab")' in install
+    assert f'@ git+{REPOSITORY}@{TAG}"' in install and 'find_spec("google.colab")' in install
     assert "JAXDISTILL_SMOKE" in parameters
-    others = [cell.source for cell in book.cells if cell.cell_type == "code" and cell.source not in (install, parameters)]
+    others = [
+        cell.source
+        for cell in book.cells
+        if cell.cell_type == "code" and cell.source not in (install, parameters)
+    ]
     assert not re.search(r"environ|%pip|!pip|login|google\.colab\b(?!.*import)", "\n".join(others))
     # A notebook shows; what it shows is in the package.
     trees = [ast.parse(source) for source in others]
-    functions = [node.name for tree in trees for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
-    assert functions == (["step", "loss", "predict"] if name == "use_a_student_in_transformers" else [])
-    assert any("hardware()" in source for source in others) and sum("Image(" in source for source in others) >= 1
+    functions = [
+        node.name
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+    ]
+    assert functions == (
+        ["step", "loss", "predict"] if name == "use_a_student_in_transformers" else []
+    )
+    assert (
+        any("hardware()" in source for source in others)
+        and sum("Image(" in source for source in others) >= 1
+    )
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +104,20 @@ def folder(tmp_path_factory):
 
 
 # The third runs the same calls on another recipe, in two processes, and takes a minute.
-@pytest.mark.parametrize("name", [
-    pytest.param(name, marks=pytest.mark.slow) if name == "mobilebert_tpu" else name for name in NAMES])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name == "mobilebert_tpu" else name
+        for name in NAMES
+    ],
+)
 def test_runs_top_to_bottom(name, folder, monkeypatch):
     monkeypatch.setenv("JAXDISTILL_SMOKE", "1")
     monkeypatch.setenv("JAXDISTILL_SOURCE", str(folder / "text.txt"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("XLA_FLAGS", re.sub(r"device_count=\d+", "device_count=1", os.environ["XLA_FLAGS"]))  # compiles faster
+    monkeypatch.setenv(
+        "XLA_FLAGS", re.sub(r"device_count=\d+", "device_count=1", os.environ["XLA_FLAGS"])
+    )  # compiles faster
     for switch in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.setenv(switch, "1")
     monkeypatch.setenv("no_proxy", "*")
@@ -86,9 +125,19 @@ def test_runs_top_to_bottom(name, folder, monkeypatch):
         monkeypatch.setenv(proxy, "http://127.0.0.1:9")
     book = read(name)
     book.cells = [cell for cell in book.cells if "install" not in cell.metadata.get("tags", ())]
-    NotebookClient(book, timeout=600, startup_timeout=300, resources={"metadata": {"path": os.fspath(folder)}}).execute()
+    NotebookClient(
+        book, timeout=600, startup_timeout=300, resources={"metadata": {"path": os.fspath(folder)}}
+    ).execute()
     code = [cell for cell in book.cells if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in code)
     plots = [cell for cell in code if "Image(" in cell.source]
-    assert all("image/png" in output.data for cell in plots for output in cell.outputs if output.output_type == "execute_result")
-    assert len(plots) == {"quickstart": 3, "use_a_student_in_transformers": 1, "mobilebert_tpu": 3}[name]
+    assert all(
+        "image/png" in output.data
+        for cell in plots
+        for output in cell.outputs
+        if output.output_type == "execute_result"
+    )
+    assert (
+        len(plots)
+        == {"quickstart": 3, "use_a_student_in_transformers": 1, "mobilebert_tpu": 3}[name]
+    )

@@ -16,7 +16,9 @@ WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "quick", "brown", 
 
 
 def blocks() -> list[str]:
-    section = re.search(r"## Use your student\n(.*?)\n## ", (ROOT / "README.md").read_text(), re.S).group(1)
+    section = re.search(
+        r"## Use your student\n(.*?)\n## ", (ROOT / "README.md").read_text(), re.S
+    ).group(1)
     return re.findall(r"```python\n(.*?)```", section, re.S)
 
 
@@ -25,7 +27,9 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     (folder / "vocab.txt").write_text("\n".join(WORDS))
     tokenizer = transformers.BertTokenizerFast(str(folder / "vocab.txt"))
-    config = jaxdistill.preset("mobilebert").replace(**{**SMALL, "num_layers": 2, "bottleneck_size": 4, "num_ffn": 2})
+    config = jaxdistill.preset("mobilebert").replace(
+        **{**SMALL, "num_layers": 2, "bottleneck_size": 4, "num_ffn": 2}
+    )
     model = jaxdistill.Model(config)
     jaxdistill.save_pretrained(folder / "student", model, random_params(model), tokenizer)
     return folder / "student"

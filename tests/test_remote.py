@@ -1,4 +1,5 @@
-"""A run whose workdir is in a bucket, against a server that speaks Google Cloud Storage on this machine."""
+"""A run whose workdir is in a bucket, against a server that speaks Google Cloud Storage on this
+machine."""
 
 import json
 import os
@@ -26,14 +27,20 @@ def bucket():
     """gs://… of an empty bucket."""
     with serve() as address, pytest.MonkeyPatch.context() as patch:
         for name, value in {
-            "STORAGE_EMULATOR_HOST": address, "TENSORSTORE_GCS_HTTP_URL": address, "FSSPEC_GCS": '{"token": "anon"}',
-            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false", "GCE_METADATA_ROOT": "127.0.0.1:1", "NO_GCE_CHECK": "true",
+            "STORAGE_EMULATOR_HOST": address,
+            "TENSORSTORE_GCS_HTTP_URL": address,
+            "FSSPEC_GCS": '{"token": "anon"}',
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+            "GCE_METADATA_ROOT": "127.0.0.1:1",
+            "NO_GCE_CHECK": "true",
         }.items():
             patch.setenv(name, value)
         yield epath.Path("gs://bucket")
 
 
-def test_a_run_in_a_bucket_is_stopped_and_resumed_and_equals_a_local_one(bucket, tmp_path, monkeypatch):
+def test_a_run_in_a_bucket_is_stopped_and_resumed_and_equals_a_local_one(
+    bucket, tmp_path, monkeypatch
+):
     monkeypatch.setenv("JAXDISTILL_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     config = tiny_config(write_text(tmp_path / "text.txt"))
@@ -50,22 +57,52 @@ def test_a_run_in_a_bucket_is_stopped_and_resumed_and_equals_a_local_one(bucket,
     results = run.train(config, bucket / "w")
     assert results["student_sha256"] == expected["student_sha256"]
     rows = [(row["stage"], row["step"], row["loss"]) for row in read_metrics(bucket / "w")]
-    assert rows == [(row["stage"], row["step"], row["loss"]) for row in read_metrics(tmp_path / "local")]
+    assert rows == [
+        (row["stage"], row["step"], row["loss"]) for row in read_metrics(tmp_path / "local")
+    ]
     names = {path.name for path in (bucket / "w").iterdir()}
     (kept,) = (bucket / "w" / "data").iterdir()
-    assert load_tokenizer(kept).get_vocab() == load_tokenizer(tmp_path / "local" / "student").get_vocab()
-    assert {"config.json", "metrics.jsonl", "results.json", "plots", "stages", "student", "tensorboard"} <= names
+    assert (
+        load_tokenizer(kept).get_vocab()
+        == load_tokenizer(tmp_path / "local" / "student").get_vocab()
+    )
+    assert {
+        "config.json",
+        "metrics.jsonl",
+        "results.json",
+        "plots",
+        "stages",
+        "student",
+        "tensorboard",
+    } <= names
     assert not list((bucket / "w" / "checkpoints").glob("*/*"))
     assert (bucket / "w" / "DONE").read_text() == "teacher\ntransfer\n"
-    assert json.loads((bucket / "w" / "results.json").read_text())["student_sha256"] == expected["student_sha256"]
+    assert (
+        json.loads((bucket / "w" / "results.json").read_text())["student_sha256"]
+        == expected["student_sha256"]
+    )
     model, params = from_pretrained(bucket / "w" / "student")
-    assert verify_export(bucket / "w" / "student", model, params, with_torch=True)["torch_max_relative_difference"] < 1e-4
-    assert load_tokenizer(bucket / "w" / "student").get_vocab() == load_tokenizer(tmp_path / "local/student").get_vocab()
+    assert (
+        verify_export(bucket / "w" / "student", model, params, with_torch=True)[
+            "torch_max_relative_difference"
+        ]
+        < 1e-4
+    )
+    assert (
+        load_tokenizer(bucket / "w" / "student").get_vocab()
+        == load_tokenizer(tmp_path / "local/student").get_vocab()
+    )
     commands.export(bucket / "w", bucket / "exported")
-    assert {"config.json", "model.safetensors", "vocab.txt"} <= {path.name for path in (bucket / "exported").iterdir()}
+    assert {"config.json", "model.safetensors", "vocab.txt"} <= {
+        path.name for path in (bucket / "exported").iterdir()
+    }
     with pytest.raises(BadInput, match="not empty"):
         commands.export(bucket / "w", bucket / "exported")
-    assert sorted(os.listdir(tmp_path)) == ["cache", "local", "text.txt"]  # nothing landed in a folder named "gs:"
+    assert sorted(os.listdir(tmp_path)) == [
+        "cache",
+        "local",
+        "text.txt",
+    ]  # nothing landed in a folder named "gs:"
 
 
 def test_another_recipe_and_a_foreign_folder_are_refused_in_a_bucket(bucket, tmp_path):
@@ -107,8 +144,14 @@ def test_a_refusing_store_is_one_line(monkeypatch, capsys):
 
     monkeypatch.setattr(commands, "export", refuse)
     assert cli.main(["export", "--workdir=gs://b/w", "--out=/tmp/x"]) == 2
-    assert "Invalid Credentials" in (error := capsys.readouterr().err) and "credentials" in error and "Traceback" not in error
-    assert remote.refused(OSError("Forbidden: https://x")) and not remote.refused(OSError(5, "disk"))
+    assert (
+        "Invalid Credentials" in (error := capsys.readouterr().err)
+        and "credentials" in error
+        and "Traceback" not in error
+    )
+    assert remote.refused(OSError("Forbidden: https://x")) and not remote.refused(
+        OSError(5, "disk")
+    )
 
 
 def test_beam_prepares_text_of_a_bucket_by_way_of_one(bucket, tmp_path):
@@ -117,8 +160,20 @@ def test_beam_prepares_text_of_a_bucket_by_way_of_one(bucket, tmp_path):
     (bucket / "texts" / "text.txt").write_text(source.read_text())
     tokenizer = train_wordpiece([source.read_text()], 120)
     options = {"sequence_length": 32, "split": "all"}
-    beam = prepare("gs://bucket/texts", tokenizer, tmp_path / "beam", beam_options="temp_location=gs://bucket/tmp", **options)
+    beam = prepare(
+        "gs://bucket/texts",
+        tokenizer,
+        tmp_path / "beam",
+        beam_options="temp_location=gs://bucket/tmp",
+        **options,
+    )
     here = prepare("gs://bucket/texts", tokenizer, tmp_path / "here", **options)
-    table, expected = (open_reader(made).fetch(np.arange(made.num_records))[0] for made in (beam, here))
-    assert len(table) > 50 and (table.tokens == expected.tokens).all() and (table.breaks == expected.breaks).all()
+    table, expected = (
+        open_reader(made).fetch(np.arange(made.num_records))[0] for made in (beam, here)
+    )
+    assert (
+        len(table) > 50
+        and (table.tokens == expected.tokens).all()
+        and (table.breaks == expected.breaks).all()
+    )
     assert not list((bucket / "tmp").glob("*"))

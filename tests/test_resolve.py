@@ -1,4 +1,5 @@
-"""Every mistake in a recipe is found before anything compiles, and the message says which line to change."""
+"""Every mistake in a recipe is found before anything compiles, and the message says which line to
+change."""
 
 import types
 
@@ -8,16 +9,38 @@ import pytest
 from jaxdistill.data import packing
 from jaxdistill.errors import BadInput
 from jaxdistill.models import Model
-from jaxdistill.resolve import abstract_batch, choose_fused, model_config, resolve, stage_seed, trace
+from jaxdistill.resolve import (
+    abstract_batch,
+    choose_fused,
+    model_config,
+    resolve,
+    stage_seed,
+    trace,
+)
 from jaxdistill.training import sharding
 from tests.conftest import TEACHER, make_stage, pretraining_batch, tiny_config
 
 MISTAKES = {
-    "order": ({"order": ("teacher", "transfre")}, "'transfre', which is not in config.stages; did you mean 'transfer'"),
-    "a kind that is none": ({"stages.transfer.kind": "joined"}, "stages.transfer.kind='joined' is unknown; did you mean 'joint'"),
-    "a layer map of words": ({"stages.transfer.layer_map": ("a", "b")}, "layer_map=.* expected whole numbers"),
-    "a pattern that is none": ({"stages.transfer.moves": ("(",)}, r"moves: '\(' is no regular expression"),
-    "nothing": ({"order": ()}, "config.order is empty: nothing to do; stages there are: .*transfer"),
+    "order": (
+        {"order": ("teacher", "transfre")},
+        "'transfre', which is not in config.stages; did you mean 'transfer'",
+    ),
+    "a kind that is none": (
+        {"stages.transfer.kind": "joined"},
+        "stages.transfer.kind='joined' is unknown; did you mean 'joint'",
+    ),
+    "a layer map of words": (
+        {"stages.transfer.layer_map": ("a", "b")},
+        "layer_map=.* expected whole numbers",
+    ),
+    "a pattern that is none": (
+        {"stages.transfer.moves": ("(",)},
+        r"moves: '\(' is no regular expression",
+    ),
+    "nothing": (
+        {"order": ()},
+        "config.order is empty: nothing to do; stages there are: .*transfer",
+    ),
     "only baselines": ({"order": ("random_start",)}, "config.order is empty"),
     "no teacher yet": (
         {"order": ("transfer", "teacher")},
@@ -36,8 +59,14 @@ MISTAKES = {
         "config.stages.distill: give exactly one of steps, examples or epochs",
     ),
     "no length": ({"stages.distill.steps": 0}, "config.stages.distill: give exactly one of steps"),
-    "negative length": ({"stages.distill.steps": -1}, "config.stages.distill: give exactly one of steps.*steps=-1"),
-    "start": ({"stages.transfer.start": "cold"}, "config.stages.transfer.start='cold' is unknown; valid: copy, random"),
+    "negative length": (
+        {"stages.distill.steps": -1},
+        "config.stages.distill: give exactly one of steps.*steps=-1",
+    ),
+    "start": (
+        {"stages.transfer.start": "cold"},
+        "config.stages.transfer.start='cold' is unknown; valid: copy, random",
+    ),
     "freezing": ({"stages.transfer.freezing": "hard"}, "config.stages.transfer.freezing='hard'"),
     "too few steps": (
         {"stages.transfer.steps": 1},
@@ -85,14 +114,28 @@ MISTAKES = {
         {"stages.transfer.layer_map": (0, 2)},
         r"config.stages.transfer.layer_map=\(0, 2\): the teacher's layers are 0 to 1",
     ),
-    "map below": ({"stages.transfer.layer_map": (-1, 0)}, "config.stages.transfer.layer_map=.-1, 0.*0 to 1"),
+    "map below": (
+        {"stages.transfer.layer_map": (-1, 0)},
+        "config.stages.transfer.layer_map=.-1, 0.*0 to 1",
+    ),
     "devices": ({"mesh.data": 9}, "config.mesh.data=9, .*9 device.* but 8 device"),
     "no device": ({"mesh.data": 0}, "config.mesh.data=0, .*expected 1 or more"),
     "two open axes": ({"mesh.data": -1, "mesh.fsdp": -1}, "config.mesh.fsdp=-1.*at most one -1"),
-    "mesh does not divide": ({"mesh.data": -1, "mesh.fsdp": 3}, "config.mesh.fsdp=3.*3 device.* but 8 device"),
-    "heads over tensor": ({"mesh.data": 1, "mesh.tensor": 4}, "config.mesh.tensor=4 does not divide the 2 attention heads"),
+    "mesh does not divide": (
+        {"mesh.data": -1, "mesh.fsdp": 3},
+        "config.mesh.fsdp=3.*3 device.* but 8 device",
+    ),
+    "heads over tensor": (
+        {"mesh.data": 1, "mesh.tensor": 4},
+        "config.mesh.tensor=4 does not divide the 2 attention heads",
+    ),
     "width over fsdp": (
-        {"mesh.data": 1, "mesh.fsdp": 8, "student.model.bottleneck_size": 12, "student.model.num_heads": 2},
+        {
+            "mesh.data": 1,
+            "mesh.fsdp": 8,
+            "student.model.bottleneck_size": 12,
+            "student.model.num_heads": 2,
+        },
         "config.mesh.fsdp=8 does not divide 12, an axis of 'layers/.*' .* of the student",
     ),
     "batch over devices": (
@@ -103,7 +146,10 @@ MISTAKES = {
         {"mesh.data": 8, "stages.distill.batch_size": 16, "stages.distill.accumulation": 4},
         "distill.batch_size=16 in 4 micro-batch.*use a multiple of 32",
     ),
-    "accumulation": ({"stages.distill.accumulation": 3}, "config.stages.distill.batch_size or .accumulation"),
+    "accumulation": (
+        {"stages.distill.accumulation": 3},
+        "config.stages.distill.batch_size or .accumulation",
+    ),
     "pattern": (
         {"stages.distill.moves": ("layer/",)},
         "config.stages.distill.moves: 'layer/' matches no parameter; they begin with embeddings/",
@@ -112,10 +158,19 @@ MISTAKES = {
         {"stages.distill.best": "los"},
         "config.stages.distill.best='los' is not measured there; did you mean 'loss'.*mlm_distillation",
     ),
-    "best of layers": ({"stages.transfer.best": "loss"}, "config.stages.transfer.best='loss': .*a progressive stage has no best"),
-    "spikes": ({"stages.distill.skip_above": -1.0}, "config.stages.distill.skip_above=-1.0; expected 0 .* or 2 "),
+    "best of layers": (
+        {"stages.transfer.best": "loss"},
+        "config.stages.transfer.best='loss': .*a progressive stage has no best",
+    ),
+    "spikes": (
+        {"stages.distill.skip_above": -1.0},
+        "config.stages.distill.skip_above=-1.0; expected 0 .* or 2 ",
+    ),
     "strict and more": (
-        {"stages.transfer.moves": ("layers/", "embeddings/word"), "stages.transfer.freezing": "strict"},
+        {
+            "stages.transfer.moves": ("layers/", "embeddings/word"),
+            "stages.transfer.freezing": "strict",
+        },
         "config.stages.transfer.moves=.*'embeddings/word'.*strict.*config.stages.transfer.freezing='soft'",
     ),
     "frozen and never set": (
@@ -145,7 +200,13 @@ def changed(changes, source="text.txt"):
 
 
 def resolved(config, num_records=100, **loaded):
-    return resolve(config, vocab_size=120, num_records=num_records, mesh=sharding.make_mesh(**config.mesh), **loaded)
+    return resolve(
+        config,
+        vocab_size=120,
+        num_records=num_records,
+        mesh=sharding.make_mesh(**config.mesh),
+        **loaded,
+    )
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -181,14 +242,38 @@ def test_what_the_messages_advise_works(changes):
 
 
 def test_the_recipe_as_written():
-    """Models, order, starts, and where each network's data begins: stages of one network follow each other."""
+    """Models, order, starts, and where each network's data begins: stages of one network follow
+    each other."""
     recipe = resolved(changed({"baselines": True}))
-    assert [stage.name for stage in recipe.stages] == ["teacher", "transfer", "distill", "random_start", "copied_start"]
-    assert recipe.first_example == {"teacher": 0, "transfer": 0, "distill": 48, "random_start": 0, "copied_start": 0}
-    assert recipe.starts == {"teacher": "random", "student": "copy", "random_start": "random", "copied_start": "copy"}
+    assert [stage.name for stage in recipe.stages] == [
+        "teacher",
+        "transfer",
+        "distill",
+        "random_start",
+        "copied_start",
+    ]
+    assert recipe.first_example == {
+        "teacher": 0,
+        "transfer": 0,
+        "distill": 48,
+        "random_start": 0,
+        "copied_start": 0,
+    }
+    assert recipe.starts == {
+        "teacher": "random",
+        "student": "copy",
+        "random_start": "random",
+        "copied_start": "copy",
+    }
     assert recipe.teacher.config.vocab_size == recipe.student.config.vocab_size == 120
-    assert recipe.model("teacher") is recipe.teacher and recipe.model("copied_start") is recipe.student
-    assert [stage.name for stage in resolved(changed({})).stages] == ["teacher", "transfer", "distill"]
+    assert (
+        recipe.model("teacher") is recipe.teacher and recipe.model("copied_start") is recipe.student
+    )
+    assert [stage.name for stage in resolved(changed({})).stages] == [
+        "teacher",
+        "transfer",
+        "distill",
+    ]
 
 
 def test_no_teacher_is_built_when_nothing_needs_one():
@@ -223,7 +308,9 @@ def test_a_traced_batch_is_like_a_real_one():
     """Names, shapes and dtypes of what the loader gives."""
     real, abstract = pretraining_batch(rows=4, length=6, predictions=2), abstract_batch(4, 6, 2)
     assert real.keys() == abstract.keys()
-    assert all((real[k].shape, real[k].dtype) == (abstract[k].shape, abstract[k].dtype) for k in real)
+    assert all(
+        (real[k].shape, real[k].dtype) == (abstract[k].shape, abstract[k].dtype) for k in real
+    )
 
 
 def test_a_traced_packed_batch_is_like_a_real_one():
@@ -232,7 +319,9 @@ def test_a_traced_packed_batch_is_like_a_real_one():
     real = packing.join(plain, row, num_rows=4, pad=0, predictions=3, max_segments=2)
     abstract = abstract_batch(4, 6, 3, segments=2)
     assert real.keys() == abstract.keys()
-    assert all((real[k].shape, real[k].dtype) == (abstract[k].shape, abstract[k].dtype) for k in real)
+    assert all(
+        (real[k].shape, real[k].dtype) == (abstract[k].shape, abstract[k].dtype) for k in real
+    )
 
 
 def test_packed_batches_are_traced_and_tf1_padding_is_refused():
@@ -249,24 +338,39 @@ def test_a_dropout_seed_a_stage():
     assert stage_seed(0, "teacher") != stage_seed(0, "distill")
 
 
-@pytest.mark.parametrize("kind, layer_map, expected", [
-    ("joint", (0, 2), True), ("joint", (-1, 1), True), ("joint", (0, 1, 2), False), ("progressive", (0, 2), False)])
-def test_losses_are_fused_on_a_cpu_where_layers_of_the_teacher_have_no_follower(text_source, kind, layer_map, expected):
-    """Plain losses would keep the taps of all layers of the teacher up to the last that is followed."""
+@pytest.mark.parametrize(
+    "kind, layer_map, expected",
+    [
+        ("joint", (0, 2), True),
+        ("joint", (-1, 1), True),
+        ("joint", (0, 1, 2), False),
+        ("progressive", (0, 2), False),
+    ],
+)
+def test_losses_are_fused_on_a_cpu_where_layers_of_the_teacher_have_no_follower(
+    text_source, kind, layer_map, expected
+):
+    """Plain losses would keep the taps of all layers of the teacher up to the last that is
+    followed."""
     stage = make_stage(kind, num_layers=len(layer_map), layer_map=layer_map)
     assert choose_fused(tiny_config(text_source), sharding.make_mesh(1), stage, TEACHER) is expected
 
 
 def test_losses_are_fused_where_memory_is_dear(text_source):
-    """By themselves on anything but a CPU; on request anywhere, or nowhere; and a mistyped wish is refused."""
+    """By themselves on anything but a CPU; on request anywhere, or nowhere; and a mistyped wish is
+    refused."""
     cpu = sharding.make_mesh(1)
     tpu = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform="tpu")]))
     config = tiny_config(text_source)
     stage = make_stage("joint")
-    assert not choose_fused(config, cpu, stage, TEACHER) and choose_fused(config, tpu, stage, TEACHER)
+    assert not choose_fused(config, cpu, stage, TEACHER) and choose_fused(
+        config, tpu, stage, TEACHER
+    )
     assert not resolve(config, vocab_size=120, num_records=9, mesh=cpu).stages[0].fused
     config.objectives.fused = True
-    assert all(stage.fused for stage in resolve(config, vocab_size=120, num_records=9, mesh=cpu).stages)
+    assert all(
+        stage.fused for stage in resolve(config, vocab_size=120, num_records=9, mesh=cpu).stages
+    )
     config.objectives.fused = False
     assert not choose_fused(config, tpu, stage, TEACHER)
     with pytest.raises(TypeError):
@@ -280,10 +384,22 @@ def test_a_model_from_a_folder_computes_as_the_recipe_says(text_source):
     config.teacher.init = config.student.init = "somewhere"
     config.teacher.model.dtype = config.student.model.residual_dtype = "bfloat16"
     given = {whose: Model(resolve_config(config, whose)) for whose in ("teacher", "student")}
-    recipe = resolve(config, vocab_size=120, num_records=9, mesh=sharding.make_mesh(1), loaded_teacher=given["teacher"],
-                     loaded_student=given["student"])
-    assert (recipe.teacher.config.dtype, recipe.teacher.config.residual_dtype) == ("bfloat16", "float32")
-    assert (recipe.student.config.dtype, recipe.student.config.residual_dtype) == ("float32", "bfloat16")
+    recipe = resolve(
+        config,
+        vocab_size=120,
+        num_records=9,
+        mesh=sharding.make_mesh(1),
+        loaded_teacher=given["teacher"],
+        loaded_student=given["student"],
+    )
+    assert (recipe.teacher.config.dtype, recipe.teacher.config.residual_dtype) == (
+        "bfloat16",
+        "float32",
+    )
+    assert (recipe.student.config.dtype, recipe.student.config.residual_dtype) == (
+        "float32",
+        "bfloat16",
+    )
 
 
 def resolve_config(config, whose):
@@ -292,12 +408,24 @@ def resolve_config(config, whose):
 
 
 def test_a_padded_table_of_a_given_model_sets_the_length_of_the_other(text_source):
-    """Its tokenizer has fewer words than it has rows; copies and soft targets need as many rows in both networks."""
+    """Its tokenizer has fewer words than it has rows; copies and soft targets need as many rows in
+    both networks."""
     config = tiny_config(text_source)
     padded = Model(model_config(config.teacher, 128))
     config.teacher.init = "folder"
-    found = resolve(config, vocab_size=120, num_records=99, mesh=sharding.make_mesh(1), loaded_teacher=padded)
+    found = resolve(
+        config, vocab_size=120, num_records=99, mesh=sharding.make_mesh(1), loaded_teacher=padded
+    )
     assert found.teacher.config.vocab_size == found.student.config.vocab_size == 128
     config.student.model.vocab_size = 120
-    with pytest.raises(BadInput, match="have 128 and 120 rows; .* leave vocab_size of the network that is not given at 0"):
-        resolve(config, vocab_size=120, num_records=99, mesh=sharding.make_mesh(1), loaded_teacher=padded)
+    with pytest.raises(
+        BadInput,
+        match="have 128 and 120 rows; .* leave vocab_size of the network that is not given at 0",
+    ):
+        resolve(
+            config,
+            vocab_size=120,
+            num_records=99,
+            mesh=sharding.make_mesh(1),
+            loaded_teacher=padded,
+        )

@@ -1,4 +1,5 @@
-"""Whole runs on a small text file: what they leave, and that stopping, splitting or repeating one changes nothing."""
+"""Whole runs on a small text file: what they leave, and that stopping, splitting or repeating one
+changes nothing."""
 
 import dataclasses
 import json
@@ -81,15 +82,40 @@ def metrics(workdir):
 def test_a_run_finishes_and_leaves_everything(finished):
     workdir, results = finished
     networks, stages = results["networks"], results["stages"]
-    assert networks.keys() == {"teacher", "student"} and stages.keys() == {"teacher", "transfer", "distill"}
-    measured = {"mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy", "parameters", "steps", "seconds", "sha256"}
+    assert networks.keys() == {"teacher", "student"} and stages.keys() == {
+        "teacher",
+        "transfer",
+        "distill",
+    }
+    measured = {
+        "mlm_loss",
+        "mlm_accuracy",
+        "nsp_loss",
+        "nsp_accuracy",
+        "parameters",
+        "steps",
+        "seconds",
+        "sha256",
+    }
     assert networks["teacher"].keys() == measured
-    assert networks["student"].keys() == measured | {"teacher_kl", "top1_agreement", "top5_agreement"}
-    assert all(np.isfinite(value) for row in networks.values() for name, value in row.items() if name != "sha256")
+    assert networks["student"].keys() == measured | {
+        "teacher_kl",
+        "top1_agreement",
+        "top5_agreement",
+    }
+    assert all(
+        np.isfinite(value)
+        for row in networks.values()
+        for name, value in row.items()
+        if name != "sha256"
+    )
     assert networks["student"]["steps"] == 11 and networks["teacher"]["steps"] == 6
     assert all(stage["skipped"] == 0 and stage["seconds"] > 0 for stage in stages.values())
     layers = stages["transfer"]["layers"]
-    assert [row["layer"] for row in layers] == [0, 1] and results["transfer"] == {"stage": "transfer", "layers": layers}
+    assert [row["layer"] for row in layers] == [0, 1] and results["transfer"] == {
+        "stage": "transfer",
+        "layers": layers,
+    }
     assert all(
         {"loss", "feature_map", "mean", "variance", "attention"} == row[when].keys()
         for row in layers
@@ -106,11 +132,15 @@ def test_a_run_finishes_and_leaves_everything(finished):
     assert (workdir / "DONE").read_text().split() == ["teacher", "transfer", "distill"]
     assert not list((workdir / "checkpoints").iterdir())  # nothing in progress
     assert [row[:2] for row in metrics(workdir)] == [
-        (name, i + 1) for name, n in (("teacher", 6), ("transfer", 6), ("distill", 5)) for i in range(n)
+        (name, i + 1)
+        for name, n in (("teacher", 6), ("transfer", 6), ("distill", 5))
+        for i in range(n)
     ]
 
 
-def test_the_same_call_again_trains_nothing_and_says_the_same(finished, source, tmp_path, monkeypatch):
+def test_the_same_call_again_trains_nothing_and_says_the_same(
+    finished, source, tmp_path, monkeypatch
+):
     workdir, results = finished
     shutil.copytree(workdir, tmp_path / "w")
     config = tiny_config(source)
@@ -134,11 +164,16 @@ SLOW = pytest.mark.slow
         pytest.param("distill", 4, marks=SLOW),
     ],
 )
-def test_interrupted_and_resumed_is_uninterrupted(finished, source, tmp_path, monkeypatch, stage, after):
-    """To the bit: networks, per-layer losses, every number of the results, every line of the log."""
+def test_interrupted_and_resumed_is_uninterrupted(
+    finished, source, tmp_path, monkeypatch, stage, after
+):
+    """To the bit: networks, per-layer losses, every number of the results, every line of the
+    log."""
     workdir, results = finished
     folder = tmp_path / "w"
-    shutil.copytree(workdir, folder)  # go back to the start of `stage`: cheaper than training the ones before it
+    shutil.copytree(
+        workdir, folder
+    )  # go back to the start of `stage`: cheaper than training the ones before it
     order = ["teacher", "transfer", "distill"]
     for name in order[order.index(stage) :]:
         shutil.rmtree(folder / "stages" / name)
@@ -157,22 +192,38 @@ def test_interrupted_and_resumed_is_uninterrupted(finished, source, tmp_path, mo
 
 
 def test_the_best_state_of_a_stage_and_a_trace_of_its_steps(source, tmp_path, monkeypatch):
-    """Held-out losses stand in the log beside the steps they were measured at; the lowest one's network is handed on."""
+    """Held-out losses stand in the log beside the steps they were measured at; the lowest one's
+    network is handed on."""
     config = tiny_config(source)
     config.order, config.profile = ("teacher",), (1, 3)
     config.stages.teacher.update({"best": "mlm", "steps": 5, "learning_rate": 3.0})  # it gets worse
     kept = {}
     real = run.Checkpoints.save
-    monkeypatch.setattr(run.Checkpoints, "save", lambda self, state, page, **options: (
-        kept.update({int(state.step): digest(state.params)}), real(self, state, page, **options)))
+    monkeypatch.setattr(
+        run.Checkpoints,
+        "save",
+        lambda self, state, page, **options: (
+            kept.update({int(state.step): digest(state.params)}),
+            real(self, state, page, **options),
+        ),
+    )
     found = run.train(config, tmp_path / "w")
-    rows = [json.loads(line) for line in (tmp_path / "w" / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "w" / "metrics.jsonl").read_text().splitlines()
+    ]
     measured = {row["step"]: row["heldout/mlm"] for row in rows if "heldout/mlm" in row}
     best = min(measured, key=measured.get)
     assert measured.keys() == {2, 4, 5} == kept.keys() and best < 5
     assert found["networks"]["teacher"]["sha256"] == kept[best] and len(set(kept.values())) == 3
-    assert json.loads((tmp_path / "w" / "stages" / "teacher" / "stage.json").read_text())["best"] == best
-    assert list((tmp_path / "w" / "tensorboard" / "teacher" / "teacher").glob("plugins/profile/*/*.xplane.pb"))
+    assert (
+        json.loads((tmp_path / "w" / "stages" / "teacher" / "stage.json").read_text())["best"]
+        == best
+    )
+    assert list(
+        (tmp_path / "w" / "tensorboard" / "teacher" / "teacher").glob(
+            "plugins/profile/*/*.xplane.pb"
+        )
+    )
 
 
 def packed_config(source):
@@ -182,7 +233,9 @@ def packed_config(source):
     return config
 
 
-def test_a_packed_run_resumes_to_the_bit_and_has_fewer_rows_an_epoch(finished, source, tmp_path, monkeypatch):
+def test_a_packed_run_resumes_to_the_bit_and_has_fewer_rows_an_epoch(
+    finished, source, tmp_path, monkeypatch
+):
     results = run.train(packed_config(source), tmp_path / "whole")
     steps = results["stages"]["teacher"]["steps"]
     records = results["corpus"]["train"]["records"]
@@ -203,9 +256,16 @@ def test_a_workdir_that_is_older_than_a_field_goes_on(finished, source, tmp_path
     workdir, results = finished
     shutil.copytree(workdir, tmp_path / "w")
     monkeypatch.setattr(run.loop, "run_stage", lambda *_, **__: pytest.fail("it trains again"))
-    for file, strip in [(tmp_path / "w" / "config.json", lambda page: (page.pop("objectives"), page["data"].pop("packing"))),
-                        *((path, lambda page: [line.pop("relation_heads") for line in page["lineage"]])
-                          for path in (tmp_path / "w" / "stages").glob("*/stage.json"))]:
+    for file, strip in [
+        (
+            tmp_path / "w" / "config.json",
+            lambda page: (page.pop("objectives"), page["data"].pop("packing")),
+        ),
+        *(
+            (path, lambda page: [line.pop("relation_heads") for line in page["lineage"]])
+            for path in (tmp_path / "w" / "stages").glob("*/stage.json")
+        ),
+    ]:
         page = json.loads(file.read_text())
         strip(page)
         file.write_text(json.dumps(page))
@@ -224,7 +284,9 @@ def test_losses_that_cannot_be_fused_say_what_they_cost(source):
     stage = dataclasses.replace(make_stage("joint", num_layers=2, layer_map=(1, 0)), fused=True)
     # Two layers of 24 tokens: hidden 16 wide and two maps of scores, float32, of both networks.
     expected = 2 * 2 * 4 * (24 * 16 + 2 * 24 * 24) / 2**20
-    assert f"keeps every layer's taps, {expected:,.2g} MiB a row" in startup.kept_taps(recipe, stage, 24)
+    assert f"keeps every layer's taps, {expected:,.2g} MiB a row" in startup.kept_taps(
+        recipe, stage, 24
+    )
     assert startup.kept_taps(recipe, make_stage("joint", num_layers=2), 24) == ""
     assert startup.kept_taps(recipe, dataclasses.replace(stage, fused=False), 24) == ""
     assert all(startup.kept_taps(recipe, stage, 24) == "" for stage in recipe.stages)
@@ -265,7 +327,9 @@ def test_killed_within_a_stage(finished, source, tmp_path, monkeypatch):
 
 def save_once(real):
     """Checkpoints beyond the first are lost."""
-    return lambda self, state, page, **options: real(self, state, page, **options) if int(state.step) == 2 else None
+    return lambda self, state, page, **options: (
+        real(self, state, page, **options) if int(state.step) == 2 else None
+    )
 
 
 @SLOW
@@ -284,13 +348,19 @@ def test_stages_one_at_a_time_are_all_at_once(finished, source, tmp_path):
     """Also their order is checked, and the results of the last call are those of the whole run."""
     _, results = finished
     for name, missing in (("distill", "teacher"), ("transfer", "teacher")):
-        with pytest.raises(BadInput, match=f"stage '{name}' follows '{missing}', which is not finished.*--stages="):
+        with pytest.raises(
+            BadInput, match=f"stage '{name}' follows '{missing}', which is not finished.*--stages="
+        ):
             run.train(tiny_config(source), tmp_path, stages=[name])
-    with pytest.raises(BadInput, match="stage 'distil' is not in config.order; did you mean 'distill'"):
+    with pytest.raises(
+        BadInput, match="stage 'distil' is not in config.order; did you mean 'distill'"
+    ):
         run.train(tiny_config(source), tmp_path, stages=["distil"])
     only = run.train(tiny_config(source), tmp_path, stages=["teacher"])
     assert (
-        only["networks"].keys() == {"teacher"} and only["stages"].keys() == {"teacher"} and "student_sha256" not in only
+        only["networks"].keys() == {"teacher"}
+        and only["stages"].keys() == {"teacher"}
+        and "student_sha256" not in only
     )
     with pytest.raises(BadInput, match="stage 'distill' follows 'transfer', which is not finished"):
         run.train(tiny_config(source), tmp_path, stages=["distill"])
@@ -302,7 +372,8 @@ def test_stages_one_at_a_time_are_all_at_once(finished, source, tmp_path):
 
 
 def test_done_is_written_after_everything_else(finished, source, tmp_path, monkeypatch):
-    """A run that dies in its last line of work is not done; what an earlier call said does not count."""
+    """A run that dies in its last line of work is not done; what an earlier call said does not
+    count."""
     folder = tmp_path / "w"
     shutil.copytree(finished[0], folder)
     shutil.rmtree(folder / "plots")  # so that there is something left to do
@@ -314,7 +385,9 @@ def test_done_is_written_after_everything_else(finished, source, tmp_path, monke
         patch.setattr(run.report, "write_plots", killed)
         run.train(tiny_config(source), folder)
     assert not (folder / "DONE").exists()
-    with pytest.raises(BadInput, match="not in config.order"):  # nothing was begun, nothing is taken back
+    with pytest.raises(
+        BadInput, match="not in config.order"
+    ):  # nothing was begun, nothing is taken back
         (folder / "DONE").write_text("before")
         run.train(tiny_config(source), folder, stages=["distil"])
     assert (folder / "DONE").read_text() == "before"
@@ -336,7 +409,9 @@ def test_another_recipe_is_refused_on_a_workdir(finished, source, change, field)
     before = (workdir / "config.json").read_text()
     config = tiny_config(source)
     change(config)
-    with pytest.raises(BadInput, match=f"of recipe 'tiny' with config.{field}; use another workdir"):
+    with pytest.raises(
+        BadInput, match=f"of recipe 'tiny' with config.{field}; use another workdir"
+    ):
         run.train(config, workdir)
     assert (workdir / "config.json").read_text() == before
 
@@ -348,23 +423,28 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, source):
 
 
 def test_weights_that_are_not_the_stages_own_are_refused(finished, source, tmp_path):
-    """Another teacher under a finished student, and a file that is not the one stage.json describes."""
+    """Another teacher under a finished student, and a file that is not the one stage.json
+    describes."""
     shutil.copytree(finished[0], tmp_path / "w")
     stages = tmp_path / "w" / "stages"
     page = json.loads((stages / "distill" / "stage.json").read_text())
     page["teacher"]["sha256"] = "0" * 64
     (stages / "distill" / "stage.json").write_text(json.dumps(page))
     with pytest.raises(
-        BadInput, match="stage 'distill' in this workdir was run with another teacher .sha256 000000000000"
+        BadInput,
+        match="stage 'distill' in this workdir was run with another teacher .sha256 000000000000",
     ):
         run.train(tiny_config(source), tmp_path / "w")
     shutil.copy(stages / "distill" / "model.safetensors", stages / "transfer" / "model.safetensors")
-    with pytest.raises(BadInput, match="transfer are not those that its stage.json describes; delete that folder"):
+    with pytest.raises(
+        BadInput, match="transfer are not those that its stage.json describes; delete that folder"
+    ):
         run.train(tiny_config(source), tmp_path / "w")
 
 
 def test_a_teacher_from_a_folder(finished, source, tmp_path):
-    """Our own format: the same student as with the teacher trained in the run; stages of the teacher are left out."""
+    """Our own format: the same student as with the teacher trained in the run; stages of the
+    teacher are left out."""
     workdir, results = finished
     config = tiny_config(source)
     config.teacher.init, config.order = str(workdir / "stages" / "teacher"), ("transfer", "distill")
@@ -372,7 +452,10 @@ def test_a_teacher_from_a_folder(finished, source, tmp_path):
     assert found["student_sha256"] == results["student_sha256"]
     assert found["networks"]["teacher"]["sha256"] == results["networks"]["teacher"]["sha256"]
     page = json.loads((tmp_path / "stages" / "distill" / "stage.json").read_text())
-    assert page["teacher"] == {"path": config.teacher.init, "sha256": results["networks"]["teacher"]["sha256"]}
+    assert page["teacher"] == {
+        "path": config.teacher.init,
+        "sha256": results["networks"]["teacher"]["sha256"],
+    }
 
 
 @SLOW
@@ -391,33 +474,44 @@ def test_baselines_are_run_only_when_wanted_and_join_a_finished_run(finished, so
 
 @SLOW
 def test_the_number_of_devices_changes_no_result(finished, source, tmp_path):
-    """But for the order of sums in float32: eight devices against one, losses to 1e-4 at the end."""
+    """But for the order of sums in float32: eight devices against one, losses to 1e-4 at the
+    end."""
     workdir, results = finished
     config = tiny_config(source)
     config.mesh.data = 8
     found = run.train(config, tmp_path)
     for network in ("teacher", "student"):
         for name in ("mlm_loss", "nsp_loss"):
-            assert found["networks"][network][name] == pytest.approx(results["networks"][network][name], rel=1e-4)
+            assert found["networks"][network][name] == pytest.approx(
+                results["networks"][network][name], rel=1e-4
+            )
     ours, theirs = metrics(tmp_path), metrics(workdir)
     assert [row[:2] for row in ours] == [row[:2] for row in theirs]
     np.testing.assert_allclose([row[2] for row in ours], [row[2] for row in theirs], rtol=1e-3)
 
 
-def test_rows_that_only_fill_a_batch_do_not_count_in_layer_losses(source, teacher_params, student_params, monkeypatch):
+def test_rows_that_only_fill_a_batch_do_not_count_in_layer_losses(
+    source, teacher_params, student_params, monkeypatch
+):
     """The last held-out batch is filled with copies: the same losses as without them."""
     rows = pretraining_batch(3)
     filled = {**rows, "example_weights": np.float32([1, 1, 1, 1, 1, 0, 0, 0])}
     fake = types.SimpleNamespace(
-        config=tiny_config(source), mesh=sharding.make_mesh(1), corpus=types.SimpleNamespace(heldout=None)
+        config=tiny_config(source),
+        mesh=sharding.make_mesh(1),
+        corpus=types.SimpleNamespace(heldout=None),
     )
 
     def losses(batch):
         monkeypatch.setattr(inputs, "heldout", lambda *_, **__: [batch])
-        evaluate = run.Run._evaluator(fake, make_stage("progressive"), STUDENT, TEACHER, teacher_params)
+        evaluate = run.Run._evaluator(
+            fake, make_stage("progressive"), STUDENT, TEACHER, teacher_params
+        )
         return evaluate(1, student_params)
 
-    assert losses(filled) == pytest.approx(losses({name: value[:5] for name, value in rows.items()}), rel=1e-5)
+    assert losses(filled) == pytest.approx(
+        losses({name: value[:5] for name, value in rows.items()}), rel=1e-5
+    )
 
 
 def test_training_that_diverges_stops_and_says_what_to_change(source, tmp_path):
@@ -434,12 +528,16 @@ def test_the_student_is_exported_and_verified(finished, source, tmp_path):
     config = tiny_config(source)
     config.export = True
     exported = run.train(config, tmp_path / "w")["export"]
-    assert exported["format"] == "huggingface" and (tmp_path / "w" / "student" / "model.safetensors").exists()
+    assert (
+        exported["format"] == "huggingface"
+        and (tmp_path / "w" / "student" / "model.safetensors").exists()
+    )
     assert digest(from_pretrained(tmp_path / "w" / "student")[1]) == results["student_sha256"]
 
 
 def test_a_bad_first_command_does_not_take_the_workdir(tmp_path, text_source):
-    """Nothing depends on a recipe before its first stage: the corrected command may use the same folder."""
+    """Nothing depends on a recipe before its first stage: the corrected command may use the same
+    folder."""
     config = tiny_config(text_source)
     config.order = ("teacher",)
     config.data.source = str(tmp_path / "typo.txt")
@@ -450,7 +548,8 @@ def test_a_bad_first_command_does_not_take_the_workdir(tmp_path, text_source):
 
 
 def test_another_order_of_the_same_network_is_refused(tmp_path, text_source):
-    """`order` may grow, but a finished stage is only taken for what it is: the end of the stages before it."""
+    """`order` may grow, but a finished stage is only taken for what it is: the end of the stages
+    before it."""
     config = tiny_config(text_source)
     config.order = ("teacher", "transfer", "distill")
     run.train(config, tmp_path / "run")
@@ -468,7 +567,9 @@ def test_two_runs_on_one_workdir_at_once_are_refused(tmp_path, text_source):
     (tmp_path / "run" / "config.json").write_text(stored)
     with lock(tmp_path / "run"), pytest.raises(BadInput, match="in use by another run"):
         run.train(config, tmp_path / "run")
-    assert (tmp_path / "run" / "config.json").read_text() == stored  # the recipe of the run that is under way
+    assert (
+        tmp_path / "run" / "config.json"
+    ).read_text() == stored  # the recipe of the run that is under way
 
 
 def test_a_folder_in_which_a_kill_left_the_lock_alone_is_new(tmp_path, text_source):
@@ -477,14 +578,28 @@ def test_a_folder_in_which_a_kill_left_the_lock_alone_is_new(tmp_path, text_sour
     assert Workdir(tmp_path / "run", tiny_config(text_source)).contents() == []
 
 
-@pytest.mark.parametrize("field, value", [("log_every", 0), ("checkpoint.every_steps", 0), ("evaluation.batch_size", 0),
-                                          ("data.mask_rate", 0.0), ("data.max_predictions", 0), ("checkpoint.keep", 0),
-                                          ("checkpoint.every_minutes", -1.0), ("watchdog_minutes", float("nan")),
-                                          ("watchdog_minutes", 1e12),
-                                          ("profile", (5,)), ("profile", (5, 5)), ("profile", (1, 2, 3)),
-                                          ("profile", ("a", "b")),
-                                          ("profile", (10**6, 10**6 + 5))])
-def test_settings_out_of_range_are_refused_before_anything_is_written(tmp_path, text_source, field, value):
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("log_every", 0),
+        ("checkpoint.every_steps", 0),
+        ("evaluation.batch_size", 0),
+        ("data.mask_rate", 0.0),
+        ("data.max_predictions", 0),
+        ("checkpoint.keep", 0),
+        ("checkpoint.every_minutes", -1.0),
+        ("watchdog_minutes", float("nan")),
+        ("watchdog_minutes", 1e12),
+        ("profile", (5,)),
+        ("profile", (5, 5)),
+        ("profile", (1, 2, 3)),
+        ("profile", ("a", "b")),
+        ("profile", (10**6, 10**6 + 5)),
+    ],
+)
+def test_settings_out_of_range_are_refused_before_anything_is_written(
+    tmp_path, text_source, field, value
+):
     config = tiny_config(text_source)
     section, _, name = field.rpartition(".")
     (config[section] if section else config)[name] = value

@@ -1,7 +1,8 @@
-"""Files from strangers: no code in them runs, none of them fills the memory, and nothing is written out of a workdir.
+"""Files from strangers: no code in them runs, none of them fills the memory, and nothing is written
+out of a workdir.
 
-Every case ends in one line and exit code 2. The payloads would each make a file, which must not be there.
-"""
+Every case ends in one line and exit code 2. The payloads would each make a file, which must not be
+there."""
 
 from __future__ import annotations
 
@@ -62,7 +63,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("good")
     text = write_text(folder / "text.txt").read_text()
     (folder / "task.tsv").write_text("".join(f"sentence {n} of it\t{n % 2}\n" for n in range(40)))
-    interop.save_pretrained(folder / "model", MODEL, random_params(MODEL.config), train_wordpiece([text], 120))
+    interop.save_pretrained(
+        folder / "model", MODEL, random_params(MODEL.config), train_wordpiece([text], 120)
+    )
     return folder
 
 
@@ -105,10 +108,17 @@ def as_torch(content: bytes) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pkl", "model.safetensors", "flax_model.msgpack"])
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "model.pkl", "model.safetensors", "flax_model.msgpack"]
+)
 @pytest.mark.parametrize("packed", [bytes, as_torch], ids=["pickle", "torch"])
 def test_weights_that_are_a_pickle(
-    name: str, packed: Callable[[bytes], bytes], good: Path, whole: Path, marker: Path, refused: Callable[..., str],
+    name: str,
+    packed: Callable[[bytes], bytes],
+    good: Path,
+    whole: Path,
+    marker: Path,
+    refused: Callable[..., str],
     tmp_path: Path,
 ) -> None:
     (good / "model.safetensors").unlink()
@@ -117,9 +127,20 @@ def test_weights_that_are_a_pickle(
         interop.from_pretrained(good)
     refused(*evaluate(good, whole))
     refused("convert", f"--model={good}", f"--out={tmp_path / 'out'}")
-    refused("finetune", f"--model={good}", f"--task_file={whole / 'task.tsv'}", f"--workdir={tmp_path / 'tuned'}")
-    refused("train", "--config=from_hf:smoke", f"--config.teacher.init={good}", f"--workdir={tmp_path / 'run'}",
-            f"--config.data.source={whole / 'text.txt'}", "--config.data.sequence_length=8")
+    refused(
+        "finetune",
+        f"--model={good}",
+        f"--task_file={whole / 'task.tsv'}",
+        f"--workdir={tmp_path / 'tuned'}",
+    )
+    refused(
+        "train",
+        "--config=from_hf:smoke",
+        f"--config.teacher.init={good}",
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.data.source={whole / 'text.txt'}",
+        "--config.data.sequence_length=8",
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -134,7 +155,10 @@ EVIL = "open({marker!r}, 'w').close()\nclass EvilTokenizer: pass\nclass EvilConf
 @pytest.mark.parametrize(
     "settings",
     [
-        {"auto_map": {"AutoTokenizer": ["evil.EvilTokenizer", "evil.EvilTokenizer"]}, "tokenizer_class": "EvilTokenizer"},
+        {
+            "auto_map": {"AutoTokenizer": ["evil.EvilTokenizer", "evil.EvilTokenizer"]},
+            "tokenizer_class": "EvilTokenizer",
+        },
         {"auto_map": {"AutoTokenizer": ["evil.EvilTokenizer", "evil.EvilTokenizer"]}},
         {"tokenizer_class": "TransfoXLTokenizer", "pretrained_vocab_file": "vocab.pkl"},
         {"tokenizer_class": "AutoModel"},
@@ -144,15 +168,23 @@ EVIL = "open({marker!r}, 'w').close()\nclass EvilTokenizer: pass\nclass EvilConf
 )
 @pytest.mark.parametrize("with_class_in_config", [False, True])
 def test_tokenizers_that_bring_code(
-    settings: dict[str, Any], with_class_in_config: bool, good: Path, whole: Path, marker: Path,
-    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    with_class_in_config: bool,
+    good: Path,
+    whole: Path,
+    marker: Path,
+    refused: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Where transformers would ask whether it may run a folder's code, the answer here would be yes."""
+    """Where transformers would ask whether it may run a folder's code, the answer here would be
+    yes."""
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     monkeypatch.setenv("TRUST_REMOTE_CODE", "True")
     (good / "evil.py").write_text(EVIL.format(marker=str(marker)))
     (good / "vocab.pkl").write_bytes(pickle.dumps(Payload(marker)))
-    (good / "tokenizer_config.json").write_text(json.dumps({} if with_class_in_config else settings))
+    (good / "tokenizer_config.json").write_text(
+        json.dumps({} if with_class_in_config else settings)
+    )
     config = json.loads((good / "config.json").read_text())
     if with_class_in_config:
         config |= settings
@@ -163,16 +195,31 @@ def test_tokenizers_that_bring_code(
     else:  # the model's own type says which class of transformers it is
         assert type(load_tokenizer(good)).__name__ == "BertTokenizerFast"
         (good / "config.json").write_text(json.dumps({**config, "model_type": "evil"}))
-        assert load_tokenizer(good).is_fast and not marker.exists()  # its tokenizer.json is complete: no class is asked for
+        assert (
+            load_tokenizer(good).is_fast and not marker.exists()
+        )  # its tokenizer.json is complete: no class is asked for
 
 
 def test_odd_tokenizer_files(good: Path, whole: Path, refused: Callable[..., str]) -> None:
     held = json.loads((good / "tokenizer.json").read_text())
     for content in (
-        b"", b"[" * 100_000, b"{}", b"\x80\x04K\x01.", json.dumps({**held, "model": {"type": "Evil"}}).encode(),
-        json.dumps({**held, "normalizer": {"type": "Precompiled", "precompiled_charsmap": "/////w=="}}).encode(),
-        json.dumps({**held, "normalizer": {"type": "Replace", "pattern": {"Regex": "("}, "content": ""}}).encode(),
-        json.dumps({**held, "model": {**held["model"], "vocab": {**held["model"]["vocab"], "##q": 2**32 - 1}}}).encode(),
+        b"",
+        b"[" * 100_000,
+        b"{}",
+        b"\x80\x04K\x01.",
+        json.dumps({**held, "model": {"type": "Evil"}}).encode(),
+        json.dumps(
+            {**held, "normalizer": {"type": "Precompiled", "precompiled_charsmap": "/////w=="}}
+        ).encode(),
+        json.dumps(
+            {**held, "normalizer": {"type": "Replace", "pattern": {"Regex": "("}, "content": ""}}
+        ).encode(),
+        json.dumps(
+            {
+                **held,
+                "model": {**held["model"], "vocab": {**held["model"]["vocab"], "##q": 2**32 - 1}},
+            }
+        ).encode(),
     ):
         (good / "tokenizer.json").write_bytes(content)
         assert "tokenizer" in refused(*evaluate(good, whole)), content[:50]
@@ -182,7 +229,8 @@ def test_odd_tokenizer_files(good: Path, whole: Path, refused: Callable[..., str
 
 
 class TestBombs:
-    """All in one process that has a gibibyte left beside what it holds when everything is imported. A table may have more."""
+    """All in one process that has a gibibyte left beside what it holds when everything is imported.
+    A table may have more."""
 
     CODE = """
 import io, contextlib, json, resource, sys, time
@@ -206,9 +254,14 @@ for name, arguments in commands["bombs"].items():
 print(json.dumps(found))
 """
 
-    REASONS = {"msgpack-empty": "more than 1,000,000 entries", "msgpack-keys": "more than 1,000,000 entries",
-               "msgpack-in-array": "max_array_len", "msgpack-array": "max_array_len",
-               "document.txt.xz": "67,108,864 characters", "rows.tsv.xz": "67,108,864 bytes of memory"}
+    REASONS = {
+        "msgpack-empty": "more than 1,000,000 entries",
+        "msgpack-keys": "more than 1,000,000 entries",
+        "msgpack-in-array": "max_array_len",
+        "msgpack-array": "max_array_len",
+        "document.txt.xz": "67,108,864 characters",
+        "rows.tsv.xz": "67,108,864 bytes of memory",
+    }
 
     @pytest.fixture(scope="class")
     def found(self, whole: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
@@ -219,20 +272,35 @@ print(json.dumps(found))
             model.mkdir()
             (model / "config.json").write_bytes((whole / "model" / "config.json").read_bytes())
             with (model / file).open("wb") as stream:
-                stream.write(content[:2**25])
+                stream.write(content[: 2**25])
                 if isinstance(content, Sparse):
                     stream.truncate(content.size)
             bombs[name] = [*evaluate(model, whole)]
         for name, content in texts().items():
             (folder / name).write_bytes(content)
-            bombs[name] = [*evaluate(whole / "model", whole)[:2], f"--source={folder / name}", "--sequence_length=8"]
+            bombs[name] = [
+                *evaluate(whole / "model", whole)[:2],
+                f"--source={folder / name}",
+                "--sequence_length=8",
+            ]
         for name, content in tables().items():
             (folder / name).write_bytes(content)
-            bombs[name] = ["finetune", f"--model={whole / 'model'}", f"--task_file={folder / name}",
-                           f"--workdir={folder / 'tuned'}", "--sequence_length=8"]
+            bombs[name] = [
+                "finetune",
+                f"--model={whole / 'model'}",
+                f"--task_file={folder / name}",
+                f"--workdir={folder / 'tuned'}",
+                "--sequence_length=8",
+            ]
         asked = json.dumps({"good": str(whole / "model"), "bombs": bombs})
-        env = {**os.environ, "JAXDISTILL_CACHE": str(folder / "cache"), "PYTHONPATH": str(Path(cli.__file__).parents[1])}
-        done = subprocess.run([sys.executable, "-c", self.CODE], input=asked, capture_output=True, text=True, env=env)
+        env = {
+            **os.environ,
+            "JAXDISTILL_CACHE": str(folder / "cache"),
+            "PYTHONPATH": str(Path(cli.__file__).parents[1]),
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", self.CODE], input=asked, capture_output=True, text=True, env=env
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         return json.loads(done.stdout.splitlines()[-1])
 
@@ -244,13 +312,22 @@ print(json.dumps(found))
     ])  # fmt: skip
     def test_ends_in_one_line(self, name: str, found: dict[str, list[Any]]) -> None:
         code, said, seconds = found[name]
-        assert code == 2 and said.startswith("jaxdistill: ") and said.count("\n") == 1, (code, said[-2000:])
+        assert code == 2 and said.startswith("jaxdistill: ") and said.count("\n") == 1, (
+            code,
+            said[-2000:],
+        )
         assert name.split(".")[0].split("-")[0] in said, said  # it is about that file
-        assert self.REASONS.get(name, "") in said, said  # and ends before memory does, which would also be caught
+        assert self.REASONS.get(name, "") in said, (
+            said
+        )  # and ends before memory does, which would also be caught
         assert seconds < 60
 
     def test_none_is_left_out(self, found: dict[str, list[Any]]) -> None:
-        (mark,) = [mark for mark in type(self).test_ends_in_one_line.pytestmark if mark.name == "parametrize"]
+        (mark,) = [
+            mark
+            for mark in type(self).test_ends_in_one_line.pytestmark
+            if mark.name == "parametrize"
+        ]
         assert set(mark.args[1]) == set(found)
 
 
@@ -262,17 +339,33 @@ class Sparse(bytes):
 
 def weights() -> dict[str, tuple[str, bytes]]:
     """name -> (file of a model folder, its content)."""
-    header = json.dumps({"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}).encode()
+    header = json.dumps(
+        {"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}
+    ).encode()
     room = largest_bytes(MODEL.config) - 10_000  # what passes the check of sizes
     lists = min(room // 4099 - 1, 4096)
     nodes = b"\x81\xa1a\xdd" + lists.to_bytes(4, "big") + (b"\xdc\x10\x00" + b"\x80" * 4096) * lists
-    inner = b"\x93\xdd" + (room - 100).to_bytes(4, "big") + b"\x90" * (room - 100) + b"\xa7float32\xc4\x00"
+    inner = (
+        b"\x93\xdd"
+        + (room - 100).to_bytes(4, "big")
+        + b"\x90" * (room - 100)
+        + b"\xa7float32\xc4\x00"
+    )
     keys = b"".join(b"\xa4" + f"{n:04x}".encode() + b"\x80" for n in range(4096))
     return {
         "safetensors-header": ("model.safetensors", (2**62).to_bytes(8, "little") + b"{}"),
-        "safetensors-header-spaces": ("model.safetensors", (2**24).to_bytes(8, "little") + b" " * 2**24),
-        "safetensors-large": ("model.safetensors", Sparse(len(header).to_bytes(8, "little") + header)),
-        "safetensors-offsets": ("model.safetensors", len(header).to_bytes(8, "little") + header + b"1234"),
+        "safetensors-header-spaces": (
+            "model.safetensors",
+            (2**24).to_bytes(8, "little") + b" " * 2**24,
+        ),
+        "safetensors-large": (
+            "model.safetensors",
+            Sparse(len(header).to_bytes(8, "little") + header),
+        ),
+        "safetensors-offsets": (
+            "model.safetensors",
+            len(header).to_bytes(8, "little") + header + b"1234",
+        ),
         "config-deep": ("config.json", b'{"a":' * 100_000),
         "config-large": ("config.json", Sparse(b"{")),
         "index-deep": ("model.safetensors.index.json", b"[" * 100_000),
@@ -280,8 +373,14 @@ def weights() -> dict[str, tuple[str, bytes]]:
         "msgpack-array": ("flax_model.msgpack", b"\x81\xa1a\xdd\xff\xff\xff\xff"),
         "msgpack-ext": ("flax_model.msgpack", b"\x81\xa1a\xc9\x7f\xff\xff\xff\x01"),
         "msgpack-empty": ("flax_model.msgpack", nodes),
-        "msgpack-in-array": ("flax_model.msgpack", b"\x81\xa1a\xc9" + len(inner).to_bytes(4, "big") + b"\x01" + inner),
-        "msgpack-keys": ("flax_model.msgpack", b"\x81\xa1a\xdc" + (600).to_bytes(2, "big") + (b"\xde\x10\x00" + keys) * 600),
+        "msgpack-in-array": (
+            "flax_model.msgpack",
+            b"\x81\xa1a\xc9" + len(inner).to_bytes(4, "big") + b"\x01" + inner,
+        ),
+        "msgpack-keys": (
+            "flax_model.msgpack",
+            b"\x81\xa1a\xdc" + (600).to_bytes(2, "big") + (b"\xde\x10\x00" + keys) * 600,
+        ),
     }
 
 
@@ -305,20 +404,34 @@ def texts() -> dict[str, bytes]:
 
 
 def tables() -> dict[str, bytes]:
-    return {"line.tsv.xz": unpacked(b"\0", fast_xz), "rows.tsv.xz": unpacked(b"a sentence of it\t1\n", fast_xz)}
+    return {
+        "line.tsv.xz": unpacked(b"\0", fast_xz),
+        "rows.tsv.xz": unpacked(b"a sentence of it\t1\n", fast_xz),
+    }
 
 
 def test_prepared_text_runs_nothing(
     whole: Path, marker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepared = prepare(str(whole / "text.txt"), load_tokenizer(whole / "model"), tmp_path, sequence_length=16, split="all")
+    prepared = prepare(
+        str(whole / "text.txt"),
+        load_tokenizer(whole / "model"),
+        tmp_path,
+        sequence_length=16,
+        split="all",
+    )
     sizes = Path(prepared.records_path) / "record_sizes.npy"
     array = np.load(sizes)
     np.save(sizes, np.array([Payload(marker)], object), allow_pickle=True)
     with pytest.raises(BadInput, match="record_sizes.npy' is damaged"):
         packing_plan(prepared, seed=0)
-    for content in (pickle.dumps(Payload(marker)), as_torch(b""), b"\x93NUMPY\x01\x00v\x00{'descr': '<i4', 'fortran_order': "
-                    b"False, 'shape': (1099511627776,), }".ljust(127) + b"\n"):
+    for content in (
+        pickle.dumps(Payload(marker)),
+        as_torch(b""),
+        b"\x93NUMPY\x01\x00v\x00{'descr': '<i4', 'fortran_order': "
+        b"False, 'shape': (1099511627776,), }".ljust(127)
+        + b"\n",
+    ):
         sizes.write_bytes(content)
         with pytest.raises(BadInput, match="record_sizes.npy"):
             record_sizes(prepared)
@@ -328,8 +441,11 @@ def test_prepared_text_runs_nothing(
     monkeypatch.syspath_prepend(tmp_path)
     features = Path(prepared.records_path) / "features.json"
     good = features.read_text()
-    for content in (good.replace("tensorflow_datasets.core.features.tensor_feature", "evil_features"),
-                    json.dumps({"type": "evil_features.Tensor", "content": {}}), "[" * 100_000):
+    for content in (
+        good.replace("tensorflow_datasets.core.features.tensor_feature", "evil_features"),
+        json.dumps({"type": "evil_features.Tensor", "content": {}}),
+        "[" * 100_000,
+    ):
         features.write_text(content)
         with pytest.raises(BadInput, match="features.json"):
             open_reader(prepared)
@@ -337,17 +453,31 @@ def test_prepared_text_runs_nothing(
     open_reader(prepared)
 
 
-def test_nothing_that_we_write_is_read_by_unpickling(finished: Any, whole: Path, tmp_path: Path) -> None:
-    """Python tells of every name that an unpickler looks up; there is none in models, workdirs, checkpoints, prepared text."""
+def test_nothing_that_we_write_is_read_by_unpickling(
+    finished: Any, whole: Path, tmp_path: Path
+) -> None:
+    """Python tells of every name that an unpickler looks up; there is none in models, workdirs,
+    checkpoints, prepared text."""
     _, workdir, _ = finished
     names, listening = [], [True]
-    sys.addaudithook(lambda event, given: names.append(given) if event == "pickle.find_class" and listening else None)
+    sys.addaudithook(
+        lambda event, given: (
+            names.append(given) if event == "pickle.find_class" and listening else None
+        )
+    )
     try:
         pickle.loads(pickle.dumps(Path))
         assert names.pop(), "it does not tell"
         commands.export(workdir, tmp_path / "out")
-        commands.evaluate(str(tmp_path / "out"), str(whole / "text.txt"), sequence_length=16, cache=tmp_path / "cache")
-        interop.save_pretrained(tmp_path / "flax", *interop.from_pretrained(tmp_path / "out"), to="msgpack")
+        commands.evaluate(
+            str(tmp_path / "out"),
+            str(whole / "text.txt"),
+            sequence_length=16,
+            cache=tmp_path / "cache",
+        )
+        interop.save_pretrained(
+            tmp_path / "flax", *interop.from_pretrained(tmp_path / "out"), to="msgpack"
+        )
         interop.from_pretrained(tmp_path / "flax")
         interop.from_pretrained(Path(workdir) / "stages" / "teacher")
         checkpoints = Checkpoints(tmp_path / "checkpoints")
@@ -359,8 +489,20 @@ def test_nothing_that_we_write_is_read_by_unpickling(finished: Any, whole: Path,
         listening.clear()
 
 
-@pytest.mark.parametrize("planted", ["metrics.jsonl", "results.json.tmp", ".lock", "student", "stages/teacher",
-                                     "stages/teacher/config.json", "checkpoints", "tensorboard", "data"])
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "metrics.jsonl",
+        "results.json.tmp",
+        ".lock",
+        "student",
+        "stages/teacher",
+        "stages/teacher/config.json",
+        "checkpoints",
+        "tensorboard",
+        "data",
+    ],
+)
 def test_links_that_lead_out_of_a_workdir(
     planted: str, whole: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
@@ -377,10 +519,17 @@ def test_links_that_lead_out_of_a_workdir(
     with pytest.raises(BadInput, match="symbolic link") as raised:
         commands.prepare(config, workdir)
     assert repr(planted) in str(raised.value) and "\n" not in str(raised.value)
-    line = refused("finetune", f"--model={whole / 'model'}", f"--task_file={whole / 'task.tsv'}", f"--workdir={workdir}",
-                   "--sequence_length=8")
+    line = refused(
+        "finetune",
+        f"--model={whole / 'model'}",
+        f"--task_file={whole / 'task.tsv'}",
+        f"--workdir={workdir}",
+        "--sequence_length=8",
+    )
     assert repr(planted) in line
-    assert [path.name for path in outside.iterdir()] == ["precious"] and (outside / "precious").read_text() == "kept"
+    assert [path.name for path in outside.iterdir()] == ["precious"] and (
+        outside / "precious"
+    ).read_text() == "kept"
 
 
 def test_a_workdir_that_is_a_link_and_links_within_it(whole: Path, tmp_path: Path) -> None:
@@ -393,8 +542,11 @@ def test_a_workdir_that_is_a_link_and_links_within_it(whole: Path, tmp_path: Pat
     assert (tmp_path / "disk" / "config.json").exists() and (tmp_path / "w").is_symlink()
 
 
-def test_links_in_a_model_folder_are_read_and_a_written_one_replaces_none(whole: Path, good: Path, tmp_path: Path) -> None:
-    """Hub caches are folders of links. Files are written into a new folder, which then takes the old one's place."""
+def test_links_in_a_model_folder_are_read_and_a_written_one_replaces_none(
+    whole: Path, good: Path, tmp_path: Path
+) -> None:
+    """Hub caches are folders of links. Files are written into a new folder, which then takes the
+    old one's place."""
     precious = tmp_path / "precious"
     (good / "model.safetensors").rename(precious)
     (good / "model.safetensors").symlink_to(precious)

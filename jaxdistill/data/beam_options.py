@@ -1,4 +1,5 @@
-"""Pipeline options of Apache Beam as one string. Beam, an extra, is imported when it is asked for."""
+"""Pipeline options of Apache Beam as one string. Beam, an extra, is imported when it is asked
+for."""
 
 from __future__ import annotations
 
@@ -10,7 +11,9 @@ from typing import Any
 from jaxdistill.data import files
 from jaxdistill.errors import BadInput, nearest
 
-_OURS = re.compile(r"jaxdistill\.errors\.BadInput: (.*?)(?: \[while running|\n|$)")  # in the text of a worker's traceback
+_OURS = re.compile(
+    r"jaxdistill\.errors\.BadInput: (.*?)(?: \[while running|\n|$)"
+)  # in the text of a worker's traceback
 # Runners that know options which only their job server can name.
 _PORTABLE = ("PortableRunner", "FlinkRunner", "SparkRunner")
 
@@ -23,14 +26,18 @@ def require() -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "apache_beam":
             raise
-        raise BadInput("beam_options were given, but Apache Beam is not installed: pip install apache-beam, or leave "
-                       "them out to prepare the text in this process") from error
+        raise BadInput(
+            "beam_options were given, but Apache Beam is not installed: pip install apache-beam, or leave "
+            "them out to prepare the text in this process"
+        ) from error
 
 
 def parse_options(text: str) -> tuple[Any, Any]:
-    """'runner=NAME,OPTION=VALUE,FLAG' as a runner and options, as TFDS's own command line reads them.
+    """'runner=NAME,OPTION=VALUE,FLAG' as a runner and options, as TFDS's own command line reads
+    them.
 
-    DirectRunner is the one in Python: where Beam's would download and start another (Prism), that is asked for by name.
+    DirectRunner is the one in Python: where Beam's would download and start another (Prism), that
+    is asked for by name.
 
     Raises:
         BadInput: Beam is not installed; an unknown runner or option, or a value or combination that Beam refuses.
@@ -45,7 +52,11 @@ def parse_options(text: str) -> tuple[Any, Any]:
     flags = [f"--{option.strip()}" for option in text.split(",") if option.strip()]
     said = io.StringIO()
     try:
-        with files.quiet_logging(), contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            files.quiet_logging(),
+            contextlib.redirect_stderr(said),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
             options = PipelineOptions(flags=flags)
             known = options.get_all_options()
             given = options.get_all_options(retain_unknown_options=True)
@@ -53,10 +64,19 @@ def parse_options(text: str) -> tuple[Any, Any]:
             runner = FnApiRunner() if name in ("DirectRunner", "direct") else create_runner(name)
             if refused := PipelineOptionsValidator(options, runner).validate():
                 raise ValueError(" ".join(refused))
-    except (Exception, SystemExit) as error:  # argparse prints its usage and ends the process, or would
-        why = said.getvalue().split("error: ")[-1].strip() if isinstance(error, SystemExit) else one_line(error)
-        raise BadInput(f"beam_options {text!r} cannot be used: {why or 'not an option'}; expected OPTION=VALUE,… of Beam, "
-                       "e.g. runner=DirectRunner,direct_num_workers=2") from error
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # argparse prints its usage and ends the process, or would
+        why = (
+            said.getvalue().split("error: ")[-1].strip()
+            if isinstance(error, SystemExit)
+            else one_line(error)
+        )
+        raise BadInput(
+            f"beam_options {text!r} cannot be used: {why or 'not an option'}; expected OPTION=VALUE,… of Beam, "
+            "e.g. runner=DirectRunner,direct_num_workers=2"
+        ) from error
     unknown = sorted(given.keys() - known.keys())
     if unknown and name not in _PORTABLE:
         close = nearest(unknown[0], known, "see Beam's pipeline options")

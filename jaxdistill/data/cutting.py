@@ -1,4 +1,5 @@
-"""How a document becomes records: spans of consecutive tokens, cut between words. Called by `prepare` and its Beam pipeline.
+"""How a document becomes records: spans of consecutive tokens, cut between words. Called by
+`prepare` and its Beam pipeline.
 
 Whoever changes what comes out raises `prepare._FORMAT_VERSION`.
 """
@@ -17,7 +18,8 @@ SHORT_FRACTION = 0.1
 
 
 class Cutter:
-    """Makes the records of one document; may be pickled. `dtype`: that of tokens, "uint16" or "int32"."""
+    """Makes the records of one document; may be pickled. `dtype`: that of tokens, "uint16" or
+    "int32"."""
 
     def __init__(self, tokenizer: Any, settings: dict[str, Any]) -> None:
         vocabulary = tokenizers.describe(tokenizer)
@@ -26,25 +28,39 @@ class Cutter:
         self._is_continuation = np.zeros(vocabulary.size, bool)
         self._is_continuation[list(vocabulary.continuation_ids)] = True
 
-    def __call__(self, tokens: np.ndarray, sentence_starts: np.ndarray, number: int) -> list[dict[str, np.ndarray]]:
-        """The records of document `number` (of those with two tokens or more, from 0); `document` counts from its first."""
+    def __call__(
+        self, tokens: np.ndarray, sentence_starts: np.ndarray, number: int
+    ) -> list[dict[str, np.ndarray]]:
+        """The records of document `number` (of those with two tokens or more, from 0); `document`
+        counts from its first."""
         word_starts = ~self._is_continuation[tokens]
         longest = self.settings["sequence_length"] - 3
         seed = self.settings["seed"]
-        spans = list(cut_spans(tokens, sentence_starts, word_starts, longest, seed=seed, document=number))
+        spans = list(
+            cut_spans(tokens, sentence_starts, word_starts, longest, seed=seed, document=number)
+        )
         document = np.array([0, len(spans)], np.int64)
-        return [{"tokens": tokens[begin:end].astype(self.dtype), "breaks": breaks, "document": document}
-                for begin, end, breaks in spans]
+        return [
+            {"tokens": tokens[begin:end].astype(self.dtype), "breaks": breaks, "document": document}
+            for begin, end, breaks in spans
+        ]
 
 
 def cut_spans(
-    tokens: np.ndarray, sentence_starts: np.ndarray, word_starts: np.ndarray, longest: int, *, seed: int, document: int
+    tokens: np.ndarray,
+    sentence_starts: np.ndarray,
+    word_starts: np.ndarray,
+    longest: int,
+    *,
+    seed: int,
+    document: int,
 ) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Cuts one document into spans of at most `longest` tokens: (begin, end, breaks), breaks relative to begin.
+    """Cuts one document into spans of at most `longest` tokens: (begin, end, breaks), breaks
+    relative to begin.
 
-    Spans follow each other without gap; each has at least two tokens, so a single token left at the end is dropped.
-    The breaks are the sentence starts inside a span; in a span of one sentence, its word starts; in a span of one
-    word, every token.
+    Spans follow each other without gap; each has at least two tokens, so a single token left at the
+    end is dropped. The breaks are the sentence starts inside a span; in a span of one sentence, its
+    word starts; in a span of one word, every token.
 
     Args:
         tokens: int32 [N].
@@ -58,7 +74,9 @@ def cut_spans(
     sentences = np.flatnonzero(sentence_starts)
     most = total // 2 + 1
     is_short = randomness.to_uniform(_draws(seed, Stream.SHORT, document, most)) < SHORT_FRACTION
-    short_length = 2 + randomness.to_integers(_draws(seed, Stream.SHORT_LENGTH, document, most), longest - 1)
+    short_length = 2 + randomness.to_integers(
+        _draws(seed, Stream.SHORT_LENGTH, document, most), longest - 1
+    )
     while total - begin >= 2:
         end = min(begin + (int(short_length[number]) if is_short[number] else longest), total)
         if end < total and not word_starts[end]:

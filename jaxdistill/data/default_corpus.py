@@ -1,14 +1,16 @@
-"""The default corpus: the English prose of the documentation that is installed with Python. Needs no download.
+"""The default corpus: the English prose of the documentation that is installed with Python. Needs
+no download.
 
-Read are the standard library and the packages that an installation of jaxdistill always brings, found by their
-distributions' own file lists: docstrings and other long strings in .py and .pyi files (parsed, never imported), README
-files, and the long descriptions of the packages. Extras (torch, pytest, …) are not read, so that they change nothing.
+Read are the standard library and the packages that an installation of jaxdistill always brings,
+found by their distributions' own file lists: docstrings and other long strings in .py and .pyi
+files (parsed, never imported), README files, and the long descriptions of the packages. Extras
+(torch, pytest, …) are not read, so that they change nothing.
 
-A document is a module. The order is fixed; a sentence that has occurred before is dropped, where two sentences count as
-the same if their plain lower-case words are (packages repeat sentences with only a class name changed). About 5 % are
-held out, by module: modules of one deep folder (`transformers/models/bert/…`) stay together. So no sentence of the
-held-out part is in the training part.
-"""
+A document is a module. The order is fixed; a sentence that has occurred before is dropped, where
+two sentences count as the same if their plain lower-case words are (packages repeat sentences with
+only a class name changed). About 5 % are held out, by module: modules of one deep folder
+(`transformers/models/bert/…`) stay together. So no sentence of the held-out part is in the training
+part."""
 
 from __future__ import annotations
 
@@ -58,7 +60,8 @@ _LEAST_PLAIN_WORDS = 3
 
 @dataclasses.dataclass(frozen=True)
 class CorpusInfo:
-    """The corpus on disk. `digest` is of the text; `versions` are those of Python and the packages it is from."""
+    """The corpus on disk. `digest` is of the text; `versions` are those of Python and the packages
+    it is from."""
 
     train_path: str
     heldout_path: str
@@ -71,7 +74,8 @@ class CorpusInfo:
 def default_corpus(
     cache_dir: epath.PathLike | None = None, progress: Callable[[int], None] | None = None
 ) -> CorpusInfo:
-    """Builds the corpus, or finds it in the cache from an earlier call with the same package versions.
+    """Builds the corpus, or finds it in the cache from an earlier call with the same package
+    versions.
 
     Args:
         cache_dir: by default $JAXDISTILL_CACHE, else ~/.cache/jaxdistill.
@@ -81,7 +85,10 @@ def default_corpus(
         BadInput: the cache cannot be written.
     """
     versions = installed_versions()
-    folder = files.cache_directory(cache_dir) / f"default-corpus-{files.digest_of([_FORMAT_VERSION, versions])}"
+    folder = (
+        files.cache_directory(cache_dir)
+        / f"default-corpus-{files.digest_of([_FORMAT_VERSION, versions])}"
+    )
     marker = folder / "corpus.json"
     with files.clear_errors("writing the default corpus to", folder):
         if not marker.exists():
@@ -103,7 +110,10 @@ def installed_versions(names: Iterable[str] = DISTRIBUTIONS) -> dict[str, str]:
 
 
 def _build(
-    folder: epath.Path, marker: epath.Path, versions: dict[str, str], progress: Callable[[int], None] | None
+    folder: epath.Path,
+    marker: epath.Path,
+    versions: dict[str, str],
+    progress: Callable[[int], None] | None,
 ) -> None:
     parts: dict[str, list[str]] = {"train": [], "heldout": []}
     seen: set[bytes] = set()
@@ -120,7 +130,8 @@ def _build(
         if gc_was_on:
             gc.enable()
     texts = {part: "\n\n".join(documents) + "\n" for part, documents in parts.items()}
-    # Every build has file names of its own, and the marker is written last: two builds at once do no harm.
+    # Every build has file names of its own, and the marker is written last: two builds at once do
+    # no harm.
     unique = uuid.uuid4().hex[:8]
     for part, text in texts.items():
         files.write_whole(folder / f"{part}-{unique}.txt", text)
@@ -136,9 +147,12 @@ def _build(
 
 
 def is_held_out(name: str) -> bool:
-    """Whether a module is in the held-out part; decided by its name, or by its folder if that is deep."""
+    """Whether a module is in the held-out part; decided by its name, or by its folder if that is
+    deep."""
     group = "/".join(name.split("/")[:3])
-    return int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") % 100 < _HELDOUT_PERCENT
+    return (
+        int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") % 100 < _HELDOUT_PERCENT
+    )
 
 
 def modules(versions: dict[str, str]) -> Iterator[tuple[str, epath.Path]]:
@@ -152,11 +166,14 @@ def modules(versions: dict[str, str]) -> Iterator[tuple[str, epath.Path]]:
 
 
 def distribution_files(distribution: str) -> Iterator[tuple[str, epath.Path]]:
-    """The files of one installed package that may hold documentation. Raises `BadInput` if it is not installed."""
+    """The files of one installed package that may hold documentation. Raises `BadInput` if it is
+    not installed."""
     try:
         found = importlib.metadata.distribution(distribution)
     except importlib.metadata.PackageNotFoundError as error:
-        raise BadInput(f"the package {distribution!r} is not installed; pip install {distribution}, or name another") from error
+        raise BadInput(
+            f"the package {distribution!r} is not installed; pip install {distribution}, or name another"
+        ) from error
     for name in sorted(str(file) for file in found.files or []):
         if _is_documentation(name):
             yield name, epath.Path(found.locate_file(name))
@@ -167,13 +184,20 @@ def _is_documentation(name: str) -> bool:
         return False
     last = name.rsplit("/", 1)[-1]
     is_license = "license" in name.lower() or "notice" in name.lower()
-    if last.startswith("modular_"):  # transformers' modeling_*.py are generated from these and repeat all they say
+    if last.startswith(
+        "modular_"
+    ):  # transformers' modeling_*.py are generated from these and repeat all they say
         return False
-    return last.endswith((".py", ".pyi")) or (last.endswith((".md", ".rst")) or last == "METADATA") and not is_license
+    return (
+        last.endswith((".py", ".pyi"))
+        or (last.endswith((".md", ".rst")) or last == "METADATA")
+        and not is_license
+    )
 
 
 def documentation(path: epath.Path) -> Iterator[str]:
-    """The strings of a file that may be documentation, in order. A file that cannot be read or parsed has none."""
+    """The strings of a file that may be documentation, in order. A file that cannot be read or
+    parsed has none."""
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -201,14 +225,18 @@ def _long_strings(code: str) -> Iterator[str]:
                 if type(child) is ast.Constant:
                     if type(child.value) is str and len(child.value) >= _SHORTEST_STRING:
                         found.append((child.lineno, child.col_offset, child.value))
-                # Documentation is a statement of its own or spans lines: millions of one-line nodes are passed over.
-                elif type(child) is ast.Expr or getattr(child, "end_lineno", 0) > getattr(child, "lineno", 0):
+                # Documentation is a statement of its own or spans lines: millions of one-line nodes
+                # are passed over.
+                elif type(child) is ast.Expr or getattr(child, "end_lineno", 0) > getattr(
+                    child, "lineno", 0
+                ):
                     nodes.append(child)
     yield from (value for _, _, value in sorted(found))
 
 
 def new_paragraphs(strings: Iterator[str], seen: set[bytes]) -> list[str]:
-    """The prose of some documentation, a paragraph a line, without the sentences in `seen`, to which it adds."""
+    """The prose of some documentation, a paragraph a line, without the sentences in `seen`, to
+    which it adds."""
     paragraphs = []
     for string in strings:
         for sentences in prose.prose(string):

@@ -1,4 +1,5 @@
-"""Small things about files that the whole room needs: digests, whole-or-nothing writes, errors in one line."""
+"""Small things about files that the whole room needs: digests, whole-or-nothing writes, errors in
+one line."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ def cache_directory(cache_dir: epath.PathLike | None = None) -> epath.Path:
 
 
 def write_whole(path: epath.Path, content: str | bytes) -> None:
-    """Writes a file so that a reader finds all of it or nothing, whoever dies or writes at the same time."""
+    """Writes a file so that a reader finds all of it or nothing, whoever dies or writes at the same
+    time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     try:
@@ -43,11 +45,14 @@ def write_whole(path: epath.Path, content: str | bytes) -> None:
             temporary.unlink()
 
 
-def walk(folder: epath.Path, left_out: Collection[str] = (), above: tuple[str, ...] = ()) -> Iterator[epath.Path]:
-    """All files in a folder and the folders in it, but for folders of the names `left_out`; in no particular order.
+def walk(
+    folder: epath.Path, left_out: Collection[str] = (), above: tuple[str, ...] = ()
+) -> Iterator[epath.Path]:
+    """All files in a folder and the folders in it, but for folders of the names `left_out`; in no
+    particular order.
 
-    A link to one of the folders around it (`above`, by their real paths) is not followed: it would lead in a circle.
-    """
+    A link to one of the folders around it (`above`, by their real paths) is not followed: it would
+    lead in a circle."""
     above = (*above, os.path.realpath(folder))
     for path in folder.iterdir():
         if not path.is_dir():
@@ -58,14 +63,19 @@ def walk(folder: epath.Path, left_out: Collection[str] = (), above: tuple[str, .
 
 @contextlib.contextmanager
 def clear_errors(doing: str, path: epath.PathLike) -> Iterator[None]:
-    """Turns an operating-system error into one line: what was being done, where, why not, what to change."""
+    """Turns an operating-system error into one line: what was being done, where, why not, what to
+    change."""
     try:
         yield
     except OSError as error:
-        if error.errno is None:  # raised by a library for reasons of its own, not by the operating system
+        if (
+            error.errno is None
+        ):  # raised by a library for reasons of its own, not by the operating system
             raise
         raise BadInput(_explain(error.errno, str(error), doing, path)) from error
-    except RuntimeError as error:  # as which ArrayRecord's C++ reports the operating system's errors
+    except (
+        RuntimeError
+    ) as error:  # as which ArrayRecord's C++ reports the operating system's errors
         for number in (*_NO_SPACE, *_NO_PERMISSION):
             if os.strerror(number) in str(error):
                 raise BadInput(_explain(number, str(error), doing, path)) from error
@@ -75,7 +85,9 @@ def clear_errors(doing: str, path: epath.PathLike) -> Iterator[None]:
 def _explain(number: int, error: str, doing: str, path: epath.PathLike) -> str:
     where = os.fspath(path)
     if number in _NO_SPACE:
-        return f"{doing} {where!r} failed: no space left there; free some, or choose another directory"
+        return (
+            f"{doing} {where!r} failed: no space left there; free some, or choose another directory"
+        )
     if number in _NO_PERMISSION:
         return f"{doing} {where!r} failed: no permission; change its permissions or choose another directory"
     if number in (errno.ENOTDIR, errno.EEXIST):
@@ -84,7 +96,8 @@ def _explain(number: int, error: str, doing: str, path: epath.PathLike) -> str:
 
 
 def nearest_beside(path: epath.Path) -> str:
-    """For the end of an error about a missing path: the closest name in the nearest folder that exists."""
+    """For the end of an error about a missing path: the closest name in the nearest folder that
+    exists."""
     if os.path.islink(path):
         return f"it is a symbolic link to {shortened(os.readlink(path))!r}, which leads nowhere or in a circle"
     folder = path.parent
@@ -99,18 +112,22 @@ def nearest_beside(path: epath.Path) -> str:
 
 
 def check_features(folder: epath.Path) -> None:
-    """Raises BadInput if the TFDS set in a folder has features that TFDS does not bring: it imports whatever module their
-    names begin with."""
+    """Raises BadInput if the TFDS set in a folder has features that TFDS does not bring: it imports
+    whatever module their names begin with."""
     file = folder / "features.json"
     if not file.exists():
         return
     try:
         classes = list(_feature_classes(json.loads(file.read_text())))
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"{os.fspath(file)!r} is damaged ({error}): prepare the set again") from error
+        raise BadInput(
+            f"{os.fspath(file)!r} is damaged ({error}): prepare the set again"
+        ) from error
     for name in classes:
         if not str(name).startswith("tensorflow_datasets."):
-            raise BadInput(f"{os.fspath(file)!r} names the feature {name!r}, which is none of TFDS: prepare the set again")
+            raise BadInput(
+                f"{os.fspath(file)!r} names the feature {name!r}, which is none of TFDS: prepare the set again"
+            )
 
 
 def _feature_classes(value: Any) -> Iterator[Any]:

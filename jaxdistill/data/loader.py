@@ -1,13 +1,15 @@
-"""Batches for pre-training: shuffled, paired, masked; every batch a pure function of (records, settings, its number).
+"""Batches for pre-training: shuffled, paired, masked; every batch a pure function of (records,
+settings, its number).
 
-The position is one number, the count of examples seen so far by all hosts together. Example n is in epoch n // R (R
-records) and is the record that the epoch's shuffle puts at place n % R; all that is drawn for it is a function of
-(seed, epoch, record). So a run resumes anywhere, and hosts, which take equal slices of each global batch, may change in
-number. Batches are made and prefetched by Grain; the arithmetic is vectorised NumPy (`pairs`, `masking`).
+The position is one number, the count of examples seen so far by all hosts together. Example n is in
+epoch n // R (R records) and is the record that the epoch's shuffle puts at place n % R; all that is
+drawn for it is a function of (seed, epoch, record). So a run resumes anywhere, and hosts, which
+take equal slices of each global batch, may change in number. Batches are made and prefetched by
+Grain; the arithmetic is vectorised NumPy (`pairs`, `masking`).
 
-With packing the same holds of packed rows: the position counts them, an epoch has as many as the plan of `packing` has
-bins, and each holds the rows, pairs and masks included, that its records would have been in the same epoch.
-"""
+With packing the same holds of packed rows: the position counts them, an epoch has as many as the
+plan of `packing` has bins, and each holds the rows, pairs and masks included, that its records
+would have been in the same epoch."""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ class RowSettings:
 class RowMaker:
     """Makes the rows of given records: pairs, then masks."""
 
-    def __init__(self, prepared: PreparedText, settings: RowSettings, reader: records.RecordReader) -> None:
+    def __init__(
+        self, prepared: PreparedText, settings: RowSettings, reader: records.RecordReader
+    ) -> None:
         self._prepared, self._settings, self._reader = prepared, settings, reader
         ordinary = np.ones(prepared.vocab_size, bool)
         ordinary[list(prepared.special_ids)] = False
@@ -82,7 +86,9 @@ class RowMaker:
 
     def _singles(self, record: np.ndarray) -> pairs.Rows:
         table, places = self._reader.fetch(record)
-        return pairs.make_singles(table, places, length=self._prepared.sequence_length, special=self._prepared.special)
+        return pairs.make_singles(
+            table, places, length=self._prepared.sequence_length, special=self._prepared.special
+        )
 
     def _pairs(self, record: np.ndarray, epoch: np.ndarray) -> pairs.Rows:
         seed, prepared = self._settings.seed, self._prepared
@@ -107,7 +113,8 @@ class RowMaker:
 
 @dataclasses.dataclass(frozen=True)
 class BatchSource:
-    """Grain's random-access view of the endless training run: item k is this host's part of batch k."""
+    """Grain's random-access view of the endless training run: item k is this host's part of batch
+    k."""
 
     rows: RowMaker
     num_records: int
@@ -127,15 +134,19 @@ class BatchSource:
         return self.rows(record, epoch if self.dynamic else np.zeros_like(epoch))
 
     def _of_host(self, index: SupportsIndex) -> tuple[np.ndarray, np.ndarray]:
-        """The records (with packing: bins) of this host's part of batch `index`, and their epochs: int64 [B] twice."""
+        """The records (with packing: bins) of this host's part of batch `index`, and their epochs:
+        int64 [B] twice."""
         first = self.start_example + int(index) * self.batch_size + self.first_row
         epoch, place = np.divmod(np.arange(first, first + self.num_rows), self.num_records)
-        return randomness.permute(place, self.num_records, self.seed, epoch) if self.shuffle else place, epoch
+        return randomness.permute(
+            place, self.num_records, self.seed, epoch
+        ) if self.shuffle else place, epoch
 
 
 @dataclasses.dataclass(frozen=True)
 class PackedSource(BatchSource):
-    """The same of packed rows; `num_records` is the number of bins, `predictions` and `segments` are P and S of a row."""
+    """The same of packed rows; `num_records` is the number of bins, `predictions` and `segments`
+    are P and S of a row."""
 
     plan: packing.Plan
     predictions: int
@@ -176,7 +187,8 @@ def make_loader(
 ) -> Iterator[Batch]:
     """Training batches without end.
 
-    With L = prepared.sequence_length, P = max_predictions and B = batch_size / process_count, a batch has
+    With L = prepared.sequence_length, P = max_predictions and B = batch_size / process_count, a
+    batch has
 
         input_ids, attention_mask, token_type_ids   int32 [B, L]   [CLS] A [SEP] B [SEP] [PAD]…
         mlm_positions, mlm_labels                   int32 [B, P]   ascending, then zeros
@@ -184,7 +196,8 @@ def make_loader(
         nsp_labels                                  int32 [B]      0 = B follows A, 1 = B is from another document
         example_weights                             float32 [B]    all ones
 
-    and with `pack`, where S = packing.segments_a_row(L) and P = packing.predictions_a_row(L, max_predictions, mask_rate, S),
+    and with `pack`, where S = packing.segments_a_row(L) and P = packing.predictions_a_row(L,
+    max_predictions, mask_rate, S),
 
         input_ids, attention_mask, token_type_ids   int32 [B, L]   [CLS] A [SEP] B [SEP] [CLS] A [SEP] … [PAD]…
         mlm_positions, mlm_labels, mlm_weights      as above       over the whole packed row
@@ -232,8 +245,15 @@ def make_loader(
         return read_through_grain(BatchSource(**fields), prefetch)
     plan = packing_plan(prepared, seed=seed, nsp=nsp)
     segments = packing.segments_a_row(prepared.sequence_length)
-    predictions = packing.predictions_a_row(prepared.sequence_length, max_predictions, mask_rate, segments)
-    fields |= {"num_records": plan.num_bins, "plan": plan, "predictions": predictions, "segments": segments}
+    predictions = packing.predictions_a_row(
+        prepared.sequence_length, max_predictions, mask_rate, segments
+    )
+    fields |= {
+        "num_records": plan.num_bins,
+        "plan": plan,
+        "predictions": predictions,
+        "segments": segments,
+    }
     return read_through_grain(PackedSource(**fields, pad=prepared.special.pad), prefetch)
 
 
@@ -258,12 +278,12 @@ def heldout_batches(
     process_count: int = 1,
     in_memory: bool | None = None,
 ) -> Iterator[Batch]:
-    """Every record once, in order, with pairs and masks fixed by the seed. Arguments and batches as in `make_loader`.
+    """Every record once, in order, with pairs and masks fixed by the seed. Arguments and batches as
+    in `make_loader`.
 
     Of more than `max_examples` records a shuffled sample is taken, the first rows of `make_loader`.
-    The last global batch is filled up with other rows whose `example_weights` and `mlm_weights` are 0.
-    Every host gets the same number of batches.
-    """
+    The last global batch is filled up with other rows whose `example_weights` and `mlm_weights` are
+    0. Every host gets the same number of batches."""
     if max_examples is not None and prepared.num_records > max_examples:
         sample = make_loader(
             prepared,
@@ -289,7 +309,9 @@ def heldout_batches(
         RowSettings(seed, max_predictions, mask_rate, whole_word, nsp),
         records.open_reader(prepared, in_memory),
     )
-    for begin in range(process_index * num_rows, _round_up(prepared.num_records, batch_size), batch_size):
+    for begin in range(
+        process_index * num_rows, _round_up(prepared.num_records, batch_size), batch_size
+    ):
         place = np.arange(begin, begin + num_rows)
         batch = rows(np.minimum(place, prepared.num_records - 1), np.zeros_like(place))
         yield _only(batch, prepared.num_records - begin)
@@ -298,11 +320,16 @@ def heldout_batches(
 def _only(batch: Batch, number: int) -> Batch:
     """The batch with only its first `number` rows counting; the others fill it up."""
     counts = (np.arange(len(batch["example_weights"])) < number).astype(np.float32)
-    return {**batch, "example_weights": counts, "mlm_weights": batch["mlm_weights"] * counts[:, None]}
+    return {
+        **batch,
+        "example_weights": counts,
+        "mlm_weights": batch["mlm_weights"] * counts[:, None],
+    }
 
 
 def rows_a_host(batch_size: int, process_index: int, process_count: int) -> int:
-    """How many rows of a global batch each host has. Raises BadInput if they cannot be shared out equally."""
+    """How many rows of a global batch each host has. Raises BadInput if they cannot be shared out
+    equally."""
     if not 0 <= process_index < process_count:
         raise BadInput(
             f"process_index={process_index}: expected 0 to {process_count - 1}, of process_count={process_count}"
@@ -320,10 +347,13 @@ def _round_up(number: int, multiple: int) -> int:
 
 
 def read_through_grain(source: Any, prefetch: bool) -> Iterator[Batch]:
-    """Through Grain, in order; one background thread is enough, and keeps a core free for the training loop."""
+    """Through Grain, in order; one background thread is enough, and keeps a core free for the
+    training loop."""
     import grain
 
-    options = grain.ReadOptions(num_threads=int(prefetch), prefetch_buffer_size=_PREFETCHED_BATCHES if prefetch else 0)
+    options = grain.ReadOptions(
+        num_threads=int(prefetch), prefetch_buffer_size=_PREFETCHED_BATCHES if prefetch else 0
+    )
     return iter(grain.MapDataset.source(source).to_iter_dataset(options))
 
 
@@ -334,7 +364,9 @@ def _check(prepared: PreparedText, max_predictions: int, mask_rate: float, nsp: 
             f"BERT uses {_usual_predictions(prepared.sequence_length)} for it"
         )
     if not 0.0 < mask_rate < 1.0:
-        raise BadInput(f"mask_rate={mask_rate}: expected a fraction between 0 and 1; BERT uses 0.15")
+        raise BadInput(
+            f"mask_rate={mask_rate}: expected a fraction between 0 and 1; BERT uses 0.15"
+        )
     if nsp and prepared.num_documents < 2:
         raise BadInput(
             "the prepared text is a single document, so a random next sentence has nowhere to come from: "

@@ -1,10 +1,10 @@
 """BERT's masking for masked-language modelling, over a whole batch at once, in a static width.
 
-Devlin et al. 2019 (arXiv:1810.04805, section 3.1 task 1): of a row's n tokens, round(0.15 n) are to be predicted; of
-these 80 % become [MASK], 10 % a random token, 10 % stay. n counts [CLS] and [SEP], as BERT's data script does; those
-two are never masked themselves. Whole-word masking (BERT's 2019 update) chooses whole words, in random order, skipping
-a word that would exceed the number. Called by `loader`.
-"""
+Devlin et al. 2019 (arXiv:1810.04805, section 3.1 task 1): of a row's n tokens, round(0.15 n) are to
+be predicted; of these 80 % become [MASK], 10 % a random token, 10 % stay. n counts [CLS] and [SEP],
+as BERT's data script does; those two are never masked themselves. Whole-word masking (BERT's 2019
+update) chooses whole words, in random order, skipping a word that would exceed the number. Called
+by `loader`."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ _NEVER = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 @dataclasses.dataclass(frozen=True)
 class Masked:
-    """`input_ids` int32 [B, L] after masking; `mlm_positions` int32 [B, P] ascending, then zeros; `mlm_labels` int32
-    [B, P], the ids that stood there, then zeros; `mlm_weights` float32 [B, P], 1 for a prediction, 0 for filling."""
+    """`input_ids` int32 [B, L] after masking; `mlm_positions` int32 [B, P] ascending, then zeros;
+    `mlm_labels` int32 [B, P], the ids that stood there, then zeros; `mlm_weights` float32 [B, P], 1
+    for a prediction, 0 for filling."""
 
     input_ids: np.ndarray
     mlm_positions: np.ndarray
@@ -43,7 +44,8 @@ def mask_tokens(
     ordinary_ids: np.ndarray,
     word_starts: np.ndarray | None = None,
 ) -> Masked:
-    """Masks min(round(mask_rate * n), max_predictions) tokens of each row, at least one where there is any text.
+    """Masks min(round(mask_rate * n), max_predictions) tokens of each row, at least one where there
+    is any text.
 
     Args:
         input_ids: int32 [B, L], [CLS] A [SEP] …
@@ -59,7 +61,9 @@ def mask_tokens(
     """
     length = input_ids.shape[1]
     budget = np.clip(np.rint(mask_rate * num_tokens), 1, max_predictions).astype(np.int64)
-    bits = randomness.position_bits(randomness.row_keys(seed, Stream.MASK_ORDER, epoch, record), length)
+    bits = randomness.position_bits(
+        randomness.row_keys(seed, Stream.MASK_ORDER, epoch, record), length
+    )
     if word_starts is None:
         chosen = _choose_tokens(bits, is_text, budget)
     else:
@@ -76,7 +80,9 @@ def mask_tokens(
     weights[rows, slots] = 1.0
 
     action_keys = randomness.row_keys(seed, Stream.MASK_ACTION, epoch, record)
-    action = randomness.to_uniform(randomness.position_bits(action_keys, max_predictions))[rows, slots]
+    action = randomness.to_uniform(randomness.position_bits(action_keys, max_predictions))[
+        rows, slots
+    ]
     word_keys = randomness.row_keys(seed, Stream.MASK_REPLACEMENT, epoch, record)
     word_bits = randomness.position_bits(word_keys, max_predictions)[rows, slots]
     replacement = ordinary_ids[randomness.to_integers(word_bits, len(ordinary_ids))]
@@ -91,12 +97,17 @@ def _choose_tokens(bits: np.ndarray, is_text: np.ndarray, budget: np.ndarray) ->
     keys = np.where(is_text, bits, _NEVER)
     last = np.minimum(budget, keys.shape[1]) - 1
     threshold = np.take_along_axis(np.sort(keys, axis=1), last[:, None], axis=1)
-    # `is_text` once more: in a row with less text than its budget the threshold is the mark of a non-candidate.
+    # `is_text` once more: in a row with less text than its budget the threshold is the mark of a
+    # non-candidate.
     return (keys <= threshold) & is_text
 
 
 def _choose_words(
-    bits: np.ndarray, is_text: np.ndarray, word_starts: np.ndarray, budget: np.ndarray, max_predictions: int
+    bits: np.ndarray,
+    is_text: np.ndarray,
+    word_starts: np.ndarray,
+    budget: np.ndarray,
+    max_predictions: int,
 ) -> np.ndarray:
     """Whole words in random order, each taken if it still fits: bool [B, L]."""
     batch, length = is_text.shape

@@ -1,8 +1,8 @@
-"""What is not plain text: known by a file's name, by its first bytes, or by its first lines. Called by text_files.
+"""What is not plain text: known by a file's name, by its first bytes, or by its first lines. Called
+by text_files.
 
-A name or bytes of another kind are refused with what to do. Lines that look like markup or a table are only a guess:
-they are read, and a notice shows them.
-"""
+A name or bytes of another kind are refused with what to do. Lines that look like markup or a table
+are only a guess: they are read, and a notice shows them."""
 
 from __future__ import annotations
 
@@ -20,20 +20,50 @@ _ROWS = 'write its texts into a .jsonl file, one {"text": "…"} a line'
 _PLAIN = "save its text as .txt"
 _OF_SUFFIX = {
     **dict.fromkeys((".html", ".htm", ".xhtml", ".xml", ".svg", ".sgml"), ("markup", _PLAIN)),
-    **dict.fromkeys((".md", ".markdown", ".rst", ".tex", ".ipynb"),
-                    ("marked-up text", f"{_PLAIN}, or rename it to read it as it is")),
-    **dict.fromkeys((".csv", ".tsv", ".xls", ".xlsx", ".ods", ".parquet", ".arrow", ".feather"), ("a table", _ROWS)),
-    **dict.fromkeys((".conll", ".conllu", ".conllx", ".iob", ".bio"), ("a table of words", "write its sentences into a .txt file")),
+    **dict.fromkeys(
+        (".md", ".markdown", ".rst", ".tex", ".ipynb"),
+        ("marked-up text", f"{_PLAIN}, or rename it to read it as it is"),
+    ),
+    **dict.fromkeys(
+        (".csv", ".tsv", ".xls", ".xlsx", ".ods", ".parquet", ".arrow", ".feather"),
+        ("a table", _ROWS),
+    ),
+    **dict.fromkeys(
+        (".conll", ".conllu", ".conllx", ".iob", ".bio"),
+        ("a table of words", "write its sentences into a .txt file"),
+    ),
     **dict.fromkeys((".json", ".yaml", ".yml", ".ndjson"), ("JSON or YAML", _ROWS)),
-    **dict.fromkeys((".pdf", ".doc", ".docx", ".odt", ".rtf", ".epub", ".ps"), ("a document", _PLAIN)),
-    **dict.fromkeys((".zip", ".tar", ".tgz", ".txz", ".tbz2", ".7z", ".rar", ".bz2", ".zst"), ("an archive", "unpack it first")),
-    **dict.fromkeys((".pkl", ".pickle", ".pt", ".npy", ".npz", ".bin", ".safetensors", ".tfrecord", ".db", ".sqlite"),
-                    ("binary data", _PLAIN)),
+    **dict.fromkeys(
+        (".pdf", ".doc", ".docx", ".odt", ".rtf", ".epub", ".ps"), ("a document", _PLAIN)
+    ),
+    **dict.fromkeys(
+        (".zip", ".tar", ".tgz", ".txz", ".tbz2", ".7z", ".rar", ".bz2", ".zst"),
+        ("an archive", "unpack it first"),
+    ),
+    **dict.fromkeys(
+        (
+            ".pkl",
+            ".pickle",
+            ".pt",
+            ".npy",
+            ".npz",
+            ".bin",
+            ".safetensors",
+            ".tfrecord",
+            ".db",
+            ".sqlite",
+        ),
+        ("binary data", _PLAIN),
+    ),
 }
 _OF_BYTES = (
-    (b"PK\x03\x04", "a zip archive", "unpack it first"), (b"%PDF", "a PDF", _PLAIN), (b"PAR1", "a Parquet table", _ROWS),
-    (b"\x1f\x8b", "packed with gzip", "give it the ending .gz"), (b"\xfd7zXZ\x00", "packed with xz", "give it the ending .xz"),
-    (b"BZh", "packed with bzip2", "unpack it first"), (b"\x28\xb5\x2f\xfd", "packed with zstd", "unpack it first"),
+    (b"PK\x03\x04", "a zip archive", "unpack it first"),
+    (b"%PDF", "a PDF", _PLAIN),
+    (b"PAR1", "a Parquet table", _ROWS),
+    (b"\x1f\x8b", "packed with gzip", "give it the ending .gz"),
+    (b"\xfd7zXZ\x00", "packed with xz", "give it the ending .xz"),
+    (b"BZh", "packed with bzip2", "unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "packed with zstd", "unpack it first"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it first"),
     (b"\xff\xfe\x00\x00", "UTF-32 text", "convert it: iconv -f utf-32 -t utf-8"),
     (b"\x00\x00\xfe\xff", "UTF-32 text", "convert it: iconv -f utf-32 -t utf-8"),
@@ -54,7 +84,9 @@ def check_name(path: str | os.PathLike[str]) -> None:
     suffix = os.path.splitext(shown.lower().removesuffix(".xz").removesuffix(".gz"))[1]
     if suffix in _OF_SUFFIX:
         what, remedy = _OF_SUFFIX[suffix]
-        raise BadInput(f"{shown!r} is {what} by its name ({suffix}), expected .txt or .jsonl: {remedy}")
+        raise BadInput(
+            f"{shown!r} is {what} by its name ({suffix}), expected .txt or .jsonl: {remedy}"
+        )
 
 
 def check_bytes(head: bytes, shown: str) -> None:
@@ -66,8 +98,12 @@ def check_bytes(head: bytes, shown: str) -> None:
         zeros = [head[i::2].count(0) for i in (0, 1)]
         if max(zeros) > len(head) // 4:  # every other byte of plain English
             order = "utf-16le" if zeros[1] > zeros[0] else "utf-16be"
-            raise BadInput(f"{shown!r} is UTF-16 text, expected UTF-8: convert it: iconv -f {order} -t utf-8")
-        raise BadInput(f"{shown!r} holds zero bytes, so it is no text: give a .txt or .jsonl file in UTF-8")
+            raise BadInput(
+                f"{shown!r} is UTF-16 text, expected UTF-8: convert it: iconv -f {order} -t utf-8"
+            )
+        raise BadInput(
+            f"{shown!r} holds zero bytes, so it is no text: give a .txt or .jsonl file in UTF-8"
+        )
 
 
 def notice(lines: Sequence[str], shown: str) -> str:
@@ -92,7 +128,9 @@ def _looks_like(full: Sequence[str]) -> tuple[str, str] | None:
         return "JSON", "name it .jsonl if each line is an object" if _is_json(full[0]) else _ROWS
     if len(full) < _FEWEST_ROWS:
         return None
-    if first.startswith("-docstart-") or _alike([line.split() for line in full], least=2, tagged=True):
+    if first.startswith("-docstart-") or _alike(
+        [line.split() for line in full], least=2, tagged=True
+    ):
         return "a table of tagged words", "write its sentences into a .txt file"
     if _alike([line.split("\t") for line in full], least=2):
         return "a table", _ROWS
@@ -110,7 +148,12 @@ def _is_json(line: str) -> bool:
 
 
 def _alike(rows: list[list[str]], least: int, tagged: bool = False) -> bool:
-    """Whether nearly all rows have one number of cells, `least` or more; `tagged`: and end in tags such as B-PER."""
+    """Whether nearly all rows have one number of cells, `least` or more; `tagged`: and end in tags
+    such as B-PER."""
     [(width, count)] = Counter(map(len, rows)).most_common(1)
     tags = sum(_WORD_TAG.match(row[-1]) is not None for row in rows if row)
-    return width >= least and count >= _MOST_ALIKE * len(rows) and (not tagged or tags >= _MOST_ALIKE * len(rows))
+    return (
+        width >= least
+        and count >= _MOST_ALIKE * len(rows)
+        and (not tagged or tags >= _MOST_ALIKE * len(rows))
+    )

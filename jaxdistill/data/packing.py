@@ -1,13 +1,16 @@
-"""Several short rows in one: bins from the records' lengths, seed and epoch alone, then rows joined into packed rows.
+"""Several short rows in one: bins from the records' lengths, seed and epoch alone, then rows joined
+into packed rows.
 
-Bins are found before anything is read, by the lengths' histogram (Krell et al. 2021, arXiv:2107.02027, section 3): longest
-first, each length goes where it leaves the least room, whole groups of equal bins at a time. So a plan says how many
-bins hold which lengths. It is the same for every epoch; which record fills which place of its length is drawn anew each
-epoch, and so is the order of the bins. Hence an epoch has a fixed number of packed rows, holds every record exactly
-once, and the packed row of any number is found without those before it: nothing is carried along. Called by `loader`.
+Bins are found before anything is read, by the lengths' histogram (Krell et al. 2021,
+arXiv:2107.02027, section 3): longest first, each length goes where it leaves the least room, whole
+groups of equal bins at a time. So a plan says how many bins hold which lengths. It is the same for
+every epoch; which record fills which place of its length is drawn anew each epoch, and so is the
+order of the bins. Hence an epoch has a fixed number of packed rows, holds every record exactly
+once, and the packed row of any number is found without those before it: nothing is carried along.
+Called by `loader`.
 
-A record counts with the most tokens that its row may have. (A random next sentence may be shorter than the true one.)
-"""
+A record counts with the most tokens that its row may have. (A random next sentence may be shorter
+than the true one.)"""
 
 from __future__ import annotations
 
@@ -26,11 +29,11 @@ _FEWEST_TOKENS = 4  # of a row: [CLS], two tokens, [SEP]
 class Plan:
     """Which records share a row. Bins of one group hold equal lengths.
 
-    `first_bin`: int64 [G + 1], where each group's bins begin, then their number. `lengths`: int64 [G, S], the lengths
-    in a bin of the group, then zeros. `first_place`: int64 [G, S], the group's first bin has this place among all
-    places for that length. `by_length`: int64 [N], the records in order of length; those of length l are
-    `by_length[class_begin[l]:class_begin[l + 1]]`. `seed`: of the draws.
-    """
+    `first_bin`: int64 [G + 1], where each group's bins begin, then their number. `lengths`: int64
+    [G, S], the lengths in a bin of the group, then zeros. `first_place`: int64 [G, S], the group's
+    first bin has this place among all places for that length. `by_length`: int64 [N], the records
+    in order of length; those of length l are `by_length[class_begin[l]:class_begin[l + 1]]`.
+    `seed`: of the draws."""
 
     first_bin: np.ndarray
     lengths: np.ndarray
@@ -43,9 +46,12 @@ class Plan:
     def num_bins(self) -> int:
         return int(self.first_bin[-1])
 
-    def records(self, bins: np.ndarray, epoch: np.ndarray, shuffle: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """What lies in `bins` int64 [B] in `epoch` int64 [B]: for each of M records, the index into `bins` (ascending)
-        and the record, int64 [M] twice. Without `shuffle` it is the same in every epoch."""
+    def records(
+        self, bins: np.ndarray, epoch: np.ndarray, shuffle: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What lies in `bins` int64 [B] in `epoch` int64 [B]: for each of M records, the index into
+        `bins` (ascending) and the record, int64 [M] twice. Without `shuffle` it is the same in
+        every epoch."""
         group = np.searchsorted(self.first_bin, bins, side="right") - 1
         lengths = self.lengths[group]
         places = self.first_place[group] + (bins - self.first_bin[group])[:, None]
@@ -58,17 +64,20 @@ class Plan:
 
 
 def segments_a_row(length: int) -> int:
-    """S, the most texts in a packed row of `length` tokens: the width of `cls_positions` and of what is pooled."""
+    """S, the most texts in a packed row of `length` tokens: the width of `cls_positions` and of
+    what is pooled."""
     return max(8, length // 32)
 
 
 def make_plan(lengths: np.ndarray, longest: int, seed: int, max_segments: int) -> Plan:
-    """Packs rows of `lengths` (integers [N], 1 to `longest`) into bins of at most `longest` tokens and `max_segments`
-    rows. Apart from sorting the lengths, its time depends on `longest` alone."""
+    """Packs rows of `lengths` (integers [N], 1 to `longest`) into bins of at most `longest` tokens
+    and `max_segments` rows. Apart from sorting the lengths, its time depends on `longest` alone."""
     sizes = np.bincount(lengths, minlength=longest + 1)
     groups = pack_lengths(sizes, longest, max_segments)
     counts = np.array([count for count, _ in groups], np.int64)
-    table = np.array([pattern + (0,) * (max_segments - len(pattern)) for _, pattern in groups], np.int64)
+    table = np.array(
+        [pattern + (0,) * (max_segments - len(pattern)) for _, pattern in groups], np.int64
+    )
     first_place, used = np.zeros_like(table), np.zeros(longest + 1, np.int64)
     for group, (count, pattern) in enumerate(groups):
         for slot, length in enumerate(pattern):
@@ -84,9 +93,13 @@ def make_plan(lengths: np.ndarray, longest: int, seed: int, max_segments: int) -
     )
 
 
-def pack_lengths(sizes: np.ndarray, longest: int, max_segments: int) -> list[tuple[int, tuple[int, ...]]]:
-    """(how many bins, the lengths in each) by group. `sizes`: int [longest + 1], how many rows have each length."""
-    # By the room left in a bin: groups that may take more. Best fit is the first room that is large enough.
+def pack_lengths(
+    sizes: np.ndarray, longest: int, max_segments: int
+) -> list[tuple[int, tuple[int, ...]]]:
+    """(how many bins, the lengths in each) by group. `sizes`: int [longest + 1], how many rows have
+    each length."""
+    # By the room left in a bin: groups that may take more. Best fit is the first room that is large
+    # enough.
     open_groups: list[list[tuple[int, tuple[int, ...]]]] = [[] for _ in range(longest + 1)]
     closed: list[tuple[int, tuple[int, ...]]] = []
     for length in range(longest, 0, -1):
@@ -100,19 +113,28 @@ def pack_lengths(sizes: np.ndarray, longest: int, max_segments: int) -> list[tup
             if taken < count and pattern:
                 open_groups[room].append((count - taken, pattern))
             group = (taken, pattern + (length,) * together)
-            (closed if len(group[1]) == max_segments else open_groups[room - length * together]).append(group)
+            (
+                closed if len(group[1]) == max_segments else open_groups[room - length * together]
+            ).append(group)
             left -= taken * together
     return closed + [group for groups in open_groups for group in groups]
 
 
-def predictions_a_row(length: int, max_predictions: int, mask_rate: float, max_segments: int) -> int:
-    """P of a packed row: room for every prediction of its segments, if tokens are masked one by one.
+def predictions_a_row(
+    length: int, max_predictions: int, mask_rate: float, max_segments: int
+) -> int:
+    """P of a packed row: room for every prediction of its segments, if tokens are masked one by
+    one.
 
-    A segment of n tokens has max(1, round(mask_rate n)) predictions or fewer: at most mask_rate n + 1/2, or one where
-    that is less. Whole-word masking may want more in rows of few and long words: see `join`.
-    """
+    A segment of n tokens has max(1, round(mask_rate n)) predictions or fewer: at most mask_rate n +
+    1/2, or one where that is less. Whole-word masking may want more in rows of few and long words:
+    see `join`."""
     surplus = max(0.5, 1 - mask_rate * _FEWEST_TOKENS)
-    return min(length, max_segments * max_predictions, math.floor(mask_rate * length + max_segments * surplus + 1e-9))
+    return min(
+        length,
+        max_segments * max_predictions,
+        math.floor(mask_rate * length + max_segments * surplus + 1e-9),
+    )
 
 
 def join(
@@ -124,7 +146,8 @@ def join(
     predictions: int,
     max_segments: int,
 ) -> dict[str, np.ndarray]:
-    """Puts the rows of `batch` (as `make_loader` gives it, M rows of at most L tokens) behind each other in packed rows.
+    """Puts the rows of `batch` (as `make_loader` gives it, M rows of at most L tokens) behind each
+    other in packed rows.
 
     Args:
         batch: M examples.
@@ -142,7 +165,8 @@ def join(
     shape = (num_rows, batch["input_ids"].shape[1])
     slot = _rank_in_row(row)
     begin = _sum_before(size, row)
-    # Rows are filled from the left and examples come in their order, so tokens stand in one order on both sides.
+    # Rows are filled from the left and examples come in their order, so tokens stand in one order
+    # on both sides.
     is_token = batch["attention_mask"] > 0
     is_filled = np.arange(shape[1]) < np.bincount(row, size, num_rows)[:, None]
     tokens = {
@@ -155,7 +179,10 @@ def join(
     for name, values in tokens.items():
         packed[name] = np.full(shape, pad if name == "input_ids" else 0, np.int32)
         packed[name][is_filled] = values
-    fields = {"cls_positions": begin.astype(np.int32), **{n: batch[n] for n in ("nsp_labels", "example_weights")}}
+    fields = {
+        "cls_positions": begin.astype(np.int32),
+        **{n: batch[n] for n in ("nsp_labels", "example_weights")},
+    }
     for name, values in fields.items():
         packed[name] = np.zeros((num_rows, max_segments), values.dtype)
         packed[name][row, slot] = values
@@ -163,16 +190,25 @@ def join(
 
 
 def _join_predictions(
-    batch: dict[str, np.ndarray], packed_ids: np.ndarray, row: np.ndarray, begin: np.ndarray, predictions: int
+    batch: dict[str, np.ndarray],
+    packed_ids: np.ndarray,
+    row: np.ndarray,
+    begin: np.ndarray,
+    predictions: int,
 ) -> dict[str, np.ndarray]:
-    """The `mlm_…` fields of `join`; puts the word back into `packed_ids` where a prediction has no room."""
+    """The `mlm_…` fields of `join`; puts the word back into `packed_ids` where a prediction has no
+    room."""
     example, slot = np.nonzero(batch["mlm_weights"])
     to_row = row[example]
     place = begin[example] + batch["mlm_positions"][example, slot]
     label, rank = batch["mlm_labels"][example, slot], _rank_in_row(to_row)
     fits = rank < predictions
     packed_ids[to_row[~fits], place[~fits]] = label[~fits]
-    fields = {"mlm_positions": place, "mlm_labels": label, "mlm_weights": batch["mlm_weights"][example, slot]}
+    fields = {
+        "mlm_positions": place,
+        "mlm_labels": label,
+        "mlm_weights": batch["mlm_weights"][example, slot],
+    }
     result = {}
     for name, values in fields.items():
         result[name] = np.zeros((len(packed_ids), predictions), batch[name].dtype)

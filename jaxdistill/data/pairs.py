@@ -1,7 +1,9 @@
-"""BERT's sentence pairs, made when a batch is read: A = a record up to a random break, B = what follows or not.
+"""BERT's sentence pairs, made when a batch is read: A = a record up to a random break, B = what
+follows or not.
 
-After Devlin et al. 2019 (arXiv:1810.04805, section 3.1 task 2 and appendix A.2) and its data script, with these
-departures, all so that nothing but the text itself tells a true next from a random one:
+After Devlin et al. 2019 (arXiv:1810.04805, section 3.1 task 2 and appendix A.2) and its data
+script, with these departures, all so that nothing but the text itself tells a true next from a
+random one:
 
 * Records are filled to the last token and the text goes on in the next record, instead of cutting the tail off. So
   A's start and B's end may be in mid-sentence, for both labels alike; B's start is a sentence start for both.
@@ -28,12 +30,13 @@ from jaxdistill.data.spans import SpanTable
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """B rows of L tokens, before masking: [CLS] A [SEP] B [SEP] [PAD]… (without pairs: [CLS] A [SEP] [PAD]…).
+    """B rows of L tokens, before masking: [CLS] A [SEP] B [SEP] [PAD]… (without pairs: [CLS] A
+    [SEP] [PAD]…).
 
-    `input_ids`, `attention_mask`, `token_type_ids`: int32 [B, L]. `is_text`: bool [B, L], true where a token of the
-    text stands (neither [CLS], [SEP] nor [PAD]). `segment_starts`: bool [B, L], true at the first token of A and of B.
-    `nsp_labels`: int32 [B], 0 = B follows A, 1 = B is from elsewhere.
-    """
+    `input_ids`, `attention_mask`, `token_type_ids`: int32 [B, L]. `is_text`: bool [B, L], true
+    where a token of the text stands (neither [CLS], [SEP] nor [PAD]). `segment_starts`: bool [B,
+    L], true at the first token of A and of B. `nsp_labels`: int32 [B], 0 = B follows A, 1 = B is
+    from elsewhere."""
 
     input_ids: np.ndarray
     attention_mask: np.ndarray
@@ -62,7 +65,8 @@ def draw_other_records(
     epoch: np.ndarray,
     record: np.ndarray,
 ) -> np.ndarray:
-    """For each row, a record drawn uniformly from the corpus without the row's own document: int64 [B].
+    """For each row, a record drawn uniformly from the corpus without the row's own document: int64
+    [B].
 
     Args:
         document_begin, document_end: int64 [B], the records of the row's document; must not be the whole corpus.
@@ -72,16 +76,23 @@ def draw_other_records(
     own = document_end - document_begin
     bits = randomness.row_keys(seed, Stream.OTHER_RECORD, epoch, record)
     drawn = randomness.to_integers(bits, num_records - own)
-    return np.where(drawn >= document_begin, drawn + own, drawn)  # steps over the document's own range
+    return np.where(
+        drawn >= document_begin, drawn + own, drawn
+    )  # steps over the document's own range
 
 
 def draw_is_random(seed: int, epoch: np.ndarray, record: np.ndarray) -> np.ndarray:
     """Which rows get a random next: bool [B], true for half of them."""
-    return (randomness.row_keys(seed, Stream.IS_RANDOM, epoch, record) >> np.uint64(63)).astype(bool)
+    return (randomness.row_keys(seed, Stream.IS_RANDOM, epoch, record) >> np.uint64(63)).astype(
+        bool
+    )
 
 
-def _draw_break(table: SpanTable, rows: np.ndarray, latest: np.ndarray | None, bits: np.ndarray) -> np.ndarray:
-    """One of each record's breaks, not after `latest` unless there is no other: its place in the tokens, int64 [B]."""
+def _draw_break(
+    table: SpanTable, rows: np.ndarray, latest: np.ndarray | None, bits: np.ndarray
+) -> np.ndarray:
+    """One of each record's breaks, not after `latest` unless there is no other: its place in the
+    tokens, int64 [B]."""
     begin, end = table.break_offsets[rows], table.break_offsets[rows + 1]
     if latest is not None:
         end = np.clip(np.searchsorted(table.breaks, latest, side="right"), begin + 1, end)
@@ -102,7 +113,8 @@ def make_pairs(
     epoch: np.ndarray,
     record: np.ndarray,
 ) -> Rows:
-    """Splits each record at a random break and puts the rest, or a random span where `is_random`, behind it.
+    """Splits each record at a random break and puts the rest, or a random span where `is_random`,
+    behind it.
 
     Args:
         table, rows: where each row's own record stands: `rows` int64 [B] are places in `table`.
@@ -116,11 +128,14 @@ def make_pairs(
     """
     start_a = table.token_offsets[rows]
     size = table.token_offsets[rows + 1] - start_a
-    size_a = _draw_break(table, rows, None, randomness.row_keys(seed, Stream.BREAK, epoch, record)) - start_a
+    size_a = (
+        _draw_break(table, rows, None, randomness.row_keys(seed, Stream.BREAK, epoch, record))
+        - start_a
+    )
     rest = size - size_a
 
-    # A random B is to be as long as the true one: it may run on into the next record of its document, and starts early
-    # enough at the document's end.
+    # A random B is to be as long as the true one: it may run on into the next record of its
+    # document, and starts early enough at the document's end.
     runs_on = other_records + 1 < other_table.document_end[other_rows]
     end_other = other_table.token_offsets[np.where(runs_on, other_rows + 2, other_rows + 1)]
     other_bits = randomness.row_keys(seed, Stream.OTHER_BREAK, epoch, record)
@@ -155,7 +170,8 @@ def make_pairs(
 
 
 def make_singles(table: SpanTable, rows: np.ndarray, *, length: int, special: SpecialIds) -> Rows:
-    """Rows of one segment, for objectives without next-sentence prediction. Arguments as in `make_pairs`."""
+    """Rows of one segment, for objectives without next-sentence prediction. Arguments as in
+    `make_pairs`."""
     start = table.token_offsets[rows]
     size = table.token_offsets[rows + 1] - start
     places = np.arange(length)[None, :]

@@ -1,16 +1,18 @@
-"""Turns a text source into records on disk, once: `prepare` writes a TFDS ArrayRecord set, or finds it.
+"""Turns a text source into records on disk, once: `prepare` writes a TFDS ArrayRecord set, or finds
+it.
 
-A record is a span of consecutive tokens of one document, as long as a row has room for ([CLS], two [SEP] and L - 3
-tokens); a tenth of them are shorter (BERT, arXiv:1810.04805, appendix A.2), with a uniformly drawn length. Spans follow
-one another without gap or overlap, cut between words. Everything that makes the records what they are (source,
-tokenizer, settings) is in a digest, and the digest names the folder:
+A record is a span of consecutive tokens of one document, as long as a row has room for ([CLS], two
+[SEP] and L - 3 tokens); a tenth of them are shorter (BERT, arXiv:1810.04805, appendix A.2), with a
+uniformly drawn length. Spans follow one another without gap or overlap, cut between words.
+Everything that makes the records what they are (source, tokenizer, settings) is in a digest, and
+the digest names the folder:
 
     out_dir/DIGEST/prepared.json     written last, in one piece: its presence is what makes the set readable
     out_dir/DIGEST/records-…/        the TFDS data set that prepared.json names
 
-so a set is complete or not there, and two processes that prepare the same text at once do not disturb each other.
-With `beam_options` Apache Beam does it (`prepared_text/pipeline.py`), and the same records come out in the same order.
-"""
+so a set is complete or not there, and two processes that prepare the same text at once do not
+disturb each other. With `beam_options` Apache Beam does it (`prepared_text/pipeline.py`), and the
+same records come out in the same order."""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ from jaxdistill.data.documents import BLANK_LINES, Document
 from jaxdistill.data.prepared import MARKER, PreparedText, load_prepared, write_sizes
 from jaxdistill.errors import BadInput
 
-_FORMAT_VERSION = 1  # goes into the digest: raise it whenever the records of an unchanged source would change
+_FORMAT_VERSION = (
+    1  # goes into the digest: raise it whenever the records of an unchanged source would change
+)
 _DOCUMENTS_A_REPORT = 64
 _STALE_SECONDS = 24 * 3600.0
 
@@ -52,7 +56,8 @@ def prepare(
     beam_options: str | None = None,
     expected: str | None = None,
 ) -> PreparedText:
-    """Writes the records of a source below `out_dir`, or finds them there from an earlier call with the same settings.
+    """Writes the records of a source below `out_dir`, or finds them there from an earlier call with
+    the same settings.
 
     Args:
         source: as `sources.read_documents` takes it.
@@ -85,9 +90,11 @@ def prepare(
         settings["documents"] = documents
     digest = files.digest_of(settings)
     if expected not in (None, digest):
-        raise BadInput(f"the prepared {split} text of this run (digest {expected}) is not in {os.fspath(out_dir)!r} any more, and "
-                       f"{source!r} would make another one ({digest}): bring back the old text or its prepared folder, or use "
-                       "another workdir")
+        raise BadInput(
+            f"the prepared {split} text of this run (digest {expected}) is not in {os.fspath(out_dir)!r} any more, and "
+            f"{source!r} would make another one ({digest}): bring back the old text or its prepared folder, or use "
+            "another workdir"
+        )
     folder = epath.Path(out_dir).expanduser() / digest
     with files.clear_errors("writing the prepared text to", folder):
         if not (folder / MARKER).exists():
@@ -99,7 +106,9 @@ def prepare(
 def check_length(sequence_length: int, shown: str = "sequence_length") -> None:
     """Raises BadInput unless rows can have that length."""
     if not 8 <= sequence_length < 2**31:
-        raise BadInput(f"{shown}={sequence_length}; a pair needs at least 8 tokens, use 8 or more (BERT: 128, 512)")
+        raise BadInput(
+            f"{shown}={sequence_length}; a pair needs at least 8 tokens, use 8 or more (BERT: 128, 512)"
+        )
 
 
 def _write(
@@ -153,7 +162,8 @@ def _pipeline() -> Any:
 
 
 def _remove_stale(folder: epath.Path) -> None:
-    """Removes what killed preparations left, once it is old enough not to be another process at work."""
+    """Removes what killed preparations left, once it is old enough not to be another process at
+    work."""
     current = json.loads((folder / MARKER).read_text())["records"].split("/")[0]
     for path in folder.glob("records-*"):
         if path.name != current and time.time() - path.stat().mtime > _STALE_SECONDS:
@@ -167,15 +177,20 @@ def _write_here(
     settings: dict[str, Any],
     progress: Callable[[int], None] | None,
 ) -> tuple[epath.Path, dict[str, int]]:
-    """Writes the records and their sizes below `working`, in this process: (the data set's folder, its counts)."""
+    """Writes the records and their sizes below `working`, in this process: (the data set's folder,
+    its counts)."""
     from jaxdistill.data.prepared_text import builder as builders  # imports tensorflow_datasets
 
-    documents = sources.read_documents(source, settings["split"], settings["heldout_fraction"], sources.separator(settings))
+    documents = sources.read_documents(
+        source, settings["split"], settings["heldout_fraction"], sources.separator(settings)
+    )
     counts = {"num_records": 0, "num_documents": 0, "num_tokens": 0}
     sizes = array.array("i")
     cut = Cutter(tokenizer, settings)
     examples = enumerate(_records(documents, tokenizer, cut, counts, sizes, progress))
-    builder = builders.PreparedText(examples=examples, token_dtype=cut.dtype, data_dir=os.fspath(working))
+    builder = builders.PreparedText(
+        examples=examples, token_dtype=cut.dtype, data_dir=os.fspath(working)
+    )
     with files.quiet_tfds():
         builder.download_and_prepare()
     records = epath.Path(builder.data_dir)
@@ -191,7 +206,8 @@ def _records(
     sizes: array.array[int],
     progress: Callable[[int], None] | None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The records of all documents in order; keeps `counts` and `sizes`. Raises BadInput at the end if there were none."""
+    """The records of all documents in order; keeps `counts` and `sizes`. Raises BadInput at the end
+    if there were none."""
     for tokens, sentence_starts in tokenizers.encode_documents(tokenizer, documents):
         number = counts["num_documents"]
         records = cut(tokens, sentence_starts, number)

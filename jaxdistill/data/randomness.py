@@ -1,11 +1,12 @@
-"""Counter-based random numbers: every draw is a pure function of (seed, epoch, example, stream, position).
+"""Counter-based random numbers: every draw is a pure function of (seed, epoch, example, stream,
+position).
 
-No generator is ever advanced, so a batch can be made anywhere, in any order, on any number of hosts, and comes out the
-same: that is what makes resuming exact and the number of hosts free to change. The bits are SplitMix64 (Steele, Lea
-and Flood 2014, "Fast splittable pseudorandom number generators"), vectorised over uint64 arrays; the shuffle is a
-Feistel network with cycle walking (Black and Rogaway 2002). Both are written out here, rather than taken from
-`numpy.random`, whose streams may change between NumPy versions. Used by `cutting`, `pairs`, `masking`, `loader`.
-"""
+No generator is ever advanced, so a batch can be made anywhere, in any order, on any number of
+hosts, and comes out the same: that is what makes resuming exact and the number of hosts free to
+change. The bits are SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number
+generators"), vectorised over uint64 arrays; the shuffle is a Feistel network with cycle walking
+(Black and Rogaway 2002). Both are written out here, rather than taken from `numpy.random`, whose
+streams may change between NumPy versions. Used by `cutting`, `pairs`, `masking`, `loader`."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ _FEISTEL_ROUNDS = 6
 
 
 class Stream(enum.IntEnum):
-    """What a draw is for. Two streams are independent; a new use gets a new number, an old number is never reused."""
+    """What a draw is for. Two streams are independent; a new use gets a new number, an old number
+    is never reused."""
 
     SHUFFLE = 1
     BREAK = 2
@@ -37,7 +39,8 @@ class Stream(enum.IntEnum):
 
 
 def _mix(bits: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser: a bijection of uint64 in which every input bit reaches every output bit."""
+    """SplitMix64's finaliser: a bijection of uint64 in which every input bit reaches every output
+    bit."""
     bits = bits ^ (bits >> np.uint64(30))
     bits *= _MIX_1
     bits ^= bits >> np.uint64(27)
@@ -68,7 +71,8 @@ def row_keys(seed: int, stream: Stream, epoch: Any, example: Any) -> np.ndarray:
 
 
 def position_bits(keys_B: np.ndarray, positions: int) -> np.ndarray:
-    """`positions` independent 64-bit words a row: uint64 [B, positions] (SplitMix64 started from each row's key)."""
+    """`positions` independent 64-bit words a row: uint64 [B, positions] (SplitMix64 started from
+    each row's key)."""
     steps = (np.arange(1, positions + 1, dtype=np.uint64) * _GOLDEN)[None, :]
     return _mix(keys_B[:, None] + steps)
 
@@ -79,14 +83,22 @@ def to_uniform(bits: np.ndarray) -> np.ndarray:
 
 
 def to_integers(bits: np.ndarray, bound: Any) -> np.ndarray:
-    """int64 in [0, bound), `bound` an int or an integer array below 2**32 (broadcast). Bias below bound / 2**32."""
-    return (((bits >> np.uint64(32)) * np.asarray(bound).astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
+    """int64 in [0, bound), `bound` an int or an integer array below 2**32 (broadcast). Bias below
+    bound / 2**32."""
+    return (
+        ((bits >> np.uint64(32)) * np.asarray(bound).astype(np.uint64)) >> np.uint64(32)
+    ).astype(np.int64)
 
 
 def permute(
-    index: np.ndarray, size: int | np.ndarray, seed: int, epoch: np.ndarray, stream: Stream = Stream.SHUFFLE
+    index: np.ndarray,
+    size: int | np.ndarray,
+    seed: int,
+    epoch: np.ndarray,
+    stream: Stream = Stream.SHUFFLE,
 ) -> np.ndarray:
-    """Where a shuffle of range(size) puts each index: a bijection of [0, size) for every (seed, epoch).
+    """Where a shuffle of range(size) puts each index: a bijection of [0, size) for every (seed,
+    epoch).
 
     Args:
         index: int64 [B], each in [0, size).
@@ -105,8 +117,9 @@ def permute(
     rounds_BxR = position_bits(row_keys(seed, stream, epoch, np.zeros_like(index)), _FEISTEL_ROUNDS)
     result = index.astype(np.uint64)
     todo = np.arange(len(result))
-    # The network permutes a power of four that may exceed `size`: what falls outside walks on along its cycle, which
-    # must come back inside. At least a quarter of the domain is inside, so the walk is short.
+    # The network permutes a power of four that may exceed `size`: what falls outside walks on along
+    # its cycle, which must come back inside. At least a quarter of the domain is inside, so the
+    # walk is short.
     while len(todo):
         left, right = result[todo] >> shift[todo], result[todo] & low_mask[todo]
         for keys in rounds_BxR[todo].T:

@@ -1,7 +1,8 @@
-"""Reading prepared records: the whole corpus as one table in memory when it fits, else the batch's records from disk.
+"""Reading prepared records: the whole corpus as one table in memory when it fits, else the batch's
+records from disk.
 
-Both are the same interface, give the same rows, and read the ArrayRecord files through TFDS's random-access source.
-"""
+Both are the same interface, give the same rows, and read the ArrayRecord files through TFDS's
+random-access source."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ class RecordReader(Protocol):
         """A table that holds the records (int64 [B]), and their places in it (int64 [B])."""
 
     def fetch_with_next(self, records: np.ndarray) -> tuple[SpanTable, np.ndarray]:
-        """As `fetch`; behind each record stands the corpus's next one, if it is of the same document."""
+        """As `fetch`; behind each record stands the corpus's next one, if it is of the same
+        document."""
 
 
 class MemoryReader:
@@ -58,7 +60,9 @@ class DiskReader:
 
     def fetch_with_next(self, records: np.ndarray) -> tuple[SpanTable, np.ndarray]:
         following = np.minimum(records + 1, self._last)
-        return self._table(np.stack([records, following], axis=1).ravel()), 2 * np.arange(len(records))
+        return self._table(np.stack([records, following], axis=1).ravel()), 2 * np.arange(
+            len(records)
+        )
 
     def _table(self, records: np.ndarray) -> SpanTable:
         with damage(self._path):
@@ -74,21 +78,30 @@ def open_reader(prepared: PreparedText, in_memory: bool | None = None) -> Record
 
 @functools.lru_cache(maxsize=2)
 def record_sizes(prepared: PreparedText) -> np.ndarray:
-    """How many tokens each record has: int32 [num_records], read-only. Raises BadInput if the file is damaged.
+    """How many tokens each record has: int32 [num_records], read-only. Raises BadInput if the file
+    is damaged.
 
     Of a set prepared before sizes were written it reads all records, once a process.
     """
     file = epath.Path(prepared.records_path) / SIZES_FILE
     if not file.exists():
-        sizes = np.fromiter((len(record["tokens"]) for record in _in_order(prepared)), np.int32, prepared.num_records)
+        sizes = np.fromiter(
+            (len(record["tokens"]) for record in _in_order(prepared)),
+            np.int32,
+            prepared.num_records,
+        )
     else:
         try:
             # Not np.load, which would also open an archive.
             sizes = np.lib.format.read_array(io.BytesIO(file.read_bytes()), allow_pickle=False)
         except (ValueError, EOFError, MemoryError) as error:
-            raise BadInput(f"{os.fspath(file)!r} is damaged ({error}): delete it, and sizes are counted again") from error
+            raise BadInput(
+                f"{os.fspath(file)!r} is damaged ({error}): delete it, and sizes are counted again"
+            ) from error
     if len(sizes) != prepared.num_records or sizes.sum() != prepared.num_tokens:
-        raise BadInput(f"{os.fspath(file)!r} is of other records: delete it, and sizes are counted again")
+        raise BadInput(
+            f"{os.fspath(file)!r} is of other records: delete it, and sizes are counted again"
+        )
     sizes.flags.writeable = False
     return sizes
 
@@ -108,7 +121,9 @@ def damage(path: str) -> Iterator[None]:
         yield
     except RuntimeError as error:
         reason = str(error).splitlines()[0][:120]
-        raise BadInput(f"the prepared text in {os.fspath(path)!r} is damaged ({reason}): delete it to prepare it again") from error
+        raise BadInput(
+            f"the prepared text in {os.fspath(path)!r} is damaged ({reason}): delete it to prepare it again"
+        ) from error
 
 
 def _open(prepared: PreparedText) -> Any:

@@ -1,13 +1,14 @@
-"""Where text comes from: the default corpus, local files and folders, TFDS. `read_documents` reads any of them.
+"""Where text comes from: the default corpus, local files and folders, TFDS. `read_documents` reads
+any of them.
 
     "default", "default:heldout"        the prose installed with Python (see `default_corpus`)
     a file or a folder                  .txt and .jsonl, each also as .xz or .gz; a folder is read recursively, sorted
     "tfds:NAME[/CONFIG][:VERSION][:SPLIT]"   a text set by its TFDS name, e.g. "tfds:wikipedia/20230601.en:train"
 
-A document's text is lines: each is a sentence, a heading or a paragraph. In .txt a blank line separates documents, or
-with `documents="lines"` each line is one; in .jsonl each line is an object with a "text". Text in the form of WikiText
-("@-@", "= Title =") is recognised and turned back into plain text, one article a document.
-"""
+A document's text is lines: each is a sentence, a heading or a paragraph. In .txt a blank line
+separates documents, or with `documents="lines"` each line is one; in .jsonl each line is an object
+with a "text". Text in the form of WikiText ("@-@", "= Title =") is recognised and turned back into
+plain text, one article a document."""
 
 from __future__ import annotations
 
@@ -28,8 +29,12 @@ HELDOUT_FRACTION = 0.02
 SPLITS = ("train", "heldout", "all")
 
 
-def read_documents(source: str, split: str = "all", heldout_fraction: float = HELDOUT_FRACTION,
-                   documents: str = BLANK_LINES) -> Iterator[Document]:
+def read_documents(
+    source: str,
+    split: str = "all",
+    heldout_fraction: float = HELDOUT_FRACTION,
+    documents: str = BLANK_LINES,
+) -> Iterator[Document]:
     """The documents of a source, always in the same order, read as they are asked for.
 
     Args:
@@ -53,20 +58,27 @@ def _read(source: str, split: str, heldout_fraction: float, documents: str) -> I
             any_text = True
             yield document
     if not any_text:
-        raise BadInput(f"source {source!r} holds no text in the part {split!r}: {more_documents(documents)}")
+        raise BadInput(
+            f"source {source!r} holds no text in the part {split!r}: {more_documents(documents)}"
+        )
 
 
 def more_documents(documents: str = BLANK_LINES) -> str:
     """For the end of an error about text with too few documents: what can be done about it."""
-    lines = "" if documents == LINES else "separate documents by blank lines, or set documents='lines' if each line is one; else "
+    lines = (
+        ""
+        if documents == LINES
+        else "separate documents by blank lines, or set documents='lines' if each line is one; else "
+    )
     return f"{lines}give more text, or name held-out text of its own (config.data.heldout)"
 
 
 def check(sources: Iterable[str], documents: str = BLANK_LINES) -> list[str]:
-    """Looks at sources without reading them all; returns notices of what is read otherwise than might be meant.
+    """Looks at sources without reading them all; returns notices of what is read otherwise than
+    might be meant.
 
-    Raises BadInput for a source that does not exist or is of a kind that cannot be read, or `documents` that do nothing.
-    """
+    Raises BadInput for a source that does not exist or is of a kind that cannot be read, or
+    `documents` that do nothing."""
     if documents not in DOCUMENTS:
         raise BadInput(f"documents={documents!r} is unknown; {nearest(documents, DOCUMENTS)}")
     notices: list[str] = []
@@ -77,18 +89,24 @@ def check(sources: Iterable[str], documents: str = BLANK_LINES) -> list[str]:
             notices += found
             any_plain = any_plain or plain
     if documents != BLANK_LINES and not any_plain:
-        raise BadInput(f"documents={documents!r} would do nothing: there is no .txt file among the sources; leave it out")
+        raise BadInput(
+            f"documents={documents!r} would do nothing: there is no .txt file among the sources; leave it out"
+        )
     return notices
 
 
 def _place(source: str) -> epath.Path:
     """The path of a source that is one. Raises BadInput for what is none."""
     if not source.strip():
-        raise BadInput("the text source is empty (a variable that is not set?); give a file, a folder, 'default' or 'tfds:…'")
+        raise BadInput(
+            "the text source is empty (a variable that is not set?); give a file, a folder, 'default' or 'tfds:…'"
+        )
     scheme = source.partition("://")[0].lower()
     if "://" in source and scheme not in remote.SCHEMES:
-        raise BadInput(f"text source {shortened(source)!r}: {scheme}:// cannot be read in place; download it first, and give the "
-                       "file or folder")
+        raise BadInput(
+            f"text source {shortened(source)!r}: {scheme}:// cannot be read in place; download it first, and give the "
+            "file or folder"
+        )
     return epath.Path(source).expanduser()
 
 
@@ -97,12 +115,14 @@ def check_split(split: str, heldout_fraction: float, shown: str = "heldout_fract
     if split not in SPLITS:
         raise BadInput(f"split={split!r}: {nearest(split, SPLITS)}")
     if not 0.0 < heldout_fraction < 1.0:
-        raise BadInput(f"{shown}={heldout_fraction}: expected a number between 0 and 1, e.g. {HELDOUT_FRACTION}")
+        raise BadInput(
+            f"{shown}={heldout_fraction}: expected a number between 0 and 1, e.g. {HELDOUT_FRACTION}"
+        )
 
 
 def source_digest(source: str) -> str:
-    """A digest of what a source holds: of files their names, sizes and contents; of TFDS the name, version and
-    checksums; of the default corpus its text. Raises as `read_documents`."""
+    """A digest of what a source holds: of files their names, sizes and contents; of TFDS the name,
+    version and checksums; of the default corpus its text. Raises as `read_documents`."""
     if is_default(source):
         from jaxdistill.data.default_corpus import default_corpus
 
@@ -115,7 +135,8 @@ def source_digest(source: str) -> str:
 
 
 def is_default(source: str) -> bool:
-    """Whether a source is the default corpus, or a part of it. Raises BadInput for a part that there is not."""
+    """Whether a source is the default corpus, or a part of it. Raises BadInput for a part that
+    there is not."""
     name, _, part = source.partition(":")
     if name != "default":
         return False
@@ -126,11 +147,11 @@ def is_default(source: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """What is read by itself, maybe on another machine: a text file, or the records `begin` to `end` of a TFDS set.
+    """What is read by itself, maybe on another machine: a text file, or the records `begin` to
+    `end` of a TFDS set.
 
-    `divided`: whether a split is a part of its documents; the default corpus has a file for each. `documents`: what
-    separates them in a .txt file.
-    """
+    `divided`: whether a split is a part of its documents; the default corpus has a file for each.
+    `documents`: what separates them in a .txt file."""
 
     place: str
     begin: int = 0
@@ -140,14 +161,19 @@ class Part:
 
 
 def parts(source: str, split: str = "all", documents: str = BLANK_LINES) -> list[Part]:
-    """The parts of a source in order: read one after another they are what `read_documents` gives. Raises as it does."""
+    """The parts of a source in order: read one after another they are what `read_documents` gives.
+    Raises as it does."""
     if is_default(source):
         from jaxdistill.data.default_corpus import default_corpus
 
         corpus = default_corpus()
         chosen = source.partition(":")[2] or split
         paths = {"train": corpus.train_path, "heldout": corpus.heldout_path}
-        return [Part(os.fspath(path), divided=False) for name, path in paths.items() if chosen in (name, "all")]
+        return [
+            Part(os.fspath(path), divided=False)
+            for name, path in paths.items()
+            if chosen in (name, "all")
+        ]
     if source.startswith("tfds:"):
         from jaxdistill.data import tfds_text
 
@@ -160,10 +186,17 @@ def read_part(part: Part, split: str, heldout_fraction: float) -> Iterator[Docum
     from jaxdistill.data import tfds_text
 
     is_tfds = part.place.startswith("tfds:")
-    documents = (tfds_text.read(part.place, part.begin, part.end) if is_tfds
-                 else text_files.read(epath.Path(part.place), part.documents))
+    documents = (
+        tfds_text.read(part.place, part.begin, part.end)
+        if is_tfds
+        else text_files.read(epath.Path(part.place), part.documents)
+    )
     for document in documents:
-        if part.divided and split != "all" and (split == "heldout") != _is_held_out(document.text, heldout_fraction):
+        if (
+            part.divided
+            and split != "all"
+            and (split == "heldout") != _is_held_out(document.text, heldout_fraction)
+        ):
             continue
         if document.text.strip():
             yield document
@@ -176,8 +209,10 @@ def _is_held_out(text: str, fraction: float) -> bool:
 
 def no_documents(settings: dict[str, Any]) -> BadInput:
     """The error when a text makes no record at all."""
-    return BadInput(f"the split {settings['split']!r} of the text holds no document of two tokens or more: "
-                    f"{more_documents(separator(settings))}")
+    return BadInput(
+        f"the split {settings['split']!r} of the text holds no document of two tokens or more: "
+        f"{more_documents(separator(settings))}"
+    )
 
 
 def separator(settings: dict[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """The prepared text as flat arrays: every record a span of consecutive tokens of one document.
 
-A `SpanTable` holds any number of records end to end, so that pairs are built for a whole batch with a few gathers. The
-loader makes one of the whole corpus when it fits in memory, or a small one a batch out of the records it read.
-"""
+A `SpanTable` holds any number of records end to end, so that pairs are built for a whole batch with
+a few gathers. The loader makes one of the whole corpus when it fits in memory, or a small one a
+batch out of the records it read."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class SpanTable:
-    """R records. `tokens` T uint16 or int32, and where each record begins: `token_offsets` int64 [R+1].
+    """R records. `tokens` T uint16 or int32, and where each record begins: `token_offsets` int64
+    [R+1].
 
-    `breaks`: int64, ascending, the places in `tokens` where a record may be split in two (the starts of its sentences
-    after the first); those of record r are `breaks[break_offsets[r]:break_offsets[r + 1]]`, at least one each.
+    `breaks`: int64, ascending, the places in `tokens` where a record may be split in two (the
+    starts of its sentences after the first); those of record r are
+    `breaks[break_offsets[r]:break_offsets[r + 1]]`, at least one each.
 
-    `document_begin`, `document_end`: int64 [R], which records of the whole corpus the record's document has.
-    """
+    `document_begin`, `document_end`: int64 [R], which records of the whole corpus the record's
+    document has."""
 
     tokens: np.ndarray
     token_offsets: np.ndarray
@@ -32,8 +34,11 @@ class SpanTable:
 
     @classmethod
     def from_records(cls, records: Sequence[Mapping[str, Any]]) -> SpanTable:
-        """Joins records as they were written: mappings with `tokens`, `breaks` (from their start), `document`."""
-        documents = np.array([record["document"] for record in records], dtype=np.int64).reshape(-1, 2)
+        """Joins records as they were written: mappings with `tokens`, `breaks` (from their start),
+        `document`."""
+        documents = np.array([record["document"] for record in records], dtype=np.int64).reshape(
+            -1, 2
+        )
         token_offsets = _offsets([len(record["tokens"]) for record in records])
         break_offsets = _offsets([len(record["breaks"]) for record in records])
         breaks = np.concatenate([record["breaks"] for record in records]).astype(np.int64)

@@ -1,4 +1,5 @@
-"""Documents from text files and folders, compressed or not; WikiText's tokenisation undone. See `sources`."""
+"""Documents from text files and folders, compressed or not; WikiText's tokenisation undone. See
+`sources`."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ from jaxdistill.data import files, not_text
 from jaxdistill.data.documents import BLANK_LINES, LINES, Document
 from jaxdistill.errors import BadInput, listed
 
-LARGEST_LINE = 2**24  # bytes; and characters of a document, below. A few kilobytes of .xz may unpack to gigabytes
+LARGEST_LINE = (
+    2**24
+)  # bytes; and characters of a document, below. A few kilobytes of .xz may unpack to gigabytes
 LARGEST_DOCUMENT = 2**26
 SUFFIXES = tuple(kind + packing for kind in (".txt", ".jsonl") for packing in ("", ".xz", ".gz"))
 _SNIFFED_LINES = 400
@@ -52,25 +55,31 @@ def find(path: epath.Path) -> list[epath.Path]:
     found = [file for file in present if file.name.endswith(SUFFIXES)]
     if not found:
         others = f", only {_left_out(present)}" if present else ""
-        raise BadInput(f"text folder {shown!r} holds no {', '.join(SUFFIXES)} file{others}: give a folder that does, or a file")
+        raise BadInput(
+            f"text folder {shown!r} holds no {', '.join(SUFFIXES)} file{others}: give a folder that does, or a file"
+        )
     return [_readable(file) for file in found]
 
 
 def _readable(file: epath.Path) -> epath.Path:
-    """The file itself. Raises BadInput for a pipe or a device, which cannot be read twice, and for a broken link."""
+    """The file itself. Raises BadInput for a pipe or a device, which cannot be read twice, and for
+    a broken link."""
     if not remote.is_remote(file) and not os.path.isfile(file):
-        raise BadInput(f"text source {os.fspath(file)!r} is no regular file (a pipe, a device or a broken link): give a file")
+        raise BadInput(
+            f"text source {os.fspath(file)!r} is no regular file (a pipe, a device or a broken link): give a file"
+        )
     return file
 
 
 def _left_out(present: Sequence[epath.Path]) -> str:
-    """"3 others (.html, .py)"."""
+    """ "3 others (.html, .py)"."""
     kinds = sorted({file.suffix or file.name for file in present})
     return f"{len(present):,} other{'s' if len(present) != 1 else ''} ({listed(kinds, 5)})"
 
 
 def check(path: epath.Path) -> tuple[list[str], bool]:
-    """(notices of what may be meant otherwise, whether any file is plain text), from a look at some of them.
+    """(notices of what may be meant otherwise, whether any file is plain text), from a look at some
+    of them.
 
     Raises BadInput as `find`, and as `read` for the first lines of those files.
     """
@@ -80,11 +89,15 @@ def check(path: epath.Path) -> tuple[list[str], bool]:
         with files.clear_errors("reading the folder", path):
             others = sorted({*files.walk(path)} - {*found}, key=os.fspath)
         if others:
-            notices.append(f"text folder {os.fspath(path)!r}: only .txt and .jsonl files are read, not {_left_out(others)}")
+            notices.append(
+                f"text folder {os.fspath(path)!r}: only .txt and .jsonl files are read, not {_left_out(others)}"
+            )
     plain = [file for file in found if not is_jsonl(file)]
     for file in found[:: max(1, len(found) // _LOOKED_AT)][:_LOOKED_AT]:
         head = list(_head(read_lines(file)))
-        if (notice := "" if is_jsonl(file) else not_text.notice(head, os.fspath(file))) and len(notices) < 3:
+        if (notice := "" if is_jsonl(file) else not_text.notice(head, os.fspath(file))) and len(
+            notices
+        ) < 3:
             notices.append(notice)
     return notices, bool(plain)
 
@@ -108,7 +121,8 @@ def digest(path: epath.Path) -> str:
 
 
 def read(path: epath.Path, documents: str = BLANK_LINES) -> Iterator[Document]:
-    """The documents of a file or folder, in order. `documents`: what separates them in a .txt file, as in `sources`.
+    """The documents of a file or folder, in order. `documents`: what separates them in a .txt file,
+    as in `sources`.
 
     Raises:
         BadInput: nothing there; a file that is not UTF-8, cut short, or not what its name says.
@@ -128,15 +142,21 @@ def read_lines(path: epath.Path) -> Iterator[str]:
     number = 0
     try:
         with files.clear_errors("reading", path), contextlib.ExitStack() as stack:
-            stream: Any = stack.enter_context(io.BufferedReader(path.open("rb")))  # a bucket's file has no readline(size)
+            stream: Any = stack.enter_context(
+                io.BufferedReader(path.open("rb"))
+            )  # a bucket's file has no readline(size)
             if path.name.endswith(".xz"):
                 stream = stack.enter_context(lzma.open(stream, "rb"))
             elif path.name.endswith(".gz"):
                 stream = stack.enter_context(gzip.open(stream, "rb"))
             not_text.check_bytes(stream.peek(512)[:512], shown)
-            for number, line in enumerate(iter(lambda: stream.readline(LARGEST_LINE + 1), b""), start=1):
+            for number, line in enumerate(
+                iter(lambda: stream.readline(LARGEST_LINE + 1), b""), start=1
+            ):
                 if len(line) > LARGEST_LINE:
-                    raise BadInput(f"{shown!r} line {number} has more than {LARGEST_LINE:,} bytes: is it text? Break the line")
+                    raise BadInput(
+                        f"{shown!r} line {number} has more than {LARGEST_LINE:,} bytes: is it text? Break the line"
+                    )
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise BadInput(
@@ -144,7 +164,9 @@ def read_lines(path: epath.Path) -> Iterator[str]:
             "convert it, e.g. with iconv -f latin1 -t utf-8"
         ) from error
     except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
-        raise BadInput(f"{shown!r} is cut short or damaged ({error}): fetch or pack it again") from error
+        raise BadInput(
+            f"{shown!r} is cut short or damaged ({error}): fetch or pack it again"
+        ) from error
 
 
 def _read_jsonl(lines: Iterable[str], shown: str) -> Iterator[Document]:
@@ -158,8 +180,14 @@ def _read_jsonl(lines: Iterable[str], shown: str) -> Iterator[Document]:
                 f'{shown!r} line {number} is not JSON ({error}): expected an object with a "text"'
             ) from error
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            given = f"the fields {', '.join(sorted(record))}" if isinstance(record, dict) else type(record).__name__
-            raise BadInput(f'{shown!r} line {number} holds {given}: expected an object with a string "text"')
+            given = (
+                f"the fields {', '.join(sorted(record))}"
+                if isinstance(record, dict)
+                else type(record).__name__
+            )
+            raise BadInput(
+                f'{shown!r} line {number} holds {given}: expected an object with a string "text"'
+            )
         yield Document(record["text"], f"{shown}:{number}")
 
 
@@ -173,8 +201,12 @@ def _read_lines(lines: Iterable[str], shown: str) -> Iterator[Document]:
 def _read_txt(lines: Iterator[str], shown: str) -> Iterator[Document]:
     head = list(_head(lines))
     lines = itertools.chain(head, lines)
-    is_wikitext = any(_WIKITEXT_SEPARATOR.search(line) for line in head) and any(map(_WIKITEXT_TITLE.match, head))
-    lines = _with_limit(lines, shown, _WIKITEXT_TITLE.match if is_wikitext else lambda line: not line.strip())
+    is_wikitext = any(_WIKITEXT_SEPARATOR.search(line) for line in head) and any(
+        map(_WIKITEXT_TITLE.match, head)
+    )
+    lines = _with_limit(
+        lines, shown, _WIKITEXT_TITLE.match if is_wikitext else lambda line: not line.strip()
+    )
     blocks = _wikitext_articles(lines) if is_wikitext else _blocks(lines)
     for number, block in enumerate(blocks):
         yield Document("\n".join(block), f"{shown}#{number}")
@@ -191,13 +223,16 @@ def _head(lines: Iterator[str]) -> Iterator[str]:
 
 
 def _with_limit(lines: Iterable[str], shown: str, begins: Callable[[str], object]) -> Iterator[str]:
-    """The lines; raises BadInput where more lie between two that `begins` is true of than a document may have."""
+    """The lines; raises BadInput where more lie between two that `begins` is true of than a
+    document may have."""
     size = 0
     for line in lines:
         size = 0 if begins(line) else size + len(line) + _LINE_OVERHEAD
         if size > LARGEST_DOCUMENT:
-            raise BadInput(f"{shown!r} holds a document of more than {LARGEST_DOCUMENT:,} characters: separate documents by "
-                           "blank lines")
+            raise BadInput(
+                f"{shown!r} holds a document of more than {LARGEST_DOCUMENT:,} characters: separate documents by "
+                "blank lines"
+            )
         yield line
 
 
@@ -214,7 +249,8 @@ def _blocks(lines: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _wikitext_articles(lines: Iterable[str]) -> Iterator[list[str]]:
-    """WikiText separates paragraphs by blank lines; an article begins with a heading of the first level."""
+    """WikiText separates paragraphs by blank lines; an article begins with a heading of the first
+    level."""
     article: list[str] = []
     for line in lines:
         if _WIKITEXT_TITLE.match(line) and article:
@@ -227,7 +263,8 @@ def _wikitext_articles(lines: Iterable[str]) -> Iterator[list[str]]:
 
 
 def undo_wikitext(line: str) -> str:
-    """One line of WikiText as plain text: " @-@ " is "-" (so with , and .), "= = Title = =" is the title."""
+    """One line of WikiText as plain text: " @-@ " is "-" (so with , and .), "= = Title = =" is the
+    title."""
     for heading in (_WIKITEXT_TITLE, _WIKITEXT_HEADING):
         if match := heading.match(line):
             line = match[1]

@@ -1,8 +1,9 @@
-"""Documents from a TensorFlow Datasets text set that is in ArrayRecord, or that TFDS can prepare here. See `sources`.
+"""Documents from a TensorFlow Datasets text set that is in ArrayRecord, or that TFDS can prepare
+here. See `sources`.
 
-TensorFlow itself is not needed, nor installed. A set that is built with Apache Beam (wikipedia, c4) needs the `beam`
-extra, unless it is prepared already; TFDS looks in $TFDS_DATA_DIR, else ~/tensorflow_datasets.
-"""
+TensorFlow itself is not needed, nor installed. A set that is built with Apache Beam (wikipedia, c4)
+needs the `beam` extra, unless it is prepared already; TFDS looks in $TFDS_DATA_DIR, else
+~/tensorflow_datasets."""
 
 from __future__ import annotations
 
@@ -18,12 +19,15 @@ from jaxdistill.data import files
 from jaxdistill.data.documents import Document
 from jaxdistill.errors import BadInput, nearest
 
-# A split may be a slice with colons of its own: train[:10%].
-# A name has no colon: before one TFDS finds the sets of communities, whose code it would fetch and run.
-_SOURCE = re.compile(r"^tfds:(\w[\w.+-]*(?:/\w[\w.+-]*)?)(?::([\d*]+\.[\d*]+\.[\d*]+))?(?::(\w+(?:\[.*\])?))?$")
+# A split may be a slice with colons of its own: train[:10%]. A name has no colon: before one TFDS
+# finds the sets of communities, whose code it would fetch and run.
+_SOURCE = re.compile(
+    r"^tfds:(\w[\w.+-]*(?:/\w[\w.+-]*)?)(?::([\d*]+\.[\d*]+\.[\d*]+))?(?::(\w+(?:\[.*\])?))?$"
+)
 _RECORDS_A_READ = 256
 _RECORDS_A_PART = 65_536
-# Of `parse_options`, by name: some sets only show while they are prepared that Beam builds them, and no other imports it.
+# Of `parse_options`, by name: some sets only show while they are prepared that Beam builds them,
+# and no other imports it.
 _BEAM_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
 
@@ -39,15 +43,19 @@ def parse(source: str) -> tuple[str, str]:
 
 
 def digest(source: str) -> str:
-    """A digest of the set's full name with version, its split, and its records' sizes and counts."""
+    """A digest of the set's full name with version, its split, and its records' sizes and
+    counts."""
     builder = _builder(source)
     split = _split(builder, source)
     info = builder.info.splits[split]
-    return files.digest_of([builder.info.full_name, split, info.num_examples, list(info.shard_lengths or [])])
+    return files.digest_of(
+        [builder.info.full_name, split, info.num_examples, list(info.shard_lengths or [])]
+    )
 
 
 def ranges(source: str) -> Iterator[tuple[int, int]]:
-    """The parts that a set is read in: (begin, end) of its records; prepares the set first if TFDS can.
+    """The parts that a set is read in: (begin, end) of its records; prepares the set first if TFDS
+    can.
 
     Raises:
         BadInput: no such set or split; not in ArrayRecord; what preparing it lacks.
@@ -59,7 +67,8 @@ def ranges(source: str) -> Iterator[tuple[int, int]]:
 
 
 def read(source: str, begin: int, end: int) -> Iterator[Document]:
-    """The documents that records `begin` to `end` of a set are, in its order. Raises as `ranges`, or for want of text."""
+    """The documents that records `begin` to `end` of a set are, in its order. Raises as `ranges`,
+    or for want of text."""
     builder = _builder(source)
     field = _text_field(builder, source)
     data = builder.as_data_source(split=_split(builder, source))
@@ -67,11 +76,14 @@ def read(source: str, begin: int, end: int) -> Iterator[Document]:
         numbers = range(first, min(first + _RECORDS_A_READ, end))
         for number, record in zip(numbers, data.__getitems__(list(numbers))):
             text = record[field]
-            yield Document(text.decode("utf-8") if isinstance(text, bytes) else str(text), f"{source}#{number}")
+            yield Document(
+                text.decode("utf-8") if isinstance(text, bytes) else str(text), f"{source}#{number}"
+            )
 
 
 def ready(source: str, beam_options: str) -> None:
-    """Prepares a set if it is not; one that is built with Apache Beam with these pipeline options. Raises as `ranges`."""
+    """Prepares a set if it is not; one that is built with Apache Beam with these pipeline options.
+    Raises as `ranges`."""
     _builder(source, beam_options)
 
 
@@ -90,11 +102,16 @@ def _builder(source: str, beam_options: str = "") -> Any:
     try:
         builder = tfds.builder(name, try_gcs=False)
     except tfds.core.DatasetNotFoundError as error:
-        hint = nearest(name.split("/")[0].split(":")[0], tfds.list_builders(with_community_datasets=False),
-                       "see tensorflow.org/datasets/catalog for the names")
+        hint = nearest(
+            name.split("/")[0].split(":")[0],
+            tfds.list_builders(with_community_datasets=False),
+            "see tensorflow.org/datasets/catalog for the names",
+        )
         raise BadInput(f"source {source!r}: TFDS has no set {name!r}; {hint}") from error
     except (ValueError, AssertionError, RuntimeError, ImportError) as error:
-        raise BadInput(f"source {source!r}: TFDS cannot open {name!r}: {_first_line(error)}") from error
+        raise BadInput(
+            f"source {source!r}: TFDS cannot open {name!r}: {_first_line(error)}"
+        ) from error
     if not builder.data_path.exists():
         _prepare(builder, source, beam_options)
     if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
@@ -152,7 +169,9 @@ def _text_field(builder: Any, source: str) -> str:
     features = builder.info.features
     names = [name for name, feature in features.items() if isinstance(feature, tfds.features.Text)]
     if not names:
-        raise BadInput(f"source {source!r} has no text field, only {', '.join(features)}: choose a text set")
+        raise BadInput(
+            f"source {source!r} has no text field, only {', '.join(features)}: choose a text set"
+        )
     return "text" if "text" in names else names[0]
 
 

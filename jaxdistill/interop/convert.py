@@ -1,8 +1,8 @@
-"""Applies the name table: our parameter tree <-> a flat Hugging Face state of NumPy arrays. Called by `pretrained`.
+"""Applies the name table: our parameter tree <-> a flat Hugging Face state of NumPy arrays. Called
+by `pretrained`.
 
-A *state* is {PyTorch name: float32 array}, as `state_dict()` would give it, but with the names in base-model form:
-no `bert.`/`mobilebert.` prefix (`strip_prefix`, `add_prefix`).
-"""
+A *state* is {PyTorch name: float32 array}, as `state_dict()` would give it, but with the names in
+base-model form: no `bert.`/`mobilebert.` prefix (`strip_prefix`, `add_prefix`)."""
 
 from __future__ import annotations
 
@@ -23,13 +23,32 @@ from jaxdistill.models import Model, ModelConfig, Params, parameters
 State = dict[str, np.ndarray]
 PREFIXES = ("bert.", "mobilebert.", "ib_bert.")
 WORDS = "embeddings.word_embeddings.weight"
-# What other programs put before all names: DataParallel, torch.compile, FSDP, PEFT, and modules that hold a BERT.
-WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "base_model", "model", "backbone", "encoder", "network",
-                      "auto_model", "0", "transformer", "student", "bert", "mobilebert", "ib_bert"})
+# What other programs put before all names: DataParallel, torch.compile, FSDP, PEFT, and modules
+# that hold a BERT.
+WRAPPERS = frozenset(
+    {
+        "module",
+        "_orig_mod",
+        "_fsdp_wrapped_module",
+        "base_model",
+        "model",
+        "backbone",
+        "encoder",
+        "network",
+        "auto_model",
+        "0",
+        "transformer",
+        "student",
+        "bert",
+        "mobilebert",
+        "ib_bert",
+    }
+)
 
 
 def to_state(config: ModelConfig, params: Params, family: str) -> State:
-    """Our parameters as a Hugging Face state of the family "bert" or "mobilebert", unstacked and flattened."""
+    """Our parameters as a Hugging Face state of the family "bert" or "mobilebert", unstacked and
+    flattened."""
     flat = parameters.flatten(params)
     check_tree(config, flat)
     state: State = {}
@@ -45,22 +64,33 @@ def to_state(config: ModelConfig, params: Params, family: str) -> State:
     return state
 
 
-def from_state(config: ModelConfig, state: Mapping[str, np.ndarray], where: str, strict_heads: bool = True) -> Params:
+def from_state(
+    config: ModelConfig, state: Mapping[str, np.ndarray], where: str, strict_heads: bool = True
+) -> Params:
     """A Hugging Face state as our parameters, float32, layers stacked.
 
-    `where` names the file in messages. `strict_heads`: whether tensors outside the encoder that the config has no
-    use for are refused too. Raises `BadInput` for missing, unexpected, misshapen or non-float tensors.
-    """
+    `where` names the file in messages. `strict_heads`: whether tensors outside the encoder that the
+    config has no use for are refused too. Raises `BadInput` for missing, unexpected, misshapen or
+    non-float tensors."""
     if config.num_layers > len(state):  # before anything is made for each of them
-        raise BadInput(f"{where} holds {len(state)} tensors, but the config says {config.num_layers} layers; weights and "
-                       "config.json are of different models")
+        raise BadInput(
+            f"{where} holds {len(state)} tensors, but the config says {config.num_layers} layers; weights and "
+            "config.json are of different models"
+        )
     flat: dict[str, jax.Array] = {}
     shapes, used = our_shapes(config), set()
     layers = range(config.num_layers)
-    wanted = [name for row in names.rows(config)
-              for name in ([row.theirs.format(i=i) for i in layers] if row.stacked else [row.theirs])]
-    complain("lacks", [name for name in wanted if name not in state], where,
-             "the file is of another architecture, of another depth, or incomplete: check config.json and the download")
+    wanted = [
+        name
+        for row in names.rows(config)
+        for name in ([row.theirs.format(i=i) for i in layers] if row.stacked else [row.theirs])
+    ]
+    complain(
+        "lacks",
+        [name for name in wanted if name not in state],
+        where,
+        "the file is of another architecture, of another depth, or incomplete: check config.json and the download",
+    )
     for row in names.rows(config):
         layout, shape = names.LAYOUTS[row.layout], shapes[row.ours]
         one = shape[1:] if row.stacked else shape
@@ -75,11 +105,23 @@ def from_state(config: ModelConfig, state: Mapping[str, np.ndarray], where: str,
     left = [name for name in extra if names.is_leftover(name)]
     if left:
         say(f"{where} holds {_several(left)} left from training, which are not used")
-    extra = [name for name in extra if name not in left and (strict_heads or name.startswith(names.BASE))]
+    extra = [
+        name for name in extra if name not in left and (strict_heads or name.startswith(names.BASE))
+    ]
     if any(name.startswith(names.BASE) for name in extra):
-        complain("holds unknown", extra, where, "config.json does not describe this file: take both from the same export")
-    complain("holds unknown", extra, where, "they are no part of a BERT, but of another head; jaxdistill.from_pretrained(DIR, "
-             "heads=()) loads the encoder alone, and save_pretrained writes it as a folder that every command takes")
+        complain(
+            "holds unknown",
+            extra,
+            where,
+            "config.json does not describe this file: take both from the same export",
+        )
+    complain(
+        "holds unknown",
+        extra,
+        where,
+        "they are no part of a BERT, but of another head; jaxdistill.from_pretrained(DIR, "
+        "heads=()) loads the encoder alone, and save_pretrained writes it as a folder that every command takes",
+    )
     return parameters.unflatten(flat)
 
 
@@ -91,19 +133,31 @@ def our_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def largest_bytes(config: ModelConfig) -> int:
-    """What weights of this architecture can need at most: float64, all heads, an output table of its own."""
+    """What weights of this architecture can need at most: float64, all heads, an output table of
+    its own."""
     shapes = our_shapes(config.replace(heads=("mlm",))) | our_shapes(config)
-    numbers = sum(math.prod(shape) for shape in shapes.values()) + config.vocab_size * config.hidden_size
+    numbers = (
+        sum(math.prod(shape) for shape in shapes.values()) + config.vocab_size * config.hidden_size
+    )
     return 8 * numbers + 2**24
 
 
 def check_tree(config: ModelConfig, flat: Mapping[str, Any], where: str = "params") -> None:
-    """Raises `BadInput` unless the flat parameters `flat` are exactly those of the model described by `config`."""
+    """Raises `BadInput` unless the flat parameters `flat` are exactly those of the model described
+    by `config`."""
     shapes = our_shapes(config)
-    complain("lacks", [name for name in shapes if name not in flat], where,
-             "they belong to another model, or to a part of one: give the whole tree of this model's config")
-    complain("holds unknown", [name for name in flat if name not in shapes], where,
-             "they belong to another model: drop what the config does not have (a loss's own projections, for one)")
+    complain(
+        "lacks",
+        [name for name in shapes if name not in flat],
+        where,
+        "they belong to another model, or to a part of one: give the whole tree of this model's config",
+    )
+    complain(
+        "holds unknown",
+        [name for name in flat if name not in shapes],
+        where,
+        "they belong to another model: drop what the config does not have (a loss's own projections, for one)",
+    )
     for name, shape in shapes.items():
         check_tensor(name, flat[name], shape, where)
 
@@ -111,11 +165,15 @@ def check_tree(config: ModelConfig, flat: Mapping[str, Any], where: str = "param
 def check_tensor(name: str, array: Any, shape: tuple[int, ...], where: str) -> None:
     """Raises `BadInput` unless `array` is floating-point and of the given shape."""
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise BadInput(f"{where}: {name} is stored as {array.dtype}; expected floating-point numbers, "
-                       "so take the unquantised weights")
+        raise BadInput(
+            f"{where}: {name} is stored as {array.dtype}; expected floating-point numbers, "
+            "so take the unquantised weights"
+        )
     if tuple(array.shape) != shape:
-        raise BadInput(f"{where}: {name} has shape {list(array.shape)} but the config says {list(shape)}; "
-                       "weights and config.json are of different models: take both from the same export")
+        raise BadInput(
+            f"{where}: {name} has shape {list(array.shape)} but the config says {list(shape)}; "
+            "weights and config.json are of different models: take both from the same export"
+        )
 
 
 def complain(what: str, tensors: Iterable[str], where: str, advice: str) -> None:
@@ -126,15 +184,19 @@ def complain(what: str, tensors: Iterable[str], where: str, advice: str) -> None
 
 
 def _several(tensors: list[str]) -> str:
-    """"5 tensors: a, b, c, d and 1 more"."""
+    """ "5 tensors: a, b, c, d and 1 more"."""
     more = f" and {len(tensors) - 4} more" if len(tensors) > 4 else ""
     return f"{len(tensors)} tensor{'s' if len(tensors) > 1 else ''}: {', '.join(tensors[:4])}{more}"
 
 
 def check_finite(flat: Mapping[str, Any], where: str) -> None:
     """Raises `BadInput` naming the parameters that hold NaN or infinite numbers."""
-    complain("holds numbers that are not finite in", [name for name, x in flat.items() if not np.isfinite(np.asarray(x)).all()],
-             where, "training diverged, or the numbers were too large for float16: take other weights")
+    complain(
+        "holds numbers that are not finite in",
+        [name for name, x in flat.items() if not np.isfinite(np.asarray(x)).all()],
+        where,
+        "training diverged, or the numbers were too large for float16: take other weights",
+    )
 
 
 def say(line: str) -> None:
@@ -143,11 +205,12 @@ def say(line: str) -> None:
 
 
 def wrapper(tensors: Iterable[str], where: str = "the file") -> str:
-    """What stands before all names of a state, such as "module.", and belongs to no model of ours; "" for nothing.
+    """What stands before all names of a state, such as "module.", and belongs to no model of ours;
+    "" for nothing.
 
-    It is told by the word table. Raises `BadInput` for a name that no known program puts there, since it may be that of
-    another kind of model, and for two word tables, neither of which stands where it belongs.
-    """
+    It is told by the word table. Raises `BadInput` for a name that no known program puts there,
+    since it may be that of another kind of model, and for two word tables, neither of which stands
+    where it belongs."""
     found = []
     for path in (name.removesuffix(WORDS) for name in tensors if f".{name}".endswith(f".{WORDS}")):
         base = next((base for base in PREFIXES if f".{path}".endswith(f".{base}")), "")
@@ -155,16 +218,21 @@ def wrapper(tensors: Iterable[str], where: str = "the file") -> str:
     if not found or "" in found:
         return ""
     if len(found) > 1:
-        raise BadInput(f"{where} holds {len(found)} word tables, under {found[0]!r} and {found[1]!r}; save the encoder that is "
-                       "wanted alone")
+        raise BadInput(
+            f"{where} holds {len(found)} word tables, under {found[0]!r} and {found[1]!r}; save the encoder that is "
+            "wanted alone"
+        )
     if not WRAPPERS.issuperset(found[0].split(".")[:-1]):
-        raise BadInput(f"{where}: the tensors' names begin with {found[0]!r}; expected '{PREFIXES[0]}' or nothing, as in a BERT. "
-                       "Take the weights of a BERT, or rename them")
+        raise BadInput(
+            f"{where}: the tensors' names begin with {found[0]!r}; expected '{PREFIXES[0]}' or nothing, as in a BERT. "
+            "Take the weights of a BERT, or rename them"
+        )
     return found[0]
 
 
 def strip_prefix(state: Mapping[str, np.ndarray]) -> State:
-    """Names in base-model form, with TF1's `gamma`/`beta` of old checkpoints modernised, and without a `wrapper`."""
+    """Names in base-model form, with TF1's `gamma`/`beta` of old checkpoints modernised, and
+    without a `wrapper`."""
     before = wrapper(state)
     return {modern_name(name.removeprefix(before)): array for name, array in state.items()}
 
@@ -179,4 +247,7 @@ def modern_name(name: str) -> str:
 
 def add_prefix(state: Mapping[str, np.ndarray], family: str) -> State:
     """Names as a model with heads has them."""
-    return {f"{family}.{name}" if name.startswith(names.BASE) else name: array for name, array in state.items()}
+    return {
+        f"{family}.{name}" if name.startswith(names.BASE) else name: array
+        for name, array in state.items()
+    }

@@ -1,9 +1,10 @@
-"""flax_model.msgpack: the per-layer tree that transformers' Flax classes hold. Called by `weight_files` and `hf_flax`.
+"""flax_model.msgpack: the per-layer tree that transformers' Flax classes hold. Called by
+`weight_files` and `hf_flax`.
 
-It is the PyTorch state with Flax's leaf names, the tree that `transformers.modeling_flax_pytorch_utils` makes of it:
-tables are called `embedding`, norm scales `scale`, and projections `kernel`, transposed. transformers has no Flax
-MobileBERT; its tree follows the same rules.
-"""
+It is the PyTorch state with Flax's leaf names, the tree that
+`transformers.modeling_flax_pytorch_utils` makes of it: tables are called `embedding`, norm scales
+`scale`, and projections `kernel`, transposed. transformers has no Flax MobileBERT; its tree follows
+the same rules."""
 
 from __future__ import annotations
 
@@ -36,10 +37,17 @@ def tree_from_state(state: State) -> dict[str, Any]:
 
 
 def flax_path(name: str) -> tuple[str, ...]:
-    """Where the tensor `name` of PyTorch lies in the Flax tree; what ends in "kernel" lies there transposed."""
+    """Where the tensor `name` of PyTorch lies in the Flax tree; what ends in "kernel" lies there
+    transposed."""
     *path, leaf = name.split(".")
     if leaf == "weight":
-        leaf = "embedding" if path[-1].endswith("_embeddings") else "scale" if path[-1] == "LayerNorm" else "kernel"
+        leaf = (
+            "embedding"
+            if path[-1].endswith("_embeddings")
+            else "scale"
+            if path[-1] == "LayerNorm"
+            else "kernel"
+        )
     return (*path, leaf)
 
 
@@ -60,9 +68,8 @@ def write_state(directory: epath.Path, state: State) -> None:
 def read_whole(directory: epath.Path, largest: int) -> State | None:
     """The folder's flax_model.msgpack under PyTorch names; None if there is none.
 
-    `largest`: how many bytes the described model can need at most. Raises `BadInput` for a larger file (before it is
-    read), a damaged one, and one that holds anything but arrays under names.
-    """
+    `largest`: how many bytes the described model can need at most. Raises `BadInput` for a larger
+    file (before it is read), a damaged one, and one that holds anything but arrays under names."""
     if not (directory / WEIGHTS).exists():
         return None
     hf_torch.check_size(directory, [WEIGHTS], largest)
@@ -70,7 +77,8 @@ def read_whole(directory: epath.Path, largest: int) -> State | None:
 
 
 def read_shards(directory: epath.Path, largest: int) -> State | None:
-    """`read_whole` of the shards that flax_model.msgpack.index.json lists; `BadInput` for a missing one too."""
+    """`read_whole` of the shards that flax_model.msgpack.index.json lists; `BadInput` for a missing
+    one too."""
     if not (directory / INDEX).exists():
         return None
     files, promised = hf_torch.read_index(directory, INDEX, ".msgpack")
@@ -78,8 +86,10 @@ def read_shards(directory: epath.Path, largest: int) -> State | None:
     tree = read_trees([directory / file for file in files])
     lost = sorted(promised - set(flax.traverse_util.flatten_dict(tree, sep="/")))
     if lost:
-        raise BadInput(f"{directory}: {INDEX} promises {len(lost)} tensors that no shard holds, such as {lost[0]}; "
-                       "fetch the folder again, whole")
+        raise BadInput(
+            f"{directory}: {INDEX} promises {len(lost)} tensors that no shard holds, such as {lost[0]}; "
+            "fetch the folder again, whole"
+        )
     return state_from_tree(tree)
 
 
@@ -92,21 +102,29 @@ def read_trees(paths: Iterable[epath.Path]) -> dict[str, Any]:
 
 
 def read_tree(path: epath.Path) -> dict[str, Any]:
-    """The tree of one msgpack file. Raises `BadInput` if it is damaged or holds anything but arrays under names."""
+    """The tree of one msgpack file. Raises `BadInput` if it is damaged or holds anything but arrays
+    under names."""
     content = path.read_bytes()
     try:
         _check_entries(content)
         tree = flax.serialization.msgpack_restore(content)
-    except Exception as error:  # msgpack, NumPy and flax raise a dozen kinds on damaged bytes; all mean the same
-        raise BadInput(f"{path} cannot be read as msgpack ({str(error) or type(error).__name__}); it is damaged or cut short: "
-                       "fetch or export it again") from error
+    except (
+        Exception
+    ) as error:  # msgpack, NumPy and flax raise a dozen kinds on damaged bytes; all mean the same
+        raise BadInput(
+            f"{path} cannot be read as msgpack ({str(error) or type(error).__name__}); it is damaged or cut short: "
+            "fetch or export it again"
+        ) from error
     if not _is_tree(tree):
-        raise BadInput(f"{path} does not hold arrays under names; expected the parameters of a Flax model")
+        raise BadInput(
+            f"{path} does not hold arrays under names; expected the parameters of a Flax model"
+        )
     return tree
 
 
 def _check_entries(content: bytes) -> None:
-    """Raises ValueError for more entries than any model has: an empty one takes a byte in the file and 64 in memory."""
+    """Raises ValueError for more entries than any model has: an empty one takes a byte in the file
+    and 64 in memory."""
     left = _MOST_ENTRIES
     sizes = {"max_array_len": _MOST_CHILDREN, "max_map_len": _MOST_CHILDREN}
 
@@ -117,23 +135,38 @@ def _check_entries(content: bytes) -> None:
             raise ValueError(f"it has more than {_MOST_ENTRIES:,} entries")
 
     def look_into(code: int, data: bytes) -> None:
-        msgpack.unpackb(data, raw=True, list_hook=count, object_hook=count, ext_hook=refuse, **sizes)
+        msgpack.unpackb(
+            data, raw=True, list_hook=count, object_hook=count, ext_hook=refuse, **sizes
+        )
 
     def refuse(code: int, data: bytes) -> None:
         raise ValueError("an array holds something else than its shape, type and numbers")
 
-    msgpack.unpackb(content, ext_hook=look_into, list_hook=count, object_hook=count, strict_map_key=False, **sizes)
+    msgpack.unpackb(
+        content,
+        ext_hook=look_into,
+        list_hook=count,
+        object_hook=count,
+        strict_map_key=False,
+        **sizes,
+    )
 
 
 def in_pytorch_names(state: State) -> State:
-    """A safetensors file's tensors under PyTorch names: Flax classes write theirs under Flax names, joined by dots."""
+    """A safetensors file's tensors under PyTorch names: Flax classes write theirs under Flax names,
+    joined by dots."""
     if not any(name.endswith((".kernel", ".embedding")) for name in state):
         return state
-    return state_from_tree(flax.traverse_util.unflatten_dict({tuple(name.split(".")): array for name, array in state.items()}))
+    return state_from_tree(
+        flax.traverse_util.unflatten_dict(
+            {tuple(name.split(".")): array for name, array in state.items()}
+        )
+    )
 
 
 def _is_tree(tree: Any) -> bool:
-    """Whether `tree` is nested dicts of arrays with string keys; walks without recursion, so depth cannot hurt."""
+    """Whether `tree` is nested dicts of arrays with string keys; walks without recursion, so depth
+    cannot hurt."""
     pending = [tree]
     while pending:
         node = pending.pop()

@@ -1,4 +1,5 @@
-"""The README.md of an exported folder, made from a run's own numbers and from nothing else. Called by run, pretrained.
+"""The README.md of an exported folder, made from a run's own numbers and from nothing else. Called
+by run, pretrained.
 
 Every key of `results` may be missing; what is missing is left out, never guessed.
 """
@@ -35,8 +36,15 @@ FACTS = {
 }
 
 
-def model_card(results: Mapping[str, Any], *, config: ModelConfig | None = None, name: str | None = None,
-               base_model: str | None = None, license: str | None = "apache-2.0", reason: str | None = None) -> str:
+def model_card(
+    results: Mapping[str, Any],
+    *,
+    config: ModelConfig | None = None,
+    name: str | None = None,
+    base_model: str | None = None,
+    license: str | None = "apache-2.0",
+    reason: str | None = None,
+) -> str:
     """Markdown with front matter.
 
     Args:
@@ -50,26 +58,43 @@ def model_card(results: Mapping[str, Any], *, config: ModelConfig | None = None,
     if reason is None and config is not None:
         reason = why_not_huggingface(config)
     title = name or str(results.get("config_name") or "jaxdistill model")
-    parts = [_front_matter(config, base_model, license, reason), f"# {title}",
-             "Made with jaxdistill.", _architecture(config), _loading(config, reason),
-             _networks(results.get("networks") or {}), _facts(results)]
+    parts = [
+        _front_matter(config, base_model, license, reason),
+        f"# {title}",
+        "Made with jaxdistill.",
+        _architecture(config),
+        _loading(config, reason),
+        _networks(results.get("networks") or {}),
+        _facts(results),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _front_matter(config: ModelConfig | None, base_model: str | None, license: str | None, reason: str | None) -> str:
+def _front_matter(
+    config: ModelConfig | None, base_model: str | None, license: str | None, reason: str | None
+) -> str:
     own = reason is not None
     tags = ["jaxdistill", "distillation"]
     if config is not None and not own:
         tags.append(family_of(config)[0])
     library = "jaxdistill" if own else "transformers"
-    head: dict[str, Any] = {"license": license, "language": "en", "library_name": library, "tags": tags,
-                            "base_model": base_model}
+    head: dict[str, Any] = {
+        "license": license,
+        "language": "en",
+        "library_name": library,
+        "tags": tags,
+        "base_model": base_model,
+    }
     if config is not None and "mlm" in config.heads and not own:
         head["pipeline_tag"] = "fill-mask"
     elif config is not None and "embedding" in config.heads and not own:
         head |= {"library_name": "sentence-transformers", "pipeline_tag": "sentence-similarity"}
     # JSON is YAML, so quoting takes care of itself.
-    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items() if value is not None]
+    lines = [
+        f"{key}: {json.dumps(value, ensure_ascii=False)}"
+        for key, value in head.items()
+        if value is not None
+    ]
     return "\n".join(["---", *lines, "---"])
 
 
@@ -78,9 +103,11 @@ def _architecture(config: ModelConfig | None) -> str:
         return ""
     inside = f", {config.bottleneck_size} wide inside a block" if config.bottleneck_size else ""
     heads = f"heads: {', '.join(config.heads)}" if config.heads else "no heads"
-    return (f"{config.num_layers} layers, {config.hidden_size} wide{inside}, {config.num_heads} attention heads, "
-            f"{config.num_ffn} feed-forward network{'s' if config.num_ffn > 1 else ''} of {config.intermediate_size} a "
-            f"layer, {config.vocab_size} word pieces; {heads}.")
+    return (
+        f"{config.num_layers} layers, {config.hidden_size} wide{inside}, {config.num_heads} attention heads, "
+        f"{config.num_ffn} feed-forward network{'s' if config.num_ffn > 1 else ''} of {config.intermediate_size} a "
+        f"layer, {config.vocab_size} word pieces; {heads}."
+    )
 
 
 def _loading(config: ModelConfig | None, reason: str | None) -> str:
@@ -90,13 +117,28 @@ def _loading(config: ModelConfig | None, reason: str | None) -> str:
     if config is not None:
         family = family_of(config)[0]
         kind = architecture(config, family)
-        lines += ["", f"from transformers import {kind}", "", f'{kind}.from_pretrained("THIS_FOLDER")']
+        lines += [
+            "",
+            f"from transformers import {kind}",
+            "",
+            f'{kind}.from_pretrained("THIS_FOLDER")',
+        ]
         if family == "mobilebert":  # of BERT transformers has a Flax class of its own
             auto = "FlaxAutoModel" + kind.removeprefix("MobileBert").removeprefix("Model")
-            lines += ["", f"from transformers import {auto}", "", "jaxdistill.register_with_transformers()  # comes first",
-                      f'{auto}.from_pretrained("THIS_FOLDER")']
+            lines += [
+                "",
+                f"from transformers import {auto}",
+                "",
+                "jaxdistill.register_with_transformers()  # comes first",
+                f'{auto}.from_pretrained("THIS_FOLDER")',
+            ]
         if "embedding" in config.heads:
-            lines += ["", "from sentence_transformers import SentenceTransformer", "", 'SentenceTransformer("THIS_FOLDER")']
+            lines += [
+                "",
+                "from sentence_transformers import SentenceTransformer",
+                "",
+                'SentenceTransformer("THIS_FOLDER")',
+            ]
     return _code(lines)
 
 
@@ -108,18 +150,26 @@ def _networks(networks: Mapping[str, Mapping[str, Any]]) -> str:
     columns = [key for key in COLUMNS if any(key in values for values in networks.values())]
     if not columns:
         return ""
-    rows = [[name, *(_number(values.get(key)) for key in columns)] for name, values in networks.items()]
+    rows = [
+        [name, *(_number(values.get(key)) for key in columns)] for name, values in networks.items()
+    ]
     return "## Evaluation\n\n" + _table(["network", *(COLUMNS[key] for key in columns)], rows)
 
 
 def _facts(results: Mapping[str, Any]) -> str:
-    rows = [[heading, _text(results[key])] for key, heading in FACTS.items() if results.get(key) is not None]
+    rows = [
+        [heading, _text(results[key])]
+        for key, heading in FACTS.items()
+        if results.get(key) is not None
+    ]
     return "## How it was made\n\n" + _table(["", ""], rows) if rows else ""
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
     def line(cells: list[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+        return (
+            "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+        )
 
     return "\n".join(line(cells) for cells in (header, ["---"] * len(header), *rows))
 
@@ -137,4 +187,8 @@ def _number(value: Any) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) and value >= 10_000 else str(value)
+    return (
+        f"{value:,}"
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 10_000
+        else str(value)
+    )

@@ -1,1 +1,2 @@
-"""The same mathematics with less memory. Knows nothing of models; each is tested against plain reverse mode."""
+"""The same mathematics with less memory. Knows nothing of models; each is tested against plain
+reverse mode."""

@@ -1,11 +1,11 @@
 """Losses whose gradient is taken in the forward pass, while what it needs is there anyway.
 
-A distillation loss of one layer reads tensors of [batch, heads, length, length], of student and teacher, and gives one
-number. Reverse mode would keep those tensors for every layer until the backward pass. The gradient with respect to
-the student's small tensors (hidden state, queries, keys) is all that is needed then, so it is computed beside the
-loss, kept in their place, and multiplied by the incoming cotangent: same operations, a fraction of the memory.
-Called by objectives.fused.
-"""
+A distillation loss of one layer reads tensors of [batch, heads, length, length], of student and
+teacher, and gives one number. Reverse mode would keep those tensors for every layer until the
+backward pass. The gradient with respect to the student's small tensors (hidden state, queries,
+keys) is all that is needed then, so it is computed beside the loss, kept in their place, and
+multiplied by the incoming cotangent: same operations, a fraction of the memory. Called by
+objectives.fused."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ Function = Callable[[Any, Any, Any], tuple[jax.Array, tuple[Any, Any]]]
 
 
 def gradient_in_chunks(function: Function, dtype: Any) -> Function:
-    """The sum of `function(moving, slices, shared)` over chunks, one after the other, so that only one chunk's intermediate
-    tensors exist at a time; its gradient with respect to `moving` is computed with the value and kept in `dtype`.
+    """The sum of `function(moving, slices, shared)` over chunks, one after the other, so that only
+    one chunk's intermediate tensors exist at a time; its gradient with respect to `moving` is
+    computed with the value and kept in `dtype`.
 
-    Arrays of `moving` and `slices` have a leading axis of chunks. Value and numbers are summed, tensors stacked. Only the
-    value can be differentiated, once, and only with respect to `moving`: what reaches the function through `slices` and
-    `shared` (the teacher, masks, scales) gets no gradient.
-    """
+    Arrays of `moving` and `slices` have a leading axis of chunks. Value and numbers are summed,
+    tensors stacked. Only the value can be differentiated, once, and only with respect to `moving`:
+    what reaches the function through `slices` and `shared` (the teacher, masks, scales) gets no
+    gradient."""
 
     @jax.custom_vjp
     def run(moving: Any, slices: Any, shared: Any) -> tuple[jax.Array, tuple[Any, Any]]:
@@ -39,7 +40,9 @@ def gradient_in_chunks(function: Function, dtype: Any) -> Function:
 
     def forward(moving: Any, slices: Any, shared: Any) -> Any:
         def step(xs: Any) -> Any:
-            (value, (numbers, tensors)), gradient = jax.value_and_grad(function, has_aux=True)(*xs, shared)
+            (value, (numbers, tensors)), gradient = jax.value_and_grad(function, has_aux=True)(
+                *xs, shared
+            )
             return (value, numbers), (tensors, jax.tree.map(lambda g: g.astype(dtype), gradient))
 
         (value, numbers), (tensors, gradient) = _sum_over(step, (moving, slices))
@@ -47,28 +50,39 @@ def gradient_in_chunks(function: Function, dtype: Any) -> Function:
 
     def backward(kept: Any, cotangent: Any) -> tuple[Any, None, None]:
         gradient, dtypes = kept
-        scaled = jax.tree.map(lambda g, like: (g.astype(jnp.float32) * cotangent[0]).astype(like.dtype), gradient, dtypes)
+        scaled = jax.tree.map(
+            lambda g, like: (g.astype(jnp.float32) * cotangent[0]).astype(like.dtype),
+            gradient,
+            dtypes,
+        )
         return scaled, None, None
 
     run.defvjp(forward, backward)
     return run
 
 
-def projected_loss(project: Callable[[Any, jax.Array], jax.Array], function: Callable[..., tuple[jax.Array, Any]],
-                   dtype: Any, whole: Callable[[Any], Any] = lambda weights: weights) -> Callable[..., tuple[jax.Array, Any]]:
-    """A loss of logits = project(weights, x), chunk by chunk: (moving=(weights, x), slices, shared) -> (value, numbers).
+def projected_loss(
+    project: Callable[[Any, jax.Array], jax.Array],
+    function: Callable[..., tuple[jax.Array, Any]],
+    dtype: Any,
+    whole: Callable[[Any], Any] = lambda weights: weights,
+) -> Callable[..., tuple[jax.Array, Any]]:
+    """A loss of logits = project(weights, x), chunk by chunk: (moving=(weights, x), slices, shared)
+    -> (value, numbers).
 
-    `x` [C, ..., D] and `slices` have a leading axis of chunks; `function(logits, slices of one chunk, shared)` is the loss
-    of one. Only the gradient with respect to the logits is kept, in `dtype`; the two large products with it are done in
-    one piece in the backward pass, so that weights, which all chunks share, are summed over devices once. `whole` is applied
-    to them ahead of the chunks, not to their gradient.
-    """
+    `x` [C, ..., D] and `slices` have a leading axis of chunks; `function(logits, slices of one
+    chunk, shared)` is the loss of one. Only the gradient with respect to the logits is kept, in
+    `dtype`; the two large products with it are done in one piece in the backward pass, so that
+    weights, which all chunks share, are summed over devices once. `whole` is applied to them ahead
+    of the chunks, not to their gradient."""
 
     def over_chunks(moving: Any, slices: Any, shared: Any) -> Any:
         weights, x = whole(moving[0]), moving[1]
 
         def one(xs: Any) -> tuple[tuple[jax.Array, Any], jax.Array]:
-            result, gradient = jax.value_and_grad(function, has_aux=True)(project(weights, xs[0]), xs[1], shared)
+            result, gradient = jax.value_and_grad(function, has_aux=True)(
+                project(weights, xs[0]), xs[1], shared
+            )
             return result, gradient.astype(dtype)
 
         return _sum_over(one, (x, slices))
@@ -85,8 +99,11 @@ def projected_loss(project: Callable[[Any, jax.Array], jax.Array], function: Cal
         gradient, moving = kept
         _, pull = jax.vjp(project, *moving)
         # Scaled after the products: before them it would be a second tensor as large as the logits.
-        scaled = jax.tree.map(lambda g: (g * cotangent[0]).astype(g.dtype), pull(gradient.astype(jnp.float32)))
-        # Together: else what waits for `x` alone (a stack's backward pass) would begin first, beside a gradient of the logits.
+        scaled = jax.tree.map(
+            lambda g: (g * cotangent[0]).astype(g.dtype), pull(gradient.astype(jnp.float32))
+        )
+        # Together: else what waits for `x` alone (a stack's backward pass) would begin first,
+        # beside a gradient of the logits.
         return jax.lax.optimization_barrier(scaled), None, None
 
     run.defvjp(forward, backward)
@@ -94,7 +111,8 @@ def projected_loss(project: Callable[[Any, jax.Array], jax.Array], function: Cal
 
 
 def _sum_over(step: Callable[[Any], tuple[Any, Any]], xs: Any) -> tuple[Any, Any]:
-    """(the sum of what `step` gives first, what it gives second stacked) over the leading axis of `xs`."""
+    """(the sum of what `step` gives first, what it gives second stacked) over the leading axis of
+    `xs`."""
     if jax.tree.leaves(xs)[0].shape[0] == 1:  # no loop around a single chunk
         result, kept = step(jax.tree.map(lambda x: x[0], xs))
         return result, jax.tree.map(lambda x: x[None], kept)
@@ -108,5 +126,6 @@ def _sum_over(step: Callable[[Any], tuple[Any, Any]], xs: Any) -> tuple[Any, Any
 
 
 def _dtypes(tree: Any) -> Any:
-    """Empty arrays of the leaves' dtypes: residuals are arrays, and a cotangent must have its primal's dtype."""
+    """Empty arrays of the leaves' dtypes: residuals are arrays, and a cotangent must have its
+    primal's dtype."""
     return jax.tree.map(lambda x: jnp.zeros((0,), x.dtype), tree)

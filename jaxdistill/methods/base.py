@@ -1,8 +1,9 @@
-"""Term, Stage, Method as plain data: what a published method is made of, and all that training knows of it.
+"""Term, Stage, Method as plain data: what a published method is made of, and all that training
+knows of it.
 
-A *term* is a loss with a weight and a layer map. A *stage* is terms plus what moves, optimizer, schedule, steps and
-depth. Everything is frozen and hashable; a stage is a static argument of the compiled step.
-"""
+A *term* is a loss with a weight and a layer map. A *stage* is terms plus what moves, optimizer,
+schedule, steps and depth. Everything is frozen and hashable; a stage is a static argument of the
+compiled step."""
 
 from __future__ import annotations
 
@@ -21,10 +22,10 @@ DECAYS = ("constant", "linear")
 class Term:
     """`weight` x loss.
 
-    `layer_map[i]` is the teacher layer that student layer i follows, -1 if none (None: i follows i). `relation_heads`: of a loss
-    on relations. `projection`: the name of a learned linear map from the student's width to the teacher's; terms that give one
-    name share it. `name`: what the term's numbers are called, unique in a stage; left out, the loss's name.
-    """
+    `layer_map[i]` is the teacher layer that student layer i follows, -1 if none (None: i follows
+    i). `relation_heads`: of a loss on relations. `projection`: the name of a learned linear map
+    from the student's width to the teacher's; terms that give one name share it. `name`: what the
+    term's numbers are called, unique in a stage; left out, the loss's name."""
 
     loss: str
     weight: float
@@ -46,7 +47,8 @@ class Term:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """LAMB or AdamW as BERT's and MobileBERT's code has them: decay and trust ratio spare biases and norms."""
+    """LAMB or AdamW as BERT's and MobileBERT's code has them: decay and trust ratio spare biases
+    and norms."""
 
     name: str = "lamb"
     beta1: float = 0.9
@@ -63,7 +65,8 @@ class Optimizer:
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """Learning rate over a stage: linear warm-up, then constant or linear decay to `end_ratio` of the peak."""
+    """Learning rate over a stage: linear warm-up, then constant or linear decay to `end_ratio` of
+    the peak."""
 
     peak: float
     warmup_steps: int = 0
@@ -79,14 +82,15 @@ class Schedule:
 class Stage:
     """One run of the loop over one network.
 
-    `moves`: regular expressions matched at the start of a parameter's name ("layers/", "embeddings/word"); what none
-    matches is frozen, and absent from gradients and optimizer. `depth`: "full", or progressive: layer i is active in
-    steps [i P, (i + 1) P) with P = steps // N, learning at `active_multiplier`; the layers below learn at a tenth of
-    that ("progressive_soft", as published) or not at all ("progressive_strict"), and moments restart at each phase.
-    `fused`: losses with their gradient taken in the forward pass; False: the plain ones, for comparison. `skip_above`:
-    how many standard deviations above the mean of recent losses a loss is a spike, whose update is skipped; 0: none is.
-    `best`: the held-out loss ("loss", or one of its terms) by which the best state is kept and handed on; "": the last is.
-    """
+    `moves`: regular expressions matched at the start of a parameter's name ("layers/",
+    "embeddings/word"); what none matches is frozen, and absent from gradients and optimizer.
+    `depth`: "full", or progressive: layer i is active in steps [i P, (i + 1) P) with P = steps //
+    N, learning at `active_multiplier`; the layers below learn at a tenth of that
+    ("progressive_soft", as published) or not at all ("progressive_strict"), and moments restart at
+    each phase. `fused`: losses with their gradient taken in the forward pass; False: the plain
+    ones, for comparison. `skip_above`: how many standard deviations above the mean of recent losses
+    a loss is a spike, whose update is skipped; 0: none is. `best`: the held-out loss ("loss", or
+    one of its terms) by which the best state is kept and handed on; "": the last is."""
 
     name: str
     network: str
@@ -107,36 +111,54 @@ class Stage:
 
     def __post_init__(self) -> None:
         if self.depth not in DEPTHS:
-            raise BadInput(f"stage {self.name!r}: depth={self.depth!r} is unknown; valid: {', '.join(DEPTHS)}")
+            raise BadInput(
+                f"stage {self.name!r}: depth={self.depth!r} is unknown; valid: {', '.join(DEPTHS)}"
+            )
         if self.steps < 1:
             raise BadInput(f"stage {self.name!r}: steps={self.steps}; expected at least 1")
         if not self.terms:
-            raise BadInput(f"stage {self.name!r} has no loss with a weight above 0; give one of its terms a weight")
+            raise BadInput(
+                f"stage {self.name!r} has no loss with a weight above 0; give one of its terms a weight"
+            )
         names = [term.name for term in self.terms]
         for name in names:
             if names.count(name) > 1 or name == "loss":
                 which = "a term" if name == "loss" else "two terms"
-                raise BadInput(f"stage {self.name!r} has {which} named {name!r}, and sums are kept by name ('loss' is that of all "
-                               "terms); give it a name of its own")
+                raise BadInput(
+                    f"stage {self.name!r} has {which} named {name!r}, and sums are kept by name ('loss' is that of all "
+                    "terms); give it a name of its own"
+                )
         if self.accumulation < 1 or self.batch_size % self.accumulation:
-            raise BadInput(f"stage {self.name!r}: batch_size={self.batch_size} is not divisible by accumulation="
-                           f"{self.accumulation}; change config.stages.{self.name}.batch_size or .accumulation")
+            raise BadInput(
+                f"stage {self.name!r}: batch_size={self.batch_size} is not divisible by accumulation="
+                f"{self.accumulation}; change config.stages.{self.name}.batch_size or .accumulation"
+            )
         if self.progressive and self.dropout:
-            raise BadInput(f"config.stages.{self.name}.dropout=True: progressive transfer runs without dropout, as "
-                           "published; set it to False")
+            raise BadInput(
+                f"config.stages.{self.name}.dropout=True: progressive transfer runs without dropout, as "
+                "published; set it to False"
+            )
         measured = ("loss", *names)
         if self.best and self.best not in measured:
-            raise BadInput(f"config.stages.{self.name}.best={self.best!r} is not measured there; {nearest(self.best, measured)}")
+            raise BadInput(
+                f"config.stages.{self.name}.best={self.best!r} is not measured there; {nearest(self.best, measured)}"
+            )
         if self.progressive and self.best:
-            raise BadInput(f"config.stages.{self.name}.best={self.best!r}: losses of different layers do not compare, so a "
-                           "progressive stage has no best state; set it to ''")
+            raise BadInput(
+                f"config.stages.{self.name}.best={self.best!r}: losses of different layers do not compare, so a "
+                "progressive stage has no best state; set it to ''"
+            )
         if self.progressive and any(not term.definition.per_layer for term in self.terms):
-            raise BadInput(f"stage {self.name!r} is progressive, so every loss must be of one layer")
+            raise BadInput(
+                f"stage {self.name!r} is progressive, so every loss must be of one layer"
+            )
         if self.progressive and len({term.layer_map for term in self.terms}) > 1:
             raise BadInput(f"stage {self.name!r} is progressive, so its losses have one layer map")
         if self.progressive and self.projections:
-            raise BadInput(f"stage {self.name!r} is progressive, so its losses have no learned projection; give the student "
-                           "the teacher's width")
+            raise BadInput(
+                f"stage {self.name!r} is progressive, so its losses have no learned projection; give the student "
+                "the teacher's width"
+            )
 
     @property
     def progressive(self) -> bool:
@@ -153,19 +175,28 @@ class Stage:
 
     def taps(self, whose: str) -> tuple[str, ...]:
         """The taps its terms read of "student" or "teacher", in a fixed order."""
-        names = {getattr(term.definition, whose) for term in self.terms
-                 if term.definition.per_layer or term.definition.of_embeddings}
+        names = {
+            getattr(term.definition, whose)
+            for term in self.terms
+            if term.definition.per_layer or term.definition.of_embeddings
+        }
         return tuple(sorted(names))
 
     def heads(self, whose: str) -> tuple[str, ...]:
         """The heads its terms read of "student" or "teacher"."""
-        names = {getattr(term.definition, whose) for term in self.terms
-                 if not (term.definition.per_layer or term.definition.of_embeddings)}
+        names = {
+            getattr(term.definition, whose)
+            for term in self.terms
+            if not (term.definition.per_layer or term.definition.of_embeddings)
+        }
         return tuple(sorted(HEAD_OF_OUTPUT[name] for name in names if name is not None))
 
     def teacher_depth(self, num_layers: int) -> int | None:
-        """How many layers of the teacher its terms read, for a student of `num_layers`; None: all, and heads on them."""
+        """How many layers of the teacher its terms read, for a student of `num_layers`; None: all,
+        and heads on them."""
         if self.heads("teacher") or "hidden_moments" in self.taps("teacher"):
             return None
         maps = [term.layer_map for term in self.terms if term.definition.per_layer]
-        return max((max(layer_map) + 1 if layer_map else num_layers for layer_map in maps), default=0)
+        return max(
+            (max(layer_map) + 1 if layer_map else num_layers for layer_map in maps), default=0
+        )

@@ -1,9 +1,10 @@
-"""What a network is: one frozen, hashable description from which every shape follows, and the published presets.
+"""What a network is: one frozen, hashable description from which every shape follows, and the
+published presets.
 
-BERT, IB-BERT, MobileBERT, MobileBERT without OPT, MobileBERT_TINY and everything between are points of `ModelConfig`:
-an inter-block width, an optional narrower or wider intra-block width, and what the attention reads. Field names are
-ours; `interop` alone knows other people's. Paper: Sun et al. 2020 (MobileBERT), tables 1-2; Devlin et al. 2019 (BERT).
-"""
+BERT, IB-BERT, MobileBERT, MobileBERT without OPT, MobileBERT_TINY and everything between are points
+of `ModelConfig`: an inter-block width, an optional narrower or wider intra-block width, and what
+the attention reads. Field names are ours; `interop` alone knows other people's. Paper: Sun et al.
+2020 (MobileBERT), tables 1-2; Devlin et al. 2019 (BERT)."""
 
 from __future__ import annotations
 
@@ -16,7 +17,15 @@ NORMS = ("layer_norm", "no_norm")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
 ATTENTION_INPUTS = ("hidden", "shared_bottleneck", "bottleneck")
 POOLERS = ("tanh", "first_token", "none")
-HEADS = ("mlm", "nsp", "sequence_classification", "token_classification", "question_answering", "embedding", "multiple_choice")
+HEADS = (
+    "mlm",
+    "nsp",
+    "sequence_classification",
+    "token_classification",
+    "question_answering",
+    "embedding",
+    "multiple_choice",
+)
 DTYPES = ("float32", "bfloat16")
 # How tokens become one vector; several joined by "+" are concatenated, as in "first_token+mean".
 POOLINGS = ("first_token", "max", "mean", "mean_sqrt_length", "weighted_mean", "last_token")
@@ -27,17 +36,18 @@ EMBEDDING_ACTIVATIONS = ("tanh", "identity", "relu", "gelu")
 class ModelConfig:
     """The architecture of one encoder and its heads.
 
-    Widths: `hidden_size` D is what flows between blocks; `bottleneck_size` is what flows inside a block (None: no
-    bottlenecks, a plain BERT block); `embedding_size` is the width of the word table (None: D).
-    `attention_input` says what query, key and value are projected from: "hidden" (the block's input: BERT and
-    IB-BERT), "shared_bottleneck" (query and key from one extra bottleneck, value from the block's input: MobileBERT)
-    or "bottleneck" (all three from the bottleneck: MobileBERT_TINY).
-    `norm_eps` is the epsilon of every LayerNorm but two: `embedding_norm_eps` and `ffn_norm_eps` (the norm of the
-    last feed-forward network of a block) differ in Hugging Face's MobileBERT, which leaves them at 1e-5; None means
-    `norm_eps`. `dtype` is that of matrix products and `residual_dtype` that in which hidden states are kept between layers
-    and sub-layers; parameters, the sums on the residual stream, norms and softmax are float32 in any case.
-    `embedding_features`: the width of a dense layer with `embedding_activation` behind the pooling; None: no such layer.
-    """
+    Widths: `hidden_size` D is what flows between blocks; `bottleneck_size` is what flows inside a
+    block (None: no bottlenecks, a plain BERT block); `embedding_size` is the width of the word
+    table (None: D). `attention_input` says what query, key and value are projected from: "hidden"
+    (the block's input: BERT and IB-BERT), "shared_bottleneck" (query and key from one extra
+    bottleneck, value from the block's input: MobileBERT) or "bottleneck" (all three from the
+    bottleneck: MobileBERT_TINY). `norm_eps` is the epsilon of every LayerNorm but two:
+    `embedding_norm_eps` and `ffn_norm_eps` (the norm of the last feed-forward network of a block)
+    differ in Hugging Face's MobileBERT, which leaves them at 1e-5; None means `norm_eps`. `dtype`
+    is that of matrix products and `residual_dtype` that in which hidden states are kept between
+    layers and sub-layers; parameters, the sums on the residual stream, norms and softmax are
+    float32 in any case. `embedding_features`: the width of a dense layer with
+    `embedding_activation` behind the pooling; None: no such layer."""
 
     vocab_size: int = 30522
     num_layers: int = 12
@@ -74,36 +84,69 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "heads", tuple(self.heads))
-        for field, valid in (("norm", NORMS), ("activation", ACTIVATIONS), ("attention_input", ATTENTION_INPUTS),
-                             ("pooler", POOLERS), ("dtype", DTYPES), ("residual_dtype", DTYPES),
-                             ("embedding_activation", EMBEDDING_ACTIVATIONS)):
+        for field, valid in (
+            ("norm", NORMS),
+            ("activation", ACTIVATIONS),
+            ("attention_input", ATTENTION_INPUTS),
+            ("pooler", POOLERS),
+            ("dtype", DTYPES),
+            ("residual_dtype", DTYPES),
+            ("embedding_activation", EMBEDDING_ACTIVATIONS),
+        ):
             if getattr(self, field) not in valid:
-                raise BadInput(f"model {field}={getattr(self, field)!r} is unknown; {nearest(getattr(self, field), valid)}")
+                raise BadInput(
+                    f"model {field}={getattr(self, field)!r} is unknown; {nearest(getattr(self, field), valid)}"
+                )
         for part in self.poolings:
             if part not in POOLINGS or self.poolings.count(part) > 1:
-                raise BadInput(f"model embedding_pooling={self.embedding_pooling!r}: expected one of {', '.join(POOLINGS)}, "
-                               "or several different ones joined by '+'")
+                raise BadInput(
+                    f"model embedding_pooling={self.embedding_pooling!r}: expected one of {', '.join(POOLINGS)}, "
+                    "or several different ones joined by '+'"
+                )
         for head in self.heads:
             if head not in HEADS:
-                raise BadInput(f"model heads={self.heads!r}: {head!r} is unknown; {nearest(head, HEADS)}")
-        for field in ("vocab_size", "num_layers", "hidden_size", "num_heads", "intermediate_size", "num_ffn",
-                      "max_positions", "type_vocab_size", "num_labels"):
+                raise BadInput(
+                    f"model heads={self.heads!r}: {head!r} is unknown; {nearest(head, HEADS)}"
+                )
+        for field in (
+            "vocab_size",
+            "num_layers",
+            "hidden_size",
+            "num_heads",
+            "intermediate_size",
+            "num_ffn",
+            "max_positions",
+            "type_vocab_size",
+            "num_labels",
+        ):
             if int(getattr(self, field)) < 1:
-                raise BadInput(f"model {field}={getattr(self, field)!r} must be a positive whole number")
+                raise BadInput(
+                    f"model {field}={getattr(self, field)!r} must be a positive whole number"
+                )
         if self.embedding_features is not None and int(self.embedding_features) < 1:
-            raise BadInput(f"model embedding_features={self.embedding_features!r} must be a positive whole number, or None")
+            raise BadInput(
+                f"model embedding_features={self.embedding_features!r} must be a positive whole number, or None"
+            )
         if self.inner_size % self.num_heads:
-            raise BadInput(f"model width inside a block ({self.inner_size}) is not divisible by num_heads="
-                           f"{self.num_heads}; change num_heads or {'bottleneck_size' if self.bottleneck_size else 'hidden_size'}")
+            raise BadInput(
+                f"model width inside a block ({self.inner_size}) is not divisible by num_heads="
+                f"{self.num_heads}; change num_heads or {'bottleneck_size' if self.bottleneck_size else 'hidden_size'}"
+            )
         if self.bottleneck_size is None and self.attention_input != "hidden":
-            raise BadInput(f"model attention_input={self.attention_input!r} needs a bottleneck_size; "
-                           "set one, or attention_input='hidden'")
+            raise BadInput(
+                f"model attention_input={self.attention_input!r} needs a bottleneck_size; "
+                "set one, or attention_input='hidden'"
+            )
         if self.word_size > self.hidden_size:
-            raise BadInput(f"model embedding_size={self.word_size} is wider than hidden_size={self.hidden_size}; "
-                           "the output table is the word table widened to hidden_size, so it cannot shrink")
+            raise BadInput(
+                f"model embedding_size={self.word_size} is wider than hidden_size={self.hidden_size}; "
+                "the output table is the word table widened to hidden_size, so it cannot shrink"
+            )
         if "nsp" in self.heads and self.pooler == "none":
-            raise BadInput("model heads include 'nsp', which reads the pooled first token, but pooler='none'; "
-                           "use pooler='first_token' or 'tanh'")
+            raise BadInput(
+                "model heads include 'nsp', which reads the pooled first token, but pooler='none'; "
+                "use pooler='first_token' or 'tanh'"
+            )
 
     @property
     def inner_size(self) -> int:
@@ -153,27 +196,46 @@ def check_fields(values: dict[str, Any]) -> None:
             raise BadInput(f"model field {name!r} is unknown; {nearest(name, valid)}")
 
 
-_IB: dict[str, Any] = dict(hidden_size=512, embedding_size=128, trigram_input=True, num_layers=24, num_heads=4)
-_MOBILE: dict[str, Any] = dict(_IB, bottleneck_size=128, intermediate_size=512, hidden_dropout=0.0, pooler="first_token",
-               norm="no_norm", activation="relu")
+_IB: dict[str, Any] = dict(
+    hidden_size=512, embedding_size=128, trigram_input=True, num_layers=24, num_heads=4
+)
+_MOBILE: dict[str, Any] = dict(
+    _IB,
+    bottleneck_size=128,
+    intermediate_size=512,
+    hidden_dropout=0.0,
+    pooler="first_token",
+    norm="no_norm",
+    activation="relu",
+)
 
 PRESETS: dict[str, ModelConfig] = {
     "bert_base": ModelConfig(),
-    "bert_large": ModelConfig(num_layers=24, hidden_size=1024, num_heads=16, intermediate_size=4096),
-    # The teacher: BERT_LARGE's width inside, the student's width between blocks. Google's gelu is the tanh form.
-    "ib_bert_large": ModelConfig(**_IB, bottleneck_size=1024, intermediate_size=4096, activation="gelu_tanh"),
+    "bert_large": ModelConfig(
+        num_layers=24, hidden_size=1024, num_heads=16, intermediate_size=4096
+    ),
+    # The teacher: BERT_LARGE's width inside, the student's width between blocks. Google's gelu is
+    # the tanh form.
+    "ib_bert_large": ModelConfig(
+        **_IB, bottleneck_size=1024, intermediate_size=4096, activation="gelu_tanh"
+    ),
     "mobilebert": ModelConfig(**_MOBILE, num_ffn=4, attention_input="shared_bottleneck"),
-    # "OPT" is two changes (NoNorm, relu), undone here. The two odd epsilons are Hugging Face's, so that it exports.
+    # "OPT" is two changes (NoNorm, relu), undone here. The two odd epsilons are Hugging Face's, so
+    # that it exports.
     "mobilebert_without_opt": ModelConfig(
-        **{**_MOBILE, "norm": "layer_norm", "activation": "gelu"}, num_ffn=4, attention_input="shared_bottleneck",
-        embedding_norm_eps=1e-5, ffn_norm_eps=1e-5,
+        **{**_MOBILE, "norm": "layer_norm", "activation": "gelu"},
+        num_ffn=4,
+        attention_input="shared_bottleneck",
+        embedding_norm_eps=1e-5,
+        ffn_norm_eps=1e-5,
     ),
     "mobilebert_tiny": ModelConfig(**_MOBILE, num_ffn=2, attention_input="bottleneck"),
 }
 
 
 def preset(name: str) -> ModelConfig:
-    """The published configuration `name`; raises `BadInput` with the nearest name if there is none."""
+    """The published configuration `name`; raises `BadInput` with the nearest name if there is
+    none."""
     if name not in PRESETS:
         raise BadInput(f"model preset {name!r} is unknown; {nearest(name, PRESETS)}")
     return PRESETS[name]

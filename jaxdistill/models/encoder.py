@@ -1,11 +1,13 @@
-"""The whole network as two pure functions, `Model.init` and `Model.apply`, and the pieces distillation walks through.
+"""The whole network as two pure functions, `Model.init` and `Model.apply`, and the pieces
+distillation walks through.
 
-A stack is an array: the parameters of all blocks are one pytree, `params["layers"]`, with a leading layer axis, so
-depth is a slice, "layer 7 alone" is an index and a layer map is an integer array. Taps are return values: `apply`
-gives the intermediate tensors asked for by name, stacked over layers, and computes no others.
+A stack is an array: the parameters of all blocks are one pytree, `params["layers"]`, with a leading
+layer axis, so depth is a slice, "layer 7 alone" is an index and a layer map is an integer array.
+Taps are return values: `apply` gives the intermediate tensors asked for by name, stacked over
+layers, and computes no others.
 
-Called by training (also piece by piece: `embed`, `block`, `encode`, `run_heads`), evaluation, interop and users.
-"""
+Called by training (also piece by piece: `embed`, `block`, `encode`, `run_heads`), evaluation,
+interop and users."""
 
 from __future__ import annotations
 
@@ -28,11 +30,13 @@ Params = dict[str, Any]
 Batch = Mapping[str, Any]
 Arrays = dict[str, jax.Array]
 
-# `embeddings` is hidden state 0; `hidden_moments` are the mean and variance over D of all N + 1 hidden states.
+# `embeddings` is hidden state 0; `hidden_moments` are the mean and variance over D of all N + 1
+# hidden states.
 TAPS = ("embeddings", *BLOCK_TAPS, "hidden_moments")
-# Half of float32's lowest number. As with the lowest, which PyTorch takes, a masked key gets no weight beside any real one,
-# and where all keys are masked they get equal weights. Half leaves room: the lowest plus a negative score can be -inf, and
-# a loss that multiplies its logarithm by a weight of 0 then gives NaN.
+# Half of float32's lowest number. As with the lowest, which PyTorch takes, a masked key gets no
+# weight beside any real one, and where all keys are masked they get equal weights. Half leaves
+# room: the lowest plus a negative score can be -inf, and a loss that multiplies its logarithm by a
+# weight of 0 then gives NaN.
 MASKED_SCORE = float(jnp.finfo(jnp.float32).min) / 2
 
 
@@ -40,50 +44,65 @@ MASKED_SCORE = float(jnp.finfo(jnp.float32).min) / 2
 class Model:
     """A network described by its config; hashable, so it can be a static argument of `jit`.
 
-    `batch` maps `input_ids` int[B, L] and, optionally, `attention_mask` int[B, L] (default all ones),
-    `token_type_ids` int[B, L] (default zeros), `position_ids` int[B, L] (default 0 to L - 1) and `mlm_positions` int[B, P]
-    (evaluate the MLM head there only). A packed batch, of rows that hold several texts, also has `segment_ids` int[B, L]
-    (1.. in each row, 0 for pads) and `cls_positions` int[B, S] (where segments begin, then zeros), and `position_ids` start
-    from 0 in each segment: every segment then comes out as if it stood alone in a row, followed by pads.
-    """
+    `batch` maps `input_ids` int[B, L] and, optionally, `attention_mask` int[B, L] (default all
+    ones), `token_type_ids` int[B, L] (default zeros), `position_ids` int[B, L] (default 0 to L - 1)
+    and `mlm_positions` int[B, P] (evaluate the MLM head there only). A packed batch, of rows that
+    hold several texts, also has `segment_ids` int[B, L] (1.. in each row, 0 for pads) and
+    `cls_positions` int[B, S] (where segments begin, then zeros), and `position_ids` start from 0 in
+    each segment: every segment then comes out as if it stood alone in a row, followed by pads."""
 
     config: ModelConfig
-    # Where hidden states lie on a mesh, set by training: without it the compiler may follow the parameters and split the
-    # width instead of the batch.
+    # Where hidden states lie on a mesh, set by training: without it the compiler may follow the
+    # parameters and split the width instead of the batch.
     batch_sharding: NamedSharding | None = None
-    # What the backward pass keeps of a block beside its input, set by training: "dots" the projections' outputs (norms,
-    # activations and attention scores cost few operations and fill most of the memory), "full" nothing, of embeddings too.
+    # What the backward pass keeps of a block beside its input, set by training: "dots" the
+    # projections' outputs (norms, activations and attention scores cost few operations and fill
+    # most of the memory), "full" nothing, of embeddings too.
     remat: str = "dots"
 
     def init(self, key: jax.Array) -> Params:
-        """Fresh float32 parameters: `embeddings`, `layers` (leading axis N on every leaf), and one tree per head."""
+        """Fresh float32 parameters: `embeddings`, `layers` (leading axis N on every leaf), and one
+        tree per head."""
         c = self.config
         names = ("embeddings", "layers", "pooler", *HEADS)
         keys = dict(zip(names, jax.random.split(key, len(names))))
         ids_1x1 = jnp.zeros((1, 1), jnp.int32)
         hidden_1x1xD, bias = jnp.zeros((1, 1, c.hidden_size)), jnp.zeros((1, 1, 1, 1))
-        params: Params = {"embeddings": _init(Embeddings(c), keys["embeddings"], ids_1x1, ids_1x1, ids_1x1)}
+        params: Params = {
+            "embeddings": _init(Embeddings(c), keys["embeddings"], ids_1x1, ids_1x1, ids_1x1)
+        }
         layer_keys = jax.random.split(keys["layers"], c.num_layers)
         params["layers"] = jax.vmap(lambda k: _init(Block(c), k, hidden_1x1xD, bias))(layer_keys)
         for name, module in heads_lib.modules(c).items():
-            inputs = (hidden_1x1xD, params["embeddings"]["word"]) if name == "mlm" else (hidden_1x1xD,)
+            inputs = (
+                (hidden_1x1xD, params["embeddings"]["word"]) if name == "mlm" else (hidden_1x1xD,)
+            )
             params[name] = _init(module, keys[name], *inputs)
         return params
 
-    def apply(self, params: Params, batch: Batch, *, taps: Sequence[str] = (), heads: Sequence[str] | None = None,
-              dropout_key: jax.Array | None = None, num_layers: int | None = None) -> tuple[Arrays, Arrays]:
+    def apply(
+        self,
+        params: Params,
+        batch: Batch,
+        *,
+        taps: Sequence[str] = (),
+        heads: Sequence[str] | None = None,
+        dropout_key: jax.Array | None = None,
+        num_layers: int | None = None,
+    ) -> tuple[Arrays, Arrays]:
         """Runs the network: (outputs, taps).
 
-        `taps`: names from `TAPS`; block taps come stacked, [N, B, ...]. `heads`: which of the config's heads to run
-        (default all). `dropout_key`: dropout is on when given. `num_layers`: stop after so many blocks (then no head
-        runs). Outputs: `last_hidden_state` [B, L, D], `pooler_output` [B, D], and by head `mlm_logits` [B, L or P, V],
-        `nsp_logits` [B, 2], `logits` [B, C], [B, L, C] or (the score of one choice a row) [B, 1],
-        `start_logits`/`end_logits` [B, L], `embedding` [B, D] (or what is pooled and projected); all float32.
-        In a packed batch what is pooled is [B, S, D], and `nsp_logits` and `logits` of pooled vectors are
-        [B, S, 2] and [B, S, C]. Raises `BadInput` for an unknown tap or head, for rows longer than the position table,
-        for ids, types and positions outside their tables (NaN under `jit`, where the numbers are not known), and for a
-        packed batch that lacks a field or is given to a head that reads whole rows.
-        """
+        `taps`: names from `TAPS`; block taps come stacked, [N, B, ...]. `heads`: which of the
+        config's heads to run (default all). `dropout_key`: dropout is on when given. `num_layers`:
+        stop after so many blocks (then no head runs). Outputs: `last_hidden_state` [B, L, D],
+        `pooler_output` [B, D], and by head `mlm_logits` [B, L or P, V], `nsp_logits` [B, 2],
+        `logits` [B, C], [B, L, C] or (the score of one choice a row) [B, 1],
+        `start_logits`/`end_logits` [B, L], `embedding` [B, D] (or what is pooled and projected);
+        all float32. In a packed batch what is pooled is [B, S, D], and `nsp_logits` and `logits` of
+        pooled vectors are [B, S, 2] and [B, S, C]. Raises `BadInput` for an unknown tap or head,
+        for rows longer than the position table, for ids, types and positions outside their tables
+        (NaN under `jit`, where the numbers are not known), and for a packed batch that lacks a
+        field or is given to a head that reads whole rows."""
         check_arguments(params, batch)
         taps, heads = _names(taps), None if heads is None else _names(heads)
         for tap in taps:
@@ -103,66 +122,107 @@ class Model:
             collected["hidden_moments"] = moments
         outputs = {"last_hidden_state": hidden.astype(jnp.float32)}
         if num_layers is None:
-            outputs |= self.run_heads(params, hidden, batch, self.config.heads if heads is None else heads, heads_key)
+            outputs |= self.run_heads(
+                params, hidden, batch, self.config.heads if heads is None else heads, heads_key
+            )
         return outputs, {tap: collected[tap] for tap in taps}
 
-    def embed(self, params: Params, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
+    def embed(
+        self, params: Params, batch: Batch, dropout_key: jax.Array | None = None
+    ) -> jax.Array:
         """Hidden state 0, [B, L, D] in the residual dtype."""
         ids_BxL = jnp.asarray(batch["input_ids"])
         if ids_BxL.ndim != 2 or not jnp.issubdtype(ids_BxL.dtype, jnp.integer):
-            raise BadInput(f"input_ids is {ids_BxL.dtype}{list(ids_BxL.shape)}; expected whole numbers of shape [batch, length]")
+            raise BadInput(
+                f"input_ids is {ids_BxL.dtype}{list(ids_BxL.shape)}; expected whole numbers of shape [batch, length]"
+            )
         if ids_BxL.shape[1] > self.config.max_positions:
-            raise BadInput(f"input_ids has rows of {ids_BxL.shape[1]} tokens but the model has max_positions="
-                           f"{self.config.max_positions}; shorten the rows")
+            raise BadInput(
+                f"input_ids has rows of {ids_BxL.shape[1]} tokens but the model has max_positions="
+                f"{self.config.max_positions}; shorten the rows"
+            )
         check_ids(self.config, batch)
         types = batch.get("token_type_ids")
         types_BxL = jnp.zeros_like(ids_BxL) if types is None else jnp.asarray(types)
         segments_BxL = segment_ids(batch)
         positions = batch.get("position_ids")
-        positions_BxL = (jnp.broadcast_to(jnp.arange(ids_BxL.shape[1]), ids_BxL.shape) if positions is None
-                         else jnp.asarray(positions))
+        positions_BxL = (
+            jnp.broadcast_to(jnp.arange(ids_BxL.shape[1]), ids_BxL.shape)
+            if positions is None
+            else jnp.asarray(positions)
+        )
 
         def run(tables: Params, *inputs: Any) -> jax.Array:
             # Looked up whole: rows of a split table would have to be sorted out again.
             return _apply(Embeddings(self.config), self.whole(tables), *inputs)
 
         embed = jax.checkpoint(run) if self.remat == "full" else run
-        return self._constrain(embed(params["embeddings"], dropout_key, ids_BxL, types_BxL, positions_BxL, segments_BxL))
+        return self._constrain(
+            embed(
+                params["embeddings"], dropout_key, ids_BxL, types_BxL, positions_BxL, segments_BxL
+            )
+        )
 
-    def block(self, layer_params: Params, hidden_BxLxD: jax.Array, bias_Bx1xLxL: jax.Array,
-              dropout_key: jax.Array | None = None, looped: bool = True) -> tuple[jax.Array, Arrays]:
-        """One block with one layer's parameters (no layer axis): (next hidden state, its taps). `remat` says what its
-        backward pass computes again; `looped`: it is the body of a loop, whose passes the compiler cannot merge."""
+    def block(
+        self,
+        layer_params: Params,
+        hidden_BxLxD: jax.Array,
+        bias_Bx1xLxL: jax.Array,
+        dropout_key: jax.Array | None = None,
+        looped: bool = True,
+    ) -> tuple[jax.Array, Arrays]:
+        """One block with one layer's parameters (no layer axis): (next hidden state, its taps).
+        `remat` says what its backward pass computes again; `looped`: it is the body of a loop,
+        whose passes the compiler cannot merge."""
+
         def run(layer_params: Params, *inputs: Any) -> Any:
             if looped and self.remat == "full":
-                layer_params = jax.tree.map(lambda x: _only_here(x) if x.dtype == jnp.float32 else x, layer_params)
+                layer_params = jax.tree.map(
+                    lambda x: _only_here(x) if x.dtype == jnp.float32 else x, layer_params
+                )
             return _apply(Block(self.config), layer_params, *inputs)
 
-        policy = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}[self.remat]
+        policy = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}[
+            self.remat
+        ]
         hidden, taps = jax.checkpoint(run, policy=policy, prevent_cse=not looped)(
-            layer_params, dropout_key, hidden_BxLxD, bias_Bx1xLxL)
+            layer_params, dropout_key, hidden_BxLxD, bias_Bx1xLxL
+        )
         return self._constrain(hidden), taps
 
     def whole(self, tables: Params) -> Params:
         """`tables` on every device of the mesh, whichever part of them each holds."""
         if self.batch_sharding is None:
             return tables
-        return jax.lax.with_sharding_constraint(tables, NamedSharding(self.batch_sharding.mesh, PartitionSpec()))
+        return jax.lax.with_sharding_constraint(
+            tables, NamedSharding(self.batch_sharding.mesh, PartitionSpec())
+        )
 
     def _constrain(self, hidden_BxLxD: jax.Array) -> jax.Array:
         if self.batch_sharding is None:
             return hidden_BxLxD
         return jax.lax.with_sharding_constraint(hidden_BxLxD, self.batch_sharding)
 
-    def encode(self, layers: Params, hidden_BxLxD: jax.Array, bias_Bx1xLxL: jax.Array, *, taps: Sequence[str] = (),
-               dropout_key: jax.Array | None = None, dropout_keys: jax.Array | None = None) -> tuple[jax.Array, Arrays]:
-        """The stack, or a stretch of it, from embedded vectors on: one scan, taps stacked over layers [N, ...].
+    def encode(
+        self,
+        layers: Params,
+        hidden_BxLxD: jax.Array,
+        bias_Bx1xLxL: jax.Array,
+        *,
+        taps: Sequence[str] = (),
+        dropout_key: jax.Array | None = None,
+        dropout_keys: jax.Array | None = None,
+    ) -> tuple[jax.Array, Arrays]:
+        """The stack, or a stretch of it, from embedded vectors on: one scan, taps stacked over
+        layers [N, ...].
 
         `dropout_key` is split over the layers given; `dropout_keys` [N] are those of each.
         """
         depth = jax.tree.leaves(layers)[0].shape[0]
 
-        def body(hidden: jax.Array, xs: tuple[Params, jax.Array | None]) -> tuple[jax.Array, Arrays]:
+        def body(
+            hidden: jax.Array, xs: tuple[Params, jax.Array | None]
+        ) -> tuple[jax.Array, Arrays]:
             hidden, block_taps = self.block(xs[0], hidden, bias_Bx1xLxL, xs[1])
             if "hidden_moments" in taps:
                 block_taps["hidden_moments"] = hidden_moments(hidden)
@@ -172,27 +232,51 @@ class Model:
             dropout_keys = jax.random.split(dropout_key, depth)
         return jax.lax.scan(body, hidden_BxLxD, (layers, dropout_keys))
 
-    def apply_at(self, params: Params, batch: Batch, layer: jax.Array, *, taps: Sequence[str] = (),
-                 active: Params | None = None, differentiable: bool = False) -> Arrays:
-        """The taps of block `layer` alone, [B, ...], where `layer` is a traced index: one executable for all layers.
+    def apply_at(
+        self,
+        params: Params,
+        batch: Batch,
+        layer: jax.Array,
+        *,
+        taps: Sequence[str] = (),
+        active: Params | None = None,
+        differentiable: bool = False,
+    ) -> Arrays:
+        """The taps of block `layer` alone, [B, ...], where `layer` is a traced index: one
+        executable for all layers.
 
-        `active`: that block's parameters, when they are not to be read from the stack (the one thing differentiated
-        under strict freezing). `differentiable`: whether the gradient must reach the lower blocks; a loop with a
-        traced bound has no reverse mode, so they then run as one scan whose blocks above `layer` are skipped.
-        """
+        `active`: that block's parameters, when they are not to be read from the stack (the one
+        thing differentiated under strict freezing). `differentiable`: whether the gradient must
+        reach the lower blocks; a loop with a traced bound has no reverse mode, so they then run as
+        one scan whose blocks above `layer` are skipped."""
         hidden_0 = self.embed(params, batch)  # first: it checks the batch
         bias = attention_bias(batch)
         hidden = self.run_below(params, hidden_0, bias, layer, differentiable)
-        # No loop keeps the compiler from merging what is computed again with what was computed: "full" has to be asked for.
-        _, collected = self.block(take_layer(params["layers"], layer) if active is None else active, hidden, bias,
-                                  looped=self.remat != "full")
-        if "hidden_moments" in taps:  # every layer's, so the whole depth runs; only the moments are kept
+        # No loop keeps the compiler from merging what is computed again with what was computed:
+        # "full" has to be asked for.
+        _, collected = self.block(
+            take_layer(params["layers"], layer) if active is None else active,
+            hidden,
+            bias,
+            looped=self.remat != "full",
+        )
+        if (
+            "hidden_moments" in taps
+        ):  # every layer's, so the whole depth runs; only the moments are kept
             _, stacked = self.encode(params["layers"], hidden_0, bias, taps=("hidden_moments",))
-            collected["hidden_moments"] = jnp.concatenate([hidden_moments(hidden_0)[None], stacked["hidden_moments"]])
+            collected["hidden_moments"] = jnp.concatenate(
+                [hidden_moments(hidden_0)[None], stacked["hidden_moments"]]
+            )
         return {tap: collected[tap] for tap in taps}
 
-    def run_below(self, params: Params, hidden_BxLxD: jax.Array, bias_Bx1xLxL: jax.Array, layer: jax.Array,
-                  differentiable: bool = False) -> jax.Array:
+    def run_below(
+        self,
+        params: Params,
+        hidden_BxLxD: jax.Array,
+        bias_Bx1xLxL: jax.Array,
+        layer: jax.Array,
+        differentiable: bool = False,
+    ) -> jax.Array:
         """What enters block `layer`, a traced index, as in `apply_at`: [B, L, D]."""
         forward_only = dataclasses.replace(self, remat="dots")  # nothing will be computed again
 
@@ -206,28 +290,44 @@ class Model:
             step: Callable[[jax.Array], jax.Array] = lambda h: self.block(xs[1], h, bias_Bx1xLxL)[0]  # noqa: E731
             return jax.lax.cond(xs[0] < layer, step, lambda h: h, hidden), None
 
-        return jax.lax.scan(body, hidden_BxLxD, (jnp.arange(self.config.num_layers), params["layers"]))[0]
+        return jax.lax.scan(
+            body, hidden_BxLxD, (jnp.arange(self.config.num_layers), params["layers"])
+        )[0]
 
-    def run_heads(self, params: Params, hidden_BxLxD: jax.Array, batch: Batch, names: Sequence[str],
-                  dropout_key: jax.Array | None = None) -> Arrays:
+    def run_heads(
+        self,
+        params: Params,
+        hidden_BxLxD: jax.Array,
+        batch: Batch,
+        names: Sequence[str],
+        dropout_key: jax.Array | None = None,
+    ) -> Arrays:
         """The outputs of the heads `names` (and the pooler's) on the last hidden state."""
         modules = heads_lib.modules(self.config)
         outputs: Arrays = {}
         first_BxD = first_tokens(hidden_BxLxD, batch)
         if self.config.pooler == "tanh":
-            outputs["pooler_output"] = _apply(modules["pooler"], params["pooler"], None, first_BxD, dropout=False)
+            outputs["pooler_output"] = _apply(
+                modules["pooler"], params["pooler"], None, first_BxD, dropout=False
+            )
         elif self.config.pooler == "first_token":
             outputs["pooler_output"] = first_BxD.astype(jnp.float32)
         for name in names:
             if name not in self.config.heads:
-                raise BadInput(f"head {name!r} is not in this model; {nearest(name, self.config.heads)}")
+                raise BadInput(
+                    f"head {name!r} is not in this model; {nearest(name, self.config.heads)}"
+                )
             if name in ("question_answering", "embedding") and "segment_ids" in batch:
-                raise BadInput(f"head {name!r} reads whole rows, but the rows of this batch are packed; give it one text a row")
+                raise BadInput(
+                    f"head {name!r} reads whole rows, but the rows of this batch are packed; give it one text a row"
+                )
             if name == "mlm":
                 weights, features = self.mlm_features(params, hidden_BxLxD, batch)
                 outputs["mlm_logits"] = heads_lib.vocabulary_logits(weights, features)
             elif name == "nsp":
-                outputs["nsp_logits"] = _apply(modules[name], params[name], None, outputs["pooler_output"])
+                outputs["nsp_logits"] = _apply(
+                    modules[name], params[name], None, outputs["pooler_output"]
+                )
             elif name in ("sequence_classification", "multiple_choice"):
                 pooled = outputs.get("pooler_output", first_BxD)
                 outputs["logits"] = _apply(modules[name], params[name], dropout_key, pooled)
@@ -237,16 +337,31 @@ class Model:
                 both = _apply(modules[name], params[name], None, hidden_BxLxD)
                 outputs |= {"start_logits": both[..., 0], "end_logits": both[..., 1]}
             elif name == "embedding":
-                outputs["embedding"] = _apply(heads_lib.Embedding(self.config), params.get(name, {}), None, hidden_BxLxD,
-                                              attention_mask(batch), dropout=False)
+                outputs["embedding"] = _apply(
+                    heads_lib.Embedding(self.config),
+                    params.get(name, {}),
+                    None,
+                    hidden_BxLxD,
+                    attention_mask(batch),
+                    dropout=False,
+                )
         return outputs
 
-    def mlm_features(self, params: Params, hidden_BxLxD: jax.Array, batch: Batch) -> tuple[Params, jax.Array]:
-        """The MLM head but for its product with the vocabulary: (`weights` of `heads.vocabulary_logits`, [B, P or L, D])."""
+    def mlm_features(
+        self, params: Params, hidden_BxLxD: jax.Array, batch: Batch
+    ) -> tuple[Params, jax.Array]:
+        """The MLM head but for its product with the vocabulary: (`weights` of
+        `heads.vocabulary_logits`, [B, P or L, D])."""
         positions = batch.get("mlm_positions")
         rows = hidden_BxLxD if positions is None else tokens_at(hidden_BxLxD, positions)
-        features = _apply(heads_lib.modules(self.config)["mlm"], params["mlm"], None, rows, None, dropout=False)
-        weights = {name: params["mlm"][name] for name in ("bias", "extra_embedding") if name in params["mlm"]}
+        features = _apply(
+            heads_lib.modules(self.config)["mlm"], params["mlm"], None, rows, None, dropout=False
+        )
+        weights = {
+            name: params["mlm"][name]
+            for name in ("bias", "extra_embedding")
+            if name in params["mlm"]
+        }
         return {**weights, "word": params["embeddings"]["word"]}, features
 
 
@@ -256,17 +371,30 @@ def _names(given: Sequence[str]) -> Sequence[str]:
 
 
 def check_arguments(params: Any, batch: Any) -> None:
-    """Raises `BadInput` for what is no parameter tree of ours, or no batch: the message says what is expected."""
+    """Raises `BadInput` for what is no parameter tree of ours, or no batch: the message says what
+    is expected."""
     if not isinstance(params, Mapping) or not {"embeddings", "layers"} <= set(params):
-        given = (f"a {type(params).__name__}" if not isinstance(params, Mapping) else
-                 "a tree with 'params' above them; give its 'params'" if "params" in params else
-                 f"a tree with {', '.join(map(str, list(params)[:4])) or 'nothing'}")
-        raise BadInput("params are the tree that Model.init and jaxdistill.from_pretrained return, with 'embeddings' and "
-                       f"'layers' in it; given: {given}")
+        given = (
+            f"a {type(params).__name__}"
+            if not isinstance(params, Mapping)
+            else "a tree with 'params' above them; give its 'params'"
+            if "params" in params
+            else f"a tree with {', '.join(map(str, list(params)[:4])) or 'nothing'}"
+        )
+        raise BadInput(
+            "params are the tree that Model.init and jaxdistill.from_pretrained return, with 'embeddings' and "
+            f"'layers' in it; given: {given}"
+        )
     if not isinstance(batch, Mapping) or "input_ids" not in batch:
-        given = f"the names {', '.join(map(str, list(batch)[:4]))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
-        raise BadInput("a batch maps 'input_ids' (and 'attention_mask', 'token_type_ids', …) to whole numbers of shape "
-                       f"[batch, length]; given: {given}")
+        given = (
+            f"the names {', '.join(map(str, list(batch)[:4]))}"
+            if isinstance(batch, Mapping)
+            else f"a {type(batch).__name__}"
+        )
+        raise BadInput(
+            "a batch maps 'input_ids' (and 'attention_mask', 'token_type_ids', …) to whole numbers of shape "
+            f"[batch, length]; given: {given}"
+        )
 
 
 def attention_mask(batch: Batch) -> jax.Array:
@@ -276,42 +404,49 @@ def attention_mask(batch: Batch) -> jax.Array:
 
 
 def segment_ids(batch: Batch) -> jax.Array | None:
-    """int[B, L] of a packed batch: 1.. in each row, 0 for pads; None if the batch has one text a row. Raises `BadInput`
-    if a packed batch lacks what goes with it: positions or first tokens of whole rows would be wrong without a sign."""
+    """int[B, L] of a packed batch: 1.. in each row, 0 for pads; None if the batch has one text a
+    row. Raises `BadInput` if a packed batch lacks what goes with it: positions or first tokens of
+    whole rows would be wrong without a sign."""
     segments = batch.get("segment_ids")
     if segments is None:
         return None
     for name in ("position_ids", "cls_positions"):
         if name not in batch:
-            raise BadInput(f"the batch has segment_ids but no {name}; a packed batch needs both position_ids and cls_positions")
+            raise BadInput(
+                f"the batch has segment_ids but no {name}; a packed batch needs both position_ids and cls_positions"
+            )
     return jnp.asarray(segments)
 
 
 def first_tokens(hidden_BxLxD: jax.Array, batch: Batch) -> jax.Array:
-    """What the pooler reads, [B, D]; of a packed batch [B, S, D], the first token of every segment (the
-    row's first where there is none: `example_weights` are 0 there)."""
+    """What the pooler reads, [B, D]; of a packed batch [B, S, D], the first token of every segment
+    (the row's first where there is none: `example_weights` are 0 there)."""
     if segment_ids(batch) is None:
         return hidden_BxLxD[:, 0]
     return tokens_at(hidden_BxLxD, batch["cls_positions"])
 
 
 def tokens_at(hidden_BxLxD: jax.Array, positions: Any) -> jax.Array:
-    """[B, P, D] of the places int[B, P] of each row; NaN outside the row, as in `embeddings.rows_of`."""
+    """[B, P, D] of the places int[B, P] of each row; NaN outside the row, as in
+    `embeddings.rows_of`."""
     places_BxP = jnp.asarray(positions)
     places_BxP = jnp.where(places_BxP < 0, hidden_BxLxD.shape[1], places_BxP)
     return jnp.take_along_axis(hidden_BxLxD, places_BxP[..., None], axis=1)
 
 
 def attention_bias(batch: Batch) -> jax.Array:
-    """float32[B, 1, 1, L] added to the scores: 0 for real keys, `MASKED_SCORE` for pads. Queries are never masked.
+    """float32[B, 1, 1, L] added to the scores: 0 for real keys, `MASKED_SCORE` for pads. Queries
+    are never masked.
 
-    Of a packed batch float32[B, 1, L, L]: 0 within a segment; pads see each other and are seen by no token.
-    """
+    Of a packed batch float32[B, 1, L, L]: 0 within a segment; pads see each other and are seen by
+    no token."""
     segments_BxL = segment_ids(batch)
     if segments_BxL is not None:
         same_BxLxL = segments_BxL[:, :, None] == segments_BxL[:, None, :]
         return jnp.where(same_BxLxL, 0.0, MASKED_SCORE).astype(jnp.float32)[:, None]
-    return jnp.where(attention_mask(batch) > 0, 0.0, MASKED_SCORE).astype(jnp.float32)[:, None, None, :]
+    return jnp.where(attention_mask(batch) > 0, 0.0, MASKED_SCORE).astype(jnp.float32)[
+        :, None, None, :
+    ]
 
 
 def hidden_moments(hidden_BxLxD: jax.Array) -> jax.Array:
@@ -326,15 +461,21 @@ def take_layer(layers: Params, layer: jax.Array | int) -> Params:
 
 
 def in_compute_dtype(config: ModelConfig, params: Params) -> Params:
-    """`params` with everything that is used in `config.dtype` alone already in it: the same outputs to the bit, in half the
-    memory when that is bfloat16. For networks that do not learn; what enters sums in float32 stays."""
+    """`params` with everything that is used in `config.dtype` alone already in it: the same outputs
+    to the bit, in half the memory when that is bfloat16. For networks that do not learn; what
+    enters sums in float32 stays."""
     dtype = jnp.dtype(config.dtype)
 
     def cast(tree: Params) -> Params:
         projection = "kernel" in tree  # a norm has a bias too
-        return {name: cast(leaf) if isinstance(leaf, dict) else
-                leaf.astype(dtype) if name in ("kernel", "extra_embedding") or (projection and name == "bias") else leaf
-                for name, leaf in tree.items()}
+        return {
+            name: cast(leaf)
+            if isinstance(leaf, dict)
+            else leaf.astype(dtype)
+            if name in ("kernel", "extra_embedding") or (projection and name == "bias")
+            else leaf
+            for name, leaf in tree.items()
+        }
 
     return cast(params) if dtype != jnp.float32 else params
 
@@ -349,8 +490,9 @@ def split_key(key: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None
 
 @jax.custom_vjp
 def _only_here(x: jax.Array) -> jax.Array:
-    """float32 x, which the compiler must not round ahead of the loop that reads it layer by layer: it would keep a bfloat16
-    copy of the whole stack beside it. It follows numbers through slices and barriers; bits it does not (libtpu 0.0.50)."""
+    """float32 x, which the compiler must not round ahead of the loop that reads it layer by layer:
+    it would keep a bfloat16 copy of the whole stack beside it. It follows numbers through slices
+    and barriers; bits it does not (libtpu 0.0.50)."""
     bits = jax.lax.optimization_barrier(jax.lax.bitcast_convert_type(x, jnp.uint32))
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
@@ -362,6 +504,14 @@ def _init(module: nn.Module, key: jax.Array, *inputs: jax.Array) -> Params:
     return module.init(key, *inputs)["params"]
 
 
-def _apply(module: nn.Module, params: Params, key: jax.Array | None, *inputs: jax.Array | None, dropout: bool = True) -> Any:
+def _apply(
+    module: nn.Module,
+    params: Params,
+    key: jax.Array | None,
+    *inputs: jax.Array | None,
+    dropout: bool = True,
+) -> Any:
     options: dict[str, Any] = {"deterministic": key is None} if dropout else {}
-    return module.apply({"params": params}, *inputs, **options, rngs=None if key is None else {"dropout": key})
+    return module.apply(
+        {"params": params}, *inputs, **options, rngs=None if key is None else {"dropout": key}
+    )

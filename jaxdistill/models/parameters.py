@@ -1,8 +1,9 @@
-"""Parameter trees as flat names: what the optimizer's patterns, the digests and the file formats share.
+"""Parameter trees as flat names: what the optimizer's patterns, the digests and the file formats
+share.
 
-A parameter's name is its path joined by "/", e.g. `layers/attention/query/kernel`. Names under `layers/` carry a
-leading layer axis, so one such array is `num_layers` variables of an unstacked implementation.
-"""
+A parameter's name is its path joined by "/", e.g. `layers/attention/query/kernel`. Names under
+`layers/` carry a leading layer axis, so one such array is `num_layers` variables of an unstacked
+implementation."""
 
 from __future__ import annotations
 
@@ -33,13 +34,14 @@ def is_stacked(name: str) -> bool:
 
 
 def is_vector(name: str) -> bool:
-    """Biases and norm scales, by name: what BERT's optimizers neither decay nor adapt (their names in TF1: `bias`,
-    `beta`, `gamma`, `output_bias`)."""
+    """Biases and norm scales, by name: what BERT's optimizers neither decay nor adapt (their names
+    in TF1: `bias`, `beta`, `gamma`, `output_bias`)."""
     return name.rsplit("/", 1)[-1] in ("bias", "scale")
 
 
 def digest(params: Params) -> str:
-    """SHA-256 over names, dtypes, shapes and values: equal if and only if the parameters are equal to the bit."""
+    """SHA-256 over names, dtypes, shapes and values: equal if and only if the parameters are equal
+    to the bit."""
     sha = hashlib.sha256()
     for name, value in flatten(params).items():
         array = np.asarray(value)

@@ -1,9 +1,10 @@
-"""The same losses, weighted and with their gradient taken in the forward pass: attention maps exist for some rows of one
-layer at a time, logits over the vocabulary for some masked words. Called by training.forward.
+"""The same losses, weighted and with their gradient taken in the forward pass: attention maps exist
+for some rows of one layer at a time, logits over the vocabulary for some masked words. Called by
+training.forward.
 
-`losses` and `scales` (weight / count) are by the names of terms. A fused function returns the scaled sum, which alone can be
-differentiated, and the raw sums to report. The plain versions beside them say what is computed.
-"""
+`losses` and `scales` (weight / count) are by the names of terms. A fused function returns the
+scaled sum, which alone can be differentiated, and the raw sums to report. The plain versions beside
+them say what is computed."""
 
 from __future__ import annotations
 
@@ -24,10 +25,11 @@ Losses = Mapping[str, Loss]
 Scales = Mapping[str, jax.Array]
 # Student taps that the fused losses are differentiated through, and what is made of them.
 SOURCES = {"attention_scores": ("query", "key")}
-# Numbers in the largest tensor that exists at once, attention maps, relations or logits: 16 MiB in float32.
+# Numbers in the largest tensor that exists at once, attention maps, relations or logits: 16 MiB in
+# float32.
 CHUNK_NUMBERS = 2**22
-# Into how many parts a device's rows are split at most: a quarter of one layer's work is little beside what is kept of all
-# layers, and parts that are too small keep no device busy.
+# Into how many parts a device's rows are split at most: a quarter of one layer's work is little
+# beside what is kept of all layers, and parts that are too small keep no device busy.
 MOST_PARTS = 4
 
 
@@ -36,28 +38,43 @@ def weighted(sums: Arrays, scales: Scales) -> jax.Array:
     return sum((value * scales[name] for name, value in sums.items()), jnp.float32(0))
 
 
-def layer_sums(losses: Losses, student_taps: Arrays, teacher_taps: Mapping[str, Any], masks: Batch) -> Arrays:
+def layer_sums(
+    losses: Losses, student_taps: Arrays, teacher_taps: Mapping[str, Any], masks: Batch
+) -> Arrays:
     """The raw sums of losses of one layer, by name."""
-    return {name: loss.sum(student_taps[loss.reads], teacher_taps[loss.teacher or ""], masks)
-            for name, loss in losses.items()}
+    return {
+        name: loss.sum(student_taps[loss.reads], teacher_taps[loss.teacher or ""], masks)
+        for name, loss in losses.items()
+    }
 
 
-def layer_terms(losses: Losses, scales: Scales, student_taps: Arrays, teacher: Model, teacher_layer: Params,
-                theirs: jax.Array, masks: Batch, bias: jax.Array, dtype: Any, rows: int) -> tuple[jax.Array, Arrays, jax.Array]:
-    """The teacher's block on `theirs`, and `layer_sums` scaled: (value, raw sums, the teacher's next hidden state).
+def layer_terms(
+    losses: Losses,
+    scales: Scales,
+    student_taps: Arrays,
+    teacher: Model,
+    teacher_layer: Params,
+    theirs: jax.Array,
+    masks: Batch,
+    bias: jax.Array,
+    dtype: Any,
+    rows: int,
+) -> tuple[jax.Array, Arrays, jax.Array]:
+    """The teacher's block on `theirs`, and `layer_sums` scaled: (value, raw sums, the teacher's
+    next hidden state).
 
-    Some rows after the other, so that only their attention maps exist, of either model. Kept for the backward pass: the
-    gradients with respect to the hidden state and to queries and keys (of attention scores, which are computed from
-    them again), in `dtype`. `rows`: rows on one device, which the size of chunks follows.
-    """
+    Some rows after the other, so that only their attention maps exist, of either model. Kept for
+    the backward pass: the gradients with respect to the hidden state and to queries and keys (of
+    attention scores, which are computed from them again), in `dtype`. `rows`: rows on one device,
+    which the size of chunks follows."""
     relations = {name: loss for name, loss in losses.items() if loss.relation}
     others = {name: loss for name, loss in losses.items() if not loss.relation}
     wanted = {loss.reads for loss in others.values()}
     followed = tuple(sorted({loss.teacher or "" for loss in relations.values()}))
 
     def function(moving: Arrays, slices: Any, shared: Any) -> tuple[jax.Array, tuple[Arrays, Any]]:
-        # Masks are alike in every layer: without the barrier, what is made of them ([b, A, L, L]) would be made once, for all
-        # chunks, ahead of the loop over layers.
+        # Masks are alike in every layer: without the barrier, what is made of them ([b, A, L, L])
+        # would be made once, for all chunks, ahead of the loop over layers.
         theirs, masks, bias = jax.lax.optimization_barrier(slices)
         layer, scales = shared
         theirs, teacher_taps = teacher.block(layer, theirs, bias)
@@ -65,24 +82,39 @@ def layer_terms(losses: Losses, scales: Scales, student_taps: Arrays, teacher: M
         if "attention_scores" in wanted:
             taps["attention_scores"] = attention_scores(moving["query"], moving["key"], bias)
         sums = layer_sums(others, taps, teacher_taps, masks)
-        return weighted(sums, scales), (sums, (theirs, {name: teacher_taps[name] for name in followed}))
+        return weighted(sums, scales), (
+            sums,
+            (theirs, {name: teacher_taps[name] for name in followed}),
+        )
 
-    moving = {name: student_taps[name] for tap in sorted(wanted) for name in SOURCES.get(tap, (tap,))}
+    moving = {
+        name: student_taps[name] for tap in sorted(wanted) for name in SOURCES.get(tap, (tap,))
+    }
     length, widths = masks["input_ids"].shape[1], teacher.config
-    of_a_row = length * max(widths.num_heads * length, widths.intermediate_size)  # the largest tensor of a block
+    of_a_row = length * max(
+        widths.num_heads * length, widths.intermediate_size
+    )  # the largest tensor of a block
     parts = _largest_divisor(rows, min(MOST_PARTS, -(-rows * of_a_row // CHUNK_NUMBERS)))
     value, (sums, found) = gradient_in_chunks(function, dtype)(
-        _split_rows(moving, rows, parts), _split_rows((theirs, dict(masks), bias), rows, parts),
-        (teacher_layer, {name: scales[name] for name in others}))
-    theirs, teacher_taps = jax.lax.stop_gradient(_join_rows(found, rows, parts))  # no cotangent of zeros through the loop
+        _split_rows(moving, rows, parts),
+        _split_rows((theirs, dict(masks), bias), rows, parts),
+        (teacher_layer, {name: scales[name] for name in others}),
+    )
+    theirs, teacher_taps = jax.lax.stop_gradient(
+        _join_rows(found, rows, parts)
+    )  # no cotangent of zeros through the loop
     for name, loss in relations.items():
-        more, found = relation_terms(loss, name, scales[name], student_taps, teacher_taps, masks, dtype, rows)
+        more, found = relation_terms(
+            loss, name, scales[name], student_taps, teacher_taps, masks, dtype, rows
+        )
         value, sums = value + more, {**sums, **found}
     return value, sums, theirs
 
 
 def _split_rows(tree: Any, rows: int, parts: int) -> Any:
-    """[B, ...] -> [C, B / C, ...], C parts: each has its share of the `rows` of every device, so that none is sent to another."""
+    """[B, ...] -> [C, B / C, ...], C parts: each has its share of the `rows` of every device, so
+    that none is sent to another."""
+
     def split(x: jax.Array) -> jax.Array:
         apart = x.reshape(-1, parts, rows // parts, *x.shape[1:])
         return jnp.swapaxes(apart, 0, 1).reshape(parts, -1, *x.shape[1:])
@@ -92,6 +124,7 @@ def _split_rows(tree: Any, rows: int, parts: int) -> Any:
 
 def _join_rows(tree: Any, rows: int, parts: int) -> Any:
     """The reverse of `_split_rows`."""
+
     def join(x: jax.Array) -> jax.Array:
         apart = x.reshape(parts, -1, rows // parts, *x.shape[2:])
         return jnp.swapaxes(apart, 0, 1).reshape(-1, *x.shape[2:])
@@ -104,10 +137,18 @@ def _largest_divisor(number: int, limit: int) -> int:
     return next(n for n in range(number, 0, -1) if number % n == 0 and (n == 1 or n <= limit))
 
 
-def relation_terms(loss: Loss, name: str, scale: jax.Array, student_taps: Arrays, teacher_taps: Mapping[str, Any],
-                   masks: Batch, dtype: Any, rows: int) -> tuple[jax.Array, Arrays]:
-    """The relation `name`, scaled: (value, raw sum). Some relation heads after the other: no [B, R, L, L] of all of them, of
-    either model."""
+def relation_terms(
+    loss: Loss,
+    name: str,
+    scale: jax.Array,
+    student_taps: Arrays,
+    teacher_taps: Mapping[str, Any],
+    masks: Batch,
+    dtype: Any,
+    rows: int,
+) -> tuple[jax.Array, Arrays]:
+    """The relation `name`, scaled: (value, raw sum). Some relation heads after the other: no [B, R,
+    L, L] of all of them, of either model."""
     heads = loss.sum.keywords["heads"]  # type: ignore[attr-defined]
     chunk = _largest_divisor(heads, CHUNK_NUMBERS // (rows * masks["input_ids"].shape[1] ** 2))
 
@@ -116,29 +157,51 @@ def relation_terms(loss: Loss, name: str, scale: jax.Array, student_taps: Arrays
         x = relation_heads(x_BxLxAxK, masks, heads)
         return jnp.moveaxis(x.reshape(*x.shape[:2], heads // chunk, chunk, -1), 2, 0)
 
-    def function(ours: jax.Array, theirs: jax.Array, shared: Any) -> tuple[jax.Array, tuple[Arrays, None]]:
+    def function(
+        ours: jax.Array, theirs: jax.Array, shared: Any
+    ) -> tuple[jax.Array, tuple[Arrays, None]]:
         masks, scale = shared
-        value = relation(ours, theirs, masks, chunk) * (chunk / heads)  # a mean over heads, chunk by chunk
+        value = relation(ours, theirs, masks, chunk) * (
+            chunk / heads
+        )  # a mean over heads, chunk by chunk
         return value * scale, ({name: value}, None)
 
     value, (sums, _) = gradient_in_chunks(function, dtype)(
-        split(student_taps[loss.student]), split(teacher_taps[loss.teacher or ""]), (dict(masks), scale))
+        split(student_taps[loss.student]),
+        split(teacher_taps[loss.teacher or ""]),
+        (dict(masks), scale),
+    )
     return value, sums
 
 
 def student_taps_of(losses: Losses) -> tuple[str, ...]:
     """The student taps that `layer_terms` reads."""
-    return tuple(sorted({name for loss in losses.values() for name in SOURCES.get(loss.student, (loss.student,))}))
+    return tuple(
+        sorted(
+            {
+                name
+                for loss in losses.values()
+                for name in SOURCES.get(loss.student, (loss.student,))
+            }
+        )
+    )
 
 
-def word_terms(losses: Losses, scales: Scales, student: tuple[Any, jax.Array], teacher: tuple[Any, jax.Array] | None,
-               batch: Batch, rows: int, whole: Callable[[Any], Any] = lambda weights: weights) -> tuple[jax.Array, Arrays]:
-    """MLM and its distillation over the vocabulary, scaled: (value, raw sums), some masked words of every row at a time.
+def word_terms(
+    losses: Losses,
+    scales: Scales,
+    student: tuple[Any, jax.Array],
+    teacher: tuple[Any, jax.Array] | None,
+    batch: Batch,
+    rows: int,
+    whole: Callable[[Any], Any] = lambda weights: weights,
+) -> tuple[jax.Array, Arrays]:
+    """MLM and its distillation over the vocabulary, scaled: (value, raw sums), some masked words of
+    every row at a time.
 
-    `student`, `teacher`: (weights, features [B, P, D]) as `Model.mlm_features` gives them. `rows`: rows on one device,
-    which the size of a chunk follows. `whole` gathers split weights, once for all chunks. Kept for the backward pass: one
-    [B, P, V] in the student's compute dtype.
-    """
+    `student`, `teacher`: (weights, features [B, P, D]) as `Model.mlm_features` gives them. `rows`:
+    rows on one device, which the size of a chunk follows. `whole` gathers split weights, once for
+    all chunks. Kept for the backward pass: one [B, P, V] in the student's compute dtype."""
     weights, features_BxPxD = student
     chunk = max(1, CHUNK_NUMBERS // (rows * weights["bias"].shape[0]))
     parts = -(-features_BxPxD.shape[1] // chunk)
@@ -153,7 +216,10 @@ def word_terms(losses: Losses, scales: Scales, student: tuple[Any, jax.Array], t
     def function(logits: jax.Array, part: Any, shared: Any) -> tuple[jax.Array, Arrays]:
         labels, theirs = part
         target = None if theirs is None else vocabulary_logits(shared["teacher"], theirs)
-        sums = {name: loss.sum(logits, target if loss.teacher else None, labels) for name, loss in losses.items()}
+        sums = {
+            name: loss.sum(logits, target if loss.teacher else None, labels)
+            for name, loss in losses.items()
+        }
         return weighted(sums, shared["scales"]), sums
 
     labels = {name: split(batch[name]) for name in ("mlm_labels", "mlm_weights")}

@@ -1,10 +1,10 @@
-"""Hidden states of one layer, compared token by token: TinyBERT's squared error, and MobileBERT's feature-map transfer
-(section 3.5, eq. 2).
+"""Hidden states of one layer, compared token by token: TinyBERT's squared error, and MobileBERT's
+feature-map transfer (section 3.5, eq. 2).
 
-MobileBERT's published code splits the mean squared error in a normalised part and two parts on the statistics, which is
-what keeps it stable; the three are here. All are sums over real tokens of means over the width (`terms.py` has the counts).
-Letters: B batch, L sequence length, D inter-block width, N teacher layers.
-"""
+MobileBERT's published code splits the mean squared error in a normalised part and two parts on the
+statistics, which is what keeps it stable; the three are here. All are sums over real tokens of
+means over the width (`terms.py` has the counts). Letters: B batch, L sequence length, D inter-block
+width, N teacher layers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ EPS = 1e-12
 
 
 def squared_error(student_BxLxD: jax.Array, teacher_BxLxD: jax.Array, batch: Batch) -> jax.Array:
-    """Mean over D of (teacher - student)^2 (TinyBERT, arXiv:1909.10351, eqs. 8-9; the student's projected to the width D)."""
+    """Mean over D of (teacher - student)^2 (TinyBERT, arXiv:1909.10351, eqs. 8-9; the student's
+    projected to the width D)."""
     student, teacher = real_only(student_BxLxD, batch), real_only(teacher_BxLxD, batch)
     return masked_sum(jnp.mean((jax.lax.stop_gradient(teacher) - student) ** 2, axis=-1), batch)
 
@@ -33,17 +34,22 @@ def feature_map(student_BxLxD: jax.Array, teacher_BxLxD: jax.Array, batch: Batch
 def mean(student_BxLxD: jax.Array, teacher_BxLxD: jax.Array, batch: Batch) -> jax.Array:
     """(mean over D of the teacher's - of the student's)^2."""
     student, teacher = real_only(student_BxLxD, batch), real_only(teacher_BxLxD, batch)
-    return masked_sum((jax.lax.stop_gradient(jnp.mean(teacher, -1)) - jnp.mean(student, -1)) ** 2, batch)
+    return masked_sum(
+        (jax.lax.stop_gradient(jnp.mean(teacher, -1)) - jnp.mean(student, -1)) ** 2, batch
+    )
 
 
 def variance(student_BxLxD: jax.Array, teacher_BxLxD: jax.Array, batch: Batch) -> jax.Array:
     """|variance over D of the teacher's - of the student's|: L1, as published."""
     student, teacher = real_only(student_BxLxD, batch), real_only(teacher_BxLxD, batch)
-    return masked_sum(jnp.abs(jax.lax.stop_gradient(jnp.var(teacher, -1)) - jnp.var(student, -1)), batch)
+    return masked_sum(
+        jnp.abs(jax.lax.stop_gradient(jnp.var(teacher, -1)) - jnp.var(student, -1)), batch
+    )
 
 
 def mean_tf1(student_BxLxD: jax.Array, moments_N1xBxLx2: jax.Array, batch: Batch) -> jax.Array:
-    """`mean` against *all* N + 1 teacher states, averaged: what the released TF1 code computes, by a slip."""
+    """`mean` against *all* N + 1 teacher states, averaged: what the released TF1 code computes, by
+    a slip."""
     ours_BxL = jnp.mean(real_only(student_BxLxD, batch), -1)
     targets = jax.lax.stop_gradient(jax.vmap(real_only, (0, None))(moments_N1xBxLx2, batch)[..., 0])
     return masked_sum(jnp.mean((targets - ours_BxL) ** 2, axis=0), batch)
@@ -64,10 +70,12 @@ def normalize(x_BxLxD: jax.Array) -> jax.Array:
 
 
 def real_only(x_BxLxD: jax.Array, batch: Batch) -> jax.Array:
-    """In float32, with zeros at pads. Before any arithmetic: 0 times the slope of an inf or nan would be nan."""
+    """In float32, with zeros at pads. Before any arithmetic: 0 times the slope of an inf or nan
+    would be nan."""
     return jnp.where(attention_mask(batch)[..., None] > 0, x_BxLxD.astype(jnp.float32), 0.0)
 
 
 def masked_sum(values_BxL: jax.Array, batch: Batch) -> jax.Array:
-    """Sum over real tokens. `where`, not a product: what a pad holds must not reach the value either."""
+    """Sum over real tokens. `where`, not a product: what a pad holds must not reach the value
+    either."""
     return jnp.sum(jnp.where(attention_mask(batch) > 0, values_BxL, 0.0))

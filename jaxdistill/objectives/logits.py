@@ -1,9 +1,10 @@
-"""Losses on head outputs: masked-LM cross-entropy with hard and soft targets, NSP, classification, regression.
+"""Losses on head outputs: masked-LM cross-entropy with hard and soft targets, NSP, classification,
+regression.
 
-Every function returns a *sum*; the matching count comes from the masks alone (`terms.py`). Labels and weights may have
-any shape, as long as it is that of the logits without their last axis: [B], or [B, S] in a packed batch. Letters: B batch,
-P masked positions, V vocabulary, C classes, S segments of a packed row.
-"""
+Every function returns a *sum*; the matching count comes from the masks alone (`terms.py`). Labels
+and weights may have any shape, as long as it is that of the logits without their last axis: [B], or
+[B, S] in a packed batch. Letters: B batch, P masked positions, V vocabulary, C classes, S segments
+of a packed row."""
 
 from __future__ import annotations
 
@@ -14,14 +15,18 @@ from jaxdistill.models import Batch
 
 
 def mlm(logits_BxPxV: jax.Array, _: jax.Array | None, batch: Batch) -> jax.Array:
-    """Cross-entropy of the true words at the masked positions, summed with `mlm_weights` (Devlin et al. 2019, 3.1)."""
+    """Cross-entropy of the true words at the masked positions, summed with `mlm_weights` (Devlin et
+    al. 2019, 3.1)."""
     log_probs = jax.nn.log_softmax(logits_BxPxV.astype(jnp.float32))
     picked_BxP = jnp.take_along_axis(log_probs, batch["mlm_labels"][..., None], axis=-1)[..., 0]
     return -jnp.sum(picked_BxP * batch["mlm_weights"])
 
 
-def mlm_distillation(logits_BxPxV: jax.Array, teacher_BxPxV: jax.Array | None, batch: Batch) -> jax.Array:
-    """Cross-entropy of the teacher's distribution at the masked positions (MobileBERT eq. 5, the L_KD part), T = 1."""
+def mlm_distillation(
+    logits_BxPxV: jax.Array, teacher_BxPxV: jax.Array | None, batch: Batch
+) -> jax.Array:
+    """Cross-entropy of the teacher's distribution at the masked positions (MobileBERT eq. 5, the
+    L_KD part), T = 1."""
     assert teacher_BxPxV is not None
     targets = jax.nn.softmax(jax.lax.stop_gradient(teacher_BxPxV).astype(jnp.float32))
     cross_BxP = -jnp.sum(targets * jax.nn.log_softmax(logits_BxPxV.astype(jnp.float32)), axis=-1)
@@ -45,4 +50,6 @@ def regression(logits_Bx1: jax.Array, _: jax.Array | None, batch: Batch) -> jax.
 
 def _labelled(logits_BxC: jax.Array, labels_B: jax.Array, weights_B: jax.Array) -> jax.Array:
     log_probs = jax.nn.log_softmax(logits_BxC.astype(jnp.float32))
-    return -jnp.sum(jnp.take_along_axis(log_probs, labels_B[..., None], axis=-1)[..., 0] * weights_B)
+    return -jnp.sum(
+        jnp.take_along_axis(log_probs, labels_B[..., None], axis=-1)[..., 0] * weights_B
+    )

@@ -1,9 +1,10 @@
-"""The learned projections of a stage's losses: linear maps that take the student's narrow states to the teacher's width.
+"""The learned projections of a stage's losses: linear maps that take the student's narrow states to
+the teacher's width.
 
-They lie in the train state's parameters under `projections/`, where optimizer, clipping, decay, mesh and checkpoints treat
-them as any kernel; they always move, and end with their stage: no network and no export has them, and a later stage begins with
-fresh ones. Called by state and forward.
-"""
+They lie in the train state's parameters under `projections/`, where optimizer, clipping, decay,
+mesh and checkpoints treat them as any kernel; they always move, and end with their stage: no
+network and no export has them, and a later stage begins with fresh ones. Called by state and
+forward."""
 
 from __future__ import annotations
 
@@ -18,12 +19,19 @@ from jaxdistill.objectives.terms import Loss
 NAME = "projections"
 
 
-def start(names: Sequence[str], student: ModelConfig, teacher: ModelConfig, key: jax.Array) -> Params:
-    """{name: {kernel float32[D of the student, D of the teacher], bias float32[D of the teacher]}}: kernels as small and
-    random as the student's own, biases 0."""
+def start(
+    names: Sequence[str], student: ModelConfig, teacher: ModelConfig, key: jax.Array
+) -> Params:
+    """{name: {kernel float32[D of the student, D of the teacher], bias float32[D of the teacher]}}:
+    kernels as small and random as the student's own, biases 0."""
     shape = student.hidden_size, teacher.hidden_size
-    return {name: {"kernel": student.initializer_range * jax.random.normal(k, shape), "bias": jnp.zeros(shape[1])}
-            for name, k in zip(names, jax.random.split(key, len(names)))}
+    return {
+        name: {
+            "kernel": student.initializer_range * jax.random.normal(k, shape),
+            "bias": jnp.zeros(shape[1]),
+        }
+        for name, k in zip(names, jax.random.split(key, len(names)))
+    }
 
 
 def drop(params: Params) -> Params:
@@ -42,7 +50,16 @@ def project(projections: Mapping[str, Params], name: str, x_BxLxD: jax.Array) ->
     return jnp.dot(x_BxLxD.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32) + bias
 
 
-def projected(projections: Mapping[str, Params], losses: Mapping[str, Loss], taps: Arrays) -> Arrays:
-    """The student's `taps` and, under the name that a loss reads it by, each of them that goes through a projection."""
-    return {**taps, **{loss.reads: project(projections, loss.projection, taps[loss.student]) for loss in losses.values()
-                       if loss.projection and loss.student in taps}}
+def projected(
+    projections: Mapping[str, Params], losses: Mapping[str, Loss], taps: Arrays
+) -> Arrays:
+    """The student's `taps` and, under the name that a loss reads it by, each of them that goes
+    through a projection."""
+    return {
+        **taps,
+        **{
+            loss.reads: project(projections, loss.projection, taps[loss.student])
+            for loss in losses.values()
+            if loss.projection and loss.student in taps
+        },
+    }

@@ -1,5 +1,5 @@
-"""Attention transfer (MobileBERT section 3.5, eq. 3; TinyBERT eq. 7) and self-attention relations (MiniLMv2, arXiv:2012.15828,
-eqs. 5-8).
+"""Attention transfer (MobileBERT section 3.5, eq. 3; TinyBERT eq. 7) and self-attention relations
+(MiniLMv2, arXiv:2012.15828, eqs. 5-8).
 
 Letters: B batch, A heads, K head width, L sequence length (queries, then keys), R relation heads.
 """
@@ -16,10 +16,11 @@ from jaxdistill.objectives.hidden import masked_sum
 
 
 def attention(student_BxAxLxL: jax.Array, teacher_BxAxLxL: jax.Array, batch: Batch) -> jax.Array:
-    """Cross-entropy over keys of the teacher's attention, from masked scores; mean over heads, sum over real queries.
+    """Cross-entropy over keys of the teacher's attention, from masked scores; mean over heads, sum
+    over real queries.
 
-    Equal to the paper's KL divergence plus the teacher's entropy, which has no gradient; `attention_kl` leaves it out.
-    """
+    Equal to the paper's KL divergence plus the teacher's entropy, which has no gradient;
+    `attention_kl` leaves it out."""
     targets = jax.nn.softmax(jax.lax.stop_gradient(real_queries(teacher_BxAxLxL, batch)))
     log_probs = jax.nn.log_softmax(real_queries(student_BxAxLxL, batch))
     return masked_sum(jnp.mean(-jnp.sum(targets * log_probs, axis=-1), axis=1), batch)
@@ -29,16 +30,23 @@ def attention_kl(student_BxAxLxL: jax.Array, teacher_BxAxLxL: jax.Array, batch: 
     """KL(teacher || student): the same gradient as `attention`, and 0 when they agree."""
     teacher = jax.nn.log_softmax(jax.lax.stop_gradient(real_queries(teacher_BxAxLxL, batch)))
     student = jax.nn.log_softmax(real_queries(student_BxAxLxL, batch))
-    return masked_sum(jnp.mean(jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1), axis=1), batch)
+    return masked_sum(
+        jnp.mean(jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1), axis=1), batch
+    )
 
 
-def attention_mse(student_BxAxLxL: jax.Array, teacher_BxAxLxL: jax.Array, batch: Batch) -> jax.Array:
-    """Squared difference of the scores before the softmax; mean over heads, sum over pairs of real query and real key (in
-    a packed row, of one text). TinyBERT's released code counts pads in; here they are out."""
+def attention_mse(
+    student_BxAxLxL: jax.Array, teacher_BxAxLxL: jax.Array, batch: Batch
+) -> jax.Array:
+    """Squared difference of the scores before the softmax; mean over heads, sum over pairs of real
+    query and real key (in a packed row, of one text). TinyBERT's released code counts pads in; here
+    they are out."""
     pairs_Bx1xLxL = real_pairs(batch)
     # Zeros before any arithmetic, as in `hidden.real_only`: masked keys hold `MASKED_SCORE`.
-    student, teacher = (jnp.where(pairs_Bx1xLxL, x.astype(jnp.float32), 0.0)
-                        for x in (student_BxAxLxL, jax.lax.stop_gradient(teacher_BxAxLxL)))
+    student, teacher = (
+        jnp.where(pairs_Bx1xLxL, x.astype(jnp.float32), 0.0)
+        for x in (student_BxAxLxL, jax.lax.stop_gradient(teacher_BxAxLxL))
+    )
     return jnp.sum(jnp.mean((teacher - student) ** 2, axis=1))
 
 
@@ -47,20 +55,28 @@ def real_pairs(batch: Batch) -> jax.Array:
     return (attention_bias(batch) == 0) & (attention_mask(batch)[:, None, :, None] > 0)
 
 
-def relation(student_BxLxAxK: jax.Array, teacher_BxLxAxK: jax.Array, batch: Batch, heads: int = 1) -> jax.Array:
-    """KL over keys between the relations (query with query, key with key or value with value) of teacher and student;
-    mean over `heads` relation heads, into which all attention heads together are cut anew, sum over real tokens.
+def relation(
+    student_BxLxAxK: jax.Array, teacher_BxLxAxK: jax.Array, batch: Batch, heads: int = 1
+) -> jax.Array:
+    """KL over keys between the relations (query with query, key with key or value with value) of
+    teacher and student; mean over `heads` relation heads, into which all attention heads together
+    are cut anew, sum over real tokens.
 
-    So neither the number of attention heads nor their width need be equal; `heads` must divide both widths.
-    """
+    So neither the number of attention heads nor their width need be equal; `heads` must divide both
+    widths."""
     teacher = jax.nn.log_softmax(jax.lax.stop_gradient(_relations(teacher_BxLxAxK, batch, heads)))
     student = jax.nn.log_softmax(_relations(student_BxLxAxK, batch, heads))
-    return masked_sum(jnp.mean(jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1), axis=1), batch)
+    return masked_sum(
+        jnp.mean(jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1), axis=1), batch
+    )
 
 
 def relation_heads(x_BxLxAxK: jax.Array, batch: Batch, heads: int) -> jax.Array:
-    """[B, L, R, A K / R] in the given dtype, zeros at pads: before any arithmetic, as in `hidden.real_only`."""
-    x = jnp.where(attention_mask(batch)[..., None, None] > 0, x_BxLxAxK, jnp.zeros((), x_BxLxAxK.dtype))
+    """[B, L, R, A K / R] in the given dtype, zeros at pads: before any arithmetic, as in
+    `hidden.real_only`."""
+    x = jnp.where(
+        attention_mask(batch)[..., None, None] > 0, x_BxLxAxK, jnp.zeros((), x_BxLxAxK.dtype)
+    )
     return x.reshape(*x.shape[:2], heads, -1)
 
 
@@ -70,5 +86,8 @@ def _relations(x_BxLxAxK: jax.Array, batch: Batch, heads: int) -> jax.Array:
 
 
 def real_queries(scores_BxAxLxL: jax.Array, batch: Batch) -> jax.Array:
-    """In float32, with zeros where the query is a pad: before any arithmetic, as in `hidden.real_only`."""
-    return jnp.where(attention_mask(batch)[:, None, :, None] > 0, scores_BxAxLxL.astype(jnp.float32), 0.0)
+    """In float32, with zeros where the query is a pad: before any arithmetic, as in
+    `hidden.real_only`."""
+    return jnp.where(
+        attention_mask(batch)[:, None, :, None] > 0, scores_BxAxLxL.astype(jnp.float32), 0.0
+    )

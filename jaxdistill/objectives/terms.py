@@ -1,9 +1,10 @@
-"""Every loss by name: what it reads of the student and of the teacher, its sum, and what it is divided by.
+"""Every loss by name: what it reads of the student and of the teacher, its sum, and what it is
+divided by.
 
-A loss is a sum on taps over a count that comes from the masks alone. The count is taken over the whole global batch
-before any forward pass, so the scale of a term is weight / count and neither gradient accumulation nor the number of
-devices changes a result. Add a loss: write its sum in `logits`, `hidden` or `relations`, and one row here.
-"""
+A loss is a sum on taps over a count that comes from the masks alone. The count is taken over the
+whole global batch before any forward pass, so the scale of a term is weight / count and neither
+gradient accumulation nor the number of devices changes a result. Add a loss: write its sum in
+`logits`, `hidden` or `relations`, and one row here."""
 
 from __future__ import annotations
 
@@ -23,11 +24,11 @@ from jaxdistill.objectives import hidden, logits, relations
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """`student` and `teacher` name a tap (then the loss is of one layer) or an output; None: no teacher is needed.
+    """`student` and `teacher` name a tap (then the loss is of one layer) or an output; None: no
+    teacher is needed.
 
-    `relation`: the sum takes `heads` too, a term's `relation_heads`. `projection`: a term's; what is read of the student
-    goes through it first.
-    """
+    `relation`: the sum takes `heads` too, a term's `relation_heads`. `projection`: a term's; what
+    is read of the student goes through it first."""
 
     sum: Callable[..., jax.Array]
     count: Callable[[Batch], jax.Array]
@@ -83,12 +84,16 @@ LOSSES: dict[str, Loss] = {
     "variance_tf1": Loss(hidden.variance_tf1, real_tokens, "hidden", "hidden_moments"),
     "hidden_mse": Loss(hidden.squared_error, real_tokens, "hidden", "hidden"),
     "embedding_mse": Loss(hidden.squared_error, real_tokens, "embeddings", "embeddings"),
-    "attention_mse": Loss(relations.attention_mse, token_pairs, "attention_scores", "attention_scores"),
+    "attention_mse": Loss(
+        relations.attention_mse, token_pairs, "attention_scores", "attention_scores"
+    ),
     "attention": Loss(relations.attention, real_tokens, "attention_scores", "attention_scores"),
     "query_relation": Loss(relations.relation, real_tokens, "query", "query", relation=True),
     "key_relation": Loss(relations.relation, real_tokens, "key", "key", relation=True),
     "value_relation": Loss(relations.relation, real_tokens, "value", "value", relation=True),
-    "attention_kl": Loss(relations.attention_kl, real_tokens, "attention_scores", "attention_scores"),
+    "attention_kl": Loss(
+        relations.attention_kl, real_tokens, "attention_scores", "attention_scores"
+    ),
 }
 
 # Which head gives which output.
@@ -103,6 +108,7 @@ def loss_named(name: str) -> Loss:
 
 
 def count_everything(batch: Batch) -> dict[str, Any]:
-    """The batch as the released TF1 code counts it: every position is real, pads too (`tf1_unmasked`)."""
+    """The batch as the released TF1 code counts it: every position is real, pads too
+    (`tf1_unmasked`)."""
     ones = jnp.ones(batch["input_ids"].shape, jnp.int32)
     return {**batch, "attention_mask": ones}

@@ -1,10 +1,11 @@
-"""The process that compiles: one topology, every stage of a recipe, as a run would compile them. Started by plan.
+"""The process that compiles: one topology, every stage of a recipe, as a run would compile them.
+Started by plan.
 
     python -m jaxdistill.planning.child REQUEST.json
 
-Writes one JSON object a line: {"event": "compiling", ...}, {"event": "mesh", ...}, {"event": "stage", ...}, and
-{"event": "refused", "message": ...} for what the recipe or the topology has wrong. It alone touches libtpu.
-"""
+Writes one JSON object a line: {"event": "compiling", ...}, {"event": "mesh", ...}, {"event":
+"stage", ...}, and {"event": "refused", "message": ...} for what the recipe or the topology has
+wrong. It alone touches libtpu."""
 
 from __future__ import annotations
 
@@ -27,13 +28,7 @@ from jaxdistill.methods.base import Stage
 from jaxdistill.models import Model
 from jaxdistill.planning import fit, roofline, topologies
 from jaxdistill.planning.compiled import Program
-from jaxdistill.resolve import (
-    Recipe,
-    abstract_batch,
-    check_settings,
-    predictions_a_row,
-    resolve,
-)
+from jaxdistill.resolve import Recipe, abstract_batch, check_settings, predictions_a_row, resolve
 from jaxdistill.training import programs, sharding, state
 from jaxdistill.training.speed import step_flops
 
@@ -46,8 +41,10 @@ def main(request: dict[str, Any]) -> None:
     config = ConfigDict(request["config"])
     mesh = sharding.make_mesh(**config.mesh, devices=devices_of(topology))
     if mesh.devices.size < topology.devices:
-        raise BadInput(f"config.mesh={dict(config.mesh)} uses {mesh.devices.size} of {topology.devices} devices; leave one "
-                       "axis at -1, or name a smaller slice")
+        raise BadInput(
+            f"config.mesh={dict(config.mesh)} uses {mesh.devices.size} of {topology.devices} devices; leave one "
+            "axis at -1, or name a smaller slice"
+        )
     recipe = resolve_without_text(config, mesh)
     check_settings(config, mesh)
     tell("mesh", mesh=dict(mesh.shape), devices=mesh.devices.size, chips=topology.chips)
@@ -70,56 +67,96 @@ def devices_of(topology: topologies.Topology) -> list[Any]:
     jax.devices()  # the order is important: libtpu is asked only after the CPU is up
     try:
         found = jax_topologies.get_topology_desc(
-            platform="tpu", topology_name=topology.name, **topology.options()).devices
+            platform="tpu", topology_name=topology.name, **topology.options()
+        ).devices
     except Exception as error:  # libtpu's own words for a shape that no slice has
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise BadInput(f"topology {topology.name!r}: libtpu does not know this slice ({first})") from error
+        raise BadInput(
+            f"topology {topology.name!r}: libtpu does not know this slice ({first})"
+        ) from error
     if len(found) != topology.devices:
-        raise BadInput(f"topology {topology.name!r} has {len(found)} devices here, but {topology.devices} were expected; "
-                       "this libtpu and planning/topologies.py disagree")
+        raise BadInput(
+            f"topology {topology.name!r} has {len(found)} devices here, but {topology.devices} were expected; "
+            "this libtpu and planning/topologies.py disagree"
+        )
     return list(found)
 
 
 def resolve_without_text(config: ConfigDict, mesh: jax.sharding.Mesh) -> Recipe:
-    """The recipe's models and stages. Of a model given by a folder only config.json is read; its vocabulary counts."""
-    given = {name: interop.read_config(config[name].init) for name in ("teacher", "student") if config[name].init}
+    """The recipe's models and stages. Of a model given by a folder only config.json is read; its
+    vocabulary counts."""
+    given = {
+        name: interop.read_config(config[name].init)
+        for name in ("teacher", "student")
+        if config[name].init
+    }
     words = next((found.vocab_size for found in given.values()), config.data.vocab_size)
-    return resolve(config, vocab_size=words, num_records=UNKNOWN, mesh=mesh,
-                   **{f"loaded_{name}": Model(found) for name, found in given.items()})
+    return resolve(
+        config,
+        vocab_size=words,
+        num_records=UNKNOWN,
+        mesh=mesh,
+        **{f"loaded_{name}": Model(found) for name, found in given.items()},
+    )
 
 
-def plan_stage(config: ConfigDict, recipe: Recipe, stage: Stage, mesh: jax.sharding.Mesh, topology: topologies.Topology,
-               with_fit: bool) -> dict[str, Any]:
+def plan_stage(
+    config: ConfigDict,
+    recipe: Recipe,
+    stage: Stage,
+    mesh: jax.sharding.Mesh,
+    topology: topologies.Topology,
+    with_fit: bool,
+) -> dict[str, Any]:
     """What one stage needs and costs."""
     parts, shared = sharding.batch_parts(mesh), topology.generation.devices_a_chip
     rows = stage.batch_size // stage.accumulation
     found: dict[str, Any] = {
-        "stage": stage.name, "batch_size": stage.batch_size, "accumulation": stage.accumulation,
-        "rows_per_device": rows // parts, "rows_per_chip": rows / topology.chips, "length": config.data.sequence_length}
+        "stage": stage.name,
+        "batch_size": stage.batch_size,
+        "accumulation": stage.accumulation,
+        "rows_per_device": rows // parts,
+        "rows_per_chip": rows / topology.chips,
+        "length": config.data.sequence_length,
+    }
     compiled, memory = compile_stage(config, recipe, stage, mesh, found["rows_per_device"])
     room = topology.generation.memory / shared
     per_chip = None if memory["total"] is None else memory["total"] * shared
-    found |= {"memory": memory, "memory_limit": room, "memory_per_chip": per_chip,
-              "fits": compiled is not None and memory["total"] <= room}
+    found |= {
+        "memory": memory,
+        "memory_limit": room,
+        "memory_per_chip": per_chip,
+        "fits": compiled is not None and memory["total"] <= room,
+    }
     if compiled is not None:
         found |= costs(config, recipe, stage, mesh, topology, compiled)
     if with_fit:
-        found |= {"largest_rows_per_device": search(config, recipe, stage, mesh, room, memory["total"] if compiled else None)}
+        found |= {
+            "largest_rows_per_device": search(
+                config, recipe, stage, mesh, room, memory["total"] if compiled else None
+            )
+        }
         found["largest_rows_per_chip"] = found["largest_rows_per_device"] * parts / topology.chips
     return found
 
 
-def compile_stage(config: ConfigDict, recipe: Recipe, stage: Stage, mesh: jax.sharding.Mesh, rows: int
-                  ) -> tuple[Any, dict[str, Any]]:
-    """(the compiled step or None when it needs too much memory, bytes on one device by kind), with `rows` a device."""
+def compile_stage(
+    config: ConfigDict, recipe: Recipe, stage: Stage, mesh: jax.sharding.Mesh, rows: int
+) -> tuple[Any, dict[str, Any]]:
+    """(the compiled step or None when it needs too much memory, bytes on one device by kind), with
+    `rows` a device."""
     tell("compiling", stage=stage.name, rows=rows)
     started = time.perf_counter()
     model = recipe.model(stage.network)
     teacher = recipe.teacher if stage.needs_teacher else None
     now = state.shapes(stage, model, teacher)
     size = rows * sharding.batch_parts(mesh) * stage.accumulation
-    batch = abstract_batch(size, config.data.sequence_length, predictions_a_row(config.data),
-                           packing.segments_a_row(config.data.sequence_length) if config.data.packing else None)
+    batch = abstract_batch(
+        size,
+        config.data.sequence_length,
+        predictions_a_row(config.data),
+        packing.segments_a_row(config.data.sequence_length) if config.data.packing else None,
+    )
     step = programs.compile_step(stage, model, teacher, mesh)
     try:
         compiled = step.lower(now, programs.given_shapes(teacher), batch).compile()
@@ -130,21 +167,35 @@ def compile_stage(config: ConfigDict, recipe: Recipe, stage: Stage, mesh: jax.sh
     m: Any = compiled.memory_analysis()
     new = m.output_size_in_bytes - m.alias_size_in_bytes
     return compiled, {
-        "arguments": m.argument_size_in_bytes, "temporaries": m.temp_size_in_bytes, "results": new,
-        "code": m.generated_code_size_in_bytes, "compile_seconds": time.perf_counter() - started,
-        "total": m.argument_size_in_bytes + m.temp_size_in_bytes + new + m.generated_code_size_in_bytes}
+        "arguments": m.argument_size_in_bytes,
+        "temporaries": m.temp_size_in_bytes,
+        "results": new,
+        "code": m.generated_code_size_in_bytes,
+        "compile_seconds": time.perf_counter() - started,
+        "total": m.argument_size_in_bytes
+        + m.temp_size_in_bytes
+        + new
+        + m.generated_code_size_in_bytes,
+    }
 
 
 def needed(message: str) -> float | None:
-    """Bytes that the compiler says it would have needed at least: "Used 18.54G of 15.75G hbm", or "memory required for
-    HLO temporaries (40.00G) exceeds available HBM (15.75G)"."""
+    """Bytes that the compiler says it would have needed at least: "Used 18.54G of 15.75G hbm", or
+    "memory required for HLO temporaries (40.00G) exceeds available HBM (15.75G)"."""
     found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message) or re.search(
-        r"\(([\d.]+)([KMGT]?)\) exceeds available HBM", message)
+        r"\(([\d.]+)([KMGT]?)\) exceeds available HBM", message
+    )
     return float(found.group(1)) * 1024 ** " KMGT".index(found.group(2) or " ") if found else None
 
 
-def costs(config: ConfigDict, recipe: Recipe, stage: Stage, mesh: jax.sharding.Mesh, topology: topologies.Topology,
-          compiled: Any) -> dict[str, Any]:
+def costs(
+    config: ConfigDict,
+    recipe: Recipe,
+    stage: Stage,
+    mesh: jax.sharding.Mesh,
+    topology: topologies.Topology,
+    compiled: Any,
+) -> dict[str, Any]:
     """FLOPs, traffic, time and length of one stage."""
     model = recipe.model(stage.network)
     teacher = recipe.teacher if stage.needs_teacher else None
@@ -152,22 +203,45 @@ def costs(config: ConfigDict, recipe: Recipe, stage: Stage, mesh: jax.sharding.M
     maps = [term.layer_map for term in stage.terms if term.layer_map] or [tuple(range(layers))]
     depths = maps[0]  # the only one, where it is walked
     followed = sorted(at for layer_map in maps for at in layer_map if at >= 0)
-    # Between two layers that a student's layers follow, a joint stage's teacher runs those that none does.
+    # Between two layers that a student's layers follow, a joint stage's teacher runs those that
+    # none does.
     skipped = max(followed[-1] + 1 - len(set(followed)), 0) / len(followed)
-    program = Program(compiled.as_text(), mesh.devices.size,
-                      mean_trips=sum(depths) / len(depths) if stage.progressive else skipped,
-                      branch_share=(layers - 1) / (2 * layers) if stage.progressive else 1.0)
+    program = Program(
+        compiled.as_text(),
+        mesh.devices.size,
+        mean_trips=sum(depths) / len(depths) if stage.progressive else skipped,
+        branch_share=(layers - 1) / (2 * layers) if stage.progressive else 1.0,
+    )
     totals = program.totals()
-    flops = step_flops(stage, model, teacher, config.data.sequence_length, predictions_a_row(config.data))
+    flops = step_flops(
+        stage, model, teacher, config.data.sequence_length, predictions_a_row(config.data)
+    )
     section = config.stages[stage.name]
     steps = None if section.epochs else stage.steps  # epochs of a text that was not read
     numbers = roofline.estimate(totals, sum(flops.values()), topology)
-    return {**numbers, "program": dataclasses.asdict(totals), **roofline.whole_stage(
-        numbers["step_seconds"], steps, stage.batch_size, config.data.sequence_length, topology.chips)}
+    return {
+        **numbers,
+        "program": dataclasses.asdict(totals),
+        **roofline.whole_stage(
+            numbers["step_seconds"],
+            steps,
+            stage.batch_size,
+            config.data.sequence_length,
+            topology.chips,
+        ),
+    }
 
 
-def search(config: ConfigDict, recipe: Recipe, stage: Stage, mesh: jax.sharding.Mesh, room: float, first: float | None) -> int:
-    """The most rows a device that fit. `first`: bytes with the recipe's own rows, None if they are too many."""
+def search(
+    config: ConfigDict,
+    recipe: Recipe,
+    stage: Stage,
+    mesh: jax.sharding.Mesh,
+    room: float,
+    first: float | None,
+) -> int:
+    """The most rows a device that fit. `first`: bytes with the recipe's own rows, None if they are
+    too many."""
     start = stage.batch_size // stage.accumulation // sharding.batch_parts(mesh)
 
     def measure(rows: int) -> float | None:

@@ -1,8 +1,9 @@
-"""What the text of a compiled program tells: bytes between devices, bytes to and from memory, the compiler's own cycles.
+"""What the text of a compiled program tells: bytes between devices, bytes to and from memory, the
+compiler's own cycles.
 
-XLA's `cost_analysis` counts the body of a loop once. Here the program is walked computation by computation, from its
-entry down, and everything inside a loop counts as often as the loop runs. Called by child.
-"""
+XLA's `cost_analysis` counts the body of a loop once. Here the program is walked computation by
+computation, from its entry down, and everything inside a loop counts as often as the loop runs.
+Called by child."""
 
 from __future__ import annotations
 
@@ -14,14 +15,25 @@ from typing import Any
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 BITS = {"pred": 8, "token": 0, "opaque": 0}
-FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
-        "opt-barrier", "add-dependency"}
+FREE = {
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "after-all",
+    "partition-id",
+    "replica-id",
+    "opt-barrier",
+    "add-dependency",
+}
 SLICES = {"dynamic-slice", "slice", "gather"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of a program. `shape`, `arguments` and `attributes` are its text; `operands` are names."""
+    """One line of a program. `shape`, `arguments` and `attributes` are its text; `operands` are
+    names."""
 
     name: str
     shape: str
@@ -48,17 +60,21 @@ class Computation:
     root: str = ""
 
     def parameter(self, index: int) -> str:
-        return next(i.name for i in self.instructions.values() if i.opcode == "parameter" and i.arguments == str(index))
+        return next(
+            i.name
+            for i in self.instructions.values()
+            if i.opcode == "parameter" and i.arguments == str(index)
+        )
 
 
 @dataclasses.dataclass
 class Totals:
     """Sums over one run of the program on one device, loops multiplied.
 
-    `sent`: bytes that the device sends, by collective. `memory`: bytes to and from HBM; `outside`: those of operations
-    without a matrix product, and `operations` how many those are. `cycles`: the compiler's estimates; `product_cycles`:
-    of operations with a matrix product. `guessed`: loops whose length only the running program knows.
-    """
+    `sent`: bytes that the device sends, by collective. `memory`: bytes to and from HBM; `outside`:
+    those of operations without a matrix product, and `operations` how many those are. `cycles`: the
+    compiler's estimates; `product_cycles`: of operations with a matrix product. `guessed`: loops
+    whose length only the running program knows."""
 
     sent: dict[str, float] = dataclasses.field(default_factory=dict)
     memory: float = 0.0
@@ -98,7 +114,9 @@ def _instruction(name: str, text: str) -> Instruction:
     rest = text[end:].lstrip()
     start = rest.index("(")
     stop = _closing(rest, start)
-    return Instruction(name, text[:end], rest[:start], rest[start + 1:stop].strip(), rest[stop + 1:])
+    return Instruction(
+        name, text[:end], rest[:start], rest[start + 1 : stop].strip(), rest[stop + 1 :]
+    )
 
 
 def _closing(text: str, start: int) -> int:
@@ -108,11 +126,12 @@ def _closing(text: str, start: int) -> int:
         depth += (text[i] == "(") - (text[i] == ")")
         if not depth:
             return i
-    raise ValueError(f"no closing bracket: {text[start:start + 80]}")
+    raise ValueError(f"no closing bracket: {text[start : start + 80]}")
 
 
 def leaves(shape: str) -> Iterator[tuple[int, int, bool]]:
-    """(bytes, bytes as laid out in tiles, whether in HBM) of each array of a shape, tuples flattened."""
+    """(bytes, bytes as laid out in tiles, whether in HBM) of each array of a shape, tuples
+    flattened."""
     for dtype, sizes, layout in re.findall(r"(\w+)\[([\d,<=]*)\](?:\{([^}]*)\})?", shape):
         dims = [int(size.lstrip("<=")) for size in sizes.split(",") if size]
         digits = re.search(r"\d+", dtype)  # bf16, s32, f8e4m3fn
@@ -125,7 +144,11 @@ def leaves(shape: str) -> Iterator[tuple[int, int, bool]]:
             for axis, width in zip((int(axis) for axis in order.split(",")), reversed(widths)):
                 padded[axis] = -(-padded[axis] // width) * width
         space = re.search(r"S\((\d+)\)", tiles)
-        yield math.prod(dims) * bits // 8, math.prod(padded) * bits // 8, space is None or space.group(1) == "0"
+        yield (
+            math.prod(dims) * bits // 8,
+            math.prod(padded) * bits // 8,
+            space is None or space.group(1) == "0",
+        )
 
 
 def size(shape: str) -> int:
@@ -134,18 +157,20 @@ def size(shape: str) -> int:
 
 
 def in_memory(shape: str) -> int:
-    """Bytes that a shape takes up in HBM, padding included; what lies in the chip's own memory is not counted."""
+    """Bytes that a shape takes up in HBM, padding included; what lies in the chip's own memory is
+    not counted."""
     return sum(padded for _, padded, in_hbm in leaves(shape) if in_hbm)
 
 
 class Program:
     """A compiled program and how often its loops run.
 
-    `devices`: of the whole program. `mean_trips`: for a loop whose length the text does not say. `branch_share`: how
-    often the dearest branch of a condition is taken.
-    """
+    `devices`: of the whole program. `mean_trips`: for a loop whose length the text does not say.
+    `branch_share`: how often the dearest branch of a condition is taken."""
 
-    def __init__(self, text: str, devices: int, mean_trips: float = 1.0, branch_share: float = 1.0) -> None:
+    def __init__(
+        self, text: str, devices: int, mean_trips: float = 1.0, branch_share: float = 1.0
+    ) -> None:
         self.computations, self.entry = parse(text)
         self.devices, self.mean_trips, self.branch_share = devices, mean_trips, branch_share
         self._known: dict[str, Totals] = {}
@@ -164,7 +189,9 @@ class Program:
             self._known[name] = total
         return self._known[name]
 
-    def _add(self, total: Totals, computation: Computation, one: Instruction, begun: set[str]) -> None:
+    def _add(
+        self, total: Totals, computation: Computation, one: Instruction, begun: set[str]
+    ) -> None:
         base = one.opcode.removesuffix("-start")
         if base in COLLECTIVES:
             total.sent[base] = total.sent.get(base, 0.0) + bytes_sent(base, one, self.devices)
@@ -181,14 +208,22 @@ class Program:
 
     def _add_branches(self, total: Totals, one: Instruction) -> None:
         group = re.search(r"branch_computations=\{([^}]*)\}", one.attributes)
-        names = re.findall(r"[\w.\-]+", group.group(1)) if group else [
-            one.called("true_computation"), one.called("false_computation")]
-        branches = sorted((self._of(name) for name in names), key=lambda t: (t.cycles, t.memory, sum(t.sent.values())))
+        names = (
+            re.findall(r"[\w.\-]+", group.group(1))
+            if group
+            else [one.called("true_computation"), one.called("false_computation")]
+        )
+        branches = sorted(
+            (self._of(name) for name in names),
+            key=lambda t: (t.cycles, t.memory, sum(t.sent.values())),
+        )
         total.add(branches[-1], self.branch_share)
         for cheaper in branches[:-1]:
             total.add(cheaper, (1 - self.branch_share) / (len(branches) - 1))
 
-    def _add_operation(self, total: Totals, computation: Computation, one: Instruction, begun: set[str]) -> None:
+    def _add_operation(
+        self, total: Totals, computation: Computation, one: Instruction, begun: set[str]
+    ) -> None:
         body = one.called("calls") if one.opcode == "fusion" else ""
         moved = self._moved(computation, one)
         estimate = re.search(r'"estimated_cycles":"(\d+)"', one.attributes)
@@ -207,24 +242,39 @@ class Program:
                 total.sent[name] = total.sent.get(name, 0.0) + value
 
     def _fused(self, name: str) -> Iterator[tuple[str, str, float]]:
-        """(channel, kind, bytes) of the collectives in a fusion, which makes or takes their data. One that runs under other
-        work is written in each operation that it runs under, from the one that begins it to the one that ends it."""
+        """(channel, kind, bytes) of the collectives in a fusion, which makes or takes their data.
+        One that runs under other work is written in each operation that it runs under, from the one
+        that begins it to the one that ends it."""
         for one in self.computations[name].instructions.values():
             base = one.opcode.removesuffix("-start")
             if base in COLLECTIVES:
                 channel = re.search(r"channel_id=\d+", one.attributes)
-                yield channel.group() if channel else f"{name}/{one.name}", base, bytes_sent(base, one, self.devices)
+                yield (
+                    channel.group() if channel else f"{name}/{one.name}",
+                    base,
+                    bytes_sent(base, one, self.devices),
+                )
             elif one.opcode == "fusion":
                 yield from self._fused(one.called("calls"))
 
     def _has_product(self, name: str) -> bool:
-        return any(i.opcode in ("convolution", "dot") or (i.opcode == "fusion" and self._has_product(i.called("calls")))
-                   for i in self.computations[name].instructions.values())
+        return any(
+            i.opcode in ("convolution", "dot")
+            or (i.opcode == "fusion" and self._has_product(i.called("calls")))
+            for i in self.computations[name].instructions.values()
+        )
 
     def _moved(self, computation: Computation, one: Instruction) -> float:
         """Bytes that one operation moves to and from HBM; of a slice of an array only the slice."""
-        shapes = [computation.instructions[name].shape for name in one.operands if name in computation.instructions]
-        if one.opcode in ("copy-start", "slice-start"):  # between HBM and the chip's own memory, under other work
+        shapes = [
+            computation.instructions[name].shape
+            for name in one.operands
+            if name in computation.instructions
+        ]
+        if one.opcode in (
+            "copy-start",
+            "slice-start",
+        ):  # between HBM and the chip's own memory, under other work
             first, second = list(leaves(one.shape))[:2]
             return min(first[1], second[1]) * (first[2] + second[2])
         if one.opcode in SLICES:
@@ -234,8 +284,10 @@ class Program:
         if one.opcode != "fusion":
             return in_memory(one.shape) + sum(map(in_memory, shapes))
         body = self.computations[one.called("calls")]
-        read = sum(min(in_memory(shape), self._read(body, body.parameter(i))) if in_memory(shape) else 0
-                   for i, shape in enumerate(shapes))
+        read = sum(
+            min(in_memory(shape), self._read(body, body.parameter(i))) if in_memory(shape) else 0
+            for i, shape in enumerate(shapes)
+        )
         return read + self._written(body, one)
 
     def _read(self, body: Computation, name: str) -> float:
@@ -251,7 +303,11 @@ class Program:
                 total += self._read(body, user.name)
             elif user.opcode == "fusion":
                 inner = self.computations[user.called("calls")]
-                total += sum(self._read(inner, inner.parameter(i)) for i, n in enumerate(user.operands) if n == name)
+                total += sum(
+                    self._read(inner, inner.parameter(i))
+                    for i, n in enumerate(user.operands)
+                    if n == name
+                )
             elif not (user.opcode == "dynamic-update-slice" and user.operands[0] == name):
                 return whole
         return min(total, whole)
@@ -261,7 +317,11 @@ class Program:
         root = body.instructions[body.root]
         while root.opcode == "bitcast":
             root = body.instructions[root.operands[0]]
-        results = [body.instructions[name] for name in root.operands] if root.opcode == "tuple" else [root]
+        results = (
+            [body.instructions[name] for name in root.operands]
+            if root.opcode == "tuple"
+            else [root]
+        )
         total = 0.0
         for result, (_, padded, in_hbm) in zip(results, leaves(one.shape)):
             while result.opcode == "bitcast":
@@ -274,9 +334,9 @@ class Program:
     def trips(self, computation: Computation, loop: Instruction) -> float | None:
         """How often a `while` runs its body; None if only the running program knows.
 
-        The text says it, or the condition compares the counter with a constant, of the condition or of the loop's first
-        values. A counter whose first value is not in the text begins at 0, as every loop of JAX does.
-        """
+        The text says it, or the condition compares the counter with a constant, of the condition or
+        of the loop's first values. A counter whose first value is not in the text begins at 0, as
+        every loop of JAX does."""
         said = re.search(r'known_trip_count[^}]*?"?n"?:\s*"?(\d+)', loop.attributes)
         if said:
             return float(said.group(1))
@@ -306,8 +366,9 @@ class Program:
         found = re.search(r"direction=(\w+)", root.attributes)
         return (names, found.group(1)) if root.opcode == "compare" and found else ([], "")
 
-    def _first_value(self, condition: Computation, name: str, outside: Computation, first: Instruction
-                     ) -> tuple[bool, int | None]:
+    def _first_value(
+        self, condition: Computation, name: str, outside: Computation, first: Instruction
+    ) -> tuple[bool, int | None]:
         """(whether it is one of the loop's values, what it is when the loop begins or None)."""
         one = condition.instructions[name]
         if one.opcode == "constant":
@@ -321,7 +382,9 @@ class Program:
         whole = value.opcode == "constant" and re.fullmatch(r"-?\d+", value.arguments)
         return True, int(value.arguments) if whole else None
 
-    def _changes(self, loop: Instruction, condition: Computation, sides: list[str], direction: str) -> bool:
+    def _changes(
+        self, loop: Instruction, condition: Computation, sides: list[str], direction: str
+    ) -> bool:
         """Whether the bound, one of the loop's values, is something else after a turn."""
         bound = condition.instructions[sides[0] if direction in ("GT", "GE") else sides[1]]
         index = re.search(r"index=(\d+)", bound.attributes)
@@ -332,29 +395,43 @@ class Program:
         value = body.instructions[root.operands[int(index.group(1))]]
         while value.opcode in ("copy", "bitcast"):
             value = body.instructions[value.operands[0]]
-        return not (value.opcode == "get-tuple-element" and f"index={index.group(1)}" in re.split(r",\s*", value.attributes))
+        return not (
+            value.opcode == "get-tuple-element"
+            and f"index={index.group(1)}" in re.split(r",\s*", value.attributes)
+        )
 
 
 def bytes_sent(kind: str, one: Instruction, devices: int) -> float:
     """Bytes that one device sends in a collective, by a ring over its group of n devices.
 
-    All-reduce 2 (n - 1) / n of the array; all-gather and all-to-all (n - 1) / n of the whole result; reduce-scatter n - 1
-    times the result; a permutation the array itself.
-    """
+    All-reduce 2 (n - 1) / n of the array; all-gather and all-to-all (n - 1) / n of the whole
+    result; reduce-scatter n - 1 times the result; a permutation the array itself."""
     n = group_size(one.attributes, devices)
     sizes = [plain for plain, _, _ in leaves(one.shape)]
     whole: float = sum(sizes)
-    if one.opcode.endswith("-start") and kind in ("all-gather", "collective-permute", "reduce-scatter", "all-to-all"):
-        arrays = [plain for plain in sizes if plain > 8] or sizes[:2]  # operands, then results; flags beside them
-        whole = sum(arrays[len(arrays) // 2:])
+    if one.opcode.endswith("-start") and kind in (
+        "all-gather",
+        "collective-permute",
+        "reduce-scatter",
+        "all-to-all",
+    ):
+        arrays = [plain for plain in sizes if plain > 8] or sizes[
+            :2
+        ]  # operands, then results; flags beside them
+        whole = sum(arrays[len(arrays) // 2 :])
     factors: dict[str, Callable[[int], float]] = {
-        "all-reduce": lambda n: 2 * (n - 1) / n, "all-gather": lambda n: (n - 1) / n, "all-to-all": lambda n: (n - 1) / n,
-        "reduce-scatter": lambda n: n - 1, "collective-permute": lambda n: 1}
+        "all-reduce": lambda n: 2 * (n - 1) / n,
+        "all-gather": lambda n: (n - 1) / n,
+        "all-to-all": lambda n: (n - 1) / n,
+        "reduce-scatter": lambda n: n - 1,
+        "collective-permute": lambda n: 1,
+    }
     return whole * factors[kind](n)
 
 
 def group_size(attributes: str, devices: int) -> int:
-    """How many devices take part in one group of a collective, in any of the ways in which XLA writes groups."""
+    """How many devices take part in one group of a collective, in any of the ways in which XLA
+    writes groups."""
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
     if listed:
         return len(listed.group(1).split(","))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-# (rows) -> bytes that a step with so many rows a device needs; None when the compiler gave up without saying.
+# (rows) -> bytes that a step with so many rows a device needs; None when the compiler gave up
+# without saying.
 Measure = Callable[[int], float | None]
 MOST = 1 << 16
 
@@ -12,9 +13,9 @@ MOST = 1 << 16
 def largest(measure: Measure, start: int, limit: float) -> int:
     """The most rows a device whose step needs at most `limit` bytes; 0 if not even one fits.
 
-    Memory grows about linearly with rows, so each try is where the line through the last two says the limit is. It ends
-    when the smallest number of rows that fails is within a sixteenth of the largest that fits.
-    """
+    Memory grows about linearly with rows, so each try is where the line through the last two says
+    the limit is. It ends when the smallest number of rows that fails is within a sixteenth of the
+    largest that fits."""
     fits: list[tuple[int, float]] = [(0, 0.0)]
     fails = MOST + 1
     rows = start

@@ -1,9 +1,10 @@
-"""Several hosts, one run: who writes, who waits, and what all must agree on. With one process all of it does nothing.
+"""Several hosts, one run: who writes, who waits, and what all must agree on. With one process all
+of it does nothing.
 
-Every process runs the same program on its own rows; arrays on the mesh are global. The first process alone writes
-metrics, finished stages and reports, into a workdir that all see. Preparing a very large text can outlast what the
-others wait for it: `jaxdistill prepare` does it beforehand. Called by cli, run, workdir and interruption.
-"""
+Every process runs the same program on its own rows; arrays on the mesh are global. The first
+process alone writes metrics, finished stages and reports, into a workdir that all see. Preparing a
+very large text can outlast what the others wait for it: `jaxdistill prepare` does it beforehand.
+Called by cli, run, workdir and interruption."""
 
 from __future__ import annotations
 
@@ -22,30 +23,42 @@ from jaxdistill.errors import BadInput, JaxDistillError
 Result = TypeVar("Result")
 
 
-def connect(coordinator: str = "", num_processes: int | None = None, process_id: int | None = None,
-            distributed: bool = False) -> None:
+def connect(
+    coordinator: str = "",
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    distributed: bool = False,
+) -> None:
     """Joins the processes of a run, before anything else touches a device.
 
-    `distributed`: the environment says who and where (TPU VMs, GKE, Slurm, MPI, as `jax.distributed.initialize` finds
-    them); else all three of `coordinator` ("host:port" of process 0), `num_processes` and `process_id`; with none of
-    them the process stays alone. Raises `BadInput` for some of the three, or where the environment knows no others;
-    `JaxDistillError` when one that it knows is not there (yet: a launcher tries again).
-    """
-    given = {"coordinator": coordinator or None, "num_processes": num_processes, "process_id": process_id}
+    `distributed`: the environment says who and where (TPU VMs, GKE, Slurm, MPI, as
+    `jax.distributed.initialize` finds them); else all three of `coordinator` ("host:port" of
+    process 0), `num_processes` and `process_id`; with none of them the process stays alone. Raises
+    `BadInput` for some of the three, or where the environment knows no others; `JaxDistillError`
+    when one that it knows is not there (yet: a launcher tries again)."""
+    given = {
+        "coordinator": coordinator or None,
+        "num_processes": num_processes,
+        "process_id": process_id,
+    }
     missing = [f"--{name}" for name, value in given.items() if value is None]
     if len(missing) == len(given) and not distributed:
         return
     if missing and len(missing) < len(given):
-        raise BadInput(f"{', '.join(missing)} missing: give --coordinator, --num_processes and --process_id together, or "
-                       "--distributed where the environment knows them")
+        raise BadInput(
+            f"{', '.join(missing)} missing: give --coordinator, --num_processes and --process_id together, or "
+            "--distributed where the environment knows them"
+        )
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # accelerators bring their own
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from us
     try:
         jax.distributed.initialize(coordinator or None, num_processes, process_id)
     except (ValueError, RuntimeError) as error:
         kind = BadInput if isinstance(error, ValueError) else JaxDistillError
-        raise kind(f"cannot join the processes of this run ({str(error).splitlines()[0]}); give --coordinator=HOST:PORT, "
-                   "--num_processes and --process_id") from error
+        raise kind(
+            f"cannot join the processes of this run ({str(error).splitlines()[0]}); give --coordinator=HOST:PORT, "
+            "--num_processes and --process_id"
+        ) from error
     if not first():
         os.environ["JAXDISTILL_PROGRESS"] = "0"
 
@@ -69,10 +82,11 @@ def largest(value: int) -> int:
 
 
 def in_turn(make: Callable[[], Result]) -> Result:
-    """Calls `make` on the first process, then on the others, who find on a shared path what it made.
+    """Calls `make` on the first process, then on the others, who find on a shared path what it
+    made.
 
-    An exception on one process ends `make`'s caller on all, with the same exit code: none waits for one that is gone.
-    """
+    An exception on one process ends `make`'s caller on all, with the same exit code: none waits for
+    one that is gone."""
     result = together(make if first() else lambda: None)
     return together(lambda: result if first() else make())  # type: ignore[return-value]
 

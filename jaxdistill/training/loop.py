@@ -1,10 +1,11 @@
-"""The loop: every stage of every method, teacher or student, pre-training or fine-tuning, runs through `run_stage`.
+"""The loop: every stage of every method, teacher or student, pre-training or fine-tuning, runs
+through `run_stage`.
 
-It is handed plain data (the stage), two models, and callables; it knows no method, no corpus and no file format.
-Fast steps are handed to the device ahead of time, and metrics read one step late, so that it does not wait for the host
-(with several processes it does, every tenth step, to agree on stopping). Slow ones are waited for, each of them, by a
-main thread that can hear signals: whatever goes by the clock (stopping, saving, showing) need not wait for a count.
-"""
+It is handed plain data (the stage), two models, and callables; it knows no method, no corpus and no
+file format. Fast steps are handed to the device ahead of time, and metrics read one step late, so
+that it does not wait for the host (with several processes it does, every tenth step, to agree on
+stopping). Slow ones are waited for, each of them, by a main thread that can hear signals: whatever
+goes by the clock (stopping, saving, showing) need not wait for a count."""
 
 from __future__ import annotations
 
@@ -37,16 +38,17 @@ HostBatches = Iterator[dict[str, np.ndarray]]
 Ended = tuple[int, Any]  # (steps done, metrics) of a step
 AHEAD_SECONDS, AHEAD_STEPS = 1.0, 16  # how much work the device is given ahead: no more than either
 SHOW_SECONDS = 1.0  # between reports, how often the newest step is shown
-# (layer, parameters) -> losses on held-out text: of that layer, before and after each progressive phase; of other stages
-# (where it is ignored), at the checkpoints that are told apart by them.
+# (layer, parameters) -> losses on held-out text: of that layer, before and after each progressive
+# phase; of other stages (where it is ignored), at the checkpoints that are told apart by them.
 Evaluator = Callable[[int, Params], dict[str, float]]
 
 
 @dataclasses.dataclass
 class Reporting:
-    """Where a stage's numbers go. `write(step, scalars)`, of each `every`-th step and the last; `show(steps done, scalars)`
-    moves the progress bar, after the first step and every few seconds too; `flush()` makes what was written safe, before
-    each checkpoint: a run resumed from there does not report those steps again."""
+    """Where a stage's numbers go. `write(step, scalars)`, of each `every`-th step and the last;
+    `show(steps done, scalars)` moves the progress bar, after the first step and every few seconds
+    too; `flush()` makes what was written safe, before each checkpoint: a run resumed from there
+    does not report those steps again."""
 
     write: Callable[[int, dict[str, float]], None]
     show: Callable[[int, dict[str, float]], None]
@@ -57,8 +59,9 @@ class Reporting:
 
 @dataclasses.dataclass
 class Limits:
-    """When to save, after how many steps or seconds since the last time (0: not by time); when to give up: after how many
-    skipped updates, or seconds without a step (0: never). `profile`: the steps to trace, and the folder for it."""
+    """When to save, after how many steps or seconds since the last time (0: not by time); when to
+    give up: after how many skipped updates, or seconds without a step (0: never). `profile`: the
+    steps to trace, and the folder for it."""
 
     checkpoint_every: int = 500
     checkpoint_seconds: float = 0.0
@@ -67,17 +70,33 @@ class Limits:
     profile: tuple[tuple[int, ...], epath.PathLike] = ((), "")
 
 
-def run_stage(stage: Stage, model: Model, state: TrainState, teacher: Model | None, teacher_params: Params,
-              batches: HostBatches, *, mesh: Mesh, seed: int, checkpoints: Checkpoints, page: dict[str, Any],
-              reporting: Reporting, limits: Limits, evaluate: Evaluator | None = None) -> TrainState:
+def run_stage(
+    stage: Stage,
+    model: Model,
+    state: TrainState,
+    teacher: Model | None,
+    teacher_params: Params,
+    batches: HostBatches,
+    *,
+    mesh: Mesh,
+    seed: int,
+    checkpoints: Checkpoints,
+    page: dict[str, Any],
+    reporting: Reporting,
+    limits: Limits,
+    evaluate: Evaluator | None = None,
+) -> TrainState:
     """Runs `stage` from `state.step` to its end; `batches` must begin at that step's first example.
 
-    `page` is saved with each checkpoint; its `seconds` (training time alone) and `layers` (what `evaluate` returned for the
-    phases of a progressive stage) are kept up to date here. The result is the last state, or of a stage with a `best` the
-    one that `evaluate` found so, its step then in `page`. Raises `TrainingStopped` after too many skipped updates in
-    a row, `Interrupted` or `Preempted` when asked to stop; the state is saved before the latter two.
-    """
-    state, given = sharding.place(mesh, state), sharding.place(mesh, Given(teacher_params, np.int32(seed)))
+    `page` is saved with each checkpoint; its `seconds` (training time alone) and `layers` (what
+    `evaluate` returned for the phases of a progressive stage) are kept up to date here. The result
+    is the last state, or of a stage with a `best` the one that `evaluate` found so, its step then
+    in `page`. Raises `TrainingStopped` after too many skipped updates in a row, `Interrupted` or
+    `Preempted` when asked to stop; the state is saved before the latter two."""
+    state, given = (
+        sharding.place(mesh, state),
+        sharding.place(mesh, Given(teacher_params, np.int32(seed))),
+    )
     step_fn = compile_step(stage, model, teacher, mesh)
     done = int(state.step)
     pending: Ended | None = None
@@ -91,7 +110,9 @@ def run_stage(stage: Stage, model: Model, state: TrainState, teacher: Model | No
         for step, metrics in ahead.wait(left):
             watchdog.step_ended()
             if shows.due() and not reported(step):
-                reporting.show(step, {name: float(value) for name, value in jax.device_get(metrics).items()})
+                reporting.show(
+                    step, {name: float(value) for name, value in jax.device_get(metrics).items()}
+                )
                 shows.restart()
 
     def reported(step: int) -> bool:
@@ -117,13 +138,19 @@ def run_stage(stage: Stage, model: Model, state: TrainState, teacher: Model | No
                 reporting.write(done, {f"heldout/{name}": value for name, value in found.items()})
                 metric = found[stage.best] if np.isfinite(found[stage.best]) else None
             reporting.flush()
-            with watchdog.paused() if not saves.restarts else contextlib.nullcontext():  # the first one compiles checksums
+            with (
+                watchdog.paused() if not saves.restarts else contextlib.nullcontext()
+            ):  # the first one compiles checksums
                 checkpoints.save(state, page, metric=metric, wait=wait_for_it)
             saves.restart()
 
     saves, shows = Timer(limits.checkpoint_seconds), Timer(SHOW_SECONDS, first=True)
     # Until the first step is compiled one process alone has nothing to save; several stop together.
-    with StopRequest(unsaved=jax.process_count() > 1) as stop, watchdog, Profile(*limits.profile) as profile:
+    with (
+        StopRequest(unsaved=jax.process_count() > 1) as stop,
+        watchdog,
+        Profile(*limits.profile) as profile,
+    ):
         while done < stage.steps:
             if phases is not None and at_border(stage, model, done):
                 wait(0)  # steps still under way are training time
@@ -131,7 +158,9 @@ def run_stage(stage: Stage, model: Model, state: TrainState, teacher: Model | No
                     record_phase(stage, model, page, done, state.params, phases)
             batch = sharding.put_batch(mesh, next(batches))
             profile.before(done, state)
-            with jax.transfer_guard("disallow"):  # nothing may cross between host and device unasked
+            with jax.transfer_guard(
+                "disallow"
+            ):  # nothing may cross between host and device unasked
                 state, metrics = step_fn(state, given, batch)
             if not ahead.used:
                 stop.hold()
@@ -154,7 +183,9 @@ def run_stage(stage: Stage, model: Model, state: TrainState, teacher: Model | No
             with watchdog.paused():
                 record_phase(stage, model, page, done, state.params, phases)
         if stop.agreed():  # perhaps only now, during the last evaluation
-            save(measure=done % limits.checkpoint_every == 0 or done == stage.steps, wait_for_it=True)
+            save(
+                measure=done % limits.checkpoint_every == 0 or done == stage.steps, wait_for_it=True
+            )
             raise stop.error(f"in stage {stage.name!r} after {done} of {stage.steps} steps")
         if stage.best and evaluate is not None:
             save(measure=True, wait_for_it=True)
@@ -171,20 +202,29 @@ def at_border(stage: Stage, model: Model, done: int) -> bool:
     return done % schedules.phase_steps(stage, model.config.num_layers) == 0
 
 
-def record_phase(stage: Stage, model: Model, page: dict[str, Any], done: int, params: Params,
-                 evaluate: Evaluator) -> None:
-    """At a phase's border: the finished layer's losses go to `after`, the next one's to `before`; once each."""
+def record_phase(
+    stage: Stage, model: Model, page: dict[str, Any], done: int, params: Params, evaluate: Evaluator
+) -> None:
+    """At a phase's border: the finished layer's losses go to `after`, the next one's to `before`;
+    once each."""
     layers, period = model.config.num_layers, schedules.phase_steps(stage, model.config.num_layers)
     rows: list[dict[str, Any]] = page.setdefault("layers", [])
     if done == stage.steps or (done % period == 0 and 0 < done // period < layers):
         finished = layers - 1 if done == stage.steps else done // period - 1
         if "after" not in rows[finished]:
             rows[finished]["after"] = evaluate(finished, params)
-    if done % period == 0 and done // period < layers and done < stage.steps and len(rows) <= done // period:
+    if (
+        done % period == 0
+        and done // period < layers
+        and done < stage.steps
+        and len(rows) <= done // period
+    ):
         rows.append({"layer": done // period, "before": evaluate(done // period, params)})
 
 
-def _report(stage: Stage, step: int, metrics: Any, reporting: Reporting, limits: Limits, clock: Clock) -> None:
+def _report(
+    stage: Stage, step: int, metrics: Any, reporting: Reporting, limits: Limits, clock: Clock
+) -> None:
     scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
     scalars |= reporting.rates(clock.rate(step))
     reporting.write(step, scalars)
@@ -192,16 +232,21 @@ def _report(stage: Stage, step: int, metrics: Any, reporting: Reporting, limits:
     if scalars["skipped_in_a_row"] >= min(limits.skipped_in_a_row, stage.steps):
         raise TrainingStopped(
             f"stage {stage.name!r}: the last {int(scalars['skipped_in_a_row'])} updates were not finite"
-            + (" or their losses spikes" if stage.skip_above else "") + f" (step {step}); parameters are as before them; in a "
+            + (" or their losses spikes" if stage.skip_above else "")
+            + f" (step {step}); parameters are as before them; in a "
             f"new workdir, lower config.stages.{stage.name}.learning_rate or lengthen its warm-up"
-            + (", or raise its skip_above" if stage.skip_above else ""))
+            + (", or raise its skip_above" if stage.skip_above else "")
+        )
 
 
 class Ahead:
-    """The steps that the device was given and that have not ended, as far as is known. `used`: it was given any."""
+    """The steps that the device was given and that have not ended, as far as is known. `used`: it
+    was given any."""
 
     def __init__(self) -> None:
-        self._steps: collections.deque[tuple[int, Any, float]] = collections.deque()  # the last: when it was handed over
+        self._steps: collections.deque[tuple[int, Any, float]] = (
+            collections.deque()
+        )  # the last: when it was handed over
         self._seconds = math.inf  # that a step takes, as seen last
         self._last = -math.inf  # when one was seen to end
         self.used = False
@@ -212,27 +257,37 @@ class Ahead:
         self.used = True
 
     def wait(self, left: int | None = None) -> Iterator[Ended]:
-        """The steps that ended since the last call, until no more than `left` have not. Default: as many as the device
-        needs a second for, none if a step takes longer. Signals are heard meanwhile, as they would not be inside JAX."""
+        """The steps that ended since the last call, until no more than `left` have not. Default: as
+        many as the device needs a second for, none if a step takes longer. Signals are heard
+        meanwhile, as they would not be inside JAX."""
         while True:
             ended = []
-            while self._steps and all(leaf.is_ready() for leaf in jax.tree.leaves(self._steps[0][1])):
+            while self._steps and all(
+                leaf.is_ready() for leaf in jax.tree.leaves(self._steps[0][1])
+            ):
                 ended.append(self._steps.popleft())
             if ended:
                 now = time.monotonic()
                 seconds = (now - max(self._last, ended[0][2])) / len(ended)
                 # Slower is believed at once, faster by and by.
-                self._seconds = max(seconds, seconds if math.isinf(self._seconds) else (self._seconds + seconds) / 2)
+                self._seconds = max(
+                    seconds, seconds if math.isinf(self._seconds) else (self._seconds + seconds) / 2
+                )
                 self._last = now
                 yield from (step[:2] for step in ended)
-            allowed = min(AHEAD_STEPS, int(AHEAD_SECONDS / max(self._seconds, 1e-6))) if left is None else left
+            allowed = (
+                min(AHEAD_STEPS, int(AHEAD_SECONDS / max(self._seconds, 1e-6)))
+                if left is None
+                else left
+            )
             if len(self._steps) <= allowed:
                 return
             time.sleep(min(max(self._seconds / 8, 1e-4), 5e-3))
 
 
 class Timer:
-    """Whether `seconds` have passed since the last restart; never, if they are 0. `first`: the first time at once."""
+    """Whether `seconds` have passed since the last restart; never, if they are 0. `first`: the
+    first time at once."""
 
     def __init__(self, seconds: float, first: bool = False) -> None:
         self._seconds, self._began = seconds, -math.inf if first else time.monotonic()

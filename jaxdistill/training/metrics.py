@@ -1,14 +1,15 @@
 """Where numbers go while a run goes on: TensorBoard and `metrics.jsonl`.
 
-TensorBoard files are written by tensorboard's own EventFileWriter: no TensorFlow, no clu. Each (stage, network) is a
-TensorBoard run of its own, so the same tag of two networks is drawn in one chart and a resumed stage can discard
-its own orphaned points without touching the others. `metrics.jsonl` has one object a line:
-`{"stage": "distill", "network": "student", "step": 10, "time": 1700000000.0, "loss": 3.2, ...}`.
+TensorBoard files are written by tensorboard's own EventFileWriter: no TensorFlow, no clu. Each
+(stage, network) is a TensorBoard run of its own, so the same tag of two networks is drawn in one
+chart and a resumed stage can discard its own orphaned points without touching the others.
+`metrics.jsonl` has one object a line: `{"stage": "distill", "network": "student", "step": 10,
+"time": 1700000000.0, "loss": 3.2, ...}`.
 
-A remote workdir (`gs://...`) cannot be appended to. Files are then written to a local spool directory and copied up
-whole on `flush`, `close` and at most once a minute between; what a preemption may lose is that minute.
-Called by the loop and by `run`, on the first process only; read back by `report`.
-"""
+A remote workdir (`gs://...`) cannot be appended to. Files are then written to a local spool
+directory and copied up whole on `flush`, `close` and at most once a minute between; what a
+preemption may lose is that minute. Called by the loop and by `run`, on the first process only; read
+back by `report`."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ UPLOAD_SECONDS = 60.0
 
 
 class MetricWriter:
-    """Scalars by (stage, network, step) into `workdir`; appends to what an earlier process left there.
+    """Scalars by (stage, network, step) into `workdir`; appends to what an earlier process left
+    there.
 
     `tensorboard=False` writes the JSONL file only. Usable as a context manager. Not thread-safe.
     """
@@ -54,13 +56,21 @@ class MetricWriter:
         self._restarted_at: dict[str, int] = {}
         self._uploaded = time.monotonic()
 
-    def write(self, stage: str, step: int, scalars: Mapping[str, Any], network: str = "student") -> None:
-        """One line and one TensorBoard point a name. Values are numbers or one-element arrays; what is not finite
-        becomes null in the JSONL file (JSON has no NaN) and stays itself in TensorBoard."""
+    def write(
+        self, stage: str, step: int, scalars: Mapping[str, Any], network: str = "student"
+    ) -> None:
+        """One line and one TensorBoard point a name. Values are numbers or one-element arrays; what
+        is not finite becomes null in the JSONL file (JSON has no NaN) and stays itself in
+        TensorBoard."""
         values = {name: float(value) for name, value in scalars.items()}
         now = time.time()
-        line = {"stage": stage, "network": network, "step": int(step), "time": round(now, 3),
-                **{name: value if math.isfinite(value) else None for name, value in values.items()}}
+        line = {
+            "stage": stage,
+            "network": network,
+            "step": int(step),
+            "time": round(now, 3),
+            **{name: value if math.isfinite(value) else None for name, value in values.items()},
+        }
         self._file.write(json.dumps(line) + "\n")
         if self._tensorboard:
             self._write_events(f"{stage}/{network}", int(step), now, values)
@@ -68,7 +78,8 @@ class MetricWriter:
             self.flush()
 
     def rewind(self, stage: str, step: int, network: str = "student") -> None:
-        """Forgets what (stage, network) measured beyond `step`: it is about to be run, or run again, from there.
+        """Forgets what (stage, network) measured beyond `step`: it is about to be run, or run
+        again, from there.
 
         To be called whenever a stage starts or resumes. Lines of other stages and networks stay.
         """
@@ -77,7 +88,9 @@ class MetricWriter:
 
         def again(text: str) -> bool:
             line = _parse(text) or {}
-            return (line.get("stage"), line.get("network")) == (stage, network) and line["step"] > step
+            return (line.get("stage"), line.get("network")) == (stage, network) and line[
+                "step"
+            ] > step
 
         kept = [text for text in lines if not again(text)]
         if len(kept) < len(lines):
@@ -116,18 +129,30 @@ class MetricWriter:
         if run not in self._event_writers:
             self._event_writers[run] = _event_writer(str(self._local / "tensorboard" / run))
         writer = self._event_writers[run]
-        if run in self._restarted_at:  # tells TensorBoard to hide the points of steps that are run again
+        if (
+            run in self._restarted_at
+        ):  # tells TensorBoard to hide the points of steps that are run again
             restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            writer.add_event(event_pb2.Event(wall_time=now, step=self._restarted_at.pop(run) + 1, session_log=restart))
-        points = [summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        writer.add_event(event_pb2.Event(wall_time=now, step=step, summary=summary_pb2.Summary(value=points)))
+            writer.add_event(
+                event_pb2.Event(
+                    wall_time=now, step=self._restarted_at.pop(run) + 1, session_log=restart
+                )
+            )
+        points = [
+            summary_pb2.Summary.Value(tag=name, simple_value=value)
+            for name, value in values.items()
+        ]
+        writer.add_event(
+            event_pb2.Event(wall_time=now, step=step, summary=summary_pb2.Summary(value=points))
+        )
 
     def _drop_torn_line(self) -> None:
-        """A process killed in mid-write leaves half a line, to which the next one would be glued."""
+        """A process killed in mid-write leaves half a line, to which the next one would be
+        glued."""
         if self._path.exists():
             text = self._path.read_bytes().decode(errors="replace")
             if text and not text.endswith("\n"):
-                self._replace(text[:text.rfind("\n") + 1])
+                self._replace(text[: text.rfind("\n") + 1])
 
     def _replace(self, text: str) -> None:
         """Through a second file, so that a kill in between loses nothing."""
@@ -145,11 +170,16 @@ class MetricWriter:
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
-    """The objects of `metrics.jsonl` in order of time; [] if there is none. Torn or foreign lines are skipped."""
+    """The objects of `metrics.jsonl` in order of time; [] if there is none. Torn or foreign lines
+    are skipped."""
     path = epath.Path(workdir) / FILE
     if not path.exists():
         return []
-    return [line for line in map(_parse, path.read_bytes().decode(errors="replace").splitlines()) if line is not None]
+    return [
+        line
+        for line in map(_parse, path.read_bytes().decode(errors="replace").splitlines())
+        if line is not None
+    ]
 
 
 def _parse(text: str) -> dict[str, Any] | None:
@@ -157,12 +187,17 @@ def _parse(text: str) -> dict[str, Any] | None:
         line = json.loads(text)
     except ValueError:
         return None
-    return line if isinstance(line, dict) and "stage" in line and isinstance(line.get("step"), int) else None
+    return (
+        line
+        if isinstance(line, dict) and "stage" in line and isinstance(line.get("step"), int)
+        else None
+    )
 
 
 def _event_writer(directory: str) -> Any:
-    """tensorboard's EventFileWriter. It would import TensorFlow where that is installed (seconds, and GPU memory),
-    only to open a local file; `tensorboard.compat.notf` is tensorboard's own switch against that."""
+    """tensorboard's EventFileWriter. It would import TensorFlow where that is installed (seconds,
+    and GPU memory), only to open a local file; `tensorboard.compat.notf` is tensorboard's own
+    switch against that."""
     sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("tensorboard.compat.notf"))
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 

@@ -1,11 +1,12 @@
-"""LAMB and AdamW as BERT's and MobileBERT's code has them, on parameters named by path with stacked layers.
+"""LAMB and AdamW as BERT's and MobileBERT's code has them, on parameters named by path with stacked
+layers.
 
-optax's own `lamb` corrects bias, decays and adapts every leaf, and would take one norm over all stacked layers. Here:
-no bias correction, biases and norms neither decayed nor adapted, and the unit of the trust ratio is one layer's
-variable. The learning rate comes in at each update, with one multiplier a layer: where it is 0 nothing changes and the
-moments are cleared, which is how progressive transfer starts each phase afresh.
-LAMB: You et al. 2020 (arXiv 1904.00962), algorithm 2, as MobileBERT's released code simplifies it.
-"""
+optax's own `lamb` corrects bias, decays and adapts every leaf, and would take one norm over all
+stacked layers. Here: no bias correction, biases and norms neither decayed nor adapted, and the unit
+of the trust ratio is one layer's variable. The learning rate comes in at each update, with one
+multiplier a layer: where it is 0 nothing changes and the moments are cleared, which is how
+progressive transfer starts each phase afresh. LAMB: You et al. 2020 (arXiv 1904.00962), algorithm
+2, as MobileBERT's released code simplifies it."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ Flat = dict[str, jax.Array]
 
 
 class OptimizerState(NamedTuple):
-    """Adam's moments by parameter name, and the number of updates made (for bias correction alone)."""
+    """Adam's moments by parameter name, and the number of updates made (for bias correction
+    alone)."""
 
     mu: Flat
     nu: Flat
@@ -32,21 +34,33 @@ class OptimizerState(NamedTuple):
 def init(moving: Flat) -> OptimizerState:
     """Zero moments for what moves, and only for that."""
 
-    def zeros() -> Flat:  # called twice: the step donates its state, and a buffer can be donated only once
+    def zeros() -> (
+        Flat
+    ):  # called twice: the step donates its state, and a buffer can be donated only once
         return {name: jnp.zeros_like(value, dtype=jnp.float32) for name, value in moving.items()}
 
     return OptimizerState(zeros(), zeros(), jnp.zeros((), jnp.int32))
 
 
-def update(settings: Optimizer, gradients: Flat, state: OptimizerState, moving: Flat, rate: jax.Array,
-           multipliers: jax.Array | None, stacked: bool = True) -> tuple[Flat, OptimizerState, jax.Array]:
+def update(
+    settings: Optimizer,
+    gradients: Flat,
+    state: OptimizerState,
+    moving: Flat,
+    rate: jax.Array,
+    multipliers: jax.Array | None,
+    stacked: bool = True,
+) -> tuple[Flat, OptimizerState, jax.Array]:
     """One update: (new parameters, new state, global gradient norm before clipping).
 
-    `rate` float32[]; `multipliers` float32[N] for names under `layers/` when `stacked` (float32[] when those arrays
-    are one layer's slices); other names then use 1. None: 1 everywhere.
-    """
+    `rate` float32[]; `multipliers` float32[N] for names under `layers/` when `stacked` (float32[]
+    when those arrays are one layer's slices); other names then use 1. None: 1 everywhere."""
     norm = optax.tree.norm(gradients)
-    scale = jnp.minimum(1.0, settings.clip_norm / jnp.maximum(norm, 1e-30)) if settings.clip_norm > 0 else 1.0
+    scale = (
+        jnp.minimum(1.0, settings.clip_norm / jnp.maximum(norm, 1e-30))
+        if settings.clip_norm > 0
+        else 1.0
+    )
     count = state.updates + 1
     new, mu, nu = {}, {}, {}
     for name, w in moving.items():
@@ -60,8 +74,11 @@ def update(settings: Optimizer, gradients: Flat, state: OptimizerState, moving: 
         u = m_hat / (jnp.sqrt(v_hat) + settings.eps)
         layered = stacked and is_stacked(name)
         if not is_vector(name):
-            # What nothing teaches has no direction: scaled to the length of w, its decay alone would shrink it by `rate`.
-            idle = jnp.all(u == 0, axis=tuple(range(1, w.ndim)) if layered else None, keepdims=layered)
+            # What nothing teaches has no direction: scaled to the length of w, its decay alone
+            # would shrink it by `rate`.
+            idle = jnp.all(
+                u == 0, axis=tuple(range(1, w.ndim)) if layered else None, keepdims=layered
+            )
             u = u + settings.weight_decay * w
             if settings.name == "lamb":
                 u = u * jnp.where(idle, 1.0, trust_ratio(w, u, layered))

@@ -1,4 +1,5 @@
-"""A profiler window: a trace of some steps of a stage, for TensorBoard's profile plugin or xprof. Called by the loop."""
+"""A profiler window: a trace of some steps of a stage, for TensorBoard's profile plugin or xprof.
+Called by the loop."""
 
 from __future__ import annotations
 
@@ -11,10 +12,11 @@ from etils import epath
 
 
 class Profile:
-    """Traces the steps from `first` up to, not including, `end` into `folder`/plugins/profile; (): none.
+    """Traces the steps from `first` up to, not including, `end` into `folder`/plugins/profile; ():
+    none.
 
-    A stage that ends, or stops, inside the window keeps what was traced. Every process traces its own devices.
-    """
+    A stage that ends, or stops, inside the window keeps what was traced. Every process traces its
+    own devices."""
 
     def __init__(self, window: tuple[int, ...], folder: epath.PathLike) -> None:
         self._first, self._end = window or (-1, -1)
@@ -28,7 +30,8 @@ class Profile:
         self._stop()
 
     def before(self, step: int, state: Any) -> None:
-        """To be called before each step; `state` is waited for where the window begins or ends, since steps run behind."""
+        """To be called before each step; `state` is waited for where the window begins or ends,
+        since steps run behind."""
         if self._local is None and self._first <= step < self._end:
             jax.block_until_ready(state)
             # The profiler itself writes local files only.
@@ -46,7 +49,9 @@ class Profile:
         local = pathlib.Path(held.name)
         for path in filter(pathlib.Path.is_file, local.rglob("*")):
             target = self._folder / path.relative_to(local)
-            if jax.process_count() > 1:  # the profiler names files after the host, which may run several processes
+            if (
+                jax.process_count() > 1
+            ):  # the profiler names files after the host, which may run several processes
                 target = target.with_name(f"{jax.process_index()}.{target.name}")
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(path.read_bytes())

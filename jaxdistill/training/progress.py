@@ -1,9 +1,9 @@
-"""One line that says how far a long loop is, how fast it goes and when it ends: training, tokenising, evaluating.
+"""One line that says how far a long loop is, how fast it goes and when it ends: training,
+tokenising, evaluating.
 
-On a terminal it is a bar that is redrawn in place; in a log file a plain line every ten seconds. Both end in the same
-words: `transfer 120/720 (16%) loss 3.21 12.3 it/s 41k tok/s ETA 0:48, of the run 5:12`. `JAXDISTILL_PROGRESS=0` silences it,
-and so does a terminal that is gone.
-"""
+On a terminal it is a bar that is redrawn in place; in a log file a plain line every ten seconds.
+Both end in the same words: `transfer 120/720 (16%) loss 3.21 12.3 it/s 41k tok/s ETA 0:48, of the
+run 5:12`. `JAXDISTILL_PROGRESS=0` silences it, and so does a terminal that is gone."""
 
 from __future__ import annotations
 
@@ -21,18 +21,30 @@ REDRAW_SECONDS = 0.1
 
 
 class Progress:
-    """`with Progress(720, "transfer", tokens_per_unit=8 * 128) as bar: ... bar.update(1, loss=3.21)`.
+    """`with Progress(720, "transfer", tokens_per_unit=8 * 128) as bar: ... bar.update(1,
+    loss=3.21)`.
 
-    `total`: how many units, None when not known beforehand. `initial`: units done by an earlier process. `unit`: what
-    is counted, for the rate. `tokens_per_unit`: also show tokens a second. `later`: how many of these units the stages
-    after this one are worth, for the time that the whole run needs. `quiet`: print nothing (default: what the
-    environment variable says). `interval`: seconds between plain lines. `stream`: default standard error.
-    `clock`: seconds, for tests.
-    """
+    `total`: how many units, None when not known beforehand. `initial`: units done by an earlier
+    process. `unit`: what is counted, for the rate. `tokens_per_unit`: also show tokens a second.
+    `later`: how many of these units the stages after this one are worth, for the time that the
+    whole run needs. `quiet`: print nothing (default: what the environment variable says).
+    `interval`: seconds between plain lines. `stream`: default standard error. `clock`: seconds, for
+    tests."""
 
-    def __init__(self, total: int | None, name: str, *, unit: str = "it", initial: int = 0,
-                 tokens_per_unit: float | None = None, later: float = 0.0, quiet: bool | None = None, interval: float = 10.0,
-                 stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        total: int | None,
+        name: str,
+        *,
+        unit: str = "it",
+        initial: int = 0,
+        tokens_per_unit: float | None = None,
+        later: float = 0.0,
+        quiet: bool | None = None,
+        interval: float = 10.0,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.total, self.name, self.unit, self.done = total, name, unit, initial
         self._tokens_per_unit, self._later = tokens_per_unit, later
         self._interval, self._clock = interval, clock
@@ -51,13 +63,16 @@ class Progress:
         if not self._quiet and self._stream.isatty():
             with self._or_silence():
                 self._bar = _rich_bar(self._stream)
-                self._task = self._bar.add_task("", total=self.total, completed=self.done, text=self.line())
+                self._task = self._bar.add_task(
+                    "", total=self.total, completed=self.done, text=self.line()
+                )
                 self._bar.start()
             self._next_line = self._started
         return self
 
     def update(self, n: int = 1, **fields: Any) -> None:
-        """`n` more units are done; `fields` (numbers or text) are shown until they are given again."""
+        """`n` more units are done; `fields` (numbers or text) are shown until they are given
+        again."""
         if self._quiet:
             self.done += n
             return
@@ -94,7 +109,8 @@ class Progress:
 
     @contextlib.contextmanager
     def _or_silence(self) -> Iterator[None]:
-        """A closed terminal or pipe ends what is shown, and not what is trained: that must still be saved."""
+        """A closed terminal or pipe ends what is shown, and not what is trained: that must still be
+        saved."""
         try:
             yield
         except OSError:
@@ -108,7 +124,8 @@ class Progress:
         return (after - before) / (last - first) if last > first else None
 
     def line(self, final: bool = False) -> str:
-        """The words of the bar and of the plain line; the `final` one has the time taken instead of the time left."""
+        """The words of the bar and of the plain line; the `final` one has the time taken instead of
+        the time left."""
         parts = [self.name]
         if self.total is None:
             parts.append(f"{self.done:,}")
@@ -116,7 +133,8 @@ class Progress:
             parts += [f"{self.done}/{self.total}", f"({100 * self.done // max(self.total, 1)}%)"]
         parts += [f"{name} {_number(value)}" for name, value in self._fields.items()]
         elapsed = self._clock() - self._started
-        # The last word on the speed is the whole loop's, compilation included: it is what a reader multiplies by.
+        # The last word on the speed is the whole loop's, compilation included: it is what a reader
+        # multiplies by.
         rate = (self.done - self._started_at) / elapsed if final and elapsed > 0 else self.rate()
         if rate:
             parts.append(f"{_short(rate)} {self.unit}/s")
@@ -138,8 +156,12 @@ def _rich_bar(stream: TextIO) -> Any:
     from rich.progress import Progress as RichProgress
     from rich.table import Column
 
-    text = TextColumn("{task.fields[text]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
-    return RichProgress(BarColumn(bar_width=24), text, console=Console(file=stream), refresh_per_second=4)
+    text = TextColumn(
+        "{task.fields[text]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")
+    )
+    return RichProgress(
+        BarColumn(bar_width=24), text, console=Console(file=stream), refresh_per_second=4
+    )
 
 
 def _number(value: Any) -> str:

@@ -1,6 +1,6 @@
-"""Learning rates as functions of a stage's step: warm-up and decay, and the layer-wise multiplier of progressive
-transfer (MobileBERT's released code; the paper, section 3.6, only says that lower layers learn slowly or not at all).
-"""
+"""Learning rates as functions of a stage's step: warm-up and decay, and the layer-wise multiplier
+of progressive transfer (MobileBERT's released code; the paper, section 3.6, only says that lower
+layers learn slowly or not at all)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from jaxdistill.methods.base import Stage
 def learning_rate(stage: Stage, step: jax.Array) -> jax.Array:
     """float32[]: the base rate at `step` of `stage`.
 
-    The decay line runs over the whole stage and the warm-up replaces its beginning, so at the end of the warm-up the
-    rate drops onto the line (as in BERT's code), rather than starting the line there.
-    """
+    The decay line runs over the whole stage and the warm-up replaces its beginning, so at the end
+    of the warm-up the rate drops onto the line (as in BERT's code), rather than starting the line
+    there."""
     s = stage.schedule
     if s.decay == "linear":
         line = optax.linear_schedule(s.peak, s.peak * s.end_ratio, stage.steps)(step)
@@ -32,7 +32,8 @@ def phase_steps(stage: Stage, num_layers: int) -> int:
 
 
 def active_layer(stage: Stage, num_layers: int, step: jax.Array) -> jax.Array:
-    """int32[]: the layer that `step` trains; steps left over after the last whole phase go to the last layer."""
+    """int32[]: the layer that `step` trains; steps left over after the last whole phase go to the
+    last layer."""
     return jnp.minimum(step // phase_steps(stage, num_layers), num_layers - 1).astype(jnp.int32)
 
 
@@ -44,8 +45,8 @@ def begins_phase(stage: Stage, num_layers: int, step: jax.Array) -> jax.Array:
 def phase_profile(stage: Stage, num_layers: int, step: jax.Array) -> jax.Array:
     """float32[]: bg(t) = min(0.9 + 0.1 sqrt(1 - t / P), 10 t / P), t the step within its phase.
 
-    0 at the start of each phase (no update, moments cleared), a warm-up over its first tenth, then a slow decay.
-    """
+    0 at the start of each phase (no update, moments cleared), a warm-up over its first tenth, then
+    a slow decay."""
     period = phase_steps(stage, num_layers)
     t = step - active_layer(stage, num_layers, step) * period
     fraction = jnp.minimum(t / period, 1.0)
@@ -53,7 +54,8 @@ def phase_profile(stage: Stage, num_layers: int, step: jax.Array) -> jax.Array:
 
 
 def layer_multipliers(stage: Stage, num_layers: int, step: jax.Array) -> jax.Array:
-    """float32[N]: `active_multiplier` x bg(t) x {1 for the active layer, 0.1 below it (soft) or 0 (strict), 0 above}."""
+    """float32[N]: `active_multiplier` x bg(t) x {1 for the active layer, 0.1 below it (soft) or 0
+    (strict), 0 above}."""
     active = active_layer(stage, num_layers, step)
     layers = jnp.arange(num_layers)
     lower = 0.1 if stage.depth == "progressive_soft" else 0.0

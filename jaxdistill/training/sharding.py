@@ -1,9 +1,10 @@
-"""Where arrays live: one mesh, the batch split over its devices, and ONE table from a parameter's name to its axes.
+"""Where arrays live: one mesh, the batch split over its devices, and ONE table from a parameter's
+name to its axes.
 
-Mesh axes: `data` (whole copies of the parameters), `fsdp` (parameters and optimizer state split, gathered where they
-are used; the batch is split over it too) and `tensor` (attention heads and feed-forward neurons split). Global sums
-come from `jit` with these shardings: a loss is written once, over the global batch. Called by run, loop, programs, evaluation.
-"""
+Mesh axes: `data` (whole copies of the parameters), `fsdp` (parameters and optimizer state split,
+gathered where they are used; the batch is split over it too) and `tensor` (attention heads and
+feed-forward neurons split). Global sums come from `jit` with these shardings: a loss is written
+once, over the global batch. Called by run, loop, programs, evaluation."""
 
 from __future__ import annotations
 
@@ -23,10 +24,14 @@ from jaxdistill.models.sizes import parameter_shapes
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
 
-# (pattern of the whole name, mesh axis of each array axis). The first match counts; a name without a match is an error.
-# The layer axis, always first under `layers/`, is never split: it is indexed with a traced layer number.
+# (pattern of the whole name, mesh axis of each array axis). The first match counts; a name without
+# a match is an error. The layer axis, always first under `layers/`, is never split: it is indexed
+# with a traced layer number.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"layers/attention/(query|key|value)/kernel", (None, "fsdp", "tensor", None)),  # [N, D or H, A, K]
+    (
+        r"layers/attention/(query|key|value)/kernel",
+        (None, "fsdp", "tensor", None),
+    ),  # [N, D or H, A, K]
     (r"layers/attention/(query|key|value)/bias", (None, "tensor", None)),  # [N, A, K]
     (r"layers/attention/out/kernel", (None, "tensor", None, "fsdp")),  # [N, A, K, H]
     (r"layers/ffn_\d+/up/kernel", (None, "fsdp", "tensor")),  # [N, H, F]
@@ -42,27 +47,34 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 )
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
     """A mesh of the axes `AXES`; one of them may be -1: all devices that the others leave.
 
-    Without a -1 the first data x fsdp x tensor devices are used. `devices`: others than this machine's, to plan for.
-    Raises `BadInput` when the sizes do not fit.
-    """
+    Without a -1 the first data x fsdp x tensor devices are used. `devices`: others than this
+    machine's, to plan for. Raises `BadInput` when the sizes do not fit."""
     devices = jax.devices() if devices is None else devices
     sizes = dict(zip(AXES, (data, fsdp, tensor)))
     given = ", ".join(f"config.mesh.{axis}={size}" for axis, size in sizes.items())
     open_axes = [axis for axis, size in sizes.items() if size == -1]
     if len(open_axes) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-        raise BadInput(f"{given}: expected 1 or more each, and at most one -1 (the devices that the others leave)")
+        raise BadInput(
+            f"{given}: expected 1 or more each, and at most one -1 (the devices that the others leave)"
+        )
     fixed = int(np.prod([size for size in sizes.values() if size != -1]))
     if fixed > len(devices) or (open_axes and len(devices) % fixed):
-        raise BadInput(f"{given}: {fixed} device(s) for the fixed axes, but {len(devices)} device(s) are there; their "
-                       "product must divide that number" + ("" if open_axes else ", or be less"))
+        raise BadInput(
+            f"{given}: {fixed} device(s) for the fixed axes, but {len(devices)} device(s) are there; their "
+            "product must divide that number" + ("" if open_axes else ", or be less")
+        )
     if open_axes:
         sizes[open_axes[0]] = len(devices) // fixed
     shape = tuple(sizes.values())
     if jax.process_count() > 1 and int(np.prod(shape)) != len(devices):
-        raise BadInput(f"{given}: several processes must use all of their {len(devices)} devices; leave one axis at -1")
+        raise BadInput(
+            f"{given}: several processes must use all of their {len(devices)} devices; leave one axis at -1"
+        )
     return Mesh(np.asarray(devices[: int(np.prod(shape))]).reshape(shape), AXES)
 
 
@@ -84,12 +96,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """A host's rows of the global batch -> global arrays."""
     sharding, processes = over_batch(mesh), jax.process_count()
-    return {name: jax.make_array_from_process_local_data(sharding, value, (len(value) * processes, *value.shape[1:]))
-            for name, value in batch.items()}
+    return {
+        name: jax.make_array_from_process_local_data(
+            sharding, value, (len(value) * processes, *value.shape[1:])
+        )
+        for name, value in batch.items()
+    }
 
 
 def spec(name: str, ndim: int) -> PartitionSpec:
-    """The axes of the parameter `name` by the table; one axis fewer when a stacked array is given as one layer's slice.
+    """The axes of the parameter `name` by the table; one axis fewer when a stacked array is given
+    as one layer's slice.
 
     Raises `BadInput` for a name that the table does not cover.
     """
@@ -100,32 +117,47 @@ def spec(name: str, ndim: int) -> PartitionSpec:
             if ndim != len(axes):
                 break
             return PartitionSpec(*axes)
-    raise BadInput(f"no sharding rule covers the parameter {name!r} with {ndim} axes; add one to training/sharding.py")
+    raise BadInput(
+        f"no sharding rule covers the parameter {name!r} with {ndim} axes; add one to training/sharding.py"
+    )
 
 
 def shardings(mesh: Mesh, tree: Any) -> Any:
-    """The sharding of every leaf of a parameter tree, of a train state or of what a step is given: moments lie where their
-    parameters do, and what is no parameter (counters) is on every device."""
+    """The sharding of every leaf of a parameter tree, of a train state or of what a step is given:
+    moments lie where their parameters do, and what is no parameter (counters) is on every
+    device."""
 
     def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         if not leaf.ndim:
             return replicated(mesh)
-        name = re.sub(r"^(params|optimizer/(mu|nu)|teacher)/", "", jax.tree_util.keystr(path, simple=True, separator="/"))
+        name = re.sub(
+            r"^(params|optimizer/(mu|nu)|teacher)/",
+            "",
+            jax.tree_util.keystr(path, simple=True, separator="/"),
+        )
         return NamedSharding(mesh, spec(name, leaf.ndim))
 
     return jax.tree_util.tree_map_with_path(of, tree)
 
 
 def gathered_layer(model: Model, layer: Params) -> Params:
-    """One layer's parameters, no longer split over `fsdp`: asked for ahead of a loop that needs them in every turn, where the
-    compiler for TPUs would fetch them anew each time."""
+    """One layer's parameters, no longer split over `fsdp`: asked for ahead of a loop that needs
+    them in every turn, where the compiler for TPUs would fetch them anew each time."""
     where = model.batch_sharding
     if where is None or where.mesh.shape["fsdp"] == 1:
         return layer
-    places = {name: PartitionSpec(*(None if axis == "fsdp" else axis for axis in spec(f"layers/{name}", leaf.ndim)))
-              for name, leaf in flatten(layer).items()}
-    return unflatten({name: jax.lax.with_sharding_constraint(leaf, NamedSharding(where.mesh, places[name]))
-                      for name, leaf in flatten(layer).items()})
+    places = {
+        name: PartitionSpec(
+            *(None if axis == "fsdp" else axis for axis in spec(f"layers/{name}", leaf.ndim))
+        )
+        for name, leaf in flatten(layer).items()
+    }
+    return unflatten(
+        {
+            name: jax.lax.with_sharding_constraint(leaf, NamedSharding(where.mesh, places[name]))
+            for name, leaf in flatten(layer).items()
+        }
+    )
 
 
 def place(mesh: Mesh, tree: Any) -> Any:
@@ -135,26 +167,36 @@ def place(mesh: Mesh, tree: Any) -> Any:
 
 def placed_shapes(mesh: Mesh, tree: Any) -> Any:
     """A tree of shapes and dtypes as that of the arrays which `place` makes."""
-    return jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree,
-                        shardings(mesh, tree))
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        tree,
+        shardings(mesh, tree),
+    )
 
 
 def check_batch(mesh: Mesh, stage_name: str, batch_size: int, accumulation: int) -> None:
     """Raises `BadInput` when a micro-batch does not split evenly over the devices."""
     parts = batch_parts(mesh)
     if (batch_size // accumulation) % parts:
-        raise BadInput(f"config.stages.{stage_name}.batch_size={batch_size} in {accumulation} micro-batch(es) does not "
-                       f"divide by {parts} (mesh data x fsdp); use a multiple of {parts * accumulation}")
+        raise BadInput(
+            f"config.stages.{stage_name}.batch_size={batch_size} in {accumulation} micro-batch(es) does not "
+            f"divide by {parts} (mesh data x fsdp); use a multiple of {parts * accumulation}"
+        )
 
 
 def check_model(mesh: Mesh, model: Model, whose: str) -> None:
-    """Raises `BadInput` unless the table covers every parameter of `model` and the mesh divides every axis it splits."""
+    """Raises `BadInput` unless the table covers every parameter of `model` and the mesh divides
+    every axis it splits."""
     heads, tensor = model.config.num_heads, mesh.shape["tensor"]
     if heads % tensor:
-        raise BadInput(f"config.mesh.tensor={tensor} does not divide the {heads} attention heads of the {whose}; use a "
-                       f"divisor of {heads}")
+        raise BadInput(
+            f"config.mesh.tensor={tensor} does not divide the {heads} attention heads of the {whose}; use a "
+            f"divisor of {heads}"
+        )
     for name, leaf in flatten(parameter_shapes(model.config)).items():
         for size, axis in zip(leaf.shape, spec(name, leaf.ndim)):
             if axis is not None and size % mesh.shape[axis]:
-                raise BadInput(f"config.mesh.{axis}={mesh.shape[axis]} does not divide {size}, an axis of {name!r} "
-                               f"{list(leaf.shape)} of the {whose}; use a divisor of {size}")
+                raise BadInput(
+                    f"config.mesh.{axis}={mesh.shape[axis]} does not divide {size}, an axis of {name!r} "
+                    f"{list(leaf.shape)} of the {whose}; use a divisor of {size}"
+                )

@@ -1,4 +1,5 @@
-"""What a stage carries from step to step, and which of it moves. Called by step, programs and checkpoints."""
+"""What a stage carries from step to step, and which of it moves. Called by step, programs and
+checkpoints."""
 
 from __future__ import annotations
 
@@ -23,9 +24,10 @@ Flat = dict[str, jax.Array]
 
 @flax.struct.dataclass
 class TrainState:
-    """`params`: the whole network, frozen parts too. `optimizer`: moments of what moves. `step`: int32[], updates
-    tried in this stage. `skipped`, `skipped_in_a_row`: int32[], updates refused because something was not finite, or the
-    loss a spike; `losses`: what is remembered of losses to know one (`spikes`)."""
+    """`params`: the whole network, frozen parts too. `optimizer`: moments of what moves. `step`:
+    int32[], updates tried in this stage. `skipped`, `skipped_in_a_row`: int32[], updates refused
+    because something was not finite, or the loss a spike; `losses`: what is remembered of losses to
+    know one (`spikes`)."""
 
     params: Params
     optimizer: Any
@@ -35,13 +37,23 @@ class TrainState:
     losses: spikes.LossStatistics
 
 
-def create(stage: Stage, params: Params, model: Model | None = None, teacher: Model | None = None,
-           key: jax.Array | None = None) -> TrainState:
-    """The state at the start of `stage`: a network's parameters and, where losses have learned projections, those from
-    `key`, of the widths of `model` and `teacher`."""
+def create(
+    stage: Stage,
+    params: Params,
+    model: Model | None = None,
+    teacher: Model | None = None,
+    key: jax.Array | None = None,
+) -> TrainState:
+    """The state at the start of `stage`: a network's parameters and, where losses have learned
+    projections, those from `key`, of the widths of `model` and `teacher`."""
     if stage.projections:
         assert model is not None and teacher is not None and key is not None
-        params = {**params, projections.NAME: projections.start(stage.projections, model.config, teacher.config, key)}
+        params = {
+            **params,
+            projections.NAME: projections.start(
+                stage.projections, model.config, teacher.config, key
+            ),
+        }
     moving, _ = split(stage, params, jnp.int32(0))
     step, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))
     return TrainState(params, optimizers.init(moving), step, skipped, in_a_row, spikes.start())
@@ -49,56 +61,82 @@ def create(stage: Stage, params: Params, model: Model | None = None, teacher: Mo
 
 def shapes(stage: Stage, model: Model, teacher: Model | None) -> TrainState:
     """Shapes and dtypes of the state at the start of `stage` on `model`."""
-    return jax.eval_shape(lambda params: create(stage, params, model, teacher, jax.random.key(0)), parameter_shapes(model.config))
+    return jax.eval_shape(
+        lambda params: create(stage, params, model, teacher, jax.random.key(0)),
+        parameter_shapes(model.config),
+    )
 
 
 def split(stage: Stage, params: Params, layer: jax.Array) -> tuple[Flat, Flat]:
-    """(what moves, what is frozen) by name. Under strict freezing only layer `layer`'s slices move (no layer axis),
-    and the whole stack is among the frozen."""
+    """(what moves, what is frozen) by name. Under strict freezing only layer `layer`'s slices move
+    (no layer axis), and the whole stack is among the frozen."""
     flat = flatten(params)
     names = moving_names(stage, params)
     moving = {name: value for name, value in flat.items() if name in names}
     if stage.depth == "progressive_strict":
-        return take_layer({name: value for name, value in moving.items() if is_stacked(name)}, layer), flat
+        return take_layer(
+            {name: value for name, value in moving.items() if is_stacked(name)}, layer
+        ), flat
     return moving, {name: value for name, value in flat.items() if name not in moving}
 
 
 def moving_names(stage: Stage, params: Params) -> set[str]:
     """Names that a pattern of `stage.moves` matches, and learned projections."""
     patterns = (*stage.moves, projections.NAME + "/")
-    return {name for name in flatten(params) if any(re.match(pattern, name) for pattern in patterns)}
+    return {
+        name for name in flatten(params) if any(re.match(pattern, name) for pattern in patterns)
+    }
 
 
 def merge(stage: Stage, params: Params, moved: Flat, layer: jax.Array) -> Params:
     """`params` with what moved put back."""
     flat = flatten(params)
     if stage.depth == "progressive_strict":
-        moved = {name: jax.lax.dynamic_update_index_in_dim(flat[name], value, layer, 0) for name, value in moved.items()}
+        moved = {
+            name: jax.lax.dynamic_update_index_in_dim(flat[name], value, layer, 0)
+            for name, value in moved.items()
+        }
     return unflatten({**flat, **moved})
 
 
 def check_moves(stage: Stage, params: Params, started: set[str], norm: str) -> None:
-    """Raises `BadInput` for a pattern that matches nothing, and for a frozen parameter that the stage uses although
-    nothing ever set it: `started` names what was copied, trained or loaded. A NoNorm (`norm`) may stay the identity."""
+    """Raises `BadInput` for a pattern that matches nothing, and for a frozen parameter that the
+    stage uses although nothing ever set it: `started` names what was copied, trained or loaded. A
+    NoNorm (`norm`) may stay the identity."""
     flat = flatten(params)
     for pattern in stage.moves:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise BadInput(f"config.stages.{stage.name}.moves: {pattern!r} is no regular expression ({error})") from error
+            raise BadInput(
+                f"config.stages.{stage.name}.moves: {pattern!r} is no regular expression ({error})"
+            ) from error
         if not any(re.match(pattern, name) for name in flat):
-            raise BadInput(f"config.stages.{stage.name}.moves: {pattern!r} matches no parameter; they begin with "
-                           f"{', '.join(sorted({name.split('/')[0] + '/' for name in flat}))}")
-    used = {"embeddings", "layers", *stage.heads("student")} | ({"pooler"} if stage.heads("student") else set())
+            raise BadInput(
+                f"config.stages.{stage.name}.moves: {pattern!r} matches no parameter; they begin with "
+                f"{', '.join(sorted({name.split('/')[0] + '/' for name in flat}))}"
+            )
+    used = {"embeddings", "layers", *stage.heads("student")} | (
+        {"pooler"} if stage.heads("student") else set()
+    )
     moving = moving_names(stage, params)
     outside = sorted(name for name in moving if not is_stacked(name))
     if stage.depth == "progressive_strict" and outside:
-        raise BadInput(f"config.stages.{stage.name}.moves={stage.moves} lets {outside[0]!r} move, but under strict freezing "
-                       f"only the active layer does; name patterns under layers/, or set "
-                       f"config.stages.{stage.name}.freezing='soft'")
+        raise BadInput(
+            f"config.stages.{stage.name}.moves={stage.moves} lets {outside[0]!r} move, but under strict freezing "
+            f"only the active layer does; name patterns under layers/, or set "
+            f"config.stages.{stage.name}.freezing='soft'"
+        )
     identity = {"embeddings/norm/scale", "embeddings/norm/bias"} if norm == "no_norm" else set()
-    lost = [n for n in flat if n.split("/")[0] in used and n not in moving and n not in started and n not in identity]
+    lost = [
+        n
+        for n in flat
+        if n.split("/")[0] in used and n not in moving and n not in started and n not in identity
+    ]
     if lost:
-        raise BadInput(f"stage {stage.name!r} freezes {lost[0]!r}" + (f" and {len(lost) - 1} more" if lost[1:] else "")
-                       + ", which nothing has set: it was not copied from the teacher, whose shapes or heads differ; "
-                       f"give the student the teacher's embeddings, or let it move with config.stages.{stage.name}.moves")
+        raise BadInput(
+            f"stage {stage.name!r} freezes {lost[0]!r}"
+            + (f" and {len(lost) - 1} more" if lost[1:] else "")
+            + ", which nothing has set: it was not copied from the teacher, whose shapes or heads differ; "
+            f"give the student the teacher's embeddings, or let it move with config.stages.{stage.name}.moves"
+        )

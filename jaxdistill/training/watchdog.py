@@ -1,9 +1,9 @@
-"""A watchdog: when no step ends for too long, the stacks of all threads are printed and the process ends.
+"""A watchdog: when no step ends for too long, the stacks of all threads are printed and the process
+ends.
 
-A lost process leaves the others of its run waiting in a collective operation, a stuck file system leaves the loop
-waiting for a batch: nothing raises, and an idle machine is paid for. An exit code of 1 makes a launcher start again from
-the last checkpoint. Called by the loop.
-"""
+A lost process leaves the others of its run waiting in a collective operation, a stuck file system
+leaves the loop waiting for a batch: nothing raises, and an idle machine is paid for. An exit code
+of 1 makes a launcher start again from the last checkpoint. Called by the loop."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ EXIT_CODE = 1  # neither bad input (2) nor training stopped (3), at which a laun
 
 
 class Watchdog:
-    """While entered, ends the process when `step_ended` was not called for `seconds` (0: never). `what`: for its message.
+    """While entered, ends the process when `step_ended` was not called for `seconds` (0: never).
+    `what`: for its message.
 
-    It begins with the first call of it, once the first step is compiled, and is held off inside `paused`. `seconds` must be
-    more than a step takes. faulthandler's timer, of which a process has one, is in use meanwhile.
-    """
+    It begins with the first call of it, once the first step is compiled, and is held off inside
+    `paused`. `seconds` must be more than a step takes. faulthandler's timer, of which a process has
+    one, is in use meanwhile."""
 
     def __init__(self, seconds: float, what: str) -> None:
         self._seconds, self._what = seconds, what
@@ -57,11 +58,15 @@ class Watchdog:
         try:
             while not self._done.wait(look):
                 asleep, looked = time.monotonic() - looked - look, time.monotonic()
-                if self._last is not None and asleep > self._seconds / 2:  # Ctrl-Z, say: the whole process stood still
+                if (
+                    self._last is not None and asleep > self._seconds / 2
+                ):  # Ctrl-Z, say: the whole process stood still
                     self.step_ended()
-                # Should something hold the interpreter's lock, this thread cannot look again: C code that needs no lock
-                # then prints the stacks and exits.
-                faulthandler.dump_traceback_later(2 * self._seconds, exit=True, file=sys.__stderr__ or 2)
+                # Should something hold the interpreter's lock, this thread cannot look again: C
+                # code that needs no lock then prints the stacks and exits.
+                faulthandler.dump_traceback_later(
+                    2 * self._seconds, exit=True, file=sys.__stderr__ or 2
+                )
                 last = self._last
                 if last is not None and time.monotonic() - last > self._seconds:
                     self._end()
@@ -70,9 +75,16 @@ class Watchdog:
 
     def _end(self) -> None:
         error = sys.__stderr__ or sys.stderr
-        print(f"jaxdistill: no step of {self._what} ended for {self._seconds:g} s (config.watchdog_minutes): a process of the run "
-              "is gone, or a device, disk or network does not answer (or a step takes longer); the threads of this one are at:",
-              file=error, flush=True)
+        print(
+            f"jaxdistill: no step of {self._what} ended for {self._seconds:g} s (config.watchdog_minutes): a process of the run "
+            "is gone, or a device, disk or network does not answer (or a step takes longer); the threads of this one are at:",
+            file=error,
+            flush=True,
+        )
         faulthandler.dump_traceback(file=error, all_threads=True)
-        print("jaxdistill: ended by its watchdog; run the same command to resume from the last checkpoint", file=error, flush=True)
+        print(
+            "jaxdistill: ended by its watchdog; run the same command to resume from the last checkpoint",
+            file=error,
+            flush=True,
+        )
         os._exit(EXIT_CODE)

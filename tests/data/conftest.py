@@ -1,4 +1,5 @@
-"""A small text, a small vocabulary and a small prepared set, made once for all tests of the room."""
+"""A small text, a small vocabulary and a small prepared set, made once for all tests of the
+room."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ _SYLLABLES = ["ba", "ko", "mi", "tu", "ren", "sal", "dor", "vex", "lum", "qua", 
 
 
 def make_text(documents: int, seed: int) -> str:
-    """Documents of sentences of made-up words, some of them long enough to become several word pieces."""
+    """Documents of sentences of made-up words, some of them long enough to become several word
+    pieces."""
     random = np.random.default_rng(seed)
     words = ["".join(random.choice(_SYLLABLES, random.integers(1, 5))) for _ in range(400)]
     blocks = []
@@ -42,5 +44,13 @@ def tokenizer(text_file: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
-def prepared(text_file: Path, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> PreparedText:
-    return prepare(str(text_file), tokenizer, tmp_path_factory.mktemp("prepared"), sequence_length=64, split="all")
+def prepared(
+    text_file: Path, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory
+) -> PreparedText:
+    return prepare(
+        str(text_file),
+        tokenizer,
+        tmp_path_factory.mktemp("prepared"),
+        sequence_length=64,
+        split="all",
+    )

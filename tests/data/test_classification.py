@@ -19,7 +19,12 @@ from jaxdistill.data.classification import (
 from jaxdistill.data.loader import Batch
 from jaxdistill.errors import BadInput
 
-ROWS = [('ba "ko', "pos", "mi tu"), ("ren sal", "neg", "dor"), ("vex lum qua", "pos", "pi"), ("zan", "neg", "ko ko")]
+ROWS = [
+    ('ba "ko', "pos", "mi tu"),
+    ("ren sal", "neg", "dor"),
+    ("vex lum qua", "pos", "pi"),
+    ("zan", "neg", "ko ko"),
+]
 
 
 def _tsv(path: Path, header: str | None = "sentence\tlabel\tother", rows: Any = ROWS) -> Path:
@@ -52,7 +57,9 @@ def test_csv_and_number_labels(tmp_path: Path) -> None:
 
 def test_labels_may_be_numbered_by_another_file(tmp_path: Path) -> None:
     path = _tsv(tmp_path / "dev.tsv", rows=ROWS[:1] * 2)
-    assert read_classification_tsv(path, 0, 1, label_names=["neg", "other", "pos"]).labels.tolist() == [2, 2]
+    assert read_classification_tsv(
+        path, 0, 1, label_names=["neg", "other", "pos"]
+    ).labels.tolist() == [2, 2]
     with pytest.raises(BadInput, match="line 2: label 'pos'"):
         read_classification_tsv(path, "sentence", "label", label_names=["neg", "other"])
 
@@ -62,7 +69,11 @@ def test_labels_may_be_numbered_by_another_file(tmp_path: Path) -> None:
     [
         ("", (0, 1), ["empty"]),
         ("sentence\tlabel\n", ("sentence", "label"), ["no examples"]),
-        ("sentence\tlabel\na\tx\nb\n", ("sentence", "label"), ["line 3", "1 columns", "at least 2"]),
+        (
+            "sentence\tlabel\na\tx\nb\n",
+            ("sentence", "label"),
+            ["line 3", "1 columns", "at least 2"],
+        ),
         ("sentence\tlabel\na\tx\nb\ty\n", ("sentense", "label"), ["did you mean 'sentence'"]),
         ("a\tx\nb\tx\n", (0, 1), ["one label only", "'x'"]),
     ],
@@ -71,7 +82,9 @@ def test_bad_tables(tmp_path: Path, content: str, columns: Any, words: list[str]
     (tmp_path / "a.tsv").write_text(content)
     with pytest.raises(BadInput) as error:
         read_classification_tsv(tmp_path / "a.tsv", *columns)
-    assert all(word in str(error.value) for word in words) and "\n" not in str(error.value), str(error.value)
+    assert all(word in str(error.value) for word in words) and "\n" not in str(error.value), str(
+        error.value
+    )
 
 
 def test_missing_table(tmp_path: Path) -> None:
@@ -94,14 +107,23 @@ def test_split_keeps_equal_texts_together(tmp_path: Path) -> None:
 @pytest.fixture
 def task(tmp_path: Path, tokenizer: Any) -> TokenizedTask:
     rows = [(f"bako mitu {'ren ' * (n % 20)}", "ab"[n % 2], "sal " * (n % 7)) for n in range(37)]
-    return tokenize_examples(read_classification_tsv(_tsv(tmp_path / "t.tsv", rows=rows), 0, 1, 2), tokenizer, 16)
+    return tokenize_examples(
+        read_classification_tsv(_tsv(tmp_path / "t.tsv", rows=rows), 0, 1, 2), tokenizer, 16
+    )
 
 
 def test_rows_are_framed_as_hugging_face_does(tokenizer: Any, tmp_path: Path) -> None:
     rows = [("bako " * a, "xy"[a % 2], "sal ren " * b) for a in (1, 4, 15) for b in (1, 3, 12)]
-    examples = read_classification_tsv(_tsv(tmp_path / "t.tsv", rows=rows), "sentence", "label", "other")
+    examples = read_classification_tsv(
+        _tsv(tmp_path / "t.tsv", rows=rows), "sentence", "label", "other"
+    )
     ours = tokenize_examples(examples, tokenizer, 24)
-    options: dict[str, Any] = {"max_length": 24, "truncation": True, "padding": "max_length", "return_tensors": "np"}
+    options: dict[str, Any] = {
+        "max_length": 24,
+        "truncation": True,
+        "padding": "max_length",
+        "return_tensors": "np",
+    }
     theirs = tokenizer(list(examples.texts), list(examples.pairs or ()), **options)
     for key in ("input_ids", "attention_mask", "token_type_ids"):
         assert getattr(ours, key).dtype == np.int32
@@ -109,7 +131,9 @@ def test_rows_are_framed_as_hugging_face_does(tokenizer: Any, tmp_path: Path) ->
         same = (getattr(ours, key) == theirs[key]).all(axis=1)
         assert same[[0, 1, 3]].all(), key
         assert (ours.attention_mask.sum(axis=1) == theirs["attention_mask"].sum(axis=1)).all()
-    single = tokenize_examples(read_classification_tsv(tmp_path / "t.tsv", "sentence", "label"), tokenizer, 24)
+    single = tokenize_examples(
+        read_classification_tsv(tmp_path / "t.tsv", "sentence", "label"), tokenizer, 24
+    )
     theirs = tokenizer(list(examples.texts), **options)
     assert (single.input_ids == theirs["input_ids"]).all() and (single.token_type_ids == 0).all()
 
@@ -121,14 +145,22 @@ def _equal(one: Batch, other: Batch) -> bool:
 def test_training_resumes_covers_and_slices(task: TokenizedTask) -> None:
     options: dict[str, Any] = {"batch_size": 8, "seed": 1, "prefetch": False}
     whole = list(itertools.islice(classification_batches(task, **options), 12))
-    resumed = list(itertools.islice(classification_batches(task, start_example=8 * 4, **options), 8))
+    resumed = list(
+        itertools.islice(classification_batches(task, start_example=8 * 4, **options), 8)
+    )
     assert all(map(_equal, resumed, whole[4:]))
     parts = [
-        list(itertools.islice(classification_batches(task, process_index=p, process_count=4, **options), 5))
+        list(
+            itertools.islice(
+                classification_batches(task, process_index=p, process_count=4, **options), 5
+            )
+        )
         for p in range(4)
     ]
     for k in range(5):
-        assert _equal({key: np.concatenate([part[k][key] for part in parts]) for key in whole[k]}, whole[k])
+        assert _equal(
+            {key: np.concatenate([part[k][key] for part in parts]) for key in whole[k]}, whole[k]
+        )
     (epoch,) = itertools.islice(classification_batches(task, batch_size=37, seed=1), 1)
     assert sorted(map(tuple, epoch["input_ids"])) == sorted(map(tuple, task.input_ids))
     assert not np.array_equal(epoch["input_ids"], task.input_ids)
@@ -145,4 +177,6 @@ def test_evaluation_is_one_pass(task: TokenizedTask, hosts: int) -> None:
         for key in ("labels", "input_ids", "example_weights")
     }
     assert joined["example_weights"].tolist() == [1.0] * 37 + [0.0] * 11
-    assert (joined["labels"][:37] == task.labels).all() and (joined["input_ids"][:37] == task.input_ids).all()
+    assert (joined["labels"][:37] == task.labels).all() and (
+        joined["input_ids"][:37] == task.input_ids
+    ).all()

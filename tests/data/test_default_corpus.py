@@ -77,9 +77,16 @@ def test_corpus(few_modules: None, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     train, heldout = Path(corpus.train_path).read_text(), Path(corpus.heldout_path).read_text()
     assert corpus.words_train == len(train.split()) > 20_000
     assert corpus.words_heldout == len(heldout.split()) > 0
-    assert corpus.versions["python"] and "numpy" in corpus.versions and "torch" not in corpus.versions
+    assert (
+        corpus.versions["python"] and "numpy" in corpus.versions and "torch" not in corpus.versions
+    )
     # No sentence twice, so none in both parts.
-    sentences = [s for part in (train, heldout) for line in part.splitlines() for s in prose.split_sentences(line)]
+    sentences = [
+        s
+        for part in (train, heldout)
+        for line in part.splitlines()
+        for s in prose.split_sentences(line)
+    ]
     assert len(sentences) - len(set(sentences)) < 0.002 * len(sentences)
     assert ">>>" not in train
 
@@ -99,14 +106,20 @@ def test_split_is_by_module() -> None:
     for name in names:
         if name.startswith("transformers/models/") and name.count("/") > 2:
             parts.setdefault(name.split("/")[2], set()).add(corpora.is_held_out(name))
-    assert len(parts) > 50 and all(len(part) == 1 for part in parts.values())  # a model's files stay together
+    assert len(parts) > 50 and all(
+        len(part) == 1 for part in parts.values()
+    )  # a model's files stay together
     assert {True} in parts.values() and {False} in parts.values()
 
 
 def test_near_duplicates_are_dropped() -> None:
     seen: set[bytes] = set()
-    one = corpora.new_paragraphs(iter(["Construct a fast BERT tokenizer that is backed by a library."]), seen)
-    other = corpora.new_paragraphs(iter(["Construct a fast RoBERTa tokenizer that is backed by a library."]), seen)
+    one = corpora.new_paragraphs(
+        iter(["Construct a fast BERT tokenizer that is backed by a library."]), seen
+    )
+    other = corpora.new_paragraphs(
+        iter(["Construct a fast RoBERTa tokenizer that is backed by a library."]), seen
+    )
     assert len(one) == 1 and other == []
 
 
@@ -118,7 +131,9 @@ def test_strings_are_read_in_order_without_importing(tmp_path: Path) -> None:
         '    def f(self):\n        """The function has a docstring that is long enough."""\n'
         'add("f", """\nThe call has a text that is long enough to keep.\n""")\n'
     )
-    strings = [string.strip().split()[1] for string in corpora.documentation(corpora.epath.Path(path))]
+    strings = [
+        string.strip().split()[1] for string in corpora.documentation(corpora.epath.Path(path))
+    ]
     assert strings == ["module", "class", "function", "call"]
     path.write_text("def broken(:\n    '''Not to be parsed by anyone, at any time.'''\n")
     assert list(corpora.documentation(corpora.epath.Path(path))) == []
@@ -133,5 +148,7 @@ def test_importing_the_room_is_light() -> None:
         "print(sorted(heavy & set(sys.modules)))\n"
     )
     root = Path(corpora.__file__).parents[2]
-    result: Any = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
+    result: Any = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True
+    )
     assert result.stdout.strip() == "[]"

@@ -1,4 +1,5 @@
-"""The task of the notebooks: real paragraphs, balanced labels, nothing that gives the answer away."""
+"""The task of the notebooks: real paragraphs, balanced labels, nothing that gives the answer
+away."""
 
 import pytest
 
@@ -23,10 +24,14 @@ def test_balanced_disjoint_and_the_same_each_time(tmp_path):
     assert (tmp_path / "b" / "train.tsv").read_bytes() == train.read_bytes()
 
 
-@pytest.mark.parametrize("packages, examples, words", [
-    (("numpy", "no-such-package"), 40, "'no-such-package' is not installed"), (("numpy",), 40, "at least two packages"),
-    (("numpy", "six"), 4000, "ask for fewer"),
-])
+@pytest.mark.parametrize(
+    "packages, examples, words",
+    [
+        (("numpy", "no-such-package"), 40, "'no-such-package' is not installed"),
+        (("numpy",), 40, "at least two packages"),
+        (("numpy", "six"), 4000, "ask for fewer"),
+    ],
+)
 def test_what_cannot_be_had(tmp_path, packages, examples, words):
     with pytest.raises(BadInput, match=words):
         documentation_task(tmp_path / "x", packages, examples)

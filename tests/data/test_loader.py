@@ -19,7 +19,12 @@ SHAPES = {
 
 
 def _batches(prepared: PreparedText, count: int, **options: Any) -> list[Batch]:
-    defaults: dict[str, Any] = {"batch_size": 16, "seed": 3, "max_predictions": 10, "prefetch": False}
+    defaults: dict[str, Any] = {
+        "batch_size": 16,
+        "seed": 3,
+        "max_predictions": 10,
+        "prefetch": False,
+    }
     return list(itertools.islice(make_loader(prepared, **(defaults | options)), count))
 
 
@@ -57,17 +62,27 @@ def test_resuming_continues_to_the_bit(prepared: PreparedText, prefetch: bool) -
     per_epoch = -(-prepared.num_records // 16)
     whole = _batches(prepared, per_epoch + 4, prefetch=prefetch)
     for k in (1, 3, per_epoch + 1):
-        _assert_equal(_batches(prepared, 3, start_example=16 * k, prefetch=prefetch), whole[k : k + 3])
+        _assert_equal(
+            _batches(prepared, 3, start_example=16 * k, prefetch=prefetch), whole[k : k + 3]
+        )
     # Another batch size sees the same examples from there on.
     other = _batches(prepared, 2, batch_size=8, start_example=16)
-    np.testing.assert_array_equal(np.concatenate([b["input_ids"] for b in other]), whole[1]["input_ids"])
+    np.testing.assert_array_equal(
+        np.concatenate([b["input_ids"] for b in other]), whole[1]["input_ids"]
+    )
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_hosts_share_each_global_batch(prepared: PreparedText, hosts: int) -> None:
     whole = _batches(prepared, 3, start_example=48)
-    parts = [_batches(prepared, 3, start_example=48, process_index=p, process_count=hosts) for p in range(hosts)]
-    joined = [{key: np.concatenate([part[k][key] for part in parts]) for key in whole[k]} for k in range(3)]
+    parts = [
+        _batches(prepared, 3, start_example=48, process_index=p, process_count=hosts)
+        for p in range(hosts)
+    ]
+    joined = [
+        {key: np.concatenate([part[k][key] for part in parts]) for key in whole[k]}
+        for k in range(3)
+    ]
     _assert_equal(joined, whole)
 
 
@@ -80,12 +95,17 @@ def test_reading_from_disk_gives_the_same_batches(prepared: PreparedText) -> Non
 def test_an_epoch_holds_every_record_once(prepared: PreparedText) -> None:
     total = prepared.num_records
     table, _ = open_reader(prepared).fetch(np.arange(total))
-    wanted = sorted(tuple(table.tokens[a:b].tolist()) for a, b in itertools.pairwise(table.token_offsets))
+    wanted = sorted(
+        tuple(table.tokens[a:b].tolist()) for a, b in itertools.pairwise(table.token_offsets)
+    )
     orders = []
     for epoch in (0, 1):
         (batch,) = _batches(prepared, 1, batch_size=total, start_example=epoch * total, nsp=False)
         ids = _unmasked(batch)
-        seen = [tuple(row[1 : int(n) - 1].tolist()) for row, n in zip(ids, batch["attention_mask"].sum(axis=1))]
+        seen = [
+            tuple(row[1 : int(n) - 1].tolist())
+            for row, n in zip(ids, batch["attention_mask"].sum(axis=1))
+        ]
         assert sorted(seen) == wanted
         orders.append(seen)
     assert orders[0] != orders[1] and orders[0] != wanted
@@ -95,7 +115,9 @@ def test_epochs_differ_only_if_dynamic(prepared: PreparedText) -> None:
     total = prepared.num_records
 
     def epoch(number: int, **options: Any) -> Batch:
-        return _batches(prepared, 1, batch_size=total, start_example=number * total, shuffle=False, **options)[0]
+        return _batches(
+            prepared, 1, batch_size=total, start_example=number * total, shuffle=False, **options
+        )[0]
 
     first, second = epoch(0), epoch(1)
     assert (first["mlm_positions"] != second["mlm_positions"]).any(axis=1).mean() > 0.9
@@ -112,7 +134,8 @@ def test_statistics(prepared: PreparedText) -> None:
         n = batch["attention_mask"].sum(axis=1)
         wanted = np.minimum(np.clip(np.rint(0.15 * n), 1, 10), n - 3)
         assert (batch["mlm_weights"].sum(axis=1) == wanted).all()
-    # The label hardly shows in the length of B, though these documents are short (0.16 if B started anywhere).
+    # The label hardly shows in the length of B, though these documents are short (0.16 if B started
+    # anywhere).
     sizes = np.concatenate([(b["token_type_ids"]).sum(axis=1) for b in batches])
     assert abs(sizes[labels == 0].mean() / sizes[labels == 1].mean() - 1) < 0.13
 
@@ -139,17 +162,23 @@ def test_seeds_differ(prepared: PreparedText) -> None:
 @pytest.mark.parametrize("hosts", [1, 2])
 def test_heldout_is_one_pass(prepared: PreparedText, hosts: int) -> None:
     options: dict[str, Any] = {"batch_size": 32, "seed": 3, "max_predictions": 10}
-    parts = [list(heldout_batches(prepared, process_index=p, process_count=hosts, **options)) for p in range(hosts)]
+    parts = [
+        list(heldout_batches(prepared, process_index=p, process_count=hosts, **options))
+        for p in range(hosts)
+    ]
     assert {len(part) for part in parts} == {-(-prepared.num_records // 32)}
     joined = [
-        {key: np.concatenate([part[k][key] for part in parts]) for key in parts[0][k]} for k in range(len(parts[0]))
+        {key: np.concatenate([part[k][key] for part in parts]) for key in parts[0][k]}
+        for k in range(len(parts[0]))
     ]
     weights = np.concatenate([batch["example_weights"] for batch in joined])
     assert weights.sum() == prepared.num_records and (np.diff(weights) <= 0).all()
     assert joined[-1]["mlm_weights"][joined[-1]["example_weights"] == 0].sum() == 0
     assert all(len(batch["input_ids"]) == 32 for batch in joined)
     # The same records in the same order as an unshuffled loader's first epoch.
-    for batch, train in zip(joined[:-1], _batches(prepared, len(joined) - 1, batch_size=32, shuffle=False)):
+    for batch, train in zip(
+        joined[:-1], _batches(prepared, len(joined) - 1, batch_size=32, shuffle=False)
+    ):
         _assert_equal([batch], [train])
     _assert_equal(list(heldout_batches(prepared, **options)), joined)
 

@@ -16,7 +16,8 @@ ORDINARY = np.arange(5, VOCAB, dtype=np.int32)
 
 
 def _rows(batch: int, length: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows [CLS] text [SEP] text [SEP] [PAD]… of random sizes; a token divisible by 3 continues a word."""
+    """Rows [CLS] text [SEP] text [SEP] [PAD]… of random sizes; a token divisible by 3 continues a
+    word."""
     random = np.random.default_rng(seed)
     ids = np.full((batch, length), PAD, np.int32)
     for row in ids:
@@ -33,7 +34,9 @@ def _word_starts(ids: np.ndarray) -> np.ndarray:
     return (ids % 3 != 0) | after_special
 
 
-def _mask(ids: np.ndarray, is_text: np.ndarray, count: np.ndarray, **options: Any) -> masking.Masked:
+def _mask(
+    ids: np.ndarray, is_text: np.ndarray, count: np.ndarray, **options: Any
+) -> masking.Masked:
     defaults: dict[str, Any] = {
         "seed": 1,
         "epoch": np.zeros(len(ids), np.int64),
@@ -46,13 +49,17 @@ def _mask(ids: np.ndarray, is_text: np.ndarray, count: np.ndarray, **options: An
     return masking.mask_tokens(ids, is_text, count, **(defaults | options))
 
 
-def _reference(ids: np.ndarray, is_text: np.ndarray, count: np.ndarray, options: dict[str, Any]) -> list[list[Any]]:
-    """One row and one token at a time: for each row the masked positions and the row after masking."""
+def _reference(
+    ids: np.ndarray, is_text: np.ndarray, count: np.ndarray, options: dict[str, Any]
+) -> list[list[Any]]:
+    """One row and one token at a time: for each row the masked positions and the row after
+    masking."""
     results = []
     for row in range(len(ids)):
         keys = [
             randomness.position_bits(
-                randomness.row_keys(1, stream, options["epoch"][row], options["record"][row]), ids.shape[1]
+                randomness.row_keys(1, stream, options["epoch"][row], options["record"][row]),
+                ids.shape[1],
             )[0]
             for stream in (Stream.MASK_ORDER, Stream.MASK_ACTION, Stream.MASK_REPLACEMENT)
         ]
@@ -65,7 +72,10 @@ def _reference(ids: np.ndarray, is_text: np.ndarray, count: np.ndarray, options:
         if options["word_starts"] is None:
             order = sorted(words, key=lambda word: keys[0][word[0]])
         else:
-            order = [words[number] for number in sorted(range(len(words)), key=lambda number: keys[0][number])]
+            order = [
+                words[number]
+                for number in sorted(range(len(words)), key=lambda number: keys[0][number])
+            ]
         shortest = min(map(len, words))
         if shortest <= options["max_predictions"]:
             budget = max(budget, shortest)
@@ -86,7 +96,12 @@ def _reference(ids: np.ndarray, is_text: np.ndarray, count: np.ndarray, options:
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10_000), length=st.integers(8, 70), predictions=st.integers(1, 12), whole=st.booleans())
+@given(
+    seed=st.integers(0, 10_000),
+    length=st.integers(8, 70),
+    predictions=st.integers(1, 12),
+    whole=st.booleans(),
+)
 def test_equals_a_loop_over_rows(seed: int, length: int, predictions: int, whole: bool) -> None:
     ids, is_text, count = _rows(6, length, seed)
     options: dict[str, Any] = {
@@ -107,9 +122,13 @@ def test_equals_a_loop_over_rows(seed: int, length: int, predictions: int, whole
 def test_shapes_and_types() -> None:
     ids, is_text, count = _rows(4, 32, 0)
     result = _mask(ids, is_text, count)
-    assert result.input_ids.dtype == result.mlm_positions.dtype == result.mlm_labels.dtype == np.int32
+    assert (
+        result.input_ids.dtype == result.mlm_positions.dtype == result.mlm_labels.dtype == np.int32
+    )
     assert result.mlm_weights.dtype == np.float32
-    assert result.mlm_positions.shape == result.mlm_labels.shape == result.mlm_weights.shape == (4, 10)
+    assert (
+        result.mlm_positions.shape == result.mlm_labels.shape == result.mlm_weights.shape == (4, 10)
+    )
 
 
 def test_statistics() -> None:
@@ -125,7 +144,8 @@ def test_statistics() -> None:
     assert replaced.min() >= 5 and len(set(replaced.tolist())) > 150
     numbers = result.mlm_weights.sum(axis=1)
     assert (numbers == np.clip(np.rint(0.15 * count), 1, 10)).all()
-    # Every position of the text is as likely as any other: first against last third of what may be masked.
+    # Every position of the text is as likely as any other: first against last third of what may be
+    # masked.
     share = np.zeros(2)
     for row in range(len(ids)):
         places = np.flatnonzero(is_text[row])
@@ -141,7 +161,12 @@ def test_statistics() -> None:
 def test_only_text_is_masked(whole: bool) -> None:
     ids, is_text, count = _rows(500, 40, 1)
     result = _mask(
-        ids, is_text, count, mask_rate=0.9, max_predictions=40, word_starts=_word_starts(ids) if whole else None
+        ids,
+        is_text,
+        count,
+        mask_rate=0.9,
+        max_predictions=40,
+        word_starts=_word_starts(ids) if whole else None,
     )
     assert (result.input_ids[~is_text] == ids[~is_text]).all()
     rows, slots = np.nonzero(result.mlm_weights)

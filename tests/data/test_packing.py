@@ -1,4 +1,5 @@
-"""Bins and packed rows: every record once, nothing too long, and each segment the row that it would have been alone."""
+"""Bins and packed rows: every record once, nothing too long, and each segment the row that it would
+have been alone."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ def _lengths(records: int, longest: int, seed: int = 0) -> np.ndarray:
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=80), st.integers(1, 5), st.integers(0, 3))
-def test_an_epoch_holds_every_record_once(lengths: list[int], max_segments: int, epoch: int) -> None:
+def test_an_epoch_holds_every_record_once(
+    lengths: list[int], max_segments: int, epoch: int
+) -> None:
     sizes = np.array(lengths)
     plan = packing.make_plan(sizes, 20, 7, max_segments)
     bins = np.arange(plan.num_bins)
@@ -41,7 +44,9 @@ def test_an_epoch_holds_every_record_once(lengths: list[int], max_segments: int,
     room, used = 20 - np.bincount(row, sizes[record]), np.bincount(row)
     shortest = np.array([sizes[record[row == b]].min() for b in bins])
     assert all(
-        shortest[b] > room[a] or used[a] == max_segments for a, b in itertools.combinations(bins, 2) if used[b] == 1
+        shortest[b] > room[a] or used[a] == max_segments
+        for a, b in itertools.combinations(bins, 2)
+        if used[b] == 1
     )
 
 
@@ -60,7 +65,9 @@ def test_bins_are_a_function_of_number_seed_and_epoch() -> None:
     several = [n for n in numbers if len(row(plan, n, 0)) > 1]
     assert np.mean([row(plan, n, 0) == row(plan, n, 1) for n in several]) < 0.2
     assert np.mean([row(plan, n, 0) == row(other, n, 0) for n in several]) < 0.2
-    assert all(lengths[row(plan, n, 0)].tolist() == lengths[row(plan, n, 1)].tolist() for n in several)
+    assert all(
+        lengths[row(plan, n, 0)].tolist() == lengths[row(plan, n, 1)].tolist() for n in several
+    )
 
 
 def test_little_room_is_left() -> None:
@@ -82,7 +89,13 @@ def test_predictions_always_fit(rate: float) -> None:
 
 
 def _batches(prepared: PreparedText, count: int, **options: Any) -> list[Batch]:
-    defaults: dict[str, Any] = {"batch_size": 16, "seed": 3, "max_predictions": 10, "prefetch": False, "pack": True}
+    defaults: dict[str, Any] = {
+        "batch_size": 16,
+        "seed": 3,
+        "max_predictions": 10,
+        "prefetch": False,
+        "pack": True,
+    }
     return list(itertools.islice(make_loader(prepared, **(defaults | options)), count))
 
 
@@ -100,7 +113,12 @@ def _examples(batch: Batch, unpacked: bool = False) -> list[tuple[Any, ...]]:
     for r in range(len(batch["input_ids"])):
         segments = batch["attention_mask"][r] if unpacked else batch["segment_ids"][r]
         predicted = batch["mlm_weights"][r] > 0
-        words = dict(zip(batch["mlm_positions"][r][predicted].tolist(), batch["mlm_labels"][r][predicted].tolist()))
+        words = dict(
+            zip(
+                batch["mlm_positions"][r][predicted].tolist(),
+                batch["mlm_labels"][r][predicted].tolist(),
+            )
+        )
         for s in range(segments.max()):
             places = np.flatnonzero(segments == s + 1)
             begin = 0 if unpacked else batch["cls_positions"][r, s]
@@ -116,14 +134,19 @@ def _examples(batch: Batch, unpacked: bool = False) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("options", [{}, {"nsp": False}, {"whole_word": True}], ids=str)
-def test_an_epoch_of_packed_rows_holds_the_rows_of_an_epoch(prepared: PreparedText, options: dict[str, Any]) -> None:
-    """The same pairs, masks and labels as without packing, each example once: only where they stand differs."""
+def test_an_epoch_of_packed_rows_holds_the_rows_of_an_epoch(
+    prepared: PreparedText, options: dict[str, Any]
+) -> None:
+    """The same pairs, masks and labels as without packing, each example once: only where they stand
+    differs."""
     rows = packing_plan(prepared, seed=3, nsp=options.get("nsp", True)).num_bins
     total = prepared.num_records
     assert rows < 0.9 * total
     for epoch in (0, 1):
         (packed,) = _batches(prepared, 1, batch_size=rows, start_example=epoch * rows, **options)
-        (plain,) = _batches(prepared, 1, batch_size=total, start_example=epoch * total, pack=False, **options)
+        (plain,) = _batches(
+            prepared, 1, batch_size=total, start_example=epoch * total, pack=False, **options
+        )
         assert (packed["attention_mask"] == (packed["segment_ids"] > 0)).all()
         assert (packed["input_ids"][packed["segment_ids"] == 0] == prepared.special.pad).all()
         assert packed["mlm_weights"].sum() == plain["mlm_weights"].sum()
@@ -134,7 +157,9 @@ def test_an_epoch_of_packed_rows_holds_the_rows_of_an_epoch(prepared: PreparedTe
 def test_shapes_and_types(prepared: PreparedText) -> None:
     (batch,) = _batches(prepared, 1)
     predictions = packing.predictions_a_row(64, 10, 0.15, S)
-    widths = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids", "segment_ids", "position_ids"), 64)
+    widths = dict.fromkeys(
+        ("input_ids", "attention_mask", "token_type_ids", "segment_ids", "position_ids"), 64
+    )
     widths |= dict.fromkeys(("mlm_positions", "mlm_labels", "mlm_weights"), predictions)
     widths |= dict.fromkeys(("cls_positions", "nsp_labels", "example_weights"), S)
     assert batch.keys() == widths.keys()
@@ -150,16 +175,28 @@ def test_resuming_continues_to_the_bit(prepared: PreparedText, prefetch: bool) -
     per_epoch = -(-rows // 16)
     whole = _batches(prepared, per_epoch + 4, prefetch=prefetch)
     for k in (1, 3, per_epoch + 1):
-        _assert_equal(_batches(prepared, 3, start_example=16 * k, prefetch=prefetch), whole[k : k + 3])
-    other = _batches(prepared, 2, batch_size=8, start_example=16)  # another batch size, the same rows from there on
-    np.testing.assert_array_equal(np.concatenate([b["input_ids"] for b in other]), whole[1]["input_ids"])
+        _assert_equal(
+            _batches(prepared, 3, start_example=16 * k, prefetch=prefetch), whole[k : k + 3]
+        )
+    other = _batches(
+        prepared, 2, batch_size=8, start_example=16
+    )  # another batch size, the same rows from there on
+    np.testing.assert_array_equal(
+        np.concatenate([b["input_ids"] for b in other]), whole[1]["input_ids"]
+    )
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_hosts_share_each_global_batch(prepared: PreparedText, hosts: int) -> None:
     whole = _batches(prepared, 3, start_example=48)
-    parts = [_batches(prepared, 3, start_example=48, process_index=p, process_count=hosts) for p in range(hosts)]
-    joined = [{key: np.concatenate([part[k][key] for part in parts]) for key in whole[k]} for k in range(3)]
+    parts = [
+        _batches(prepared, 3, start_example=48, process_index=p, process_count=hosts)
+        for p in range(hosts)
+    ]
+    joined = [
+        {key: np.concatenate([part[k][key] for part in parts]) for key in whole[k]}
+        for k in range(3)
+    ]
     _assert_equal(joined, whole)
 
 
@@ -168,10 +205,13 @@ def test_reading_from_disk_gives_the_same_batches(prepared: PreparedText) -> Non
 
 
 def test_sizes_are_those_of_the_records(prepared: PreparedText, tmp_path: Path) -> None:
-    """As written by `prepare`, or counted where an older set has no such file; a damaged one is refused."""
+    """As written by `prepare`, or counted where an older set has no such file; a damaged one is
+    refused."""
     table, _ = open_reader(prepared).fetch(np.arange(prepared.num_records))
     np.testing.assert_array_equal(record_sizes(prepared), np.diff(table.token_offsets))
-    older = dataclasses.replace(prepared, records_path=str(tmp_path / Path(prepared.records_path).name))
+    older = dataclasses.replace(
+        prepared, records_path=str(tmp_path / Path(prepared.records_path).name)
+    )
     shutil.copytree(prepared.records_path, older.records_path)
     file = Path(older.records_path) / "record_sizes.npy"
     whole = file.read_bytes()
@@ -188,7 +228,10 @@ def test_a_prediction_without_room_is_not_masked(prepared: PreparedText) -> None
     (plain,) = _batches(prepared, 1, pack=False, batch_size=2)
     size = plain["attention_mask"].sum(axis=1)
     assert size.sum() <= 128
-    wide = {name: np.pad(x, ((0, 0), (0, 64))) if x.shape[1:] == (64,) else x for name, x in plain.items()}
+    wide = {
+        name: np.pad(x, ((0, 0), (0, 64))) if x.shape[1:] == (64,) else x
+        for name, x in plain.items()
+    }
     row, total = np.zeros(2, np.int64), int(plain["mlm_weights"].sum())
     options: dict[str, Any] = {"num_rows": 1, "pad": 0, "max_segments": S}
     whole, cut = (packing.join(wide, row, predictions=p, **options) for p in (total, total - 2))

@@ -23,9 +23,13 @@ def _table(seed: int = 0, documents: int = 12) -> tuple[SpanTable, list[dict[str
         for _ in range(count):
             size = int(random.integers(2, LENGTH - 2))
             breaks = np.sort(
-                random.choice(np.arange(1, size), min(size - 1, int(random.integers(1, 4))), replace=False)
+                random.choice(
+                    np.arange(1, size), min(size - 1, int(random.integers(1, 4))), replace=False
+                )
             )
-            records.append({"tokens": np.arange(token, token + size), "breaks": breaks, "document": document})
+            records.append(
+                {"tokens": np.arange(token, token + size), "breaks": breaks, "document": document}
+            )
             token += size
     return SpanTable.from_records(records), records
 
@@ -45,7 +49,9 @@ def _one(key: np.ndarray, bound: int) -> int:
     return (int(key[0]) >> 32) * bound >> 32
 
 
-def _reference(records: list[dict[str, np.ndarray]], record: int, epoch: int, seed: int = 5) -> dict[str, list[int]]:
+def _reference(
+    records: list[dict[str, np.ndarray]], record: int, epoch: int, seed: int = 5
+) -> dict[str, list[int]]:
     """One row, one token at a time."""
 
     def key(stream: Stream) -> np.ndarray:
@@ -62,7 +68,9 @@ def _reference(records: list[dict[str, np.ndarray]], record: int, epoch: int, se
         stream = list(other["tokens"])
         if number + 1 < other["document"][1]:
             stream += list(records[number + 1]["tokens"])
-        early = [int(place) for place in other["breaks"] if len(stream) - place >= len(b)] or [int(other["breaks"][0])]
+        early = [int(place) for place in other["breaks"] if len(stream) - place >= len(b)] or [
+            int(other["breaks"][0])
+        ]
         start = early[_one(key(Stream.OTHER_BREAK), len(early))]
         b, label = stream[start : start + len(b)], 1
     ids = [SPECIAL.cls, *a, SPECIAL.sep, *b, SPECIAL.sep]
@@ -100,7 +108,10 @@ def test_labels_are_balanced_and_a_random_next_is_of_another_document() -> None:
     rows = _make(table, record, np.repeat(np.arange(epochs), len(table)))
     assert abs(rows.nsp_labels.mean() - 0.5) < 0.03
     for row in range(len(record)):
-        a, b = (rows.input_ids[row][rows.is_text[row] & (rows.token_type_ids[row] == kind)] for kind in (0, 1))
+        a, b = (
+            rows.input_ids[row][rows.is_text[row] & (rows.token_type_ids[row] == kind)]
+            for kind in (0, 1)
+        )
         same = document_of[int(a[0])] == document_of[int(b[0])]
         assert same == (rows.nsp_labels[row] == 0)
         if same:
@@ -113,7 +124,12 @@ def test_random_records_come_from_the_whole_corpus_evenly() -> None:
     count = 40_000
     record = np.full(count, 3)
     drawn = pairs.draw_other_records(
-        table.document_begin[record], table.document_end[record], len(table), 0, np.arange(count), record
+        table.document_begin[record],
+        table.document_end[record],
+        len(table),
+        0,
+        np.arange(count),
+        record,
     )
     begin, end = int(table.document_begin[3]), int(table.document_end[3])
     counts = np.bincount(drawn, minlength=len(table))
@@ -127,7 +143,9 @@ def test_single_segments() -> None:
     rows = pairs.make_singles(table, np.arange(len(table)), length=LENGTH, special=SPECIAL)
     for row, record in enumerate(records):
         size = len(record["tokens"])
-        expected = [SPECIAL.cls, *record["tokens"].tolist(), SPECIAL.sep] + [0] * (LENGTH - size - 2)
+        expected = [SPECIAL.cls, *record["tokens"].tolist(), SPECIAL.sep] + [0] * (
+            LENGTH - size - 2
+        )
         assert rows.input_ids[row].tolist() == expected
         assert rows.attention_mask[row].sum() == size + 2
     assert rows.token_type_ids.sum() == 0 and rows.nsp_labels.sum() == 0

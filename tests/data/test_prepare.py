@@ -36,7 +36,9 @@ def test_spans_cover_the_document(total: int, longest: int, seed: int) -> None:
     for begin, end, breaks in spans:
         assert begin == place and 2 <= end - begin <= longest
         place = end
-        inside = [n for n in range(begin + 1, end) if sentences[n]] or [n for n in range(begin + 1, end) if words[n]]
+        inside = [n for n in range(begin + 1, end) if sentences[n]] or [
+            n for n in range(begin + 1, end) if words[n]
+        ]
         assert (breaks + begin).tolist() == (inside or list(range(begin + 1, end)))
         if end < total - 1 and words[begin + 2 : end + 1].any():
             assert words[end]
@@ -45,15 +47,21 @@ def test_spans_cover_the_document(total: int, longest: int, seed: int) -> None:
 
 def test_a_tenth_is_short() -> None:
     flags = np.ones(200_000, bool)
-    sizes = np.array([end - begin for begin, end, _ in cut_spans(flags, flags, flags, 100, seed=0, document=0)])
+    sizes = np.array(
+        [end - begin for begin, end, _ in cut_spans(flags, flags, flags, 100, seed=0, document=0)]
+    )
     short = sizes[sizes < 100]
     assert 0.08 < len(short) / len(sizes) < 0.12
     assert short.min() < 10 and short.max() > 90 and abs(short.mean() - 50) < 6
 
 
-def test_records_hold_the_whole_text_in_order(prepared: PreparedText, text_file: Path, tokenizer: Any) -> None:
+def test_records_hold_the_whole_text_in_order(
+    prepared: PreparedText, text_file: Path, tokenizer: Any
+) -> None:
     table, _ = open_reader(prepared).fetch(np.arange(prepared.num_records))
-    documents = [ids for ids, _ in tokenizers.encode_documents(tokenizer, read_documents(str(text_file)))]
+    documents = [
+        ids for ids, _ in tokenizers.encode_documents(tokenizer, read_documents(str(text_file)))
+    ]
     assert prepared.num_documents == len(documents) == 120
     starts = np.unique(table.document_begin)
     assert len(table) == prepared.num_records and len(starts) == 120
@@ -66,7 +74,9 @@ def test_records_hold_the_whole_text_in_order(prepared: PreparedText, text_file:
     assert np.diff(table.token_offsets).max() == 61
 
 
-def test_is_written_once_and_found_again(text_file: Path, tokenizer: Any, tmp_path: Path, monkeypatch: Any) -> None:
+def test_is_written_once_and_found_again(
+    text_file: Path, tokenizer: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
     first = prepare(str(text_file), tokenizer, tmp_path, sequence_length=32)
     monkeypatch.setattr(preparing, "_write", None)  # would fail if it were called
     assert prepare(str(text_file), tokenizer, tmp_path, sequence_length=32) == first
@@ -88,7 +98,11 @@ def test_the_digest_follows_source_and_settings(
 
     def key(source: Path = text_file, vocabulary: Any = tokenizer, **options: Any) -> str:
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
-        return str(prepare(str(source), vocabulary, tmp_path / "out", **({"sequence_length": 64} | options)))
+        return str(
+            prepare(
+                str(source), vocabulary, tmp_path / "out", **({"sequence_length": 64} | options)
+            )
+        )
 
     keys = [key(), key(other), key(vocabulary=smaller), key(sequence_length=32), key(seed=1), key(split="heldout"),
             key(heldout_fraction=0.1)]  # fmt: skip
@@ -101,14 +115,24 @@ def test_documents_by_blank_lines_have_the_digest_of_earlier_versions(
 ) -> None:
     """So that sets prepared before there was a choice are found."""
     named: list[Any] = []
-    monkeypatch.setattr(preparing, "_write", lambda folder, source, tokenizer, settings, *_: named.append(settings))
+    monkeypatch.setattr(
+        preparing, "_write", lambda folder, source, tokenizer, settings, *_: named.append(settings)
+    )
     monkeypatch.setattr(preparing, "load_prepared", lambda folder: folder.name)
-    digests = [prepare(str(text_file), tokenizer, tmp_path, sequence_length=64, documents=documents)
-               for documents in ("blank_lines", "lines")]
-    assert "documents" not in named[0] and named[1] == named[0] | {"documents": "lines"} and digests[0] != digests[1]
+    digests = [
+        prepare(str(text_file), tokenizer, tmp_path, sequence_length=64, documents=documents)
+        for documents in ("blank_lines", "lines")
+    ]
+    assert (
+        "documents" not in named[0]
+        and named[1] == named[0] | {"documents": "lines"}
+        and digests[0] != digests[1]
+    )
 
 
-def test_an_error_in_the_middle_leaves_nothing(text_file: Path, tokenizer: Any, tmp_path: Path) -> None:
+def test_an_error_in_the_middle_leaves_nothing(
+    text_file: Path, tokenizer: Any, tmp_path: Path
+) -> None:
     def stop(done: int) -> None:
         if done >= 64:
             raise KeyboardInterrupt
@@ -119,7 +143,9 @@ def test_an_error_in_the_middle_leaves_nothing(text_file: Path, tokenizer: Any, 
     prepare(str(text_file), tokenizer, tmp_path, sequence_length=64)
 
 
-def test_a_killed_preparation_leaves_nothing_readable(text_file: Path, tokenizer: Any, tmp_path: Path) -> None:
+def test_a_killed_preparation_leaves_nothing_readable(
+    text_file: Path, tokenizer: Any, tmp_path: Path
+) -> None:
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     code = (
         "import sys, time\n"
@@ -162,14 +188,23 @@ def test_clear_errors(text_file: Path, tokenizer: Any, tmp_path: Path, monkeypat
         prepare(str(text_file), tokenizer, tmp_path / "file", sequence_length=64)
     (tmp_path / "bad.txt").write_bytes(b"Good text here.\n\n" * 1000 + b"\xff")
     with pytest.raises(BadInput, match=r"bad.txt' line 2001 is not UTF-8") as raised:
-        prepare(str(tmp_path / "bad.txt"), tokenizer, tmp_path / "out", sequence_length=64, split="all")
+        prepare(
+            str(tmp_path / "bad.txt"), tokenizer, tmp_path / "out", sequence_length=64, split="all"
+        )
     assert "\n" not in str(raised.value)
     (tmp_path / "tiny.txt").write_text("a")
     with pytest.raises(BadInput, match="no document of two tokens"):
-        prepare(str(tmp_path / "tiny.txt"), tokenizer, tmp_path / "out", sequence_length=64, split="all")
+        prepare(
+            str(tmp_path / "tiny.txt"), tokenizer, tmp_path / "out", sequence_length=64, split="all"
+        )
     for error, words in (
         (OSError(28, "No space left on device"), "no space"),
-        (RuntimeError("Failed to finalize: write() failed: No space left on device; writing x\nmore"), "no space"),
+        (
+            RuntimeError(
+                "Failed to finalize: write() failed: No space left on device; writing x\nmore"
+            ),
+            "no space",
+        ),
         (PermissionError(13, "x"), "no permission"),
     ):
 

@@ -10,7 +10,8 @@ from jaxdistill.data.randomness import Stream
 
 
 def _splitmix64(state: int) -> int:
-    """The published algorithm on Python integers: the next output from a state that was already advanced."""
+    """The published algorithm on Python integers: the next output from a state that was already
+    advanced."""
     mask = (1 << 64) - 1
     z = state & mask
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
@@ -31,7 +32,9 @@ def test_draws_are_uniform_and_uncorrelated() -> None:
     assert abs(uniform.mean() - 0.5) < 0.005
     counts, _ = np.histogram(uniform, bins=20, range=(0, 1))
     expected = uniform.size / 20
-    assert ((counts - expected) ** 2 / expected).sum() < 50  # chi-squared, 19 degrees of freedom: p < 0.0002
+    assert (
+        (counts - expected) ** 2 / expected
+    ).sum() < 50  # chi-squared, 19 degrees of freedom: p < 0.0002
     # Neighbouring examples, neighbouring positions, neighbouring epochs, other streams.
     others = [
         (uniform[:-1], uniform[1:]),
@@ -51,7 +54,9 @@ def _uniform(seed: int, stream: Stream, epoch: int) -> np.ndarray:
 
 
 def test_integers_reach_every_value_below_the_bound() -> None:
-    bits = randomness.position_bits(randomness.row_keys(0, Stream.BREAK, 0, np.arange(3000)), 1)[:, 0]
+    bits = randomness.position_bits(randomness.row_keys(0, Stream.BREAK, 0, np.arange(3000)), 1)[
+        :, 0
+    ]
     values = randomness.to_integers(bits, 7)
     assert set(values.tolist()) == set(range(7))
     bounds = np.arange(1, 3001)
@@ -78,6 +83,8 @@ def test_permute_is_elementwise_and_mixes() -> None:
 
 @pytest.mark.parametrize("size", [2, 3, 6])
 def test_small_shuffles_reach_every_order_of_the_first_element(size: int) -> None:
-    firsts = [randomness.permute(np.array([0]), size, 0, np.array([epoch]))[0] for epoch in range(400)]
+    firsts = [
+        randomness.permute(np.array([0]), size, 0, np.array([epoch]))[0] for epoch in range(400)
+    ]
     counts = np.bincount(firsts, minlength=size)
     assert counts.min() > 0.5 * 400 / size

@@ -24,9 +24,13 @@ def test_blank_lines_separate_documents_in_every_packing(tmp_path: Path) -> None
     wanted = ["First title\nA paragraph. Another sentence.", "Second title\nMore text here."]
     (tmp_path / "a.txt").write_text(TEXT)
     (tmp_path / "b.txt.xz").write_bytes(lzma.compress(TEXT.encode()))
-    (tmp_path / "c.txt.gz").write_bytes(gzip.compress(("\ufeff" + TEXT).replace("\n", "\r\n").encode()))
+    (tmp_path / "c.txt.gz").write_bytes(
+        gzip.compress(("\ufeff" + TEXT).replace("\n", "\r\n").encode())
+    )
     (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "d.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in wanted))
+    (tmp_path / "sub" / "d.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in wanted)
+    )
     (tmp_path / "ignored.bin").write_bytes(b"\xff\xfe")
     for name in ("a.txt", "b.txt.xz", "c.txt.gz", "sub/d.jsonl"):
         assert _texts(tmp_path / name) == wanted

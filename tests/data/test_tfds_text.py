@@ -33,17 +33,24 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
             url_infos: dict[str, Any] = {}
             name = set_name
             is_text = isinstance(kind, tfds.features.Text)
-            features = tfds.features.FeaturesDict({"title": kind, "text" if is_text else "count": kind})
+            features = tfds.features.FeaturesDict(
+                {"title": kind, "text" if is_text else "count": kind}
+            )
 
             def _info(self) -> Any:
-                return tfds.core.DatasetInfo(builder=self, features=self.features, disable_shuffling=True)
+                return tfds.core.DatasetInfo(
+                    builder=self, features=self.features, disable_shuffling=True
+                )
 
             def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
                 return {"train": self._generate_examples(5), "test": self._generate_examples(2)}
 
             def _generate_examples(self, count: int = 0) -> Iterator[Any]:
                 for n in range(count):
-                    yield n, dict.fromkeys(self.features, f"Story {n} is süß." if self.is_text else n)
+                    yield (
+                        n,
+                        dict.fromkeys(self.features, f"Story {n} is süß." if self.is_text else n),
+                    )
 
         Stories(data_dir=str(folder), file_format="array_record").download_and_prepare()
     return folder
@@ -68,7 +75,8 @@ def test_reads_a_prepared_set() -> None:
 def test_a_set_that_is_not_prepared_yet_is_downloaded_and_prepared_once(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A registered set, as those of TFDS's catalogue, whose text lies on a web server (of this machine). Beam is not asked."""
+    """A registered set, as those of TFDS's catalogue, whose text lies on a web server (of this
+    machine). Beam is not asked."""
     import tensorflow_datasets as tfds
 
     monkeypatch.setattr(beam_options, "require", None)
@@ -92,7 +100,9 @@ def test_a_set_that_is_not_prepared_yet_is_downloaded_and_prepared_once(
 
             def _info(self) -> Any:
                 features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
-                return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+                return tfds.core.DatasetInfo(
+                    builder=self, features=features, disable_shuffling=True
+                )
 
             def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
                 path = dl_manager.download(f"http://127.0.0.1:{server.server_port}/stories.txt")
@@ -107,7 +117,9 @@ def test_a_set_that_is_not_prepared_yet_is_downloaded_and_prepared_once(
         assert fetched == ["/stories.txt"]
         server.shutdown()
     assert list((data_dir / "downloaded_tales" / "1.0.0").glob("*.array_record*"))
-    assert [document.text for document in read_documents("tfds:downloaded_tales")] == documents  # without the server
+    assert [
+        document.text for document in read_documents("tfds:downloaded_tales")
+    ] == documents  # without the server
 
 
 def test_names() -> None:
@@ -127,7 +139,10 @@ def test_names() -> None:
         ("tfds:wikipedya", ["did you mean 'wikipedia'"]),
         ("tfds:", ["expected tfds:NAME"]),
         ("tfds:wikipedia/20230601.en", ["pip install apache-beam"]),
-        ("tfds:huggingface:glue/mnli", ["expected tfds:NAME"]),  # would fetch and run a community's code
+        (
+            "tfds:huggingface:glue/mnli",
+            ["expected tfds:NAME"],
+        ),  # would fetch and run a community's code
         ("tfds:huggingface:squad", ["TFDS has no set 'huggingface'"]),
         ("tfds:../elsewhere", ["expected tfds:NAME"]),
         ("tfds:little_stories/data_dir=/tmp", ["expected tfds:NAME"]),
@@ -137,16 +152,22 @@ def test_bad_sources(source: str, words: list[str], monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(tfds_text, "_has_beam", lambda: False)
     with pytest.raises(BadInput) as error:
         list(read_documents(source))
-    assert all(word in str(error.value) for word in words) and "\n" not in str(error.value), str(error.value)
+    assert all(word in str(error.value) for word in words) and "\n" not in str(error.value), str(
+        error.value
+    )
 
 
-def test_a_set_with_foreign_features(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_set_with_foreign_features(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """TFDS would import the module that a feature's name begins with."""
     (tmp_path / "foreign_features.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
     monkeypatch.syspath_prepend(tmp_path)
     folder = data_dir / "little_tales" / "1.0.0"
     folder.mkdir(parents=True)
-    (folder / "features.json").write_text('{"pythonClassName": "foreign_features.Text", "featuresDict": {"features": {}}}')
+    (folder / "features.json").write_text(
+        '{"pythonClassName": "foreign_features.Text", "featuresDict": {"features": {}}}'
+    )
     (folder / "dataset_info.json").write_text('{"name": "little_tales", "version": "1.0.0"}')
     with pytest.raises(BadInput):
         list(read_documents("tfds:little_tales"))
@@ -169,7 +190,9 @@ def test_a_set_that_beam_builds_is_built_with_the_given_options(
         url_infos: dict[str, Any] = {}
 
         def _info(self) -> Any:
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({"text": tfds.features.Text()}))
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict({"text": tfds.features.Text()})
+            )
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
             return {"train": self._generate_examples()}
@@ -184,13 +207,23 @@ def test_a_set_that_beam_builds_is_built_with_the_given_options(
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(inputs, "find_tokenizer", stop)  # the set is ready before its text is first read
+    monkeypatch.setattr(
+        inputs, "find_tokenizer", stop
+    )  # the set is ready before its text is first read
     with pytest.raises(KeyboardInterrupt):
-        commands.prepare(tiny_config("tfds:beam_tales"), tmp_path, beam_options="direct_num_workers=1,job_name=tales")
+        commands.prepare(
+            tiny_config("tfds:beam_tales"),
+            tmp_path,
+            beam_options="direct_num_workers=1,job_name=tales",
+        )
     (config_given,) = given
     assert type(config_given.beam_runner) is FnApiRunner
     assert config_given.beam_options.get_all_options()["job_name"] == "tales"
-    assert sorted(document.text for document in read_documents("tfds:beam_tales")) == [f"Tale {n}." for n in range(4)]
+    assert sorted(document.text for document in read_documents("tfds:beam_tales")) == [
+        f"Tale {n}." for n in range(4)
+    ]
     shutil.rmtree(data_dir / "beam_tales")
-    assert sorted(document.text for document in read_documents("tfds:beam_tales")) == [f"Tale {n}." for n in range(4)]
+    assert sorted(document.text for document in read_documents("tfds:beam_tales")) == [
+        f"Tale {n}." for n in range(4)
+    ]
     assert type(create_runner(given[1].beam_runner)) is FnApiRunner

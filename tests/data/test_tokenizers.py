@@ -21,7 +21,9 @@ def test_training_is_deterministic(text_file: Path, tokenizer: Any) -> None:
     assert [tokenizer.convert_ids_to_tokens(number) for number in range(5)] == SPECIAL
     assert len(tokenizer) == 150
     assert tokenizers.tokenizer_digest(again) == tokenizers.tokenizer_digest(tokenizer)
-    assert tokenizers.tokenizer_digest(tokenizers.train_wordpiece(texts, 120)) != tokenizers.tokenizer_digest(tokenizer)
+    assert tokenizers.tokenizer_digest(
+        tokenizers.train_wordpiece(texts, 120)
+    ) != tokenizers.tokenizer_digest(tokenizer)
 
 
 def test_saves_as_a_hugging_face_folder(tokenizer: Any, tmp_path: Path) -> None:
@@ -29,9 +31,17 @@ def test_saves_as_a_hugging_face_folder(tokenizer: Any, tmp_path: Path) -> None:
 
     tokenizer.save_pretrained(tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
-    assert {"tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json"} <= names
+    assert {
+        "tokenizer.json",
+        "vocab.txt",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+    } <= names
     theirs = AutoTokenizer.from_pretrained(tmp_path)
-    for loaded in (tokenizers.load_tokenizer(tmp_path), tokenizers.load_tokenizer(tmp_path / "vocab.txt")):
+    for loaded in (
+        tokenizers.load_tokenizer(tmp_path),
+        tokenizers.load_tokenizer(tmp_path / "vocab.txt"),
+    ):
         assert tokenizers.tokenizer_digest(loaded) == tokenizers.tokenizer_digest(tokenizer)
         assert loaded("Bako mitu!")["input_ids"] == theirs("Bako mitu!")["input_ids"]
 
@@ -57,9 +67,15 @@ def test_encoding_documents(tokenizer: Any) -> None:
     assert len(encoded) == 3
     tokens, starts = encoded[0]
     sentences = ["bako mitu.", "ren sal.", "dorvex [ mask ] [ sep ] kolum"]
-    expected = [tokenizer(sentence, add_special_tokens=False)["input_ids"] for sentence in sentences]
+    expected = [
+        tokenizer(sentence, add_special_tokens=False)["input_ids"] for sentence in sentences
+    ]
     assert tokens.tolist() == sum(expected, []) and tokens.dtype == np.int32
-    assert np.flatnonzero(starts).tolist() == [0, len(expected[0]), len(expected[0]) + len(expected[1])]
+    assert np.flatnonzero(starts).tolist() == [
+        0,
+        len(expected[0]),
+        len(expected[0]) + len(expected[1]),
+    ]
     # Text that names special tokens must not become them.
     assert not np.isin(tokens, [tokenizer.mask_token_id, tokenizer.sep_token_id]).any()
     assert len(encoded[2][0]) == len(encoded[2][1]) == 0
@@ -80,7 +96,9 @@ def test_bad_vocabularies(tmp_path: Path, content: bytes, words: list[str]) -> N
     for path in (tmp_path, tmp_path / "vocab.txt"):
         with pytest.raises(BadInput) as error:
             tokenizers.load_tokenizer(path)
-        assert all(word in str(error.value) for word in words) and "\n" not in str(error.value), str(error.value)
+        assert all(word in str(error.value) for word in words) and "\n" not in str(error.value), (
+            str(error.value)
+        )
 
 
 def test_bad_folders(tokenizer: Any, tmp_path: Path) -> None:

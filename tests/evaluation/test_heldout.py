@@ -19,7 +19,10 @@ def by_hand(model, params, batches, teacher, teacher_params):
     """Word by word and row by row, in float64."""
     words, rows = [], []
     for batch in batches:
-        ours, theirs = (jax.device_get(m.apply(p, batch)[0]) for m, p in ((model, params), (teacher, teacher_params)))
+        ours, theirs = (
+            jax.device_get(m.apply(p, batch)[0])
+            for m, p in ((model, params), (teacher, teacher_params))
+        )
         for b in range(len(batch["input_ids"])):
             for i in range(batch["mlm_labels"].shape[1]):
                 if batch["mlm_weights"][b, i] == 0:
@@ -38,7 +41,15 @@ def by_hand(model, params, batches, teacher, teacher_params):
             if batch["example_weights"][b]:
                 p, label = softmax(ours["nsp_logits"][b].astype(np.float64)), batch["nsp_labels"][b]
                 rows.append([-np.log(p[label]), p.argmax() == label])
-    names = ("mlm_loss", "mlm_accuracy", "teacher_kl", "top1_agreement", "top5_agreement", "nsp_loss", "nsp_accuracy")
+    names = (
+        "mlm_loss",
+        "mlm_accuracy",
+        "teacher_kl",
+        "top1_agreement",
+        "top5_agreement",
+        "nsp_loss",
+        "nsp_accuracy",
+    )
     means = [*np.mean(np.asarray(words, float), 0), *np.mean(np.asarray(rows, float), 0)]
     return {**dict(zip(names, means)), "rows": len(rows)}
 
@@ -86,7 +97,9 @@ def test_a_network_agrees_with_itself(student_params):
         teacher=STUDENT,
         teacher_params=student_params,
     )
-    assert abs(ours["teacher_kl"]) < 1e-6 and ours["top1_agreement"] == ours["top5_agreement"] == 1.0
+    assert (
+        abs(ours["teacher_kl"]) < 1e-6 and ours["top1_agreement"] == ours["top5_agreement"] == 1.0
+    )
 
 
 def test_absent_heads_leave_their_numbers_out():

@@ -1,4 +1,5 @@
-"""What is read from Hugging Face folders: shards, old names, half precision, heads; and what is refused, and how."""
+"""What is read from Hugging Face folders: shards, old names, half precision, heads; and what is
+refused, and how."""
 
 from __future__ import annotations
 
@@ -43,22 +44,31 @@ def edit_config(folder: Path, **keys: Any) -> None:
 
 
 def equal(a: Params, b: Params) -> bool:
-    return jax.tree.structure(a) == jax.tree.structure(b) and jax.tree.all(jax.tree.map(np.array_equal, a, b))
+    return jax.tree.structure(a) == jax.tree.structure(b) and jax.tree.all(
+        jax.tree.map(np.array_equal, a, b)
+    )
 
 
 def test_files_and_metadata(folder: Path) -> None:
-    """PyTorch names, the prefix, no tied copies, and the metadata without which transformers refuses the file."""
+    """PyTorch names, the prefix, no tied copies, and the metadata without which transformers
+    refuses the file."""
     with safetensors.safe_open(folder / "model.safetensors", "numpy") as file:
         assert file.metadata() == {"format": "pt"}
         names = set(file.keys())
-    assert WORDS in names and "cls.predictions.bias" in names and "bert.encoder.layer.1.output.dense.weight" in names
+    assert (
+        WORDS in names
+        and "cls.predictions.bias" in names
+        and "bert.encoder.layer.1.output.dense.weight" in names
+    )
     assert not any("decoder" in name for name in names)
 
 
 def test_sharded(folder: Path) -> None:
     _, params = interop.from_pretrained(folder)
     state = load_file(folder / "model.safetensors")
-    files = {name: f"model-0000{1 + i % 3}-of-00003.safetensors" for i, name in enumerate(sorted(state))}
+    files = {
+        name: f"model-0000{1 + i % 3}-of-00003.safetensors" for i, name in enumerate(sorted(state))
+    }
     for file in set(files.values()):
         save_file({name: state[name] for name in state if files[name] == file}, folder / file)
     (folder / "model.safetensors").unlink()
@@ -83,7 +93,8 @@ def test_sharded(folder: Path) -> None:
 
 
 def test_old_names_buffers_and_tied_copies(folder: Path) -> None:
-    """gamma/beta, position_ids, decoder copies and decoder.bias in place of bias, as old checkpoints have them."""
+    """gamma/beta, position_ids, decoder copies and decoder.bias in place of bias, as old
+    checkpoints have them."""
     _, params = interop.from_pretrained(folder)
 
     def age(state: dict[str, np.ndarray]) -> None:
@@ -99,7 +110,12 @@ def test_old_names_buffers_and_tied_copies(folder: Path) -> None:
 
 def test_base_model_folder_without_prefix(folder: Path) -> None:
     _, params = interop.from_pretrained(folder, heads=())
-    edit(folder, lambda state: [state.update({name.removeprefix("bert."): state.pop(name)}) for name in list(state)])
+    edit(
+        folder,
+        lambda state: [
+            state.update({name.removeprefix("bert."): state.pop(name)}) for name in list(state)
+        ],
+    )
     edit(folder, lambda state: [state.pop(name) for name in list(state) if name.startswith("cls.")])
     model, again = interop.from_pretrained(folder)
     assert model.config.heads == () and model.config.pooler == "tanh"
@@ -108,16 +124,24 @@ def test_base_model_folder_without_prefix(folder: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
 def test_other_precisions_become_float32(folder: Path, dtype: Any) -> None:
-    edit(folder, lambda state: [state.update({name: array.astype(dtype)}) for name, array in list(state.items())])
+    edit(
+        folder,
+        lambda state: [
+            state.update({name: array.astype(dtype)}) for name, array in list(state.items())
+        ],
+    )
     stored = load_file(folder / "model.safetensors") if dtype != ml_dtypes.bfloat16 else None
     _, params = interop.from_pretrained(folder)
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
     if stored is not None:
-        np.testing.assert_array_equal(params["embeddings"]["word"], stored[WORDS].astype(np.float32))
+        np.testing.assert_array_equal(
+            params["embeddings"]["word"], stored[WORDS].astype(np.float32)
+        )
 
 
 def test_untied_output_table_is_refused_only_when_it_matters(folder: Path) -> None:
-    """A stale copy under tied embeddings is overwritten in transformers, so ignored here; an untied one is not."""
+    """A stale copy under tied embeddings is overwritten in transformers, so ignored here; an untied
+    one is not."""
     _, params = interop.from_pretrained(folder)
     edit(folder, lambda state: state.update({"cls.predictions.decoder.weight": state[WORDS] + 1}))
     assert equal(interop.from_pretrained(folder)[1], params)
@@ -153,9 +177,14 @@ def test_dtype(folder: Path) -> None:
 
 def test_classifier_of_unknown_kind(tmp_path: Path) -> None:
     config = ModelConfig(**SHRUNK, heads=("token_classification",), num_labels=4)
-    interop.save_pretrained(tmp_path / "x", Model(config), random_params(config), labels=list("abcd"))
+    interop.save_pretrained(
+        tmp_path / "x", Model(config), random_params(config), labels=list("abcd")
+    )
     values = json.loads((tmp_path / "x" / "config.json").read_text())
-    assert values["id2label"] == {"0": "a", "1": "b", "2": "c", "3": "d"} and values["label2id"]["d"] == 3
+    assert (
+        values["id2label"] == {"0": "a", "1": "b", "2": "c", "3": "d"}
+        and values["label2id"]["d"] == 3
+    )
     assert interop.from_pretrained(tmp_path / "x")[0].config == config
     edit_config(tmp_path / "x", architectures=["BertForRanking"])
     with pytest.raises(BadInput, match="does not say of what"):
@@ -165,15 +194,30 @@ def test_classifier_of_unknown_kind(tmp_path: Path) -> None:
     assert again.config.num_labels == 4
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda s: s.pop(WORDS), "lacks 1 tensor: embeddings.word_embeddings.weight"),
-    (lambda s: s.update({"bert.encoder.layer.2.output.dense.bias": np.ones(3)}), "holds unknown 1 .*layer.2"),
-    (lambda s: s.update({"crf.transitions": np.ones(3)}), r"crf.transitions; .*heads=\(\)"),
-    (lambda s: s.update({WORDS: s[WORDS][:, :7]}), r"shape \[37, 7\] but the config says \[37, 12\]"),
-    (lambda s: s.update({WORDS: s[WORDS].astype(np.int8)}), "stored as int8"),
-    (lambda s: [s.pop(k) for k in list(s) if "layer.1." in k], "lacks 16 tensors: .* and 12 more"),
-], ids=["missing", "extra layer", "extra head", "shape", "integers", "depth"])
-def test_tensors_that_do_not_fit(folder: Path, change: Callable[[dict[str, np.ndarray]], Any], message: str) -> None:
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda s: s.pop(WORDS), "lacks 1 tensor: embeddings.word_embeddings.weight"),
+        (
+            lambda s: s.update({"bert.encoder.layer.2.output.dense.bias": np.ones(3)}),
+            "holds unknown 1 .*layer.2",
+        ),
+        (lambda s: s.update({"crf.transitions": np.ones(3)}), r"crf.transitions; .*heads=\(\)"),
+        (
+            lambda s: s.update({WORDS: s[WORDS][:, :7]}),
+            r"shape \[37, 7\] but the config says \[37, 12\]",
+        ),
+        (lambda s: s.update({WORDS: s[WORDS].astype(np.int8)}), "stored as int8"),
+        (
+            lambda s: [s.pop(k) for k in list(s) if "layer.1." in k],
+            "lacks 16 tensors: .* and 12 more",
+        ),
+    ],
+    ids=["missing", "extra layer", "extra head", "shape", "integers", "depth"],
+)
+def test_tensors_that_do_not_fit(
+    folder: Path, change: Callable[[dict[str, np.ndarray]], Any], message: str
+) -> None:
     edit(folder, change)
     with pytest.raises(BadInput, match=message):
         interop.from_pretrained(folder)
@@ -184,10 +228,27 @@ def test_foreign_head_can_be_left_aside(folder: Path) -> None:
     assert interop.from_pretrained(folder, heads=())[0].config.heads == ()
 
 
-@pytest.mark.parametrize("damage", [
-    lambda data: b"", lambda data: data[:7], lambda data: data[:100], lambda data: data[:-1], lambda data: data + b"x",
-    lambda data: b"\xff" * 8 + data[8:], lambda data: data[:8] + b"[" + data[9:],
-], ids=["empty", "7 bytes", "header cut", "last byte gone", "one byte more", "huge header", "no object"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: data[:7],
+        lambda data: data[:100],
+        lambda data: data[:-1],
+        lambda data: data + b"x",
+        lambda data: b"\xff" * 8 + data[8:],
+        lambda data: data[:8] + b"[" + data[9:],
+    ],
+    ids=[
+        "empty",
+        "7 bytes",
+        "header cut",
+        "last byte gone",
+        "one byte more",
+        "huge header",
+        "no object",
+    ],
+)
 def test_damaged_safetensors(folder: Path, damage: Callable[[bytes], bytes]) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(damage(path.read_bytes()))
@@ -210,5 +271,8 @@ def test_pickles_are_never_opened(folder: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(BadInput, match="it holds README.md, config.json"):
         interop.from_pretrained(folder)
     (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
-    with pytest.raises(BadInput, match="a pickle .pytorch_model.bin., which is never opened .* convert it to safetensors"):
+    with pytest.raises(
+        BadInput,
+        match="a pickle .pytorch_model.bin., which is never opened .* convert it to safetensors",
+    ):
         interop.from_pretrained(folder)

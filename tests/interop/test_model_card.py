@@ -8,10 +8,19 @@ from jaxdistill.interop import model_card
 from jaxdistill.models import preset
 
 RESULTS = {
-    "config_name": "mobilebert_small", "seed": 7, "seconds": 1234.5678, "hardware": "1 x H200",
-    "corpus": {"name": "installed_text", "tokens": 21_000_000, "digest": "abc123"}, "versions": {"jax": "0.10.2"},
+    "config_name": "mobilebert_small",
+    "seed": 7,
+    "seconds": 1234.5678,
+    "hardware": "1 x H200",
+    "corpus": {"name": "installed_text", "tokens": 21_000_000, "digest": "abc123"},
+    "versions": {"jax": "0.10.2"},
     "networks": {
-        "student": {"mlm_loss": 2.34567, "mlm_accuracy": 0.4321, "teacher_kl": 0.25, "parameters": 24_581_888},
+        "student": {
+            "mlm_loss": 2.34567,
+            "mlm_accuracy": 0.4321,
+            "teacher_kl": 0.25,
+            "parameters": 24_581_888,
+        },
         "teacher": {"mlm_loss": 1.5, "nsp_accuracy": 0.9},
     },
 }
@@ -22,10 +31,18 @@ def test_numbers_are_those_of_the_results() -> None:
     assert "| student | 24,581,888 | 2.346 | 0.4321 |  | 0.25 |" in card
     assert "| teacher |  | 1.5 |  | 0.9 |  |" in card
     assert "top-1" not in card  # no network has it
-    assert "| wall time, seconds | 1235 |" in card and "digest abc123" in card and "| seed | 7 |" in card
+    assert (
+        "| wall time, seconds | 1235 |" in card
+        and "digest abc123" in card
+        and "| seed | 7 |" in card
+    )
     assert "MobileBertForPreTraining.from_pretrained" in card
     head = card.split("---")[1]
-    assert 'license: "apache-2.0"' in head and 'base_model: "someone/teacher"' in head and '"mobilebert"' in head
+    assert (
+        'license: "apache-2.0"' in head
+        and 'base_model: "someone/teacher"' in head
+        and '"mobilebert"' in head
+    )
 
 
 def test_missing_results_leave_no_trace() -> None:

@@ -14,7 +14,9 @@ from jaxdistill.errors import BadInput
 from jaxdistill.models import Model, ModelConfig, parameters, preset
 from tests.interop.tiny import SHRUNK, random_params
 
-TEACHER = preset("ib_bert_large").replace(**{**SHRUNK, "num_layers": 3}, embedding_size=4, bottleneck_size=16)
+TEACHER = preset("ib_bert_large").replace(
+    **{**SHRUNK, "num_layers": 3}, embedding_size=4, bottleneck_size=16
+)
 
 
 @pytest.fixture
@@ -27,14 +29,22 @@ def test_teacher_is_saved_in_our_format_and_told_why(tmp_path: Path) -> None:
     params = random_params(TEACHER)
     exported = interop.save_pretrained(tmp_path / "teacher", Model(TEACHER), params)
     assert exported.format == "jaxdistill" and exported.path.name == "teacher"
-    assert exported.reason is not None and "projected from the 12-wide block input" in exported.reason
+    assert (
+        exported.reason is not None and "projected from the 12-wide block input" in exported.reason
+    )
     assert exported.reason in (tmp_path / "teacher" / "README.md").read_text()
-    assert {path.name for path in (tmp_path / "teacher").iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    assert {path.name for path in (tmp_path / "teacher").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "README.md",
+    }
     model, again = interop.from_pretrained(tmp_path / "teacher")
     assert model.config == TEACHER
     assert parameters.digest(again) == parameters.digest(params)
     report = interop.verify_export(tmp_path / "teacher", Model(TEACHER), params, with_torch=True)
-    assert report["max_relative_difference"] == 0.0 and report["torch_max_relative_difference"] is None
+    assert (
+        report["max_relative_difference"] == 0.0 and report["torch_max_relative_difference"] is None
+    )
 
 
 def test_layers_stay_stacked_under_our_names(folder: Path) -> None:
@@ -56,10 +66,16 @@ def test_what_does_not_fit_is_named(folder: Path) -> None:
     for name, change, message in (
         ("nsp/dense/bias", None, "lacks 1 tensor: nsp/dense/bias"),
         ("nsp/dense/extra", np.ones(2, np.float32), "holds unknown 1 tensor: nsp/dense/extra"),
-        ("pooler/dense/bias", np.ones(5, np.float32), r"pooler/dense/bias has shape \[5\] but the config says \[12\]"),
+        (
+            "pooler/dense/bias",
+            np.ones(5, np.float32),
+            r"pooler/dense/bias has shape \[5\] but the config says \[12\]",
+        ),
         ("pooler/dense/bias", np.ones(12, np.int32), "stored as int32"),
     ):
-        changed = {key: array for key, array in {**state, name: change}.items() if array is not None}
+        changed = {
+            key: array for key, array in {**state, name: change}.items() if array is not None
+        }
         save_file(changed, folder / "model.safetensors")
         with pytest.raises(BadInput, match=message):
             interop.from_pretrained(folder)
@@ -68,14 +84,17 @@ def test_what_does_not_fit_is_named(folder: Path) -> None:
         interop.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"format_version": 2}, "format_version=2; this jaxdistill reads 1"),
-    ({"config": 3}, "no 'config'"),
-    ({"config": {"num_layer": 3}}, "did you mean 'num_layers'"),
-    ({"config": {"num_layers": [3]}}, r"num_layers is \[3\]; expected int"),
-    ({"config": {"num_layers": "3"}}, "num_layers is '3'; expected int"),
-    ({"config": {"heads": 3}}, "heads is 3"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"format_version": 2}, "format_version=2; this jaxdistill reads 1"),
+        ({"config": 3}, "no 'config'"),
+        ({"config": {"num_layer": 3}}, "did you mean 'num_layers'"),
+        ({"config": {"num_layers": [3]}}, r"num_layers is \[3\]; expected int"),
+        ({"config": {"num_layers": "3"}}, "num_layers is '3'; expected int"),
+        ({"config": {"heads": 3}}, "heads is 3"),
+    ],
+)
 def test_damaged_config(folder: Path, change: dict[str, object], message: str) -> None:
     values = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**values, **change}))

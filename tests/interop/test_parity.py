@@ -1,4 +1,5 @@
-"""transformers' PyTorch networks and ours give the same numbers on the same weights, carried over both ways."""
+"""transformers' PyTorch networks and ours give the same numbers on the same weights, carried over
+both ways."""
 
 from __future__ import annotations
 
@@ -20,40 +21,54 @@ from tests.interop.tiny import SHRUNK, random_params
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 @pytest.mark.parametrize("variant", oracle.VARIANTS)
 def test_theirs_to_ours_and_back(variant: str, tmp_path: Path) -> None:
-    """Random PyTorch network -> our outputs; our export -> the same PyTorch class, nothing missing, bit for bit."""
+    """Random PyTorch network -> our outputs; our export -> the same PyTorch class, nothing missing,
+    bit for bit."""
     network = oracle.random_torch(variant)
     network.save_pretrained(tmp_path / "theirs")
     model, params = interop.from_pretrained(tmp_path / "theirs")
     name = type(network).__name__
     for padded in (True, False):
         inputs = oracle.batch(padded=padded)
-        oracle.assert_same(oracle.our_outputs(model, params, inputs), oracle.torch_outputs(network, inputs))
+        oracle.assert_same(
+            oracle.our_outputs(model, params, inputs), oracle.torch_outputs(network, inputs)
+        )
     kind = name.removeprefix("Mobile").removeprefix("Bert")
     assert set(model.config.heads) == set(ARCHITECTURES[kind])
 
     exported = interop.save_pretrained(tmp_path / "ours", model, params)
     assert exported.format == "huggingface" and exported.reason is None
     back, info = oracle.torch_class(name).from_pretrained(
-        tmp_path / "ours", output_loading_info=True, attn_implementation="eager")
+        tmp_path / "ours", output_loading_info=True, attn_implementation="eager"
+    )
     assert {key: value for key, value in info.items() if value} == {}
     before, after = network.state_dict(), back.state_dict()
-    unread = ("embedding_transformation", "bottleneck.attention") if variant in (
-        "no_trigram_same_width", "tiny_with_unused_shared_bottleneck") else ()
+    unread = (
+        ("embedding_transformation", "bottleneck.attention")
+        if variant in ("no_trigram_same_width", "tiny_with_unused_shared_bottleneck")
+        else ()
+    )
     for key in before:
         if not any(part in key for part in unread):
             assert torch.equal(before[key], after[key]), key
     inputs = oracle.batch()
-    oracle.assert_same(oracle.torch_outputs(back.eval(), inputs), oracle.torch_outputs(network, inputs), rtol=1e-5)
+    oracle.assert_same(
+        oracle.torch_outputs(back.eval(), inputs), oracle.torch_outputs(network, inputs), rtol=1e-5
+    )
 
 
-@pytest.mark.parametrize("name", ["bert_base", "mobilebert", "mobilebert_without_opt", "mobilebert_tiny"])
+@pytest.mark.parametrize(
+    "name", ["bert_base", "mobilebert", "mobilebert_without_opt", "mobilebert_tiny"]
+)
 def test_ours_to_theirs(name: str, tmp_path: Path) -> None:
-    """Our random parameters of each preset, shrunk, give the same numbers in PyTorch; the config comes back equal."""
+    """Our random parameters of each preset, shrunk, give the same numbers in PyTorch; the config
+    comes back equal."""
     small = SHRUNK if name == "bert_base" else {**SHRUNK, "embedding_size": 4, "bottleneck_size": 8}
     config = preset(name).replace(**small)
     params = random_params(config)
     interop.save_pretrained(tmp_path / "out", Model(config), params)
-    network = oracle.torch_class("BertForPreTraining" if name == "bert_base" else "MobileBertForPreTraining")
+    network = oracle.torch_class(
+        "BertForPreTraining" if name == "bert_base" else "MobileBertForPreTraining"
+    )
     network = network.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()
     for padded in (True, False):
         inputs = oracle.batch(padded=padded)
@@ -68,12 +83,17 @@ EXPRESSIBLE = {
     "pooler_beside_mlm": ModelConfig(**SHRUNK, heads=("mlm",)),
     "bert_without_pooler": ModelConfig(**SHRUNK, heads=("mlm",), pooler="none"),
     "encoder_alone": ModelConfig(**SHRUNK, heads=(), pooler="none"),
-    "regression": ModelConfig(**SHRUNK, heads=("sequence_classification",), num_labels=1, regression=True),
+    "regression": ModelConfig(
+        **SHRUNK, heads=("sequence_classification",), num_labels=1, regression=True
+    ),
     "choices": ModelConfig(**SHRUNK, heads=("multiple_choice",)),
     "first_token_pooler_in_bert": ModelConfig(**SHRUNK, pooler="first_token", norm="no_norm"),
-    "stacked_ffn_in_bert": ModelConfig(**SHRUNK, num_ffn=3, embedding_norm_eps=1e-5, ffn_norm_eps=1e-5),
-    "three_labels_no_pooler": ModelConfig(**SHRUNK, norm="no_norm", pooler="none", num_labels=3,
-                                          heads=("sequence_classification",)),
+    "stacked_ffn_in_bert": ModelConfig(
+        **SHRUNK, num_ffn=3, embedding_norm_eps=1e-5, ffn_norm_eps=1e-5
+    ),
+    "three_labels_no_pooler": ModelConfig(
+        **SHRUNK, norm="no_norm", pooler="none", num_labels=3, heads=("sequence_classification",)
+    ),
 }
 
 
@@ -89,10 +109,22 @@ def test_corners_that_hugging_face_can_express(name: str, tmp_path: Path) -> Non
     assert report["torch_max_relative_difference"] < 1e-4
 
 
-@pytest.mark.parametrize("variant", ["bert", "bert_rows", "mobilebert", "tiny", "tanh_pooler_one_ffn", "mobile_tokens",
-                                     "mobile_spans", "bert_choices"])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        "bert",
+        "bert_rows",
+        "mobilebert",
+        "tiny",
+        "tanh_pooler_one_ffn",
+        "mobile_tokens",
+        "mobile_spans",
+        "bert_choices",
+    ],
+)
 def test_every_parameter_is_seen(variant: str, tmp_path: Path) -> None:
-    """The comparison above has no blind spot: with any one parameter wrong in any one layer, parity is lost."""
+    """The comparison above has no blind spot: with any one parameter wrong in any one layer, parity
+    is lost."""
     network = oracle.random_torch(variant)
     network.save_pretrained(tmp_path / "theirs")
     model, params = interop.from_pretrained(tmp_path / "theirs")
@@ -101,7 +133,9 @@ def test_every_parameter_is_seen(variant: str, tmp_path: Path) -> None:
     flat = parameters.flatten(params)
     wrong = parameters.flatten(random_params(model.config, seed=5))
     for name in flat:
-        for part in range(model.config.num_layers) if parameters.is_stacked(name) else (slice(None),):
+        for part in (
+            range(model.config.num_layers) if parameters.is_stacked(name) else (slice(None),)
+        ):
             changed = np.array(flat[name])
             changed[part] = np.asarray(wrong[name])[part]
             tree = parameters.unflatten({**flat, name: changed})
@@ -110,7 +144,8 @@ def test_every_parameter_is_seen(variant: str, tmp_path: Path) -> None:
 
 
 def test_pad_row_survives(tmp_path: Path) -> None:
-    """transformers zeroes the [PAD] row when it makes a network, not when it loads one; neither do we."""
+    """transformers zeroes the [PAD] row when it makes a network, not when it loads one; neither do
+    we."""
     network = oracle.random_torch("mobilebert")
     network.save_pretrained(tmp_path / "theirs")
     model, params = interop.from_pretrained(tmp_path / "theirs")
@@ -125,11 +160,19 @@ def test_each_eps_matters(field: str, tmp_path: Path) -> None:
     network = oracle.random_torch("without_opt")
     network.save_pretrained(tmp_path / "theirs")
     model, params = interop.from_pretrained(tmp_path / "theirs")
-    assert (model.config.embedding_norm_eps, model.config.ffn_norm_eps, model.config.norm_eps) == (1e-5, 1e-5, 1e-2)
-    other = Model(dataclasses.replace(model.config, **{field: 1e-2 if field != "norm_eps" else 1e-5}))
+    assert (model.config.embedding_norm_eps, model.config.ffn_norm_eps, model.config.norm_eps) == (
+        1e-5,
+        1e-5,
+        1e-2,
+    )
+    other = Model(
+        dataclasses.replace(model.config, **{field: 1e-2 if field != "norm_eps" else 1e-5})
+    )
     inputs = oracle.batch()
     with pytest.raises(AssertionError):
-        oracle.assert_same(oracle.our_outputs(other, params, inputs), oracle.torch_outputs(network, inputs))
+        oracle.assert_same(
+            oracle.our_outputs(other, params, inputs), oracle.torch_outputs(network, inputs)
+        )
 
 
 def test_exact_and_tanh_gelu_are_told_apart(tmp_path: Path) -> None:
@@ -141,12 +184,15 @@ def test_exact_and_tanh_gelu_are_told_apart(tmp_path: Path) -> None:
     inputs = oracle.batch()
     other = Model(model.config.replace(activation="gelu_tanh"))
     with pytest.raises(AssertionError):
-        oracle.assert_same(oracle.our_outputs(other, params, inputs), oracle.torch_outputs(network, inputs))
+        oracle.assert_same(
+            oracle.our_outputs(other, params, inputs), oracle.torch_outputs(network, inputs)
+        )
 
 
 @pytest.mark.parametrize("variant", ["bert", "mobilebert", "tiny"])
 def test_masks_are_theirs_at_the_extremes(variant: str, tmp_path: Path) -> None:
-    """A row of nothing but pads has equal weights on all of them, and no pad leaks into hidden states of 1e9 and more."""
+    """A row of nothing but pads has equal weights on all of them, and no pad leaks into hidden
+    states of 1e9 and more."""
     network = oracle.random_torch(variant)
     inputs = oracle.batch()
     inputs["attention_mask"][1] = 0

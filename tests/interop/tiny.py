@@ -1,4 +1,5 @@
-"""Tiny networks of ours whose every number is random: norms and biases too, so that a swapped tensor is seen."""
+"""Tiny networks of ours whose every number is random: norms and biases too, so that a swapped
+tensor is seen."""
 
 from __future__ import annotations
 
@@ -9,8 +10,15 @@ import numpy as np
 
 from jaxdistill.models import Model, ModelConfig, Params
 
-SHRUNK: dict[str, Any] = {"vocab_size": 37, "num_layers": 2, "hidden_size": 12, "num_heads": 2, "intermediate_size": 10,
-                          "max_positions": 9, "type_vocab_size": 3}
+SHRUNK: dict[str, Any] = {
+    "vocab_size": 37,
+    "num_layers": 2,
+    "hidden_size": 12,
+    "num_heads": 2,
+    "intermediate_size": 10,
+    "max_positions": 9,
+    "type_vocab_size": 3,
+}
 
 
 def random_params(config: ModelConfig, seed: int = 0) -> Params:

@@ -1,4 +1,5 @@
-"""Gradients taken in the forward pass against reverse mode, on a function with everything: several inputs, masks, sums."""
+"""Gradients taken in the forward pass against reverse mode, on a function with everything: several
+inputs, masks, sums."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,10 @@ import pytest
 from jaxdistill.kernels.forward_gradient import gradient_in_chunks, projected_loss
 
 RNG = np.random.default_rng(0)
-MOVING = {"x": RNG.normal(size=(3, 4, 5)).astype(np.float32), "y": RNG.normal(size=(3, 4, 5)).astype(np.float32)}
+MOVING = {
+    "x": RNG.normal(size=(3, 4, 5)).astype(np.float32),
+    "y": RNG.normal(size=(3, 4, 5)).astype(np.float32),
+}
 THEIRS = RNG.normal(size=(3, 4, 5)).astype(np.float32)
 SCALE = np.float32(0.7)
 
@@ -25,7 +29,8 @@ def plain(moving):
 
 
 def function_of_chunk(moving, theirs, scale):
-    """As `gradient_in_chunks` takes it: the sums are numbers to report, what comes last is a tensor of each chunk."""
+    """As `gradient_in_chunks` takes it: the sums are numbers to report, what comes last is a tensor
+    of each chunk."""
     value, sums = function(moving, theirs, scale)
     return value, (sums, {"doubled": 2 * theirs})
 
@@ -34,19 +39,28 @@ def function_of_chunk(moving, theirs, scale):
 @pytest.mark.parametrize("chunks", [1, 3])
 def test_in_chunks(chunks, dtype, tolerance):
     """Chunks along the leading axis, what is shared by all apart."""
+
     def run(moving):
-        split = jax.tree.map(lambda x: x.reshape(chunks, 3 // chunks, *x.shape[1:]), (moving, THEIRS))
+        split = jax.tree.map(
+            lambda x: x.reshape(chunks, 3 // chunks, *x.shape[1:]), (moving, THEIRS)
+        )
         value, (sums, tensors) = gradient_in_chunks(function_of_chunk, dtype)(*split, SCALE)
         return value, {**sums, "tensors": jnp.sum(jnp.sin(tensors["doubled"]))}
 
-    (value, sums), gradient = jax.jit(jax.value_and_grad(lambda m: (lambda r: (r[0] * 2.0, r[1]))(run(m)), has_aux=True))(MOVING)
+    (value, sums), gradient = jax.jit(
+        jax.value_and_grad(lambda m: (lambda r: (r[0] * 2.0, r[1]))(run(m)), has_aux=True)
+    )(MOVING)
     (expected, plain_sums), expected_gradient = jax.value_and_grad(plain, has_aux=True)(MOVING)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     for name, plain_sum in (*plain_sums.items(), ("tensors", np.sum(np.sin(2 * THEIRS)))):
         np.testing.assert_allclose(sums[name], plain_sum, rtol=1e-5)
     for name in MOVING:
         assert gradient[name].dtype == MOVING[name].dtype
-        np.testing.assert_allclose(gradient[name], expected_gradient[name], atol=tolerance * np.abs(expected_gradient[name]).max())
+        np.testing.assert_allclose(
+            gradient[name],
+            expected_gradient[name],
+            atol=tolerance * np.abs(expected_gradient[name]).max(),
+        )
 
 
 def test_chunks_alone_give_the_same_value():
@@ -57,7 +71,10 @@ def test_chunks_alone_give_the_same_value():
 
 
 def test_a_projected_loss_reaches_weights_and_inputs():
-    weights = {"table": RNG.normal(size=(7, 5)).astype(np.float32), "bias": RNG.normal(size=7).astype(np.float32)}
+    weights = {
+        "table": RNG.normal(size=(7, 5)).astype(np.float32),
+        "bias": RNG.normal(size=7).astype(np.float32),
+    }
     labels = RNG.integers(0, 7, (3, 4))
 
     def project(weights, x):
@@ -77,4 +94,8 @@ def test_a_projected_loss_reaches_weights_and_inputs():
     value, gradient = jax.jit(jax.value_and_grad(fused))(pair)
     expected, expected_gradient = jax.value_and_grad(reference)(pair)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradient, expected_gradient)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        gradient,
+        expected_gradient,
+    )

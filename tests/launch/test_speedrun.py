@@ -1,4 +1,5 @@
-"""launch/speedrun.sh against a stand-in `jaxdistill`, and its commands against the real command line."""
+"""launch/speedrun.sh against a stand-in `jaxdistill`, and its commands against the real command
+line."""
 
 import sys
 
@@ -11,14 +12,18 @@ from tests.launch.world import World
 @pytest.fixture
 def world(tmp_path):
     world = World(tmp_path)
-    (world.folder / "config.json").write_text('{"data": {"sequence_length": 64}}')  # as the trainer leaves it
+    (world.folder / "config.json").write_text(
+        '{"data": {"sequence_length": 64}}'
+    )  # as the trainer leaves it
     (world.bin / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     (world.bin / "python").chmod(0o755)
     return world
 
 
 def launch(world, *train, options=(), **environment):
-    return world.run("speedrun.sh", *options, "--", f"--workdir={world.folder}", *train, **environment)
+    return world.run(
+        "speedrun.sh", *options, "--", f"--workdir={world.folder}", *train, **environment
+    )
 
 
 def steps(world):
@@ -30,16 +35,27 @@ def test_from_text_to_student(world):
     done = launch(world, override, options=("--plan=v5e:4x4", "--evaluate_on=/held out"))
     assert done.returncode == 0, done.stderr
     workdir, student = f"--workdir={world.folder}", f"{world.folder}/exported"
-    assert world.calls("jaxdistill") == [["jaxdistill", *call] for call in (
-        ["plan", "--config=mobilebert", "--topology=v5e:4x4", override],
-        ["prepare", "--config=mobilebert", workdir, override],
-        ["train", "--config=mobilebert", workdir, override],
-        ["export", workdir, f"--out={student}"],
-        ["evaluate", f"--model={student}", "--source=/held out", f"--teacher={world.folder}/stages/teacher",
-         "--sequence_length=64"])]
+    assert world.calls("jaxdistill") == [
+        ["jaxdistill", *call]
+        for call in (
+            ["plan", "--config=mobilebert", "--topology=v5e:4x4", override],
+            ["prepare", "--config=mobilebert", workdir, override],
+            ["train", "--config=mobilebert", workdir, override],
+            ["export", workdir, f"--out={student}"],
+            [
+                "evaluate",
+                f"--model={student}",
+                "--source=/held out",
+                f"--teacher={world.folder}/stages/teacher",
+                "--sequence_length=64",
+            ],
+        )
+    ]
     for _, command, *arguments in world.calls("jaxdistill"):  # the real command line takes them
         _, rest = build_parser().parse_known_args([command, *arguments])
-        assert split_overrides(command, rest, True) == [word.removeprefix("--config.") for word in arguments if word == override]
+        assert split_overrides(command, rest, True) == [
+            word.removeprefix("--config.") for word in arguments if word == override
+        ]
     assert "still billed: this machine" in done.stderr
 
 
@@ -54,14 +70,24 @@ def test_another_recipe_and_nothing_twice(world):
 
 
 def test_a_student_in_a_bucket_is_not_exported_twice(world):
-    """`export` refuses a folder that is there. A container may read the bucket and have no gcloud."""
+    """`export` refuses a folder that is there. A container may read the bucket and have no
+    gcloud."""
     (world.bin / "gcloud").write_text("#!/bin/sh\nexit 127\n")
     there = 'test "$3" = gs://b/run/exported'
-    (world.bin / "python").write_text(f'#!/bin/sh\ncase "$2" in *README.md*) {there} ;; *) echo 64 ;; esac\n')
+    (world.bin / "python").write_text(
+        f'#!/bin/sh\ncase "$2" in *README.md*) {there} ;; *) echo 64 ;; esac\n'
+    )
     assert launch(world, "--workdir=gs://b/run").returncode == 0
     assert steps(world) == ["prepare", "train", "evaluate"]
-    (world.bin / "python").write_text('#!/bin/sh\ncase "$2" in *README.md*) exit 1 ;; *) echo 64 ;; esac\n')
-    assert launch(world, "--workdir=gs://b/run").returncode == 0 and steps(world)[3:] == ["prepare", "train", "export", "evaluate"]
+    (world.bin / "python").write_text(
+        '#!/bin/sh\ncase "$2" in *README.md*) exit 1 ;; *) echo 64 ;; esac\n'
+    )
+    assert launch(world, "--workdir=gs://b/run").returncode == 0 and steps(world)[3:] == [
+        "prepare",
+        "train",
+        "export",
+        "evaluate",
+    ]
 
 
 @pytest.mark.parametrize("code", [2, 3, 75, 130])

@@ -1,8 +1,9 @@
-"""Stand-ins for the vendors' programs: they record their calls, keep a slice, a workload or a job in files, and fail as told.
+"""Stand-ins for the vendors' programs: they record their calls, keep a slice, a workload or a job
+in files, and fail as told.
 
-`World` puts them first in PATH. What the trainer does is a queue of lines `EXIT_CODE [DONE] [STATE]` in `runs`: its exit
-code, whether it writes DONE, and what becomes of the slice meanwhile. An empty queue is a run that is done.
-"""
+`World` puts them first in PATH. What the trainer does is a queue of lines `EXIT_CODE [DONE]
+[STATE]` in `runs`: its exit code, whether it writes DONE, and what becomes of the slice meanwhile.
+An empty queue is a run that is done."""
 
 import os
 import pathlib
@@ -78,9 +79,18 @@ esac
 """
 
 PROGRAMS = {
-    "gcloud": GCLOUD, "xpk": XPK, "kubectl": KUBECTL, "sleep": "", "srun": "trainer", "sbatch": "fail sbatch_fails; echo 4711",
-    "squeue": '[[ -f job_state ]] && cat job_state || echo RUNNING', "scontrol": "",
-    "jaxdistill": '[[ $1 != train ]] || trainer; fail "$1_fails" 2', "curl": "echo 0", "uv": "", "tar": "",
+    "gcloud": GCLOUD,
+    "xpk": XPK,
+    "kubectl": KUBECTL,
+    "sleep": "",
+    "srun": "trainer",
+    "sbatch": "fail sbatch_fails; echo 4711",
+    "squeue": "[[ -f job_state ]] && cat job_state || echo RUNNING",
+    "scontrol": "",
+    "jaxdistill": '[[ $1 != train ]] || trainer; fail "$1_fails" 2',
+    "curl": "echo 0",
+    "uv": "",
+    "tar": "",
 }
 
 
@@ -97,8 +107,17 @@ class World:
             file.chmod(0o755)
 
     def environment(self, **more):
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "JAX"))}
-        return {**kept, "WORLD": str(self.folder), "PATH": f"{self.bin}:{os.environ['PATH']}", **more}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("SLURM_", "JAX"))
+        }
+        return {
+            **kept,
+            "WORLD": str(self.folder),
+            "PATH": f"{self.bin}:{os.environ['PATH']}",
+            **more,
+        }
 
     def __setitem__(self, file, lines):
         (self.folder / file).write_text("".join(f"{line}\n" for line in lines))
@@ -107,13 +126,23 @@ class World:
         return (self.folder / file).exists()
 
     def run(self, script, *arguments, **environment):
-        return subprocess.run([str(LAUNCH / script), *arguments], cwd=self.folder.parent, capture_output=True, text=True,
-                              env=self.environment(**environment), timeout=60)
+        return subprocess.run(
+            [str(LAUNCH / script), *arguments],
+            cwd=self.folder.parent,
+            capture_output=True,
+            text=True,
+            env=self.environment(**environment),
+            timeout=60,
+        )
 
     def calls(self, *words):
         """Calls whose first arguments hold all `words` among them, as lists."""
         file = self.folder / "calls"
-        found = [call.split("\x1f")[:-1] for call in file.read_text().split("\x1e")[:-1]] if file.exists() else []
+        found = (
+            [call.split("\x1f")[:-1] for call in file.read_text().split("\x1e")[:-1]]
+            if file.exists()
+            else []
+        )
         return [call for call in found if all(word in call for word in words)]
 
     def pauses(self):

@@ -1,4 +1,5 @@
-"""Stages as plain data: hashable, so that one is a static argument of a compiled step, and checked when made."""
+"""Stages as plain data: hashable, so that one is a static argument of a compiled step, and checked
+when made."""
 
 import dataclasses
 
@@ -19,7 +20,11 @@ def test_a_stage_is_hashable_and_equal_to_its_twin():
     [
         ("distill", ((), ("mlm", "nsp")), ((), ("mlm",))),
         ("joint", (("attention_scores", "hidden"), ()), (("attention_scores", "hidden"), ())),
-        ("auxiliary", (("attention_scores", "hidden"), ("mlm", "nsp")), (("attention_scores", "hidden"), ("mlm",))),
+        (
+            "auxiliary",
+            (("attention_scores", "hidden"), ("mlm", "nsp")),
+            (("attention_scores", "hidden"), ("mlm",)),
+        ),
         ("pretrain", ((), ("mlm", "nsp")), ((), ())),
         ("classify", ((), ("sequence_classification",)), ((), ())),
     ],
@@ -33,14 +38,32 @@ def test_only_what_the_losses_read_is_asked_for(kind, student, teacher):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(depth="deep"), "depth='deep' is unknown; valid: full, progressive_soft, progressive_strict"),
+        (
+            dict(depth="deep"),
+            "depth='deep' is unknown; valid: full, progressive_soft, progressive_strict",
+        ),
         (dict(steps=0), "steps=0; expected at least 1"),
         (dict(terms=()), "no loss with a weight above 0"),
-        (dict(terms=(Term("mlm", 1.0),), depth="progressive_soft"), "every loss must be of one layer"),
-        (dict(terms=(Term("mean", 1.0), Term("mean", 2.0))), "two terms named 'mean', and sums are kept by name"),
-        (dict(terms=(Term("mean", 1.0), Term("variance", 2.0, name="mean"))), "two terms named 'mean'"),
+        (
+            dict(terms=(Term("mlm", 1.0),), depth="progressive_soft"),
+            "every loss must be of one layer",
+        ),
+        (
+            dict(terms=(Term("mean", 1.0), Term("mean", 2.0))),
+            "two terms named 'mean', and sums are kept by name",
+        ),
+        (
+            dict(terms=(Term("mean", 1.0), Term("variance", 2.0, name="mean"))),
+            "two terms named 'mean'",
+        ),
         (dict(terms=(Term("mean", 1.0, name="loss"),)), "a term named 'loss'"),
-        (dict(terms=(Term("mean", 1.0, (0, 1, 2)), Term("variance", 2.0)), depth="progressive_soft"), "have one layer map"),
+        (
+            dict(
+                terms=(Term("mean", 1.0, (0, 1, 2)), Term("variance", 2.0)),
+                depth="progressive_soft",
+            ),
+            "have one layer map",
+        ),
     ],
 )
 def test_impossible_stages_are_refused(changes, message):

@@ -1,4 +1,5 @@
-"""Heads against explicit formulas: pooler, tied MLM with its extra table, NSP, classifiers, QA, embeddings."""
+"""Heads against explicit formulas: pooler, tied MLM with its extra table, NSP, classifiers, QA,
+embeddings."""
 
 import math
 
@@ -11,10 +12,20 @@ from jaxdistill.errors import BadInput
 from jaxdistill.models import Model, ModelConfig
 from tests.models.test_embeddings import random_params
 
-BASE = ModelConfig(vocab_size=11, num_layers=1, hidden_size=8, num_heads=2, intermediate_size=4, max_positions=8,
-                   num_labels=3)
+BASE = ModelConfig(
+    vocab_size=11,
+    num_layers=1,
+    hidden_size=8,
+    num_heads=2,
+    intermediate_size=4,
+    max_positions=8,
+    num_labels=3,
+)
 HIDDEN = np.random.default_rng(5).normal(size=(2, 4, 8)).astype(np.float32)
-BATCH = {"input_ids": np.ones((2, 4), int), "attention_mask": np.array([[1, 1, 1, 1], [1, 1, 0, 0]])}
+BATCH = {
+    "input_ids": np.ones((2, 4), int),
+    "attention_mask": np.array([[1, 1, 1, 1], [1, 1, 0, 0]]),
+}
 
 
 def run(config, batch=None, key=None):
@@ -22,14 +33,20 @@ def run(config, batch=None, key=None):
     params = random_params(config)
     model, names = Model(config), config.heads
     fields = BATCH | (batch or {})
-    return params, jax.jit(lambda p: model.run_heads(p, jnp.asarray(HIDDEN), fields, names, key))(params)
+    return params, jax.jit(lambda p: model.run_heads(p, jnp.asarray(HIDDEN), fields, names, key))(
+        params
+    )
 
 
 def mlm_reference(config, params, rows):
     """float64; one concatenated table [words ; extra], as the published code has it."""
     head = jax.tree.map(lambda x: np.asarray(x, np.float64), params["mlm"])
     x = rows @ head["transform"]["kernel"] + head["transform"]["bias"]
-    x = np.maximum(x, 0) if config.activation == "relu" else 0.5 * x * (1 + np.vectorize(math.erf)(x / np.sqrt(2)))
+    x = (
+        np.maximum(x, 0)
+        if config.activation == "relu"
+        else 0.5 * x * (1 + np.vectorize(math.erf)(x / np.sqrt(2)))
+    )
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + config.norm_eps)
     x = x * head["norm"]["scale"] + head["norm"]["bias"]
     table = np.asarray(params["embeddings"]["word"], np.float64)
@@ -38,8 +55,14 @@ def mlm_reference(config, params, rows):
     return x @ table.T + head["bias"]
 
 
-@pytest.mark.parametrize("config", [BASE.replace(heads=("mlm",)), BASE.replace(
-    heads=("mlm",), embedding_size=3, norm="no_norm", activation="relu")], ids=["square", "extra, NoNorm"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        BASE.replace(heads=("mlm",)),
+        BASE.replace(heads=("mlm",), embedding_size=3, norm="no_norm", activation="relu"),
+    ],
+    ids=["square", "extra, NoNorm"],
+)
 def test_mlm_everywhere_and_at_positions(config):
     params, outputs = run(config)
     expected = mlm_reference(config, params, HIDDEN)
@@ -54,8 +77,15 @@ def test_the_word_table_is_tied():
     """The MLM loss must reach the word table through both of its uses."""
     config = BASE.replace(heads=("mlm",), embedding_size=3)
     params = random_params(config)
-    gradient = jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(
-        Model(config).run_heads(p, jnp.asarray(HIDDEN), BATCH, ("mlm",))["mlm_logits"]))))(params)
+    gradient = jax.jit(
+        jax.grad(
+            lambda p: jnp.sum(
+                jnp.sin(
+                    Model(config).run_heads(p, jnp.asarray(HIDDEN), BATCH, ("mlm",))["mlm_logits"]
+                )
+            )
+        )
+    )(params)
     assert (jnp.abs(gradient["embeddings"]["word"]).sum(-1) > 0).all()
 
 
@@ -65,7 +95,9 @@ def test_poolers_and_nsp():
     pooled = np.tanh(HIDDEN[:, 0] @ dense["kernel"] + dense["bias"])
     np.testing.assert_allclose(outputs["pooler_output"], pooled, rtol=1e-4, atol=1e-5)
     nsp = jax.tree.map(np.asarray, params["nsp"]["dense"])
-    np.testing.assert_allclose(outputs["nsp_logits"], pooled @ nsp["kernel"] + nsp["bias"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        outputs["nsp_logits"], pooled @ nsp["kernel"] + nsp["bias"], rtol=1e-4, atol=1e-4
+    )
     params, outputs = run(BASE.replace(heads=("nsp",), pooler="first_token"))
     assert "pooler" not in params
     np.testing.assert_array_equal(outputs["pooler_output"], HIDDEN[:, 0])
@@ -76,12 +108,16 @@ def test_poolers_and_nsp():
 def test_task_heads():
     params, outputs = run(BASE.replace(heads=("sequence_classification",), pooler="first_token"))
     dense = params["sequence_classification"]["dense"]
-    np.testing.assert_allclose(outputs["logits"], HIDDEN[:, 0] @ dense["kernel"] + dense["bias"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        outputs["logits"], HIDDEN[:, 0] @ dense["kernel"] + dense["bias"], rtol=1e-4, atol=1e-4
+    )
     _, outputs = run(BASE.replace(heads=("sequence_classification",), regression=True))
     assert outputs["logits"].shape == (2, 1)
     params, outputs = run(BASE.replace(heads=("token_classification",)))
     dense = params["token_classification"]["dense"]
-    np.testing.assert_allclose(outputs["logits"], HIDDEN @ dense["kernel"] + dense["bias"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        outputs["logits"], HIDDEN @ dense["kernel"] + dense["bias"], rtol=1e-4, atol=1e-4
+    )
     params, outputs = run(BASE.replace(heads=("question_answering",)))
     dense = params["question_answering"]["dense"]
     both = HIDDEN @ np.asarray(dense["kernel"]) + np.asarray(dense["bias"])
@@ -94,7 +130,9 @@ def test_sentence_embeddings_average_real_tokens():
     config = BASE.replace(heads=("embedding",), normalize_embedding=False)
     np.testing.assert_allclose(run(config)[1]["embedding"], mean, rtol=1e-5, atol=1e-6)
     unit = run(config.replace(normalize_embedding=True))[1]["embedding"]
-    np.testing.assert_allclose(unit, mean / np.linalg.norm(mean, axis=-1, keepdims=True), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        unit, mean / np.linalg.norm(mean, axis=-1, keepdims=True), rtol=1e-5, atol=1e-6
+    )
     first = run(config.replace(embedding_pooling="first_token"))[1]["embedding"]
     np.testing.assert_array_equal(first, HIDDEN[:, 0])
     empty = run(config, {"attention_mask": np.zeros((2, 4), int)})[1]["embedding"]
@@ -110,17 +148,23 @@ def test_other_poolings_against_numpy():
         "last_token": [row[-1] for row in rows],
         "max": [row.max(0) for row in rows],
         "mean_sqrt_length": [row.sum(0) / np.sqrt(len(row)) for row in rows],
-        "weighted_mean": [(row * weight).sum(0) / weight.sum() for row, weight in zip(rows, weights)],
+        "weighted_mean": [
+            (row * weight).sum(0) / weight.sum() for row, weight in zip(rows, weights)
+        ],
     }
     expected["max+last_token"] = np.concatenate([expected["max"], expected["last_token"]], axis=-1)
     for pooling, value in expected.items():
         found = run(config.replace(embedding_pooling=pooling))[1]["embedding"]
         np.testing.assert_allclose(found, np.stack(value), rtol=1e-5, atol=1e-6, err_msg=pooling)
-    config = config.replace(embedding_pooling="max+last_token", embedding_features=3, embedding_activation="relu")
+    config = config.replace(
+        embedding_pooling="max+last_token", embedding_features=3, embedding_activation="relu"
+    )
     params, outputs = run(config)
     dense = params["embedding"]["dense"]
     assert dense["kernel"].shape == (2 * HIDDEN.shape[-1], 3)
-    projected = np.maximum(expected["max+last_token"] @ np.asarray(dense["kernel"]) + np.asarray(dense["bias"]), 0)
+    projected = np.maximum(
+        expected["max+last_token"] @ np.asarray(dense["kernel"]) + np.asarray(dense["bias"]), 0
+    )
     np.testing.assert_allclose(outputs["embedding"], projected, rtol=1e-4, atol=1e-5)
 
 
@@ -134,14 +178,19 @@ def test_unknown_poolings_are_refused(given):
 
 def test_classifier_dropout_is_on_with_a_key_only():
     config = BASE.replace(heads=("token_classification",), classifier_dropout=0.5)
-    (_, off), (_, also_off), (_, on) = run(config), run(config.replace(classifier_dropout=0.0)), run(
-        config, key=jax.random.key(0))
+    (_, off), (_, also_off), (_, on) = (
+        run(config),
+        run(config.replace(classifier_dropout=0.0)),
+        run(config, key=jax.random.key(0)),
+    )
     np.testing.assert_array_equal(off["logits"], also_off["logits"])
     assert not np.allclose(on["logits"], off["logits"])
 
 
 def test_bfloat16_logits_are_float32():
-    config = BASE.replace(dtype="bfloat16", heads=("mlm", "nsp", "question_answering"), embedding_size=3)
+    config = BASE.replace(
+        dtype="bfloat16", heads=("mlm", "nsp", "question_answering"), embedding_size=3
+    )
     _, outputs = run(config)
     assert {value.dtype for value in outputs.values()} == {jnp.dtype("float32")}
     _, exact = run(config.replace(dtype="float32"))

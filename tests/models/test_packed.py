@@ -1,7 +1,8 @@
-"""Packed rows are the same rows: every loss and every gradient, of networks with and without trigrams and poolers.
+"""Packed rows are the same rows: every loss and every gradient, of networks with and without
+trigrams and poolers.
 
-The unpacked definition of a segment is that it stands alone in a row with at least one pad behind it.
-"""
+The unpacked definition of a segment is that it stands alone in a row with at least one pad behind
+it."""
 
 import functools
 
@@ -25,10 +26,17 @@ PRETRAINING = tuple(name for name in LOSSES if name not in ("classification", "r
 
 
 def rows_of(seed):
-    """Lengths of the segments of each row: one fills its row, one row is filled by several, the others have pads."""
+    """Lengths of the segments of each row: one fills its row, one row is filled by several, the
+    others have pads."""
     rng = np.random.default_rng(seed)
     several = np.diff([0, *np.sort(rng.choice(np.arange(4, 12), 1)), LENGTH])
-    rows = [[LENGTH], several.tolist(), [4, 5, 4], [int(rng.integers(4, 12))], rng.permutation([4, 6, 3]).tolist()]
+    rows = [
+        [LENGTH],
+        several.tolist(),
+        [4, 5, 4],
+        [int(rng.integers(4, 12))],
+        rng.permutation([4, 6, 3]).tolist(),
+    ]
     return [rows[i] for i in rng.permutation(len(rows))]
 
 
@@ -47,7 +55,9 @@ def batches(seed):
     row = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
     packed = packing.join(plain, row, num_rows=len(rows), pad=0, predictions=10, max_segments=SLOTS)
     assert packed["mlm_weights"].sum() == plain["mlm_weights"].sum()
-    wider = {k: np.pad(v, ((0, 0), (0, 1))) if v.shape[1:] == (LENGTH,) else v for k, v in plain.items()}
+    wider = {
+        k: np.pad(v, ((0, 0), (0, 1))) if v.shape[1:] == (LENGTH,) else v for k, v in plain.items()
+    }
     return packed, wider
 
 
@@ -60,7 +70,11 @@ def losses(model, params, other, other_params, batch, names=PRETRAINING):
     for name in names:
         loss = LOSSES[name]
         if loss.per_layer:
-            target = their_taps[loss.teacher] if loss.teacher == "hidden_moments" else their_taps[loss.teacher][1]
+            target = (
+                their_taps[loss.teacher]
+                if loss.teacher == "hidden_moments"
+                else their_taps[loss.teacher][1]
+            )
             value = loss.sum(our_taps[loss.student][1], target, batch)
         elif loss.of_embeddings:
             value = loss.sum(our_taps["embeddings"], their_taps["embeddings"], batch)
@@ -76,27 +90,44 @@ def compiled(name, other):
     params, teacher_params = random_params(model, 2), random_params(teacher, 1)
 
     def both(batch):
-        run = functools.partial(losses, model, other=teacher, other_params=teacher_params, batch=batch)
+        run = functools.partial(
+            losses, model, other=teacher, other_params=teacher_params, batch=batch
+        )
         return run(params), jax.jacrev(run)(params)
 
     return jax.jit(both)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("name, other", [
-    ("student", "teacher"), pytest.param("teacher", "student", marks=pytest.mark.slow),
-    pytest.param("bert", "bert", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name, other",
+    [
+        ("student", "teacher"),
+        pytest.param("teacher", "student", marks=pytest.mark.slow),
+        pytest.param("bert", "bert", marks=pytest.mark.slow),
+    ],
+)
 def test_every_loss_and_gradient_is_that_of_unpacked_rows(name, other, seed):
     packed, plain = batches(seed)
-    (ours, our_gradients), (theirs, their_gradients) = compiled(name, other)(packed), compiled(name, other)(plain)
+    (ours, our_gradients), (theirs, their_gradients) = (
+        compiled(name, other)(packed),
+        compiled(name, other)(plain),
+    )
     for loss in PRETRAINING:
         np.testing.assert_allclose(ours[loss], theirs[loss], rtol=2e-5, err_msg=loss)
         gradients = flatten(our_gradients[loss]), flatten(their_gradients[loss])
         largest = max(np.abs(x).max() for x in gradients[1].values())
-        assert largest > 0 or loss == "variance_tf1"  # half its targets above, half below: a slope of 0
+        assert (
+            largest > 0 or loss == "variance_tf1"
+        )  # half its targets above, half below: a slope of 0
         for leaf in gradients[0]:
             message = f"{loss}: {leaf}"
-            np.testing.assert_allclose(*(x[leaf] for x in gradients), rtol=1e-3, atol=1e-5 * largest + 1e-8, err_msg=message)
+            np.testing.assert_allclose(
+                *(x[leaf] for x in gradients),
+                rtol=1e-3,
+                atol=1e-5 * largest + 1e-8,
+                err_msg=message,
+            )
 
 
 def broken(batch, what):
@@ -111,16 +142,23 @@ def broken(batch, what):
     return wrong
 
 
-@pytest.mark.parametrize("field, harmed", [
-    ("position_ids", PRETRAINING), ("segment_ids", PRETRAINING), ("cls_positions", ("nsp",))])
+@pytest.mark.parametrize(
+    "field, harmed",
+    [("position_ids", PRETRAINING), ("segment_ids", PRETRAINING), ("cls_positions", ("nsp",))],
+)
 def test_the_comparison_sees_each_field(field, harmed):
-    """A batch with a mistake: the gradient of every loss that reads the field is off by far more than the tolerance."""
+    """A batch with a mistake: the gradient of every loss that reads the field is off by far more
+    than the tolerance."""
     packed, plain = batches(0)
-    ours, theirs = (compiled("student", "teacher")(batch)[1] for batch in (broken(packed, field), plain))
+    ours, theirs = (
+        compiled("student", "teacher")(batch)[1] for batch in (broken(packed, field), plain)
+    )
 
     def distance(loss):
         ours_flat, flat = flatten(ours[loss]), flatten(theirs[loss])
-        return max(np.abs(ours_flat[leaf] - flat[leaf]).max() for leaf in flat) / max(np.abs(x).max() for x in flat.values())
+        return max(np.abs(ours_flat[leaf] - flat[leaf]).max() for leaf in flat) / max(
+            np.abs(x).max() for x in flat.values()
+        )
 
     assert {loss for loss in PRETRAINING if distance(loss) > 3e-3} == set(harmed)
 
@@ -131,10 +169,18 @@ def test_hidden_states_and_pooled_vectors_stand_where_their_segments_do():
         run = jax.jit(lambda batch, model=model: model.apply(random_params(model), batch)[0])
         ours, theirs = run(packed), run(plain)
         row, slot = np.nonzero(packed["example_weights"])
-        assert ours["pooler_output"].shape == (5, SLOTS, 8) and ours["nsp_logits"].shape == (5, SLOTS, 2)
+        assert ours["pooler_output"].shape == (5, SLOTS, 8) and ours["nsp_logits"].shape == (
+            5,
+            SLOTS,
+            2,
+        )
         real = plain["attention_mask"] > 0
         same = dict(rtol=1e-4, atol=1e-5, err_msg=name)
-        np.testing.assert_allclose(ours["last_hidden_state"][packed["segment_ids"] > 0], theirs["last_hidden_state"][real], **same)
+        np.testing.assert_allclose(
+            ours["last_hidden_state"][packed["segment_ids"] > 0],
+            theirs["last_hidden_state"][real],
+            **same,
+        )
         for output in ("pooler_output", "nsp_logits"):
             np.testing.assert_allclose(ours[output][row, slot], theirs[output], **same)
 
@@ -142,7 +188,11 @@ def test_hidden_states_and_pooled_vectors_stand_where_their_segments_do():
 def test_a_segment_that_fills_its_row_ends_with_the_pad_vector():
     """Unlike an unpacked row without pads, whose last right neighbour is zero."""
     ids = jnp.arange(1, 6)[None]
-    fields = {"segment_ids": jnp.ones_like(ids), "position_ids": jnp.arange(5)[None], "cls_positions": jnp.zeros((1, 1), int)}
+    fields = {
+        "segment_ids": jnp.ones_like(ids),
+        "position_ids": jnp.arange(5)[None],
+        "cls_positions": jnp.zeros((1, 1), int),
+    }
     params = random_params(STUDENT)
     packed, full = (STUDENT.embed(params, {"input_ids": ids, **more}) for more in (fields, {}))
     padded = STUDENT.embed(params, {"input_ids": jnp.pad(ids, ((0, 0), (0, 1)))})[:, :5]
@@ -169,8 +219,12 @@ def test_labels_of_pooled_vectors_may_be_by_segment():
     for name, width in (("nsp", 4), ("classification", 4), ("regression", 1)):
         key = "nsp_labels" if name == "nsp" else "labels"
         by_row = {key: labels[weights > 0], "example_weights": np.ones(3, np.float32)}
-        ours = LOSSES[name].sum(logits[..., :width], None, {key: labels, "example_weights": weights})
-        np.testing.assert_allclose(ours, LOSSES[name].sum(logits[weights > 0][:, :width], None, by_row), rtol=1e-6)
+        ours = LOSSES[name].sum(
+            logits[..., :width], None, {key: labels, "example_weights": weights}
+        )
+        np.testing.assert_allclose(
+            ours, LOSSES[name].sum(logits[weights > 0][:, :width], None, by_row), rtol=1e-6
+        )
 
 
 @pytest.mark.parametrize("head", ["question_answering", "embedding"])

@@ -8,9 +8,19 @@ import pytest
 from jaxdistill.models import Model, ModelConfig, preset
 from jaxdistill.models.parameters import count, digest, flatten, is_stacked, is_vector, unflatten
 
-CONFIG = ModelConfig(vocab_size=4000, num_layers=3, hidden_size=8, num_heads=2, intermediate_size=12, embedding_size=4,
-                     trigram_input=True, bottleneck_size=4, attention_input="shared_bottleneck", num_ffn=2,
-                     max_positions=16)
+CONFIG = ModelConfig(
+    vocab_size=4000,
+    num_layers=3,
+    hidden_size=8,
+    num_heads=2,
+    intermediate_size=12,
+    embedding_size=4,
+    trigram_input=True,
+    bottleneck_size=4,
+    attention_input="shared_bottleneck",
+    num_ffn=2,
+    max_positions=16,
+)
 
 
 @pytest.fixture(scope="module")
@@ -19,9 +29,16 @@ def params():
     return jax.jit(Model(CONFIG).init)(jax.random.key(0))
 
 
-@pytest.mark.parametrize("name, encoder", [("bert_base", 109_482_240), ("ib_bert_large", 294_467_840),
-                                           ("mobilebert", 24_581_888), ("mobilebert_without_opt", 24_581_888),
-                                           ("mobilebert_tiny", 15_485_696)])
+@pytest.mark.parametrize(
+    "name, encoder",
+    [
+        ("bert_base", 109_482_240),
+        ("ib_bert_large", 294_467_840),
+        ("mobilebert", 24_581_888),
+        ("mobilebert_without_opt", 24_581_888),
+        ("mobilebert_tiny", 15_485_696),
+    ],
+)
 def test_published_counts(name, encoder):
     shapes = jax.eval_shape(Model(preset(name).replace(heads=())).init, jax.random.key(0))
     assert count(shapes) == encoder
@@ -31,7 +48,12 @@ def test_published_counts(name, encoder):
 
 def test_flatten_and_back(params):
     flat = flatten(params)
-    assert list(flat) == sorted(flat) and flat["layers/attention/query/kernel"].shape == (3, 4, 2, 2)
+    assert list(flat) == sorted(flat) and flat["layers/attention/query/kernel"].shape == (
+        3,
+        4,
+        2,
+        2,
+    )
     assert jax.tree.all(jax.tree.map(np.array_equal, unflatten(flat), params))
     assert sum(leaf.size for leaf in flat.values()) == count(params)
 
@@ -68,6 +90,15 @@ def test_digest_sees_one_bit_a_name_a_dtype_and_a_shape(params):
     flat["layers/ffn_1/down/kernel"].view(np.uint32).flat[5] ^= 1
     assert digest(unflatten(flat)) == before
     zeros = np.zeros((2, 3), np.float32)
-    assert len({digest({"a": zeros}), digest({"b": zeros}), digest({"a": zeros.reshape(3, 2)}),
-                digest({"a": zeros.astype(np.int32)})}) == 4
+    assert (
+        len(
+            {
+                digest({"a": zeros}),
+                digest({"b": zeros}),
+                digest({"a": zeros.reshape(3, 2)}),
+                digest({"a": zeros.astype(np.int32)}),
+            }
+        )
+        == 4
+    )
     assert digest({"a": zeros, "b": zeros}) == digest({"b": zeros, "a": zeros})

@@ -1,4 +1,5 @@
-"""Parameter counts and FLOPs: against the published code, a hand count and XLA's own count of an unrolled model."""
+"""Parameter counts and FLOPs: against the published code, a hand count and XLA's own count of an
+unrolled model."""
 
 import jax
 import jax.numpy as jnp
@@ -16,39 +17,74 @@ from jaxdistill.models.sizes import (
 )
 
 
-@pytest.mark.parametrize("name, encoder, total, block", [
-    ("bert_base", 109_482_240, 109_482_240 + 622_650 + 1_538, 7_087_872),
-    ("ib_bert_large", 294_467_840, 306_483_516, 12_076_544),
-    ("mobilebert", 24_581_888, 36_597_564, 842_240),
-    ("mobilebert_without_opt", 24_581_888, 36_597_564, 842_240),
-    ("mobilebert_tiny", 15_485_696, 27_501_372, 463_232),
-])
+@pytest.mark.parametrize(
+    "name, encoder, total, block",
+    [
+        ("bert_base", 109_482_240, 109_482_240 + 622_650 + 1_538, 7_087_872),
+        ("ib_bert_large", 294_467_840, 306_483_516, 12_076_544),
+        ("mobilebert", 24_581_888, 36_597_564, 842_240),
+        ("mobilebert_without_opt", 24_581_888, 36_597_564, 842_240),
+        ("mobilebert_tiny", 15_485_696, 27_501_372, 463_232),
+    ],
+)
 def test_counts_of_published_models(name, encoder, total, block):
     parts = parameters_by_part(preset(name))
     assert (parts["encoder"], parts["total"], parts["block"]) == (encoder, total, block)
-    assert parts["block"] == sum(value for part, value in parts.items() if part.startswith("block/"))
-    assert parts["total"] == parts["encoder"] + sum(v for part, v in parts.items() if part.startswith("head/"))
+    assert parts["block"] == sum(
+        value for part, value in parts.items() if part.startswith("block/")
+    )
+    assert parts["total"] == parts["encoder"] + sum(
+        v for part, v in parts.items() if part.startswith("head/")
+    )
 
 
 def test_parts_of_mobilebert():
     parts = parameters_by_part(preset("mobilebert"))
     assert {part: parts[part] for part in parts if part.startswith("block/")} == {
-        "block/bottleneck_in": 65_920, "block/bottleneck_qk": 65_920, "block/attention": 115_456,
-        "block/ffn": 527_872, "block/bottleneck_out": 67_072}
-    assert parts["word_table"] == 3_906_816 and parts["word_table"] + parts["other_embeddings"] == 4_368_128
+        "block/bottleneck_in": 65_920,
+        "block/bottleneck_qk": 65_920,
+        "block/attention": 115_456,
+        "block/ffn": 527_872,
+        "block/bottleneck_out": 67_072,
+    }
+    assert (
+        parts["word_table"] == 3_906_816
+        and parts["word_table"] + parts["other_embeddings"] == 4_368_128
+    )
     assert (parts["pooler"], parts["head/mlm"], parts["head/nsp"]) == (0, 12_014_650, 1_026)
     assert parameters_by_part(preset("bert_base"))["pooler"] == 590_592
 
 
-@pytest.mark.parametrize("name, giga", [("mobilebert", 5.39), ("mobilebert_tiny", 3.07), ("ib_bert_large", 75.7),
-                                        ("bert_base", 22.35), ("bert_large", 78.9)])
+@pytest.mark.parametrize(
+    "name, giga",
+    [
+        ("mobilebert", 5.39),
+        ("mobilebert_tiny", 3.07),
+        ("ib_bert_large", 75.7),
+        ("bert_base", 22.35),
+        ("bert_large", 78.9),
+    ],
+)
 def test_flops_of_published_models(name, giga):
     assert encoder_flops(preset(name), 128) / 1e9 == pytest.approx(giga, rel=1e-3)
 
 
-TINY = ModelConfig(vocab_size=50, num_layers=3, hidden_size=16, num_heads=2, intermediate_size=24, num_ffn=2,
-                   embedding_size=4, trigram_input=True, bottleneck_size=8, attention_input="shared_bottleneck",
-                   norm="no_norm", activation="relu", pooler="first_token", max_positions=64)
+TINY = ModelConfig(
+    vocab_size=50,
+    num_layers=3,
+    hidden_size=16,
+    num_heads=2,
+    intermediate_size=24,
+    num_ffn=2,
+    embedding_size=4,
+    trigram_input=True,
+    bottleneck_size=8,
+    attention_input="shared_bottleneck",
+    norm="no_norm",
+    activation="relu",
+    pooler="first_token",
+    max_positions=64,
+)
 
 
 def test_flops_by_hand():
@@ -77,17 +113,35 @@ def test_bad_questions_are_refused():
         encoder_flops(TINY, 8, num_layers=4)
 
 
-@pytest.mark.parametrize("changes", [
-    {},
-    {"bottleneck_size": None, "attention_input": "hidden", "num_ffn": 1, "embedding_size": None,
-     "trigram_input": False, "pooler": "tanh"},
-    {"attention_input": "bottleneck"},
-    {"attention_input": "hidden", "bottleneck_size": 384},
-])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {
+            "bottleneck_size": None,
+            "attention_input": "hidden",
+            "num_ffn": 1,
+            "embedding_size": None,
+            "trigram_input": False,
+            "pooler": "tanh",
+        },
+        {"attention_input": "bottleneck"},
+        {"attention_input": "hidden", "bottleneck_size": 384},
+    ],
+)
 def test_flops_against_xla(changes):
-    """XLA counts the element-wise work too (a few %), and a loop body once: so the blocks are unrolled here."""
-    config = TINY.replace(vocab_size=384, num_layers=2, hidden_size=256, embedding_size=128, num_heads=4,
-                          intermediate_size=512, bottleneck_size=128, max_positions=64)
+    """XLA counts the element-wise work too (a few %), and a loop body once: so the blocks are
+    unrolled here."""
+    config = TINY.replace(
+        vocab_size=384,
+        num_layers=2,
+        hidden_size=256,
+        embedding_size=128,
+        num_heads=4,
+        intermediate_size=512,
+        bottleneck_size=128,
+        max_positions=64,
+    )
     config = config.replace(**changes)
     model, length, batch = Model(config), 48, 2
     heads = ("mlm", "nsp")
@@ -100,7 +154,9 @@ def test_flops_against_xla(changes):
         return outputs["mlm_logits"], outputs["nsp_logits"]
 
     ids = jax.ShapeDtypeStruct((batch, length), jnp.int32)
-    counted = jax.jit(forward).lower(parameter_shapes(config), ids).compile().cost_analysis()["flops"]
+    counted = (
+        jax.jit(forward).lower(parameter_shapes(config), ids).compile().cost_analysis()["flops"]
+    )
     ours = batch * sum(forward_flops(config, length, heads=heads).values())
     assert ours <= counted <= 1.04 * ours
 
@@ -112,4 +168,5 @@ def test_tap_shapes_are_those_of_a_run():
     params = jax.tree.map(lambda x: jnp.zeros(x.shape), parameter_shapes(TINY))
     _, taps = jax.jit(lambda params: model.apply(params, batch, taps=TAPS))(params)
     assert {name: (tap.shape, tap.dtype) for name, tap in taps.items()} == {
-        name: (tap.shape, tap.dtype) for name, tap in shapes.items()}
+        name: (tap.shape, tap.dtype) for name, tap in shapes.items()
+    }

@@ -1,4 +1,5 @@
-"""Taps and a padded batch for any loss, and slow references: one loop an index, one number at a time."""
+"""Taps and a padded batch for any loss, and slow references: one loop an index, one number at a
+time."""
 
 import numpy as np
 
@@ -15,7 +16,8 @@ WITH_TEACHER = [name for name, loss in LOSSES.items() if loss.teacher is not Non
 
 
 def batch_of(length=6, seed=0, lengths=LENGTHS):
-    """Rows of unlike lengths (1 to `length` tokens), unlike numbers of masked words, one row that is only filling."""
+    """Rows of unlike lengths (1 to `length` tokens), unlike numbers of masked words, one row that
+    is only filling."""
     rng = np.random.default_rng(seed)
     rows = len(lengths)
     return {
@@ -30,7 +32,8 @@ def batch_of(length=6, seed=0, lengths=LENGTHS):
 
 
 def tap(kind, batch, seed):
-    """A random tap of this name, with hidden states whose means and variances differ from token to token."""
+    """A random tap of this name, with hidden states whose means and variances differ from token to
+    token."""
     rng = np.random.default_rng(seed)
     rows, length = batch["input_ids"].shape
     if kind in ("hidden", "embeddings"):
@@ -43,7 +46,9 @@ def tap(kind, batch, seed):
     if kind == "attention_scores":
         pads = MASKED_SCORE * (1 - batch["attention_mask"])[:, None, None, :]
         return (rng.normal(size=(rows, HEADS, length, length)) + pads).astype(np.float32)
-    shape = {"mlm_logits": (rows, 3, WORDS), "nsp_logits": (rows, 2), "logits": (rows, CLASSES)}[kind]
+    shape = {"mlm_logits": (rows, 3, WORDS), "nsp_logits": (rows, 2), "logits": (rows, CLASSES)}[
+        kind
+    ]
     return rng.normal(size=shape).astype(np.float32)
 
 
@@ -58,7 +63,11 @@ def example(name, length=6, seed=0):
 
 def real(batch):
     """(row, position) of every token that is not padding."""
-    return [(b, l) for b, l in np.ndindex(batch["attention_mask"].shape) if batch["attention_mask"][b, l]]
+    return [
+        (b, l)
+        for b, l in np.ndindex(batch["attention_mask"].shape)
+        if batch["attention_mask"][b, l]
+    ]
 
 
 def softmax(x):
@@ -83,7 +92,8 @@ def _cross_entropy(name):
 
     def loop(student, _, batch):
         return sum(
-            -batch[weights][i] * log_softmax(student[i])[batch[labels][i]] for i in np.ndindex(batch[labels].shape)
+            -batch[weights][i] * log_softmax(student[i])[batch[labels][i]]
+            for i in np.ndindex(batch[labels].shape)
         )
 
     return loop
@@ -98,12 +108,15 @@ def _mlm_distillation(student, teacher, batch):
 
 
 def _regression(student, _, batch):
-    return sum(w * (x[0] - y) ** 2 for x, y, w in zip(student, batch["labels"], batch["example_weights"]))
+    return sum(
+        w * (x[0] - y) ** 2 for x, y, w in zip(student, batch["labels"], batch["example_weights"])
+    )
 
 
 def _feature_map(student, teacher, batch):
     return sum(
-        np.mean([(t - s) ** 2 for t, s in zip(layer_norm(teacher[i]), layer_norm(student[i]))]) for i in real(batch)
+        np.mean([(t - s) ** 2 for t, s in zip(layer_norm(teacher[i]), layer_norm(student[i]))])
+        for i in real(batch)
     )
 
 
@@ -112,8 +125,13 @@ def _squared_error(student, teacher, batch):
 
 
 def _attention_mse(student, teacher, batch):
-    return sum((teacher[b, head, q, k] - student[b, head, q, k]) ** 2 / HEADS
-               for b, q in real(batch) for row, k in real(batch) if row == b for head in range(HEADS))
+    return sum(
+        (teacher[b, head, q, k] - student[b, head, q, k]) ** 2 / HEADS
+        for b, q in real(batch)
+        for row, k in real(batch)
+        if row == b
+        for head in range(HEADS)
+    )
 
 
 def _mean(student, teacher, batch):
@@ -125,11 +143,21 @@ def _variance(student, teacher, batch):
 
 
 def _mean_tf1(student, moments, batch):
-    return sum((moments[(n, *i, 0)] - student[i].mean()) ** 2 for i in real(batch) for n in range(STATES)) / STATES
+    return (
+        sum(
+            (moments[(n, *i, 0)] - student[i].mean()) ** 2
+            for i in real(batch)
+            for n in range(STATES)
+        )
+        / STATES
+    )
 
 
 def _variance_tf1(student, moments, batch):
-    return sum(abs(moments[(n, *i, 1)] - student[i].var()) for i in real(batch) for n in range(STATES)) / STATES
+    return (
+        sum(abs(moments[(n, *i, 1)] - student[i].var()) for i in real(batch) for n in range(STATES))
+        / STATES
+    )
 
 
 def _attention(student, teacher, batch, entropy=False):
@@ -144,15 +172,20 @@ def _attention(student, teacher, batch, entropy=False):
 
 
 def _relation(student, teacher, batch):
-    """Every relation head by itself: the vectors of all attention heads one after the other, cut into three."""
+    """Every relation head by itself: the vectors of all attention heads one after the other, cut
+    into three."""
     total = 0.0
     width = HEADS * 3 // RELATION_HEADS
     for b, query in real(batch):
         keys = [key for row, key in real(batch) if row == b]
         for head in range(RELATION_HEADS):
-            theirs, ours = (x[b].reshape(len(x[b]), -1)[:, head * width : (head + 1) * width] for x in (teacher, student))
+            theirs, ours = (
+                x[b].reshape(len(x[b]), -1)[:, head * width : (head + 1) * width]
+                for x in (teacher, student)
+            )
             log_p, log_q = (
-                log_softmax(np.array([x[query] @ x[key] / np.sqrt(width) for key in keys])) for x in (theirs, ours)
+                log_softmax(np.array([x[query] @ x[key] / np.sqrt(width) for key in keys]))
+                for x in (theirs, ours)
             )
             total += sum(np.exp(log_p) * (log_p - log_q)) / RELATION_HEADS
     return total
@@ -185,7 +218,9 @@ COUNTS = {
     "classification": lambda batch: sum(batch["example_weights"]),
     "regression": lambda batch: sum(batch["example_weights"]),
     **{name: lambda batch: len(real(batch)) for name in (*PER_LAYER, "embedding_mse")},
-    "attention_mse": lambda batch: sum(len([k for row, k in real(batch) if row == b]) for b, _ in real(batch)),
+    "attention_mse": lambda batch: sum(
+        len([k for row, k in real(batch) if row == b]) for b, _ in real(batch)
+    ),
 }
 
 

@@ -9,7 +9,10 @@ from tests.objectives.examples import example, real, softmax
 
 def test_cross_entropy_and_kl_have_one_gradient_and_differ_by_the_entropy():
     student, teacher, batch = example("attention")
-    cross, kl = (jax.value_and_grad(f)(student, teacher, batch) for f in (relations.attention, relations.attention_kl))
+    cross, kl = (
+        jax.value_and_grad(f)(student, teacher, batch)
+        for f in (relations.attention, relations.attention_kl)
+    )
     np.testing.assert_allclose(cross[1], kl[1], atol=1e-6)
     entropy = 0.0
     for b, query in real(batch):

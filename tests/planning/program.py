@@ -1,8 +1,8 @@
-"""A small program in XLA's text, by hand: loops within loops, a condition, every collective, four ways to name a group.
+"""A small program in XLA's text, by hand: loops within loops, a condition, every collective, four
+ways to name a group.
 
-Eight devices. Per run: the outer loop 3 times, the inner one 5 times in each turn (its bound comes in with the loop's
-values), a loop of unknown length, and a condition.
-"""
+Eight devices. Per run: the outer loop 3 times, the inner one 5 times in each turn (its bound comes
+in with the loop's values), a loop of unknown length, and a condition."""
 
 TEXT = """HloModule by_hand, is_scheduled=true
 

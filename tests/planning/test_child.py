@@ -1,4 +1,5 @@
-"""What the child makes of a recipe; and, slow and with libtpu, every published recipe compiled for a small slice."""
+"""What the child makes of a recipe; and, slow and with libtpu, every published recipe compiled for
+a small slice."""
 
 import importlib.util
 import json
@@ -17,7 +18,9 @@ from jaxdistill.training import sharding
 from tests.conftest import TEACHER, random_params
 from tests.planning.program import TEXT
 
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the extra `plan` is not installed")
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="the extra `plan` is not installed"
+)
 
 
 def told(capsys):
@@ -27,11 +30,21 @@ def told(capsys):
 @pytest.fixture
 def four_devices(monkeypatch):
     """The child with this machine's devices in the place of a slice's."""
-    monkeypatch.setattr(child, "devices_of", lambda topology: jax.devices()[:topology.devices])
+    monkeypatch.setattr(child, "devices_of", lambda topology: jax.devices()[: topology.devices])
 
 
 def request(config, **options):
-    return json.loads(json.dumps({"topology": "v5e:2x2", "config": config.to_dict(), "stages": [], "fit": False, **options}))
+    return json.loads(
+        json.dumps(
+            {
+                "topology": "v5e:2x2",
+                "config": config.to_dict(),
+                "stages": [],
+                "fit": False,
+                **options,
+            }
+        )
+    )
 
 
 def test_a_recipe_compiles_as_in_a_run(four_devices, capsys):
@@ -49,15 +62,21 @@ def test_a_recipe_compiles_as_in_a_run(four_devices, capsys):
 
 
 def test_two_devices_of_one_chip(four_devices, capsys, monkeypatch):
-    """A v3 chip: twice the rows, twice the memory of a device; with attention heads split, the two share rows."""
+    """A v3 chip: twice the rows, twice the memory of a device; with attention heads split, the two
+    share rows."""
     compiled = types.SimpleNamespace(as_text=lambda: TEXT)
-    monkeypatch.setattr(child, "compile_stage", lambda *a: (compiled, {"total": 2.0**30 * (a[-1] + 3)}))
+    monkeypatch.setattr(
+        child, "compile_stage", lambda *a: (compiled, {"total": 2.0**30 * (a[-1] + 3)})
+    )
     for tensor, rows, largest in ((1, 1, 26), (2, 2, 13)):
         config = load_config("quickstart:smoke", [f"mesh.tensor={tensor}"])
         child.main(request(config, topology="v3:2x2", stages=["teacher"], fit=True))
         stage = told(capsys)[-1]
         assert (stage["rows_per_device"], stage["rows_per_chip"]) == (rows, 2)
-        assert (stage["memory_limit"], stage["memory_per_chip"]) == (2.0**34, 2 * 2.0**30 * (rows + 3))
+        assert (stage["memory_limit"], stage["memory_per_chip"]) == (
+            2.0**34,
+            2 * 2.0**30 * (rows + 3),
+        )
         assert (stage["largest_rows_per_device"], stage["largest_rows_per_chip"]) == (13, largest)
 
 
@@ -67,12 +86,15 @@ def student_layers(config):
     return jax.eval_shape(recipe.student.init, jax.random.key(0))["layers"]
 
 
-@pytest.mark.parametrize("overrides, words", [
-    (["stages.teacher.batch_size=6"], ["stages.teacher.batch_size=6", "use a multiple of 4"]),
-    (["evaluation.batch_size=6"], ["evaluation.batch_size=6", "4 devices"]),
-    (["mesh.data=2"], ["'data': 2", "uses 2 of 4 devices"]),
-    (["mesh.fsdp=3"], ["mesh.fsdp=3", "4 device(s)"]),
-])
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["stages.teacher.batch_size=6"], ["stages.teacher.batch_size=6", "use a multiple of 4"]),
+        (["evaluation.batch_size=6"], ["evaluation.batch_size=6", "4 devices"]),
+        (["mesh.data=2"], ["'data': 2", "uses 2 of 4 devices"]),
+        (["mesh.fsdp=3"], ["mesh.fsdp=3", "4 device(s)"]),
+    ],
+)
 def test_what_does_not_divide(four_devices, overrides, words):
     with pytest.raises(BadInput) as error:
         child.main(request(load_config("quickstart:smoke", overrides)))
@@ -87,18 +109,31 @@ def test_an_unknown_stage(four_devices):
 def test_of_a_given_teacher_only_the_config_is_read(tmp_path):
     interop.save_pretrained(tmp_path / "teacher", TEACHER, random_params(TEACHER))
     (tmp_path / "teacher" / "model.safetensors").write_bytes(b"not read")
-    config = load_config("quickstart:smoke", [f"teacher.init={tmp_path / 'teacher'}", "student.model.num_layers=3",
-                                              "student.model.hidden_size=8", "student.model.embedding_size=4",
-                                              "student.model.max_positions=16", "data.sequence_length=16"])
+    config = load_config(
+        "quickstart:smoke",
+        [
+            f"teacher.init={tmp_path / 'teacher'}",
+            "student.model.num_layers=3",
+            "student.model.hidden_size=8",
+            "student.model.embedding_size=4",
+            "student.model.max_positions=16",
+            "data.sequence_length=16",
+        ],
+    )
     config.order = ("transfer", "distill")
     recipe = child.resolve_without_text(config, sharding.make_mesh(4))
-    assert recipe.teacher.config == TEACHER.config and recipe.student.config.vocab_size == TEACHER.config.vocab_size
+    assert (
+        recipe.teacher.config == TEACHER.config
+        and recipe.student.config.vocab_size == TEACHER.config.vocab_size
+    )
 
 
 def test_a_length_in_epochs_is_not_known(four_devices, capsys, monkeypatch):
     compiled = types.SimpleNamespace(as_text=lambda: TEXT)
     monkeypatch.setattr(child, "compile_stage", lambda *_: (compiled, {"total": 5.0}))
-    config = load_config("quickstart:smoke", ["stages.teacher.steps=0", "stages.teacher.epochs=2.0"])
+    config = load_config(
+        "quickstart:smoke", ["stages.teacher.steps=0", "stages.teacher.epochs=2.0"]
+    )
     child.main(request(config, stages=["teacher"]))
     stage = told(capsys)[-1]
     assert stage["steps"] is None and stage["days"] is None and stage["tokens_per_second"] > 0
@@ -107,16 +142,26 @@ def test_a_length_in_epochs_is_not_known(four_devices, capsys, monkeypatch):
 def test_the_largest_batch(four_devices, capsys, monkeypatch):
     """Two rows a device in the recipe; memory grows by a GiB with each, of 16 GiB."""
     compiled = types.SimpleNamespace(as_text=lambda: TEXT)
-    monkeypatch.setattr(child, "compile_stage",
-                        lambda *a: (compiled if a[-1] < 20 else None, {"total": 2.0**30 * (a[-1] + 3)}))
+    monkeypatch.setattr(
+        child,
+        "compile_stage",
+        lambda *a: (compiled if a[-1] < 20 else None, {"total": 2.0**30 * (a[-1] + 3)}),
+    )
     child.main(request(load_config("quickstart:smoke"), stages=["teacher"], fit=True))
     stage = told(capsys)[-1]
-    assert stage["rows_per_device"] == 2 and stage["largest_rows_per_device"] == stage["largest_rows_per_chip"] == 13
+    assert (
+        stage["rows_per_device"] == 2
+        and stage["largest_rows_per_device"] == stage["largest_rows_per_chip"] == 13
+    )
 
 
-@pytest.mark.parametrize("answer, words", [
-    (RuntimeError("INVALID_ARGUMENT: no such layout\nand more"), "no such layout"),
-    (types.SimpleNamespace(devices=[1]), "1 devices")])
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (RuntimeError("INVALID_ARGUMENT: no such layout\nand more"), "no such layout"),
+        (types.SimpleNamespace(devices=[1]), "1 devices"),
+    ],
+)
 def test_a_slice_that_libtpu_sees_otherwise(monkeypatch, answer, words):
     def describe(**_):
         if isinstance(answer, Exception):
@@ -129,10 +174,18 @@ def test_a_slice_that_libtpu_sees_otherwise(monkeypatch, answer, words):
     assert "and more" not in str(error.value)
 
 
-@pytest.mark.parametrize("message, size", [
-    ("Ran out of memory in memory space hbm. Used 18.54G of 15.75G hbm.", 18.54 * 2**30),
-    ("the total memory required for HLO temporaries (40.00G) exceeds available HBM (15.75G).", 40 * 2**30),
-    ("RESOURCE_EXHAUSTED: Used 512.0M of 1.0K hbm", 512 * 2**20), ("RESOURCE_EXHAUSTED: something else", None)])
+@pytest.mark.parametrize(
+    "message, size",
+    [
+        ("Ran out of memory in memory space hbm. Used 18.54G of 15.75G hbm.", 18.54 * 2**30),
+        (
+            "the total memory required for HLO temporaries (40.00G) exceeds available HBM (15.75G).",
+            40 * 2**30,
+        ),
+        ("RESOURCE_EXHAUSTED: Used 512.0M of 1.0K hbm", 512 * 2**20),
+        ("RESOURCE_EXHAUSTED: something else", None),
+    ],
+)
 def test_what_the_compiler_would_have_needed(message, size):
     assert child.needed(message) == size
 
@@ -143,8 +196,13 @@ def test_what_the_compiler_would_have_needed(message, size):
 def test_every_recipe_for_a_small_slice(name):
     if name == "from_hf" and not load_config(name).teacher.init:
         pytest.skip("the extra `demo` is not installed")
-    # libtpu 0.0.42 overflows its stack on some bfloat16 programs of these toy widths, not on those of the full size.
-    narrow = ["teacher.model.dtype=float32", "student.model.dtype=float32"] if name == "mobilebert" else []
+    # libtpu 0.0.42 overflows its stack on some bfloat16 programs of these toy widths, not on those
+    # of the full size.
+    narrow = (
+        ["teacher.model.dtype=float32", "student.model.dtype=float32"]
+        if name == "mobilebert"
+        else []
+    )
     config = load_config(f"{name}:smoke", narrow)
     found = plan.plan(config, ["v5e:2x2"])["topologies"][0]
     assert [stage["stage"] for stage in found["stages"]] == list(config.order)
@@ -156,9 +214,12 @@ def test_every_recipe_for_a_small_slice(name):
 
 @needs_libtpu
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["v2:2x2", "v3:2x2", "v4:2x2x1", "v5e:1x1", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
+@pytest.mark.parametrize(
+    "name", ["v2:2x2", "v3:2x2", "v4:2x2x1", "v5e:1x1", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"]
+)
 def test_every_generation(name):
-    """One stage on each; `devices_of` itself checks that a chip shows as many devices as the table says."""
+    """One stage on each; `devices_of` itself checks that a chip shows as many devices as the table
+    says."""
     config = load_config("quickstart:smoke")
     found = plan.plan(config, [name], stages=["teacher"])["topologies"][0]
     assert found["devices"] == find(name).devices and found["stages"][0]["fits"]

@@ -5,7 +5,10 @@ import pytest
 from jaxdistill.planning.fit import largest
 
 
-@pytest.mark.parametrize("a_row, fixed, limit", [(1.0, 5.0, 100.0), (3.7, 40.0, 1000.0), (0.01, 0.0, 16.0), (90.0, 5.0, 100.0)])
+@pytest.mark.parametrize(
+    "a_row, fixed, limit",
+    [(1.0, 5.0, 100.0), (3.7, 40.0, 1000.0), (0.01, 0.0, 16.0), (90.0, 5.0, 100.0)],
+)
 @pytest.mark.parametrize("start", [1, 8, 64])
 def test_the_largest_within_a_sixteenth_in_few_tries(a_row, fixed, limit, start):
     tries = []

@@ -56,27 +56,65 @@ def test_stages_sums_and_lines(child, tmp_path):
     assert lines[1] == "v5e:2x2: compiling stage 'transfer' with 8 rows a device"
     assert any("mean over phases" in line for line in found["assumptions"][-1:])
     assert not list((tmp_path / "logs").iterdir())
-    assert "mean over phases" not in planning.plan(load_config("mobilebert:smoke"), ["v5e:2x2"], stages=["teacher"])[
-        "assumptions"][-1]
+    assert (
+        "mean over phases"
+        not in planning.plan(load_config("mobilebert:smoke"), ["v5e:2x2"], stages=["teacher"])[
+            "assumptions"
+        ][-1]
+    )
 
 
 def test_the_command(child, capsys):
-    options = ["plan", "--config=mobilebert:smoke", "--topology=v5e:2x2,v3:2x2", "--topology=v6e:2x2"]
+    options = [
+        "plan",
+        "--config=mobilebert:smoke",
+        "--topology=v5e:2x2,v3:2x2",
+        "--topology=v6e:2x2",
+    ]
     assert cli.main([*options, "--fit"]) == 0
     out, err = capsys.readouterr()
     rows = [line.split() for line in out.splitlines()]
-    assert ["v5e:2x2", "4", "yes", "20", "ms", "20", "ms", "20", "ms", "1.5", "144"] in rows  # the comparison
+    assert [
+        "v5e:2x2",
+        "4",
+        "yes",
+        "20",
+        "ms",
+        "20",
+        "ms",
+        "20",
+        "ms",
+        "1.5",
+        "144",
+    ] in rows  # the comparison
     assert ["v3:2x2", "4", "NO", "20", "ms", "20", "ms", "-", "-", "-"] in rows
-    assert "at most 96 rows a device at once, 192 a chip" in out and "all-reduce 1.0 MB" in out and "* Nothing was run" in out
+    assert (
+        "at most 96 rows a device at once, 192 a chip" in out
+        and "all-reduce 1.0 MB" in out
+        and "* Nothing was run" in out
+    )
     assert err.count("compiling stage") == 9
     assert cli.main([*options, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["topologies"][1]["stages"][2]["fits"] is False
 
 
 def test_without_a_number_that_the_compiler_did_not_say():
-    stage = {"stage": "s", "rows_per_device": 8, "memory": {"total": None}, "memory_limit": 2**34, "fits": False}
-    one = {"topology": "v5e:2x2", "chips": 4, "devices": 4, "mesh": {"data": 4}, "stages": [stage], "days": None,
-           "chip_hours": None}
+    stage = {
+        "stage": "s",
+        "rows_per_device": 8,
+        "memory": {"total": None},
+        "memory_limit": 2**34,
+        "fits": False,
+    }
+    one = {
+        "topology": "v5e:2x2",
+        "chips": 4,
+        "devices": 4,
+        "mesh": {"data": 4},
+        "stages": [stage],
+        "days": None,
+        "chip_hours": None,
+    }
     assert "more of 16" in format_plan({"topologies": [one], "assumptions": []})
 
 
@@ -101,7 +139,9 @@ def test_what_the_child_refuses(child, tmp_path):
 
 def test_a_child_that_dies_says_where_its_log_is(child, tmp_path):
     child("import sys; print('said before'); sys.stderr.write('the reason\\n'); sys.exit(7)")
-    with pytest.raises(JaxDistillError, match=r"v5e:2x2: .* died with code 7; its log is (\S+)") as error:
+    with pytest.raises(
+        JaxDistillError, match=r"v5e:2x2: .* died with code 7; its log is (\S+)"
+    ) as error:
         planning.plan(load_config("quickstart"), ["v5e:2x2"])
     assert not isinstance(error.value, BadInput)
     log = (tmp_path / "logs" / os.path.basename(str(error.value).split()[-1])).read_text()
@@ -109,10 +149,15 @@ def test_a_child_that_dies_says_where_its_log_is(child, tmp_path):
 
 
 def test_the_environment_of_the_child(monkeypatch):
-    """Flags for this machine's devices would be wrong for a TPU's compiler, and this process keeps its own."""
+    """Flags for this machine's devices would be wrong for a TPU's compiler, and this process keeps
+    its own."""
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
     monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_x=1")
     before = dict(os.environ)
     inner = planning.child_environment()
-    assert "XLA_FLAGS" not in inner and inner["JAX_PLATFORMS"] == "cpu" and inner["LIBTPU_INIT_ARGS"] == "--xla_tpu_x=1"
+    assert (
+        "XLA_FLAGS" not in inner
+        and inner["JAX_PLATFORMS"] == "cpu"
+        and inner["LIBTPU_INIT_ARGS"] == "--xla_tpu_x=1"
+    )
     assert dict(os.environ) == before

@@ -6,13 +6,28 @@ from jaxdistill.errors import BadInput
 from jaxdistill.planning.topologies import GENERATIONS, find, find_all
 from jaxdistill.training.speed import peak_flops
 
-KINDS = {"v2": "TPU v2", "v3": "TPU v3", "v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite",
-         "tpu7x": "TPU7x"}
+KINDS = {
+    "v2": "TPU v2",
+    "v3": "TPU v3",
+    "v4": "TPU v4",
+    "v5e": "TPU v5 lite",
+    "v5p": "TPU v5",
+    "v6e": "TPU v6 lite",
+    "tpu7x": "TPU7x",
+}
 
 
-@pytest.mark.parametrize("name, chips, devices", [
-    ("v3:16x16", 256, 512), ("v5e:16x16", 256, 256), ("v6e:1x1", 1, 1), ("v4:2x2x1", 4, 4), ("v5p:4x4x8", 128, 128),
-    ("tpu7x:2x2x1", 4, 8)])
+@pytest.mark.parametrize(
+    "name, chips, devices",
+    [
+        ("v3:16x16", 256, 512),
+        ("v5e:16x16", 256, 256),
+        ("v6e:1x1", 1, 1),
+        ("v4:2x2x1", 4, 4),
+        ("v5p:4x4x8", 128, 128),
+        ("tpu7x:2x2x1", 4, 8),
+    ],
+)
 def test_chips_and_devices(name, chips, devices):
     found = find(name)
     assert (found.chips, found.devices, found.name) == (chips, devices, name)
@@ -20,7 +35,10 @@ def test_chips_and_devices(name, chips, devices):
 
 def test_a_v4_chip_is_one_device_and_a_slice_of_one_chip_is_its_own_host():
     assert find("v4:2x2x1").options() == {"chip_config_name": "megacore"}
-    assert find("v5e:1x1").options() == {"chips_per_host_bounds": (1, 1, 1)} and find("v5e:2x2").options() == {}
+    assert (
+        find("v5e:1x1").options() == {"chips_per_host_bounds": (1, 1, 1)}
+        and find("v5e:2x2").options() == {}
+    )
 
 
 def test_an_unknown_generation_lists_the_known_ones():

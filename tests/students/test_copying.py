@@ -14,14 +14,17 @@ WITHOUT_OPT = Model(STUDENT.config.replace(norm="layer_norm", activation="gelu")
 
 @pytest.mark.parametrize("student", [STUDENT, WITHOUT_OPT], ids=["no_norm", "layer_norm"])
 def test_embeddings_and_heads_are_the_teachers_and_the_rest_is_as_it_was(student, teacher_params):
-    """All but the blocks; the embedding norm only between norms of one kind (a NoNorm starts as the identity)."""
+    """All but the blocks; the embedding norm only between norms of one kind (a NoNorm starts as the
+    identity)."""
     params = random_start(student, 0)
     started, copied = copy_embeddings_and_heads(student, params, TEACHER, teacher_params)
     ours, theirs, before = flatten(started), flatten(teacher_params), flatten(params)
     expected = {name for name in ours if not name.startswith("layers/")}
     if student is STUDENT:
         expected -= {"embeddings/norm/scale", "embeddings/norm/bias"}
-        assert (ours["embeddings/norm/scale"] == 1).all() and (ours["embeddings/norm/bias"] == 0).all()
+        assert (ours["embeddings/norm/scale"] == 1).all() and (
+            ours["embeddings/norm/bias"] == 0
+        ).all()
     assert copied == copied_names(student, TEACHER) == expected
     assert {
         "embeddings/word",
@@ -39,7 +42,12 @@ def test_other_shapes_and_absent_heads_are_not_copied():
     wider = Model(TEACHER.config.replace(embedding_size=6, heads=("mlm",)))
     names = copied_names(STUDENT, wider)
     assert "embeddings/position" in names and "mlm/transform/kernel" in names
-    assert not names & {"embeddings/word", "embeddings/projection/kernel", "mlm/extra_embedding", "nsp/dense/kernel"}
+    assert not names & {
+        "embeddings/word",
+        "embeddings/projection/kernel",
+        "mlm/extra_embedding",
+        "nsp/dense/kernel",
+    }
 
 
 def test_copies_have_buffers_of_their_own():
@@ -52,4 +60,8 @@ def test_copies_have_buffers_of_their_own():
 
 
 def test_random_starts_of_one_seed_are_equal():
-    assert digest(random_start(STUDENT, 3)) == digest(random_start(STUDENT, 3)) != digest(random_start(STUDENT, 4))
+    assert (
+        digest(random_start(STUDENT, 3))
+        == digest(random_start(STUDENT, 3))
+        != digest(random_start(STUDENT, 4))
+    )

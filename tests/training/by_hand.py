@@ -1,4 +1,5 @@
-"""LAMB and AdamW as section 3.6 of the specification writes them: NumPy, one variable of one layer at a time."""
+"""LAMB and AdamW as section 3.6 of the specification writes them: NumPy, one variable of one layer
+at a time."""
 
 import numpy as np
 
@@ -10,7 +11,11 @@ def unstack(flat):
     result = {}
     for name, value in flat.items():
         value = np.asarray(value, np.float64)
-        result |= {(name, i): x for i, x in enumerate(value)} if is_stacked(name) else {(name, None): value}
+        result |= (
+            {(name, i): x for i, x in enumerate(value)}
+            if is_stacked(name)
+            else {(name, None): value}
+        )
     return result
 
 

@@ -25,7 +25,9 @@ def example(step, seed=0):
     made = state.create(STAGE, random_params(STUDENT, seed))
     rng = np.random.default_rng(seed)
     moments = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), made.optimizer)
-    return made.replace(step=jnp.int32(step), optimizer=moments, skipped=jnp.int32(3), skipped_in_a_row=jnp.int32(2))
+    return made.replace(
+        step=jnp.int32(step), optimizer=moments, skipped=jnp.int32(3), skipped_in_a_row=jnp.int32(2)
+    )
 
 
 def like():
@@ -40,10 +42,19 @@ def equal(a, b):
     )
 
 
-MESHES = {"one": (1, 1, 1), "data": (8, 1, 1), "fsdp": (1, 2, 1), "tensor": (1, 1, 2), "mixed": (2, 2, 2)}
+MESHES = {
+    "one": (1, 1, 1),
+    "data": (8, 1, 1),
+    "fsdp": (1, 2, 1),
+    "tensor": (1, 1, 2),
+    "mixed": (2, 2, 2),
+}
 
 
-@pytest.mark.parametrize("saved", ["mixed", *(pytest.param(name, marks=pytest.mark.slow) for name in MESHES if name != "mixed")])
+@pytest.mark.parametrize(
+    "saved",
+    ["mixed", *(pytest.param(name, marks=pytest.mark.slow) for name in MESHES if name != "mixed")],
+)
 def test_restored_is_saved_to_the_bit_on_any_mesh(tmp_path, saved):
     given = sharding.place(sharding.make_mesh(*MESHES[saved]), example(4))
     first = Checkpoints(tmp_path)
@@ -54,12 +65,18 @@ def test_restored_is_saved_to_the_bit_on_any_mesh(tmp_path, saved):
         held, page = Checkpoints(tmp_path).restore(like(), mesh)
         assert equal(held, example(4))
         assert page == {"schema": 2, "seconds": 1.5, "layers": [{"layer": 0}]}
-        assert all(leaf.sharding.device_set == set(mesh.devices.flat) for leaf in jax.tree.leaves(held))
+        assert all(
+            leaf.sharding.device_set == set(mesh.devices.flat) for leaf in jax.tree.leaves(held)
+        )
 
 
 def test_every_bit_and_its_place_counts_in_a_checksum():
     x = np.arange(1, 13, dtype=np.float32).reshape(3, 4)
-    seen = {int(checksums([x])[0]), int(checksums([np.roll(x, 1)])[0]), int(checksums([x[::-1].copy()])[0])}
+    seen = {
+        int(checksums([x])[0]),
+        int(checksums([np.roll(x, 1)])[0]),
+        int(checksums([x[::-1].copy()])[0]),
+    }
     for place in (0, 5, 11):
         for bit in range(32):
             other = x.copy()
@@ -70,16 +87,22 @@ def test_every_bit_and_its_place_counts_in_a_checksum():
 
 
 @pytest.mark.parametrize("few", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(tmp_path, capsys, monkeypatch, few):
-    """Whatever happens to whichever of its files: what is read is one of the two that were saved, to the bit. Nothing else is
-    said: no traceback of a reader that was dropped."""
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(
+    tmp_path, capsys, monkeypatch, few
+):
+    """Whatever happens to whichever of its files: what is read is one of the two that were saved,
+    to the bit. Nothing else is said: no traceback of a reader that was dropped."""
     ignored = []
     monkeypatch.setattr(sys, "unraisablehook", lambda it: ignored.append(repr(it.exc_value)))
     checkpoints = Checkpoints(tmp_path / "whole")
     for step in (2, 4):
         checkpoints.save(example(step, seed=step), {"at": step}, wait=True)
     checkpoints.close()
-    files = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole" / "4").rglob("*") if path.is_file())
+    files = sorted(
+        path.relative_to(tmp_path / "whole")
+        for path in (tmp_path / "whole" / "4").rglob("*")
+        if path.is_file()
+    )
     if few:
         largest = max(files, key=lambda file: (tmp_path / "whole" / file).stat().st_size)
         files = [largest, next(file for file in files if "array_metadatas" in file.parts)]
@@ -97,12 +120,19 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(tmp_path, c
             again = Checkpoints(folder)
             held, page = again.restore(like(), sharding.make_mesh(1))
             said = capsys.readouterr().err
-            assert page["at"] in (2, 4) and equal(held, example(page["at"], seed=page["at"])), (file, damage)
-            assert (page["at"] == 2) == ("is damaged" in said and "kept as damaged-4, going on from step 2" in said)
+            assert page["at"] in (2, 4) and equal(held, example(page["at"], seed=page["at"])), (
+                file,
+                damage,
+            )
+            assert (page["at"] == 2) == (
+                "is damaged" in said and "kept as damaged-4, going on from step 2" in said
+            )
             if page["at"] == 2:
                 went_back.add(damage)
                 assert (folder / "damaged-4").exists() and again.latest() == 2
-                again.save(example(4, seed=9), {"at": 4}, wait=True)  # the run comes to that step again
+                again.save(
+                    example(4, seed=9), {"at": 4}, wait=True
+                )  # the run comes to that step again
                 assert equal(again.restore(like(), sharding.make_mesh(1))[0], example(4, seed=9))
             again.close()
     gc.collect()
@@ -122,13 +152,22 @@ def test_wrong_numbers_in_sound_files_are_damage_too(tmp_path, monkeypatch, caps
 
     def save(step, args, **options):
         state = args["state"].item
-        state = state.replace(params=jax.tree.map(lambda x: x.at[(0,) * x.ndim].add(1e-3), state.params))
-        return real(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), page=args["page"]), **options)
+        state = state.replace(
+            params=jax.tree.map(lambda x: x.at[(0,) * x.ndim].add(1e-3), state.params)
+        )
+        return real(
+            step,
+            args=ocp.args.Composite(state=ocp.args.StandardSave(state), page=args["page"]),
+            **options,
+        )
 
     monkeypatch.setattr(checkpoints._manager, "save", save)
     checkpoints.save(example(4), {}, wait=True)
     held, _ = checkpoints.restore(like(), sharding.make_mesh(1))
-    assert equal(held, example(2)) and "its contents are not those that were saved" in capsys.readouterr().err
+    assert (
+        equal(held, example(2))
+        and "its contents are not those that were saved" in capsys.readouterr().err
+    )
 
 
 def test_a_store_that_does_not_answer_is_no_damage(tmp_path, monkeypatch):
@@ -192,7 +231,10 @@ def test_when_all_are_damaged_nothing_is_touched(tmp_path):
     for step in (2, 4):
         checkpoints.save(example(step), {}, wait=True)
         shutil.rmtree(tmp_path / str(step) / "state")
-    with pytest.raises(BadInput, match="4 cannot be read .*, nor can 1 before it; delete .* to run the stage from its start"):
+    with pytest.raises(
+        BadInput,
+        match="4 cannot be read .*, nor can 1 before it; delete .* to run the stage from its start",
+    ):
         checkpoints.restore(like(), sharding.make_mesh(1))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "4"]
 
@@ -207,7 +249,10 @@ def test_the_best_one_is_kept_beside_the_newest(tmp_path):
     assert equal(again.restore_best(like(), sharding.make_mesh(1)), example(2, seed=2))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "5"]
     shutil.rmtree(tmp_path / "2" / "state")
-    assert again.restore_best(like(), sharding.make_mesh(1)) is None and (tmp_path / "damaged-2").exists()
+    assert (
+        again.restore_best(like(), sharding.make_mesh(1)) is None
+        and (tmp_path / "damaged-2").exists()
+    )
     assert equal(again.restore(like(), sharding.make_mesh(1))[0], example(5, seed=5))
 
 
@@ -227,7 +272,11 @@ def test_the_newest_ones_are_kept_and_the_newest_is_read(tmp_path):
         checkpoints.save(example(step, seed=step), {"at": step}, wait=True)
     mesh = sharding.make_mesh(1)
     held, page = checkpoints.restore(like(), mesh)
-    assert checkpoints.latest() == 6 and page == {"schema": 2, "at": 6} and equal(held, example(6, seed=6))
+    assert (
+        checkpoints.latest() == 6
+        and page == {"schema": 2, "at": 6}
+        and equal(held, example(6, seed=6))
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["4", "6"]
     checkpoints.save(example(6, seed=0), {"at": "again"}, wait=True)  # already there: left alone
     assert checkpoints.restore(like(), mesh)[1]["at"] == 6
@@ -257,7 +306,8 @@ def test_an_unfinished_save_is_not_a_checkpoint(tmp_path):
 
 
 def test_what_is_saved_is_of_the_moment_of_saving(tmp_path):
-    """A save goes on in the background while the loop donates the state's buffers and writes on in the page."""
+    """A save goes on in the background while the loop donates the state's buffers and writes on in
+    the page."""
     checkpoints, given = Checkpoints(tmp_path), example(2)
     page = {"layers": [{"layer": 0, "before": {"loss": 1.0}}], "seconds": 1.0}
     checkpoints.save(given, page)
@@ -271,9 +321,12 @@ def test_what_is_saved_is_of_the_moment_of_saving(tmp_path):
 
 
 def test_what_is_handed_over_survives_the_next_step(tmp_path, monkeypatch):
-    """On a CPU an array may be handed over without a copy: the next step's donation must not reach it."""
+    """On a CPU an array may be handed over without a copy: the next step's donation must not reach
+    it."""
     checkpoints, given, held = Checkpoints(tmp_path), example(2), []
-    monkeypatch.setattr(checkpoints._manager, "save", lambda step, args, **_: held.append(args["state"].item))
+    monkeypatch.setattr(
+        checkpoints._manager, "save", lambda step, args, **_: held.append(args["state"].item)
+    )
     checkpoints.save(given, {})
     jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)(given)
     assert jax.tree.leaves(given)[0].is_deleted() and equal(held[0], example(2))
@@ -298,18 +351,25 @@ def test_a_full_disk_stops_training_with_one_line(tmp_path, monkeypatch, error):
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints._manager, "save", fail)
-        with pytest.raises(TrainingStopped, match="cannot write .*earlier checkpoints are intact.*to resume") as caught:
+        with pytest.raises(
+            TrainingStopped, match="cannot write .*earlier checkpoints are intact.*to resume"
+        ) as caught:
             checkpoints.save(example(4), {}, wait=True)
     assert "\n" not in str(caught.value) and caught.value.exit_code == 3
     assert checkpoints.latest() == 2
     checkpoints.close()
 
 
-@pytest.mark.parametrize("error", [
-    ZeroDivisionError("a bug"),
-    jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes."),  # of a device
-    BadInput("cannot read text.txt: Permission denied"),
-])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ZeroDivisionError("a bug"),
+        jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes."
+        ),  # of a device
+        BadInput("cannot read text.txt: Permission denied"),
+    ],
+)
 def test_other_errors_pass(tmp_path, error):
     with pytest.raises(type(error)) as caught, disk_errors(tmp_path):
         raise error
@@ -319,12 +379,20 @@ def test_other_errors_pass(tmp_path, error):
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.EIO, errno.ESTALE])
 def test_a_folder_that_is_gone_is_one_line_and_may_come_back(tmp_path, number):
     words = "cannot be used any more .*is its folder, disk or server gone"
-    with pytest.raises(JaxDistillError, match=words) as caught, disk_errors(tmp_path), disk_errors(tmp_path / "inner"):
+    with (
+        pytest.raises(JaxDistillError, match=words) as caught,
+        disk_errors(tmp_path),
+        disk_errors(tmp_path / "inner"),
+    ):
         raise OSError(number, "words", "metrics.jsonl")
     assert caught.value.exit_code == 1 and "\n" not in str(caught.value)
 
 
 def test_a_full_disk_is_said_once(tmp_path):
-    with pytest.raises(TrainingStopped) as caught, disk_errors(tmp_path), disk_errors(tmp_path / "inner"):
+    with (
+        pytest.raises(TrainingStopped) as caught,
+        disk_errors(tmp_path),
+        disk_errors(tmp_path / "inner"),
+    ):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert str(caught.value).count("cannot write") == 1

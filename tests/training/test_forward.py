@@ -1,4 +1,5 @@
-"""Fused against plain: the same sums and the same gradients, for every objective and layer map, in less memory."""
+"""Fused against plain: the same sums and the same gradients, for every objective and layer map, in
+less memory."""
 
 import dataclasses
 import functools
@@ -25,7 +26,10 @@ CASES = {
     "distill, the teacher's words alone": (STUDENT, dict(kind="distill", alpha=0.0, nsp=0.0)),
     "joint": (STUDENT, dict(kind="joint")),
     "joint, hidden states alone": (STUDENT, dict(kind="joint", attention=0.0)),
-    "joint, attention alone": (STUDENT, dict(kind="joint", feature_map=0.0, mean=0.0, variance=0.0)),
+    "joint, attention alone": (
+        STUDENT,
+        dict(kind="joint", feature_map=0.0, mean=0.0, variance=0.0),
+    ),
     "joint, some layers": (SHORT, dict(kind="joint", layer_map=(0, 2))),
     "joint, upper layers": (SHORT, dict(kind="joint", layer_map=(1, 2))),
     "joint, lower layers": (SHORT, dict(kind="joint", layer_map=(0, 1))),
@@ -35,30 +39,66 @@ CASES = {
     "joint, tf1": (STUDENT, dict(kind="joint", tf1_unmasked=True)),
     "joint, tf1 statistics": (STUDENT, dict(kind="joint", tf1_statistics=True)),
     "relations": (SHORT, dict(kind="relations", relation_heads=4, teacher_layer=1)),
-    "relations, values alone": (STUDENT, dict(kind="relations", relation_heads=2, teacher_layer=2, query_relation=0.0,
-                                              key_relation=0.0)),
+    "relations, values alone": (
+        STUDENT,
+        dict(
+            kind="relations",
+            relation_heads=2,
+            teacher_layer=2,
+            query_relation=0.0,
+            key_relation=0.0,
+        ),
+    ),
     "auxiliary, only some layers": (STUDENT, dict(kind="auxiliary", layer_map=(-1, 0, -1))),
-    "auxiliary, one layer, dropout": (STUDENT, dict(kind="auxiliary", layer_map=(0, -1, 2), dropout=True)),
+    "auxiliary, one layer, dropout": (
+        STUDENT,
+        dict(kind="auxiliary", layer_map=(0, -1, 2), dropout=True),
+    ),
     "joint, one layer twice, one not at all": (STUDENT, dict(kind="joint", layer_map=(1, -1, 1))),
     "auxiliary": (STUDENT, dict(kind="auxiliary")),
     "auxiliary with dropout": (STUDENT, dict(kind="auxiliary", dropout=True)),
     "auxiliary, lower layers": (SHORT, dict(kind="auxiliary", layer_map=(0, 1))),
     "intermediate": (NARROW, dict(kind="intermediate", layer_map=(0, 2))),
-    "intermediate, only one layer, dropout": (NARROW, dict(kind="intermediate", layer_map=(-1, 1), dropout=True)),
+    "intermediate, only one layer, dropout": (
+        NARROW,
+        dict(kind="intermediate", layer_map=(-1, 1), dropout=True),
+    ),
     "intermediate, backwards": (NARROW, dict(kind="intermediate", layer_map=(2, 0))),
-    "intermediate, hidden states alone": (NARROW, dict(kind="intermediate", layer_map=(1, 1), attention_mse=0.0,
-                                                       embedding_mse=0.0)),
-    "intermediate, embeddings alone": (NARROW, dict(kind="intermediate", layer_map=(1, 1), attention_mse=0.0,
-                                                    hidden_mse=0.0)),
+    "intermediate, hidden states alone": (
+        NARROW,
+        dict(kind="intermediate", layer_map=(1, 1), attention_mse=0.0, embedding_mse=0.0),
+    ),
+    "intermediate, embeddings alone": (
+        NARROW,
+        dict(kind="intermediate", layer_map=(1, 1), attention_mse=0.0, hidden_mse=0.0),
+    ),
     "intermediate, no projection": (STUDENT, dict(kind="intermediate", projection=False)),
     "soft": (STUDENT, dict(kind="progressive")),
     "strict": (STUDENT, dict(kind="progressive", freezing="strict")),
-    "strict, some layers, tf1": (SHORT, dict(kind="progressive", freezing="strict", layer_map=(2, 1), tf1_unmasked=True)),
+    "strict, some layers, tf1": (
+        SHORT,
+        dict(kind="progressive", freezing="strict", layer_map=(2, 1), tf1_unmasked=True),
+    ),
 }
 
-RARE = {name for name in CASES if name.endswith(
-    ("alone", "no projection", "for all", "upper layers", "lower layers", "some layers", "not at all", "joint, tf1", "with dropout",
-     "intermediate, backwards"))}
+RARE = {
+    name
+    for name in CASES
+    if name.endswith(
+        (
+            "alone",
+            "no projection",
+            "for all",
+            "upper layers",
+            "lower layers",
+            "some layers",
+            "not at all",
+            "joint, tf1",
+            "with dropout",
+            "intermediate, backwards",
+        )
+    )
+}
 
 
 def case(name):
@@ -80,18 +120,28 @@ def results(stage, model, params, teacher_params, batch, layer=1, teacher=TEACHE
     scales = {term.name: term.weight / counts[term.name] for term in stage.terms}
     moving, frozen = state.split(stage, params, jnp.int32(layer))
     key = jax.random.key(5) if stage.dropout else None
-    run = jitted(stage, model, teacher if stage.needs_teacher else None, (fused.CHUNK_NUMBERS, fused.MOST_PARTS))
-    (value, sums), gradient = run(moving, frozen, teacher_params, batch, jnp.int32(layer), key, scales)
+    run = jitted(
+        stage,
+        model,
+        teacher if stage.needs_teacher else None,
+        (fused.CHUNK_NUMBERS, fused.MOST_PARTS),
+    )
+    (value, sums), gradient = run(
+        moving, frozen, teacher_params, batch, jnp.int32(layer), key, scales
+    )
     return value, sums, gradient
 
 
 @functools.lru_cache(64)
 def jitted(stage, model, teacher, constants):
-    """One program for all layers, and for all tests that compare with it. `constants`: what it depends on beside arguments."""
+    """One program for all layers, and for all tests that compare with it. `constants`: what it
+    depends on beside arguments."""
     del constants
 
     def total(moving, frozen, teacher_params, batch, layer, key, scales):
-        return forward.weighted_sums(stage, model, teacher, moving, frozen, teacher_params, batch, layer, key, scales)
+        return forward.weighted_sums(
+            stage, model, teacher, moving, frozen, teacher_params, batch, layer, key, scales
+        )
 
     return jax.jit(jax.value_and_grad(total, has_aux=True))
 
@@ -101,52 +151,95 @@ def check(ours, plain, rtol=1e-5):
     for got, expected in zip(ours[1:], plain[1:]):
         assert got.keys() == expected.keys()
         for name in expected:
-            if "key/bias" in name:  # it moves all scores of a query alike: its gradient is 0 but for rounding
+            if (
+                "key/bias" in name
+            ):  # it moves all scores of a query alike: its gradient is 0 but for rounding
                 continue
             size = float(jnp.max(jnp.abs(expected[name])))
-            np.testing.assert_allclose(got[name], expected[name], rtol=0, atol=rtol * size + 1e-9, err_msg=name)
+            np.testing.assert_allclose(
+                got[name], expected[name], rtol=0, atol=rtol * size + 1e-9, err_msg=name
+            )
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in RARE else name for name in CASES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in RARE else name for name in CASES]
+)
 def test_fused_equals_plain(name, teacher_params):
-    """Values, raw sums and every gradient to 1e-5 of its largest entry, on padded rows of unlike lengths."""
+    """Values, raw sums and every gradient to 1e-5 of its largest entry, on padded rows of unlike
+    lengths."""
     stage, model = case(name)
     params, batch = with_projections(stage, model), pretraining_batch(3)
     layers = range(model.config.num_layers) if stage.progressive else (0,)
     for layer in layers:
-        both = [results(dataclasses.replace(stage, fused=on), model, params, teacher_params, batch, layer)
-                for on in (True, False)]
+        both = [
+            results(
+                dataclasses.replace(stage, fused=on), model, params, teacher_params, batch, layer
+            )
+            for on in (True, False)
+        ]
         check(*both)
         assert any(float(jnp.max(jnp.abs(g))) > 0 for g in both[1][2].values())
 
 
 @pytest.mark.parametrize("fused_on", [False, True])
-@pytest.mark.parametrize("maps", [((0, 1, 2),) * 2, ((0, -1, -1), (-1, -1, 1))], ids=["one map", "two"])
+@pytest.mark.parametrize(
+    "maps", [((0, 1, 2),) * 2, ((0, -1, -1), (-1, -1, 1))], ids=["one map", "two"]
+)
 def test_two_terms_of_one_loss_have_sums_of_their_own(maps, fused_on, teacher_params):
     """Each is what it is alone, and the gradient is that of both."""
-    whole = make_stage("intermediate", projection=False, attention_mse=0.0, embedding_mse=0.0, layer_map=(0, 1, 2))
-    terms = tuple(Term("hidden_mse", weight, layer_map, name=f"hidden_{i}")
-                  for i, (weight, layer_map) in enumerate(zip((2.0, 0.5), maps)))
+    whole = make_stage(
+        "intermediate", projection=False, attention_mse=0.0, embedding_mse=0.0, layer_map=(0, 1, 2)
+    )
+    terms = tuple(
+        Term("hidden_mse", weight, layer_map, name=f"hidden_{i}")
+        for i, (weight, layer_map) in enumerate(zip((2.0, 0.5), maps))
+    )
     params, batch = random_params(STUDENT, 2), pretraining_batch(3)
-    both, *alone = (results(dataclasses.replace(whole, terms=some, fused=fused_on), STUDENT, params, teacher_params, batch)
-                    for some in (terms, terms[:1], terms[1:]))
+    both, *alone = (
+        results(
+            dataclasses.replace(whole, terms=some, fused=fused_on),
+            STUDENT,
+            params,
+            teacher_params,
+            batch,
+        )
+        for some in (terms, terms[:1], terms[1:])
+    )
     np.testing.assert_allclose(both[0], alone[0][0] + alone[1][0], rtol=1e-6)
     sums = {**alone[0][1], **alone[1][1]}
     assert both[1].keys() == sums.keys() == {"hidden_0", "hidden_1"}
-    check((both[0], both[1], both[2]), (both[0], sums, {name: alone[0][2][name] + alone[1][2][name] for name in both[2]}))
+    check(
+        (both[0], both[1], both[2]),
+        (both[0], sums, {name: alone[0][2][name] + alone[1][2][name] for name in both[2]}),
+    )
 
 
-@pytest.mark.parametrize("name", ["auxiliary", "strict", pytest.param("relations", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["auxiliary", "strict", pytest.param("relations", marks=pytest.mark.slow)]
+)
 def test_the_number_of_rows_at_once_changes_nothing(name, teacher_params, monkeypatch):
-    """Rows of a layer in chunks, on one device and on several: whose rows they are, and in which order they come back."""
+    """Rows of a layer in chunks, on one device and on several: whose rows they are, and in which
+    order they come back."""
     stage, model = case(name)
     params, batch = random_params(model, 2), pretraining_batch(3)
     plain = results(stage, model, params, teacher_params, batch)
-    monkeypatch.setattr(fused, "CHUNK_NUMBERS", TEACHER.config.num_heads * batch["input_ids"].shape[1] ** 2)
-    check(results(dataclasses.replace(stage, fused=True), model, params, teacher_params, batch), plain)
+    monkeypatch.setattr(
+        fused, "CHUNK_NUMBERS", TEACHER.config.num_heads * batch["input_ids"].shape[1] ** 2
+    )
+    check(
+        results(dataclasses.replace(stage, fused=True), model, params, teacher_params, batch), plain
+    )
     where = sharding.over_batch(sharding.make_mesh(2, 2, 2))
-    check(results(dataclasses.replace(stage, fused=True), dataclasses.replace(model, batch_sharding=where), params, teacher_params,
-                  jax.device_put(batch, where)), plain)
+    check(
+        results(
+            dataclasses.replace(stage, fused=True),
+            dataclasses.replace(model, batch_sharding=where),
+            params,
+            teacher_params,
+            jax.device_put(batch, where),
+        ),
+        plain,
+    )
 
 
 @pytest.mark.parametrize("heads", [1, 2, 4])
@@ -154,8 +247,12 @@ def test_the_number_of_relation_heads_at_once_changes_nothing(heads, teacher_par
     stage, model = case("relations")
     params, batch = random_params(model, 2), pretraining_batch(3)
     plain = results(stage, model, params, teacher_params, batch)
-    monkeypatch.setattr(fused, "CHUNK_NUMBERS", heads * batch["input_ids"].size * batch["input_ids"].shape[1])
-    check(results(dataclasses.replace(stage, fused=True), model, params, teacher_params, batch), plain)
+    monkeypatch.setattr(
+        fused, "CHUNK_NUMBERS", heads * batch["input_ids"].size * batch["input_ids"].shape[1]
+    )
+    check(
+        results(dataclasses.replace(stage, fused=True), model, params, teacher_params, batch), plain
+    )
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 100])
@@ -163,18 +260,37 @@ def test_the_size_of_a_chunk_of_words_changes_nothing(chunk, teacher_params, mon
     stage, model = case("distill")
     params, batch = random_params(model, 2), pretraining_batch(3)
     plain = results(stage, model, params, teacher_params, batch)
-    monkeypatch.setattr(fused, "CHUNK_NUMBERS", chunk * len(batch["input_ids"]) * model.config.vocab_size)
-    check(results(dataclasses.replace(stage, fused=True), model, params, teacher_params, batch), plain)
+    monkeypatch.setattr(
+        fused, "CHUNK_NUMBERS", chunk * len(batch["input_ids"]) * model.config.vocab_size
+    )
+    check(
+        results(dataclasses.replace(stage, fused=True), model, params, teacher_params, batch), plain
+    )
 
 
-@pytest.mark.parametrize("name", ["soft", *(pytest.param(name, marks=pytest.mark.slow) for name in ("auxiliary", "strict"))])
+@pytest.mark.parametrize(
+    "name",
+    ["soft", *(pytest.param(name, marks=pytest.mark.slow) for name in ("auxiliary", "strict"))],
+)
 def test_fused_equals_plain_with_residual_streams_in_bfloat16(name, teacher_params):
-    """To what eight bits allow: hidden states and their gradients are rounded to them, in another order."""
+    """To what eight bits allow: hidden states and their gradients are rounded to them, in another
+    order."""
     stage, model = case(name)
-    student, teacher = (Model(m.config.replace(residual_dtype="bfloat16")) for m in (model, TEACHER))
+    student, teacher = (
+        Model(m.config.replace(residual_dtype="bfloat16")) for m in (model, TEACHER)
+    )
     params, batch = random_params(model, 2), pretraining_batch(3)
-    ours, plain = (results(dataclasses.replace(stage, fused=on), student, params, teacher_params, batch, teacher=teacher)
-                   for on in (True, False))
+    ours, plain = (
+        results(
+            dataclasses.replace(stage, fused=on),
+            student,
+            params,
+            teacher_params,
+            batch,
+            teacher=teacher,
+        )
+        for on in (True, False)
+    )
     exact = results(stage, model, params, teacher_params, batch)
     check(ours, plain, rtol=0.02)
     check(ours, exact, rtol=0.1)
@@ -190,8 +306,11 @@ def test_the_scale_of_a_loss_reaches_its_gradient(teacher_params):
 
     def gradient(factor):
         def total(moving):
-            value, _ = forward.weighted_sums(stage, model, TEACHER, moving, {}, teacher_params, batch, jnp.int32(0), None, scales)
+            value, _ = forward.weighted_sums(
+                stage, model, TEACHER, moving, {}, teacher_params, batch, jnp.int32(0), None, scales
+            )
             return factor * value
+
         return jax.jit(jax.grad(total))(flatten(params))
 
     once, thrice = gradient(1.0), gradient(3.0)
@@ -199,8 +318,15 @@ def test_the_scale_of_a_loss_reaches_its_gradient(teacher_params):
         np.testing.assert_allclose(thrice[name], 3 * once[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("name, layer_map, expected", [
-    ("joint", (), True), ("joint", (0, 0, 1), True), ("joint", (2, 1, 0), False), ("distill", (), False)])
+@pytest.mark.parametrize(
+    "name, layer_map, expected",
+    [
+        ("joint", (), True),
+        ("joint", (0, 0, 1), True),
+        ("joint", (2, 1, 0), False),
+        ("distill", (), False),
+    ],
+)
 def test_which_stages_walk_both_stacks(name, layer_map, expected):
     assert forward.walks(make_stage(name, layer_map=layer_map)) is expected
     assert not forward.walks(make_stage("joint", tf1_statistics=True))
@@ -210,27 +336,45 @@ LARGE = dict(hidden_size=32, num_heads=4, intermediate_size=32, max_positions=12
 
 
 def temporaries(name, fused_on, **sizes):
-    """Bytes of temporaries of one compiled gradient, with rows long and a vocabulary large enough to matter."""
+    """Bytes of temporaries of one compiled gradient, with rows long and a vocabulary large enough
+    to matter."""
     student = Model(STUDENT.config.replace(**LARGE, **sizes), remat="full")
     teacher = Model(TEACHER.config.replace(**LARGE, **sizes))
     stage = dataclasses.replace(make_stage(name, num_layers=sizes["num_layers"]), fused=fused_on)
     batch = pretraining_batch(rows=8, length=128, predictions=3)
     batch = {key: np.tile(x, (1, 8)) if key.startswith("mlm_") else x for key, x in batch.items()}
-    params, teacher_params = (flatten(jax.eval_shape(m.init, jax.random.key(0))) for m in (student, teacher))
+    params, teacher_params = (
+        flatten(jax.eval_shape(m.init, jax.random.key(0))) for m in (student, teacher)
+    )
     moving = {key: x for key, x in params.items() if name != "joint" or key.startswith("layers/")}
     frozen = {key: x for key, x in params.items() if key not in moving}
     scales = {term.name: jnp.float32(1) for term in stage.terms}
 
     def total(moving, frozen, teacher_params):
-        return forward.weighted_sums(stage, student, teacher, moving, frozen, unflatten(teacher_params), batch, jnp.int32(0),
-                                     None, scales)[0]
+        return forward.weighted_sums(
+            stage,
+            student,
+            teacher,
+            moving,
+            frozen,
+            unflatten(teacher_params),
+            batch,
+            jnp.int32(0),
+            None,
+            scales,
+        )[0]
 
     compiled = jax.jit(jax.grad(total)).lower(moving, frozen, teacher_params).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("name, part, sizes", [
-    ("joint", 0.25, dict(num_layers=16, vocab_size=100)), ("distill", 0.7, dict(num_layers=2, vocab_size=20_000))])
+@pytest.mark.parametrize(
+    "name, part, sizes",
+    [
+        ("joint", 0.25, dict(num_layers=16, vocab_size=100)),
+        ("distill", 0.7, dict(num_layers=2, vocab_size=20_000)),
+    ],
+)
 def test_fused_needs_a_fraction_of_the_memory(name, part, sizes, monkeypatch):
     monkeypatch.setattr(fused, "CHUNK_NUMBERS", 8 * sizes["vocab_size"] * 4)
     assert temporaries(name, True, **sizes) <= part * temporaries(name, False, **sizes)
@@ -242,9 +386,17 @@ def test_a_teacher_in_its_compute_dtype_gives_the_same_outputs_to_the_bit():
         params, batch = random_params(model, 1), pretraining_batch(3)
         smaller = in_compute_dtype(half.config, params)
         dtypes = {name: leaf.dtype for name, leaf in flatten(smaller).items()}
-        assert dtypes["layers/attention/query/kernel"] == jnp.bfloat16 and dtypes["layers/attention/norm/scale"] == jnp.float32
-        assert dtypes["layers/attention/norm/bias"] == jnp.float32 and dtypes["mlm/bias"] == jnp.float32
-        run = jax.jit(functools.partial(half.apply, batch=batch, taps=("hidden", "attention_scores")))
+        assert (
+            dtypes["layers/attention/query/kernel"] == jnp.bfloat16
+            and dtypes["layers/attention/norm/scale"] == jnp.float32
+        )
+        assert (
+            dtypes["layers/attention/norm/bias"] == jnp.float32
+            and dtypes["mlm/bias"] == jnp.float32
+        )
+        run = jax.jit(
+            functools.partial(half.apply, batch=batch, taps=("hidden", "attention_scores"))
+        )
         expected, got = run(params), run(smaller)
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected)):
             np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
@@ -255,4 +407,9 @@ def test_rows_on_a_device_follow_the_mesh():
     batch = pretraining_batch(rows=16)
     mesh = sharding.make_mesh(2, 2, 2)
     assert forward.rows_on_a_device(STUDENT, batch) == 16
-    assert forward.rows_on_a_device(dataclasses.replace(STUDENT, batch_sharding=sharding.over_batch(mesh)), batch) == 4
+    assert (
+        forward.rows_on_a_device(
+            dataclasses.replace(STUDENT, batch_sharding=sharding.over_batch(mesh)), batch
+        )
+        == 4
+    )

@@ -1,4 +1,5 @@
-"""Several processes, one run: two real ones with two devices each, killed, resumed by one with four."""
+"""Several processes, one run: two real ones with two devices each, killed, resumed by one with
+four."""
 
 import json
 import os
@@ -44,20 +45,53 @@ def recipe(tmp_path_factory):
     return folder / "recipe.py"
 
 
-def launch(recipe, workdir, processes=2, settings=(), only_second=(), program_of_second=("-m", "jaxdistill.cli")):
+def launch(
+    recipe,
+    workdir,
+    processes=2,
+    settings=(),
+    only_second=(),
+    program_of_second=("-m", "jaxdistill.cli"),
+):
     """Starts the processes of one run, two devices each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT),
-                   "XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=2"}
-    options = ["train", f"--config={recipe}", f"--workdir={workdir}", f"--coordinator=localhost:{port}",
-               f"--num_processes={processes}", *settings]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=2",
+    }
+    options = [
+        "train",
+        f"--config={recipe}",
+        f"--workdir={workdir}",
+        f"--coordinator=localhost:{port}",
+        f"--num_processes={processes}",
+        *settings,
+    ]
     programs = ("-m", "jaxdistill.cli"), program_of_second
-    commands = [[sys.executable, *programs[i > 0], *options, f"--process_id={i}", *(only_second if i else ())]
-                for i in range(processes)]
-    return [subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-            for command in commands]
+    commands = [
+        [
+            sys.executable,
+            *programs[i > 0],
+            *options,
+            f"--process_id={i}",
+            *(only_second if i else ()),
+        ]
+        for i in range(processes)
+    ]
+    return [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for command in commands
+    ]
 
 
 def finish(processes, timeout=240):
@@ -72,7 +106,11 @@ def finish(processes, timeout=240):
 def kill_after(processes, path, timeout=240):
     """Kills all of them, as a lost slice would, once `path` is there."""
     end = time.monotonic() + timeout
-    while not path.exists() and time.monotonic() < end and all(process.poll() is None for process in processes):
+    while (
+        not path.exists()
+        and time.monotonic() < end
+        and all(process.poll() is None for process in processes)
+    ):
         time.sleep(0.05)
     for process in processes:
         process.send_signal(signal.SIGKILL)
@@ -85,11 +123,14 @@ def losses(workdir):
 
 
 def test_two_processes_killed_and_resumed_by_one(recipe, tmp_path):
-    """Through a stage border: the teacher's stage is finished and read back, the next one resumes from its checkpoint;
-    losses of every step and the final numbers are those of one uninterrupted process (float32 sums in another order)."""
+    """Through a stage border: the teacher's stage is finished and read back, the next one resumes
+    from its checkpoint; losses of every step and the final numbers are those of one uninterrupted
+    process (float32 sums in another order)."""
     shorter = ["stages.transfer.steps=40", "order=('teacher', 'transfer')"]
     config = load_config(str(recipe), shorter)
-    processes = launch(recipe, tmp_path / "two", settings=[f"--config.{setting}" for setting in shorter])
+    processes = launch(
+        recipe, tmp_path / "two", settings=[f"--config.{setting}" for setting in shorter]
+    )
     kill_after(processes, tmp_path / "two" / "checkpoints" / "transfer" / "10")
     before = losses(tmp_path / "two")
     assert {stage for stage, _, _ in before} == {"teacher", "transfer"} and before[-1][1] < 40
@@ -100,20 +141,26 @@ def test_two_processes_killed_and_resumed_by_one(recipe, tmp_path):
     np.testing.assert_allclose([row[2] for row in ours], [row[2] for row in theirs], rtol=1e-3)
     for network in ("teacher", "student"):
         for name in ("mlm_loss", "nsp_loss"):
-            assert resumed["networks"][network][name] == pytest.approx(whole["networks"][network][name], rel=1e-4)
+            assert resumed["networks"][network][name] == pytest.approx(
+                whole["networks"][network][name], rel=1e-4
+            )
 
 
 def wait_for(path, processes=(), timeout=240):
     end = time.monotonic() + timeout
-    while not path.exists() and time.monotonic() < end and all(process.poll() is None for process in processes):
+    while (
+        not path.exists()
+        and time.monotonic() < end
+        and all(process.poll() is None for process in processes)
+    ):
         time.sleep(0.05)
     assert path.exists()
 
 
 @pytest.mark.slow
 def test_preempted_by_turns_one_process_hands_over_to_two_and_they_to_one(recipe, tmp_path):
-    """Each resumes from the other's checkpoint. Of the two only the second is told; both save the same step and end with
-    75 in time, and no DONE stands there before the end."""
+    """Each resumes from the other's checkpoint. Of the two only the second is told; both save the
+    same step and end with 75 in time, and no DONE stands there before the end."""
     config, workdir = load_config(str(recipe)), tmp_path / "w"
     transfer = workdir / "checkpoints" / "transfer"
 
@@ -133,14 +180,21 @@ def test_preempted_by_turns_one_process_hands_over_to_two_and_they_to_one(recipe
     processes[1].send_signal(signal.SIGTERM)
     found = finish(processes)
     assert time.monotonic() - sent < 30 and [code for code, _, _ in found] == [75, 75], found
-    told = [line for _, _, err in found for line in err.splitlines() if "everything is saved" in line]
+    told = [
+        line for _, _, err in found for line in err.splitlines() if "everything is saved" in line
+    ]
     steps = {line.split(" after ")[1].split()[0] for line in told}
-    assert steps == {str(max(int(path.name) for path in transfer.iterdir()))} and not (workdir / "DONE").exists()
+    assert (
+        steps == {str(max(int(path.name) for path in transfer.iterdir()))}
+        and not (workdir / "DONE").exists()
+    )
     resumed, whole = run.train(config, workdir), run.train(config, tmp_path / "one")
     ours, theirs = losses(workdir), losses(tmp_path / "one")
     assert [row[:2] for row in ours] == [row[:2] for row in theirs] and (workdir / "DONE").exists()
     np.testing.assert_allclose([row[2] for row in ours], [row[2] for row in theirs], rtol=1e-3)
-    assert resumed["networks"]["student"]["mlm_loss"] == pytest.approx(whole["networks"]["student"]["mlm_loss"], rel=1e-4)
+    assert resumed["networks"]["student"]["mlm_loss"] == pytest.approx(
+        whole["networks"]["student"]["mlm_loss"], rel=1e-4
+    )
 
 
 CANNOT_READ = """
@@ -181,8 +235,13 @@ def test_the_same_processes_resume_to_the_bit(recipe, tmp_path):
     shutil.copytree(tmp_path / "killed", tmp_path / "copy")
     found = finish(launch(recipe, tmp_path / "killed"))
     assert [code for code, _, _ in found] == [0, 0], found
-    assert "Everything is in" in found[0][1] and "Everything" not in found[1][1]  # one process reports (gloo, too, prints)
-    shas = [json.loads((tmp_path / name / "results.json").read_text())["student_sha256"] for name in ("whole", "killed")]
+    assert (
+        "Everything is in" in found[0][1] and "Everything" not in found[1][1]
+    )  # one process reports (gloo, too, prints)
+    shas = [
+        json.loads((tmp_path / name / "results.json").read_text())["student_sha256"]
+        for name in ("whole", "killed")
+    ]
     assert shas[0] == shas[1]
 
 
@@ -199,30 +258,44 @@ def complaints(found):
 def test_bad_input_ends_every_process_with_one_line(recipe, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "letter.txt").write_text("mine")
-    assert all("is not empty and holds no run" in line for line in complaints(finish(launch(recipe, tmp_path / "taken"))))
+    assert all(
+        "is not empty and holds no run" in line
+        for line in complaints(finish(launch(recipe, tmp_path / "taken")))
+    )
     assert sorted(path.name for path in (tmp_path / "taken").iterdir()) == ["letter.txt"]
 
 
 def test_processes_with_unlike_recipes_are_refused(recipe, tmp_path):
     """They would train on, each with updates of its own."""
-    lines = complaints(finish(launch(recipe, tmp_path, only_second=["--config.stages.distill.learning_rate=0.5"])))
+    lines = complaints(
+        finish(launch(recipe, tmp_path, only_second=["--config.stages.distill.learning_rate=0.5"]))
+    )
     assert all("the processes of this run differ in their recipes" in line for line in lines)
 
 
-@pytest.mark.parametrize("options, words", [
-    (dict(coordinator="localhost:1"), "--num_processes, --process_id missing"),
-    (dict(num_processes=2, process_id=0), "--coordinator missing"),
-    (dict(coordinator="localhost:1", num_processes=2), "--process_id missing"),
-])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(coordinator="localhost:1"), "--num_processes, --process_id missing"),
+        (dict(num_processes=2, process_id=0), "--coordinator missing"),
+        (dict(coordinator="localhost:1", num_processes=2), "--process_id missing"),
+    ],
+)
 def test_an_incomplete_address_is_refused(options, words):
     with pytest.raises(BadInput, match=words):
         hosts.connect(**options)
 
 
-@pytest.mark.parametrize("error, code", [(ValueError("coordinator_address should be defined."), 2),
-                                         (RuntimeError("Failed to recognize coordinator address worker-0"), 1)])
+@pytest.mark.parametrize(
+    "error, code",
+    [
+        (ValueError("coordinator_address should be defined."), 2),
+        (RuntimeError("Failed to recognize coordinator address worker-0"), 1),
+    ],
+)
 def test_a_process_that_is_late_is_no_bad_input(monkeypatch, error, code):
     """Exit code 2 ends a launcher's loop; the next attempt may find everybody."""
+
     def initialize(*_):
         raise error
 

@@ -24,7 +24,8 @@ TRANSFER = make_stage("progressive", steps=7, learning_rate=0.01, freezing="stri
 
 
 def batches(first=0, signal_at=None, number=signal.SIGINT, bad_from=None):
-    """Batch k is a function of k; before number `signal_at` a signal arrives; from `bad_from` on nothing is finite."""
+    """Batch k is a function of k; before number `signal_at` a signal arrives; from `bad_from` on
+    nothing is finite."""
     for k in itertools.count(first):
         batch = pretraining_batch(seed=k)
         if k == signal_at:
@@ -40,7 +41,9 @@ class Log:
     def __init__(self, every=1):
         self.rows, self.shown = [], []
         self.reporting = loop.Reporting(
-            write=lambda step, x: self.rows.append((step, x)), show=lambda step, _: self.shown.append(step), every=every
+            write=lambda step, x: self.rows.append((step, x)),
+            show=lambda step, _: self.shown.append(step),
+            every=every,
         )
 
     def losses(self):
@@ -78,11 +81,14 @@ def run(folder, given, stage=PRETRAIN, log=None, page=None, evaluate=None, **lim
 
 def equal(a, b):
     return all(
-        np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b))
+        np.asarray(x).tobytes() == np.asarray(y).tobytes()
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b))
     )
 
 
-@pytest.mark.parametrize("number, error, code", [(signal.SIGINT, Interrupted, 130), (signal.SIGTERM, Preempted, 75)])
+@pytest.mark.parametrize(
+    "number, error, code", [(signal.SIGINT, Interrupted, 130), (signal.SIGTERM, Preempted, 75)]
+)
 def test_a_signal_saves_and_the_resumed_run_is_the_uninterrupted_one(tmp_path, number, error, code):
     """To the bit, in parameters, moments and counters; and no report is lost or made twice."""
     whole = Log()
@@ -95,7 +101,10 @@ def test_a_signal_saves_and_the_resumed_run_is_the_uninterrupted_one(tmp_path, n
     assert Checkpoints(tmp_path / "b").latest() == 4
     found = run(tmp_path / "b", batches, log=log)
     assert equal(found, expected) and int(found.step) == 7
-    assert log.losses() == whole.losses() and [step for step, _ in log.rows] == list(range(1, 8)) == log.shown
+    assert (
+        log.losses() == whole.losses()
+        and [step for step, _ in log.rows] == list(range(1, 8)) == log.shown
+    )
 
 
 @pytest.mark.parametrize("at, error", [(0, KeyboardInterrupt), (1, Interrupted), (6, Interrupted)])
@@ -111,7 +120,14 @@ def test_a_signal_at_the_first_and_the_last_step(tmp_path, at, error):
 def test_a_closed_terminal_saves_and_under_nohup_it_is_nothing(tmp_path):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        assert int(run(tmp_path / "a", lambda first: batches(first, signal_at=3, number=signal.SIGHUP)).step) == 7
+        assert (
+            int(
+                run(
+                    tmp_path / "a", lambda first: batches(first, signal_at=3, number=signal.SIGHUP)
+                ).step
+            )
+            == 7
+        )
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
         with pytest.raises(Preempted, match="after 4 of 7 steps; everything is saved"):
             run(tmp_path / "b", lambda first: batches(first, signal_at=3, number=signal.SIGHUP))
@@ -157,19 +173,32 @@ def test_a_second_ctrl_c_interrupts_at_once(tmp_path):
 
 
 def test_checkpoints_come_at_their_steps_and_a_killed_run_goes_on_from_the_last(tmp_path):
-    """Neither before the first nor after the end; a crash loses the steps since, and nothing else."""
+    """Neither before the first nor after the end; a crash loses the steps since, and nothing
+    else."""
     expected = run(tmp_path / "a", batches)
 
     def crashing(first, steps):
         yield from itertools.islice(batches(first), steps)
         raise RuntimeError("power cut")
 
-    for steps, saved in ((3, 2), (1, 2), (2, 4)):  # the second and the third go on from the one before
+    for steps, saved in (
+        (3, 2),
+        (1, 2),
+        (2, 4),
+    ):  # the second and the third go on from the one before
         log = Log()
         with pytest.raises(RuntimeError, match="power cut"):
-            run(tmp_path / "b", functools.partial(crashing, steps=steps), checkpoint_every=2, log=log)
+            run(
+                tmp_path / "b",
+                functools.partial(crashing, steps=steps),
+                checkpoint_every=2,
+                log=log,
+            )
         assert Checkpoints(tmp_path / "b").latest() == saved
-    assert [step for step, _ in log.rows] == [3, 4]  # what a checkpoint has behind it is reported before it is saved
+    assert [step for step, _ in log.rows] == [
+        3,
+        4,
+    ]  # what a checkpoint has behind it is reported before it is saved
     assert equal(run(tmp_path / "b", batches), expected)
 
 
@@ -179,7 +208,11 @@ def test_checkpoints_come_by_time_too(tmp_path, monkeypatch, seconds, saved):
     now, found = [0.0], set()
     monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
     real = Checkpoints.save
-    monkeypatch.setattr(Checkpoints, "save", lambda self, state, *_, **o: (found.add(int(state.step)), real(self, state, *_, **o)))
+    monkeypatch.setattr(
+        Checkpoints,
+        "save",
+        lambda self, state, *_, **o: (found.add(int(state.step)), real(self, state, *_, **o)),
+    )
 
     def slowly(first):
         for batch in batches(first):
@@ -204,14 +237,24 @@ def test_time_is_the_first_process_s(monkeypatch):
         assert (stop.agreed(10, mine), stop.save) == expected
 
 
-@pytest.mark.parametrize("mine, other, asked", [
-    (0.01, 0.01, [1, 2, 12, 22, 32]), (0.01, 1.0, [1, 2, 7, 12, 17, 22, 27, 32]), (9.0, 1.0, list(range(1, 33)))])
+@pytest.mark.parametrize(
+    "mine, other, asked",
+    [
+        (0.01, 0.01, [1, 2, 12, 22, 32]),
+        (0.01, 1.0, [1, 2, 7, 12, 17, 22, 27, 32]),
+        (9.0, 1.0, list(range(1, 33))),
+    ],
+)
 def test_processes_with_slow_steps_ask_each_other_more_often(monkeypatch, mine, other, asked):
     """A preempted machine must be heard in time, and all must ask after the same step."""
     now, answers = [0.0], []
     monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(hosts, "largest", lambda value: (answers.append(value), max(value, int(value * other / mine)))[1])
+    monkeypatch.setattr(
+        hosts,
+        "largest",
+        lambda value: (answers.append(value), max(value, int(value * other / mine)))[1],
+    )
     stop, found = loop.StopRequest(), []
     for step in range(1, 33):
         now[0] += mine
@@ -231,33 +274,56 @@ def fourth(tmp_path_factory):
     plain = make_stage("pretrain", steps=7, learning_rate=0.01)
     with pytest.raises(Interrupted):
         run(folder, lambda first: batches(first, signal_at=3), stage=plain)
-    held, _ = Checkpoints(folder).restore(state.create(plain, random_params(STUDENT, 2)), sharding.make_mesh(1))
+    held, _ = Checkpoints(folder).restore(
+        state.create(plain, random_params(STUDENT, 2)), sharding.make_mesh(1)
+    )
     return held.params
 
 
 @pytest.mark.parametrize("stop", [None, 3, 4, 6])
 def test_the_best_state_is_handed_on(tmp_path, fourth, stop):
-    """That of step 4, where the held-out loss is lowest, and not the last; also when the run is stopped there or later.
-    Each saved step is measured once."""
+    """That of step 4, where the held-out loss is lowest, and not the last; also when the run is
+    stopped there or later. Each saved step is measured once."""
     log, page, calls = Log(), {}, []
 
     def evaluate(layer, params):
-        apart = sum(float(jnp.sum(jnp.abs(a - b))) for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(fourth)))
+        apart = sum(
+            float(jnp.sum(jnp.abs(a - b)))
+            for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(fourth))
+        )
         calls.append(apart)
         return {"loss": 0.0, "mlm": 1.0 + apart}
 
     if stop is not None:
         with pytest.raises(Interrupted):
-            run(tmp_path, lambda first: batches(first, signal_at=stop), stage=BEST, evaluate=evaluate, checkpoint_every=2, log=log)
-    found = run(tmp_path, batches, stage=BEST, evaluate=evaluate, checkpoint_every=2, log=log, page=page)
+            run(
+                tmp_path,
+                lambda first: batches(first, signal_at=stop),
+                stage=BEST,
+                evaluate=evaluate,
+                checkpoint_every=2,
+                log=log,
+            )
+    found = run(
+        tmp_path, batches, stage=BEST, evaluate=evaluate, checkpoint_every=2, log=log, page=page
+    )
     told = {step: row["heldout/mlm"] for step, row in log.rows if "heldout/mlm" in row}
     assert told.keys() == {2, 4, 6, 7} and len(calls) == 4
-    assert int(found.step) == page["best"] == min(told, key=told.get) == 4 and equal(found.params, fourth)
+    assert int(found.step) == page["best"] == min(told, key=told.get) == 4 and equal(
+        found.params, fourth
+    )
 
 
 def test_without_a_finite_number_the_last_state_is_handed_on(tmp_path):
     page = {}
-    found = run(tmp_path, batches, stage=BEST, evaluate=lambda *_: {"mlm": np.nan}, checkpoint_every=2, page=page)
+    found = run(
+        tmp_path,
+        batches,
+        stage=BEST,
+        evaluate=lambda *_: {"mlm": np.nan},
+        checkpoint_every=2,
+        page=page,
+    )
     assert int(found.step) == page["best"] == 7
 
 
@@ -273,8 +339,14 @@ def stops(first):
 
 run({str(tmp_path)!r}, stops, checkpoint_every=2, hang_seconds=5.0)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, cwd=ROOT)
-    assert done.returncode == 1 and "no step of stage 'it' ended for 5 s" in done.stderr and "in stops" in done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, cwd=ROOT
+    )
+    assert (
+        done.returncode == 1
+        and "no step of stage 'it' ended for 5 s" in done.stderr
+        and "in stops" in done.stderr
+    )
     assert Checkpoints(tmp_path).latest() == 2
 
 
@@ -297,7 +369,9 @@ def test_too_many_bad_updates_stop_it_and_the_last_good_checkpoint_stays(tmp_pat
             stage=make_stage("pretrain", steps=20, learning_rate=0.01, dropout=True),
         )
     assert caught.value.exit_code == 3 and 7 <= log.rows[-1][0] <= 8
-    held, _ = Checkpoints(tmp_path).restore(state.create(PRETRAIN, random_params(STUDENT, 2)), sharding.make_mesh(1))
+    held, _ = Checkpoints(tmp_path).restore(
+        state.create(PRETRAIN, random_params(STUDENT, 2)), sharding.make_mesh(1)
+    )
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(held))
 
 
@@ -308,11 +382,16 @@ def test_reports_come_every_so_often_and_at_the_end(tmp_path):
 
 
 def test_each_phase_is_recorded_before_and_after_once_also_across_a_stop(tmp_path):
-    """`before` of a layer when its phase begins, `after` when it ends, with the parameters of that moment."""
+    """`before` of a layer when its phase begins, `after` when it ends, with the parameters of that
+    moment."""
 
     def evaluate(layer, params):
         calls.append(layer)
-        return {"loss": float(sum(jnp.sum(jnp.abs(leaf[layer])) for leaf in jax.tree.leaves(params["layers"])))}
+        return {
+            "loss": float(
+                sum(jnp.sum(jnp.abs(leaf[layer])) for leaf in jax.tree.leaves(params["layers"]))
+            )
+        }
 
     calls, page = [], {}
     run(tmp_path / "a", batches, stage=TRANSFER, page=page, evaluate=evaluate)
@@ -347,11 +426,15 @@ def test_a_signal_during_the_last_evaluation_is_not_lost(tmp_path):
     calls = []
     with pytest.raises(Interrupted, match="after 7 of 7 steps"):
         run(tmp_path, batches, stage=TRANSFER, evaluate=evaluate)
-    assert int(run(tmp_path, batches, stage=TRANSFER, evaluate=evaluate).step) == 7 and len(calls) == 6
+    assert (
+        int(run(tmp_path, batches, stage=TRANSFER, evaluate=evaluate).step) == 7 and len(calls) == 6
+    )
 
 
 def test_a_signal_while_the_last_state_is_measured_is_not_lost(tmp_path):
-    """A stage with a best one is measured once more at its end, which may take minutes; the next stage must not begin."""
+    """A stage with a best one is measured once more at its end, which may take minutes; the next
+    stage must not begin."""
+
     def evaluate(_, params):
         calls.append(0)
         if len(calls) == 1:
@@ -366,7 +449,8 @@ def test_a_signal_while_the_last_state_is_measured_is_not_lost(tmp_path):
 
 @pytest.mark.parametrize("seconds, most", [(0.01, 17), (0.2, 6), (0.7, 2), (1.5, 1), (60.0, 1)])
 def test_the_device_is_given_a_second_s_work_ahead(monkeypatch, seconds, most):
-    """The step in progress included; and when steps become slow, the next is soon waited for alone."""
+    """The step in progress included; and when steps become slow, the next is soon waited for
+    alone."""
     device = Device(monkeypatch, seconds)
     depths = [device.step() for _ in range(60)]
     assert depths[0] == 1 and most - 1 <= depths[-1] <= most
@@ -382,9 +466,17 @@ class Device:
     """Runs steps one after the other, on a clock that moves while the loop sleeps."""
 
     def __init__(self, monkeypatch, seconds):
-        self.seconds, self.now, self.free, self.ahead, self.ended = seconds, 0.0, 0.0, loop.Ahead(), []
+        self.seconds, self.now, self.free, self.ahead, self.ended = (
+            seconds,
+            0.0,
+            0.0,
+            loop.Ahead(),
+            [],
+        )
         monkeypatch.setattr(loop.time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(loop.time, "sleep", lambda seconds: setattr(self, "now", self.now + seconds))
+        monkeypatch.setattr(
+            loop.time, "sleep", lambda seconds: setattr(self, "now", self.now + seconds)
+        )
 
     def step(self):
         """How many were under way once this one was handed over."""

@@ -1,4 +1,5 @@
-"""The metric writer: what is written is read back, resuming forgets what is run again, no TensorFlow."""
+"""The metric writer: what is written is read back, resuming forgets what is run again, no
+TensorFlow."""
 
 import json
 import subprocess
@@ -11,7 +12,9 @@ from jaxdistill.training.metrics import FILE, MetricWriter, read_metrics
 
 
 def steps(workdir, stage="distill", network="student"):
-    return [x["step"] for x in read_metrics(workdir) if (x["stage"], x["network"]) == (stage, network)]
+    return [
+        x["step"] for x in read_metrics(workdir) if (x["stage"], x["network"]) == (stage, network)
+    ]
 
 
 def points(directory):
@@ -22,7 +25,11 @@ def points(directory):
     found.Reload()
 
     def value(event):
-        return float(event.tensor_proto.float_val[0]) if hasattr(event, "tensor_proto") else event.value
+        return (
+            float(event.tensor_proto.float_val[0])
+            if hasattr(event, "tensor_proto")
+            else event.value
+        )
 
     tags = [*found.Tags()["scalars"]]
     return {tag: [(e.step, value(e)) for e in found.Scalars(tag)] for tag in tags}
@@ -35,9 +42,15 @@ def test_both_outputs_hold_what_was_written(tmp_path):
         writer.write("distill", 10, {"loss": 3.0}, network="random_start")
     lines = read_metrics(tmp_path)
     assert [(x["stage"], x["network"], x["step"], x["loss"]) for x in lines] == [
-        ("distill", "student", 10, 2.5), ("distill", "student", 20, 2.0), ("distill", "random_start", 10, 3.0)]
+        ("distill", "student", 10, 2.5),
+        ("distill", "student", 20, 2.0),
+        ("distill", "random_start", 10, 3.0),
+    ]
     assert lines[0]["raw/mlm"] == 1.5 and lines[0]["time"] > 1e9
-    assert points(tmp_path / "tensorboard/distill/student") == {"loss": [(10, 2.5), (20, 2.0)], "raw/mlm": [(10, 1.5)]}
+    assert points(tmp_path / "tensorboard/distill/student") == {
+        "loss": [(10, 2.5), (20, 2.0)],
+        "raw/mlm": [(10, 1.5)],
+    }
     assert points(tmp_path / "tensorboard/distill/random_start") == {"loss": [(10, 3.0)]}
 
 
@@ -58,13 +71,22 @@ def test_rewind_forgets_only_what_is_run_again(tmp_path):
         writer.rewind("distill", 25)
         for step in (30, 40):
             writer.write("distill", step, {"loss": step + 0.5})
-    assert steps(tmp_path) == [10, 20, 30, 40] and steps(tmp_path, "pretrain", "teacher") == [10, 20]
+    assert steps(tmp_path) == [10, 20, 30, 40] and steps(tmp_path, "pretrain", "teacher") == [
+        10,
+        20,
+    ]
     assert [x["loss"] for x in read_metrics(tmp_path)[2:]] == [10.0, 20.0, 30.5, 40.5]
-    assert points(tmp_path / "tensorboard/distill/student")["loss"] == [(10, 10), (20, 20), (30, 30.5), (40, 40.5)]
+    assert points(tmp_path / "tensorboard/distill/student")["loss"] == [
+        (10, 10),
+        (20, 20),
+        (30, 30.5),
+        (40, 40.5),
+    ]
 
 
 def test_rewind_leaves_other_stages_and_networks_alone(tmp_path):
-    """Stage A is interrupted, B is run, A is resumed: B's lines, later in the file, must survive."""
+    """Stage A is interrupted, B is run, A is resumed: B's lines, later in the file, must
+    survive."""
     with MetricWriter(tmp_path, tensorboard=False) as writer:
         for step in (10, 20):
             writer.write("transfer", step, {"loss": 1.0})
@@ -92,7 +114,8 @@ def test_a_torn_last_line_is_dropped(tmp_path):
 
 
 def test_a_remote_workdir_is_spooled_and_resumed(tmp_path, monkeypatch):
-    """A local path plays the bucket; nothing may be appended to or opened there except whole files."""
+    """A local path plays the bucket; nothing may be appended to or opened there except whole
+    files."""
     monkeypatch.setattr(metrics.remote, "is_remote", lambda path: True)
     bucket = tmp_path / "bucket"
     with MetricWriter(bucket) as writer:
@@ -121,8 +144,10 @@ def test_close_twice_and_nothing_to_read(tmp_path):
 def test_tensorflow_is_not_imported(tmp_path):
     """Even where it is installed: a fake one that fails on import stands in its place."""
     (tmp_path / "tensorflow.py").write_text("raise RuntimeError('tensorflow was imported')")
-    code = (f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-            "from jaxdistill.training.metrics import MetricWriter\n"
-            "assert not {'jax', 'tensorboard', 'matplotlib'} & set(sys.modules)\n"
-            f"w = MetricWriter({str(tmp_path / 'work')!r}); w.write('a', 1, {{'loss': 1.0}}); w.close()")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from jaxdistill.training.metrics import MetricWriter\n"
+        "assert not {'jax', 'tensorboard', 'matplotlib'} & set(sys.modules)\n"
+        f"w = MetricWriter({str(tmp_path / 'work')!r}); w.write('a', 1, {{'loss': 1.0}}); w.close()"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

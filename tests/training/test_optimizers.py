@@ -32,7 +32,10 @@ SETTINGS = {
 
 def draw(seed, size=1.0):
     rng = np.random.default_rng(seed)
-    return {name: jnp.asarray(size * rng.normal(size=shape), jnp.float32) for name, shape in SHAPES.items()}
+    return {
+        name: jnp.asarray(size * rng.normal(size=shape), jnp.float32)
+        for name, shape in SHAPES.items()
+    }
 
 
 def run(settings, steps, multipliers=None):
@@ -64,8 +67,8 @@ def same(flat, slow):
 
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_against_the_reference(kind):
-    """No bias correction unless asked, no decay and no ratio for biases and norms, one ratio a layer, a global clip;
-    among the variables are two that are all 0, whose ratio is 1."""
+    """No bias correction unless asked, no decay and no ratio for biases and norms, one ratio a
+    layer, a global clip; among the variables are two that are all 0, whose ratio is 1."""
     ours, state, slow, by_hand = run(SETTINGS[kind], steps=4)
     same(ours, slow)
     same(state.mu, {key: m for key, (m, _) in by_hand.state.items()})
@@ -74,7 +77,8 @@ def test_against_the_reference(kind):
 
 @pytest.mark.parametrize("kind", ["lamb", "adamw"])
 def test_multipliers_scale_each_layer_and_clear_its_moments_at_0(kind):
-    """The order of a phase: rest, learn, learn slowly; what lies outside the stack takes no multiplier."""
+    """The order of a phase: rest, learn, learn slowly; what lies outside the stack takes no
+    multiplier."""
     multipliers = [(2.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.2, 2.0, 0.0), (0.3, 3.0, 0.0)]
     ours, state, slow, by_hand = run(SETTINGS[kind], 4, multipliers)
     same(ours, slow)
@@ -85,7 +89,8 @@ def test_multipliers_scale_each_layer_and_clear_its_moments_at_0(kind):
 
 @pytest.mark.parametrize("kind", ["lamb", "adamw"])
 def test_stacked_is_separate(kind):
-    """One update of [N, ...] arrays equals N updates of layers (stacked=False), multipliers included."""
+    """One update of [N, ...] arrays equals N updates of layers (stacked=False), multipliers
+    included."""
     settings, multipliers = Optimizer(kind, clip_norm=0.0), jnp.asarray([1.0, 0.1, 0.0])
     stacked = {name: value for name, value in draw(0).items() if name.startswith("layers/")}
     gradients = {name: draw(1)[name] for name in stacked}
@@ -95,7 +100,13 @@ def test_stacked_is_separate(kind):
     for layer in range(3):
         one, g = ({name: x[layer] for name, x in tree.items()} for tree in (stacked, gradients))
         alone, its, _ = optimizers.update(
-            settings, g, optimizers.init(one), one, jnp.float32(0.1), multipliers[layer], stacked=False
+            settings,
+            g,
+            optimizers.init(one),
+            one,
+            jnp.float32(0.1),
+            multipliers[layer],
+            stacked=False,
         )
         for name in stacked:
             np.testing.assert_allclose(together[name][layer], alone[name], rtol=1e-6)
@@ -111,10 +122,14 @@ def test_corrected_adamw_is_optax_adamw():
         "layers/ffn/kernel": draw(0)["layers/ffn/kernel"].at[1].set(0),
     }
     mask = {name: not name.endswith(("bias", "scale")) for name in theirs}
-    reference = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1, eps=1e-6, weight_decay=0.1, mask=mask))
+    reference = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(0.1, eps=1e-6, weight_decay=0.1, mask=mask)
+    )
     held = reference.init(theirs)
     for step in range(3):
-        updates, held = reference.update(draw(step + 1, size=2.0 if step % 2 else 0.02), held, theirs)
+        updates, held = reference.update(
+            draw(step + 1, size=2.0 if step % 2 else 0.02), held, theirs
+        )
         theirs = optax.apply_updates(theirs, updates)
     for name, value in ours.items():
         np.testing.assert_allclose(value, theirs[name], rtol=1e-4, atol=1e-6, err_msg=name)

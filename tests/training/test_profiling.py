@@ -25,7 +25,9 @@ def traced(folder):
     names = set()
     for path in folder.glob("plugins/profile/*/*.xplane.pb"):
         data = jax.profiler.ProfileData.from_file(str(path))
-        names |= {event.name for plane in data.planes for line in plane.lines for event in line.events}
+        names |= {
+            event.name for plane in data.planes for line in plane.lines for event in line.events
+        }
     return {int(name.removeprefix("step_")) for name in names if name.startswith("step_")}
 
 

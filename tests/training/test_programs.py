@@ -9,7 +9,14 @@ from jaxdistill.models import Model
 from jaxdistill.models.encoder import in_compute_dtype
 from jaxdistill.training import programs, sharding
 from jaxdistill.training.step import Given, make_step
-from tests.conftest import STUDENT, TEACHER, make_stage, pretraining_batch, random_params, tiny_config
+from tests.conftest import (
+    STUDENT,
+    TEACHER,
+    make_stage,
+    pretraining_batch,
+    random_params,
+    tiny_config,
+)
 
 
 @pytest.fixture
@@ -43,16 +50,23 @@ def test_shapes_that_are_traced_have_the_places_of_arrays(traces):
     """On a mesh of several devices too."""
     stage, mesh, batch = make_stage("pretrain"), sharding.make_mesh(2, 2, 2), pretraining_batch(3)
     programs.trace(stage, STUDENT, None, mesh, batch)
-    now = programs.compile_start(stage, STUDENT, None, mesh)(sharding.place(mesh, random_params(STUDENT, 2)), 1)
+    now = programs.compile_start(stage, STUDENT, None, mesh)(
+        sharding.place(mesh, random_params(STUDENT, 2)), 1
+    )
     given = sharding.place(mesh, Given({}, np.int32(1)))
     for _ in range(2):
-        now, _ = programs.compile_step(stage, STUDENT, None, mesh)(now, given, sharding.put_batch(mesh, batch))
+        now, _ = programs.compile_step(stage, STUDENT, None, mesh)(
+            now, given, sharding.put_batch(mesh, batch)
+        )
     assert traces == ["it"]
 
 
 def test_given_shapes_are_those_of_what_is_given():
     half = Model(TEACHER.config.replace(dtype="bfloat16"))
     given = in_compute_dtype(half.config, random_params(half))
-    shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (programs.given_shapes(half).teacher, given)]
+    shapes = [
+        jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+        for tree in (programs.given_shapes(half).teacher, given)
+    ]
     assert shapes[0] == shapes[1]
     assert programs.given_shapes(None).teacher == {}

@@ -86,7 +86,10 @@ def test_the_time_left_of_the_whole_run():
     """Later stages in units of this one, from the first rate on; not of a loop that is the last."""
     assert run(720, 1, 12.0, later=500.0)[0] == "transfer 1/720 (0%) loss 4"  # no rate yet
     lines = run(720, 720, 0.125, later=480.0)
-    assert lines[0] == "transfer 80/720 (11%) loss 3.92 8.0 it/s ETA 1:20, of the run 2:20" and "run" not in lines[-1]
+    assert (
+        lines[0] == "transfer 80/720 (11%) loss 3.92 8.0 it/s ETA 1:20, of the run 2:20"
+        and "run" not in lines[-1]
+    )
 
 
 @pytest.mark.parametrize("terminal", [False, True])

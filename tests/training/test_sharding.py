@@ -1,4 +1,5 @@
-"""Meshes change where arrays live and nothing else: eight host devices against one, for every objective; the table."""
+"""Meshes change where arrays live and nothing else: eight host devices against one, for every
+objective; the table."""
 
 import dataclasses
 import re
@@ -30,8 +31,15 @@ STAGES = {
     "packed": dict(kind="auxiliary", accumulation=2, batch_size=16),
 }
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 4, 1), "tensor": (1, 1, 2), "mixed": (2, 2, 2)}
-FAST = {("relations", "tensor"), ("soft", "mixed"), ("strict", "fsdp"), ("distill", "fsdp"), ("auxiliary", "tensor"),
-        ("packed", "mixed"), ("intermediate", "mixed")}
+FAST = {
+    ("relations", "tensor"),
+    ("soft", "mixed"),
+    ("strict", "fsdp"),
+    ("distill", "fsdp"),
+    ("auxiliary", "tensor"),
+    ("packed", "mixed"),
+    ("intermediate", "mixed"),
+}
 
 
 def train(name, sizes, steps=20):
@@ -40,7 +48,9 @@ def train(name, sizes, steps=20):
     stage = make_stage(changes.pop("kind", name), **changes)
     mesh = sharding.make_mesh(*sizes)
     teacher = TEACHER if stage.needs_teacher else None
-    now = sharding.place(mesh, state.create(stage, random_params(STUDENT, 2), STUDENT, TEACHER, jax.random.key(4)))
+    now = sharding.place(
+        mesh, state.create(stage, random_params(STUDENT, 2), STUDENT, TEACHER, jax.random.key(4))
+    )
     step = programs.compile_step(stage, STUDENT, teacher, mesh)
     given = sharding.place(mesh, Given(random_params(TEACHER, 1) if teacher else {}, np.int32(3)))
     losses = []
@@ -58,7 +68,9 @@ def global_batch(name, seed, rows):
         return pretraining_batch(seed=seed, rows=rows)
     plain = pretraining_batch(seed=seed, rows=2 * rows)
     wide = {k: np.pad(v, ((0, 0), (0, 7))) if v.shape[1:] == (7,) else v for k, v in plain.items()}
-    return packing.join(wide, np.repeat(np.arange(rows), 2), num_rows=rows, pad=0, predictions=6, max_segments=3)
+    return packing.join(
+        wide, np.repeat(np.arange(rows), 2), num_rows=rows, pad=0, predictions=6, max_segments=3
+    )
 
 
 @pytest.fixture(scope="module")
@@ -74,41 +86,67 @@ def alone():
     return get
 
 
-@pytest.mark.parametrize("name, mesh_name", [
-    pytest.param(name, mesh, marks=[] if (name, mesh) in FAST else pytest.mark.slow) for name in STAGES for mesh in MESHES])
+@pytest.mark.parametrize(
+    "name, mesh_name",
+    [
+        pytest.param(name, mesh, marks=[] if (name, mesh) in FAST else pytest.mark.slow)
+        for name in STAGES
+        for mesh in MESHES
+    ],
+)
 def test_a_mesh_changes_no_result(name, mesh_name, alone, capfd):
-    """Twenty steps: losses to 1e-4 and parameters to 1e-3 of what one device gives (dropout and accumulation included),
-    every array is where the table wants it, and the compiler never gave up splitting one (it says so on stderr)."""
+    """Twenty steps: losses to 1e-4 and parameters to 1e-3 of what one device gives (dropout and
+    accumulation included), every array is where the table wants it, and the compiler never gave up
+    splitting one (it says so on stderr)."""
     losses, now, mesh = train(name, MESHES[mesh_name])
     assert "Involuntary full rematerialization" not in capfd.readouterr().err
     expected_losses, expected = alone(name)
-    np.testing.assert_allclose(losses[:3], expected_losses[:3], rtol=1e-5)  # before the order of sums has grown
+    np.testing.assert_allclose(
+        losses[:3], expected_losses[:3], rtol=1e-5
+    )  # before the order of sums has grown
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-4)
     ours, theirs = flatten(now.params), flatten(expected.params)
     for key in theirs:
-        if "key/bias" not in key:  # their gradient is 0 but for rounding, and Adam divides noise by noise
+        if (
+            "key/bias" not in key
+        ):  # their gradient is 0 but for rounding, and Adam divides noise by noise
             np.testing.assert_allclose(ours[key], theirs[key], rtol=1e-3, atol=1e-3, err_msg=key)
     wanted = sharding.shardings(mesh, now)
-    assert all(leaf.sharding.is_equivalent_to(where, leaf.ndim)
-               for leaf, where in zip(jax.tree.leaves(now), jax.tree.leaves(wanted)))
+    assert all(
+        leaf.sharding.is_equivalent_to(where, leaf.ndim)
+        for leaf, where in zip(jax.tree.leaves(now), jax.tree.leaves(wanted))
+    )
 
 
 def test_what_is_gathered_is_a_layer_of_parameters():
-    """Where parameters are split, a device fetches those of one layer, or a table, when it needs them: no stack of them,
-    and nothing of other devices' rows."""
-    stage, mesh = dataclasses.replace(make_stage("auxiliary", batch_size=40), fused=True), sharding.make_mesh(1, 4, 1)
+    """Where parameters are split, a device fetches those of one layer, or a table, when it needs
+    them: no stack of them, and nothing of other devices' rows."""
+    stage, mesh = (
+        dataclasses.replace(make_stage("auxiliary", batch_size=40), fused=True),
+        sharding.make_mesh(1, 4, 1),
+    )
     now, theirs = state.shapes(stage, STUDENT, TEACHER), parameter_shapes(TEACHER.config)
     step = programs.compile_step(stage, STUDENT, TEACHER, mesh)
-    text = step.lower(now, Given(theirs, np.int32(3)), pretraining_batch(rows=40)).compile().as_text()
-    shapes = [map(int, dims.split(",")) for dims in re.findall(r"= \w+\[([\d,]+)\]\S* all-gather\(", text)]
-    gathered = {tuple(sorted(size for size in shape if size > 1)) for shape in shapes}  # a layer may still have its axis, of 1
-    parameters = {tuple(sorted(size for size in leaf.shape[is_stacked(name):] if size > 1))
-                  for tree in (now.params, theirs) for name, leaf in flatten(tree).items()}
+    text = (
+        step.lower(now, Given(theirs, np.int32(3)), pretraining_batch(rows=40)).compile().as_text()
+    )
+    shapes = [
+        map(int, dims.split(",")) for dims in re.findall(r"= \w+\[([\d,]+)\]\S* all-gather\(", text)
+    ]
+    gathered = {
+        tuple(sorted(size for size in shape if size > 1)) for shape in shapes
+    }  # a layer may still have its axis, of 1
+    parameters = {
+        tuple(sorted(size for size in leaf.shape[is_stacked(name) :] if size > 1))
+        for tree in (now.params, theirs)
+        for name, leaf in flatten(tree).items()
+    }
     assert gathered and gathered <= parameters
 
 
 def test_parameters_and_moments_are_split():
-    """A device of a 2 x 2 x 2 mesh holds about a quarter of a kernel that both axes split, and half of the others."""
+    """A device of a 2 x 2 x 2 mesh holds about a quarter of a kernel that both axes split, and half
+    of the others."""
     stage, mesh = make_stage("pretrain"), sharding.make_mesh(2, 2, 2)
     held = sharding.place(mesh, state.create(stage, random_params(STUDENT, 2)))
     for tree in (flatten(held.params), held.optimizer.mu, held.optimizer.nu):
@@ -142,20 +180,39 @@ def test_the_table_covers_every_parameter_of_every_preset(name):
 
 
 def test_a_parameter_without_a_rule_is_an_error():
-    with pytest.raises(BadInput, match="no sharding rule covers the parameter 'memory/bank' with 2 axes"):
+    with pytest.raises(
+        BadInput, match="no sharding rule covers the parameter 'memory/bank' with 2 axes"
+    ):
         sharding.shardings(sharding.make_mesh(1), {"memory": {"bank": np.zeros((2, 2))}})
     with pytest.raises(BadInput, match="'layers/ffn_0/up/kernel' with 4 axes"):
         sharding.spec("layers/ffn_0/up/kernel", 4)
 
 
-@pytest.mark.parametrize("sizes, shape", [((-1,), (8, 1, 1)), ((-1, 4), (2, 4, 1)), ((1, -1, 2), (1, 4, 2)), ((3,), (3, 1, 1)),
-                                          ((1, 2, 2), (1, 2, 2))])
+@pytest.mark.parametrize(
+    "sizes, shape",
+    [
+        ((-1,), (8, 1, 1)),
+        ((-1, 4), (2, 4, 1)),
+        ((1, -1, 2), (1, 4, 2)),
+        ((3,), (3, 1, 1)),
+        ((1, 2, 2), (1, 2, 2)),
+    ],
+)
 def test_sizes_of_a_mesh(sizes, shape):
     assert sharding.make_mesh(*sizes).devices.shape == shape
 
 
-@pytest.mark.parametrize("sizes, words", [((9,), "9 device"), ((0,), "expected 1 or more"), ((-2,), "expected 1 or more"),
-                                          ((-1, -1), "at most one -1"), ((-1, 3), "must divide"), ((4, 4), "16 device")])
+@pytest.mark.parametrize(
+    "sizes, words",
+    [
+        ((9,), "9 device"),
+        ((0,), "expected 1 or more"),
+        ((-2,), "expected 1 or more"),
+        ((-1, -1), "at most one -1"),
+        ((-1, 3), "must divide"),
+        ((4, 4), "16 device"),
+    ],
+)
 def test_sizes_that_do_not_fit(sizes, words):
     with pytest.raises(BadInput, match=words):
         sharding.make_mesh(*sizes)

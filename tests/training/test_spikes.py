@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from jaxdistill.training import schedules, spikes, state
-from tests.conftest import STUDENT, TEACHER, jitted_step, make_stage, pretraining_batch, random_params
+from tests.conftest import (
+    STUDENT,
+    TEACHER,
+    jitted_step,
+    make_stage,
+    pretraining_batch,
+    random_params,
+)
 
 NEVER, ALWAYS = jnp.bool_(False), jnp.bool_(True)
 judge = jax.jit(spikes.judge, static_argnums=2)
@@ -24,10 +31,15 @@ def test_mean_and_variance_are_those_of_all_losses_until_the_window_is_full():
     values = np.random.default_rng(0).normal(5.0, 0.3, spikes.WINDOW)
     losses, found = followed(values)
     assert not any(found) and int(losses.seen) == spikes.WINDOW
-    np.testing.assert_allclose([losses.mean, losses.variance], [values.mean(), values.var()], rtol=1e-4)
+    np.testing.assert_allclose(
+        [losses.mean, losses.variance], [values.mean(), values.var()], rtol=1e-4
+    )
 
 
-@pytest.mark.parametrize("deviations, above, expected", [(6.0, 5.0, False), (6.0, 7.0, True), (3.0, 3.5, True), (3.0, 2.5, False)])
+@pytest.mark.parametrize(
+    "deviations, above, expected",
+    [(6.0, 5.0, False), (6.0, 7.0, True), (3.0, 3.5, True), (3.0, 2.5, False)],
+)
 def test_a_spike_is_so_many_deviations_above(deviations, above, expected):
     values = np.random.default_rng(1).normal(5.0, 0.3, spikes.WINDOW)
     for sign in (1, -1):  # a loss far below is good news
@@ -64,12 +76,19 @@ def test_another_layer_begins_anew():
     spike, losses = judge(losses, jnp.float32(100.0), 6.0, ALWAYS)
     assert not spike and int(losses.seen) == 1 and float(losses.mean) == 100.0
     stage = make_stage("progressive", steps=10)  # three layers: at 0, 3 and 6; step 9 is left over
-    assert [step for step in range(10) if schedules.begins_phase(stage, 3, jnp.int32(step))] == [0, 3, 6]
+    assert [step for step in range(10) if schedules.begins_phase(stage, 3, jnp.int32(step))] == [
+        0,
+        3,
+        6,
+    ]
 
 
-@pytest.mark.parametrize("kind, skip_above", [("pretrain", 6.0), ("progressive", 6.0), ("pretrain", 0.0)])
+@pytest.mark.parametrize(
+    "kind, skip_above", [("pretrain", 6.0), ("progressive", 6.0), ("pretrain", 0.0)]
+)
 def test_a_spike_is_skipped_like_what_is_not_finite(monkeypatch, kind, skip_above):
-    """Parameters and moments stay to the bit, the counters count; without the option nothing is skipped."""
+    """Parameters and moments stay to the bit, the counters count; without the option nothing is
+    skipped."""
     stage = make_stage(kind, steps=30, learning_rate=0.01, skip_above=skip_above)
     step = jitted_step(stage, STUDENT, TEACHER)
     now = state.create(stage, random_params(STUDENT, 2))
@@ -79,6 +98,11 @@ def test_a_spike_is_skipped_like_what_is_not_finite(monkeypatch, kind, skip_abov
     skipped = skip_above > 0
     assert int(metrics["skipped"]) == int(metrics["skipped_in_a_row"]) == int(skipped)
     fresh = state.create(stage, random_params(STUDENT, 2))
-    same = [np.array_equal(a, b) for a, b in zip(jax.tree.leaves((now.params, now.optimizer)),
-                                                 jax.tree.leaves((fresh.params, fresh.optimizer)))]
+    same = [
+        np.array_equal(a, b)
+        for a, b in zip(
+            jax.tree.leaves((now.params, now.optimizer)),
+            jax.tree.leaves((fresh.params, fresh.optimizer)),
+        )
+    ]
     assert all(same) == skipped

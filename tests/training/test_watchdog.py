@@ -26,7 +26,9 @@ with Watchdog(0.5, "stage 'distill'") as dog:
 def ended(body, timeout=30, seconds="0.5"):
     began = time.monotonic()
     code = HEAD.replace("0.5", seconds) + "".join(f"    {line}\n" for line in body.splitlines())
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout
+    )
     return done.returncode, done.stderr, time.monotonic() - began
 
 
@@ -34,7 +36,9 @@ def test_a_step_that_does_not_end_ends_the_process_with_all_stacks():
     code, err, seconds = ended("dog.step_ended(); stuck_in_a_collective()")
     assert code == 1 and seconds < 20
     assert "no step of stage 'distill' ended for 0.5 s (config.watchdog_minutes)" in err
-    assert "in stuck_in_a_collective" in err and err.count("hread 0x") >= 3  # the loop, the loader, the watchdog
+    assert (
+        "in stuck_in_a_collective" in err and err.count("hread 0x") >= 3
+    )  # the loop, the loader, the watchdog
     assert err.rstrip().endswith("run the same command to resume from the last checkpoint")
 
 

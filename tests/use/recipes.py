@@ -36,4 +36,8 @@ def assert_one_line(code, err, *words, exit_code=2):
 
 def contents(folder):
     """{path below the folder: bytes} of all its files."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

@@ -1,4 +1,5 @@
-"""`jaxdistill finetune` as people use it: files change under a workdir, models come fine-tuned, numbers are absurd."""
+"""`jaxdistill finetune` as people use it: files change under a workdir, models come fine-tuned,
+numbers are absurd."""
 
 import json
 import pathlib
@@ -15,7 +16,9 @@ from tests.conftest import tiny_config
 from tests.interop.tiny import SHRUNK, random_params
 
 WORDS = ("stone", "engine", "winter", "paper", "garden", "signal")
-CONFIG = preset("bert_base").replace(**{**SHRUNK, "vocab_size": 100, "max_positions": 16}, pooler="tanh", heads=())
+CONFIG = preset("bert_base").replace(
+    **{**SHRUNK, "vocab_size": 100, "max_positions": 16}, pooler="tanh", heads=()
+)
 SETTINGS = ("--epochs=1", "--batch_size=4", "--learning_rate=1e-3")
 STILL = ("--epochs=1", "--batch_size=4", "--learning_rate=0")
 
@@ -43,8 +46,14 @@ def model(tmp_path, tokenizer):
 
 
 def write_model(folder, tokenizer, seed=0, labels=None):
-    config = CONFIG if labels is None else CONFIG.replace(heads=("sequence_classification",), num_labels=len(labels))
-    interop.save_pretrained(folder, Model(config), random_params(config, seed), tokenizer, labels=labels, overwrite=True)
+    config = (
+        CONFIG
+        if labels is None
+        else CONFIG.replace(heads=("sequence_classification",), num_labels=len(labels))
+    )
+    interop.save_pretrained(
+        folder, Model(config), random_params(config, seed), tokenizer, labels=labels, overwrite=True
+    )
     return folder
 
 
@@ -53,7 +62,15 @@ def finetune(tmp_path, capsys):
     """Runs the command in the workdir `tmp_path/ft`: (exit code, output, errors)."""
 
     def run(model, task, *options, workdir=tmp_path / "ft"):
-        code = cli.main(["finetune", f"--model={model}", f"--task_file={task}", f"--workdir={workdir}", *(options or SETTINGS)])
+        code = cli.main(
+            [
+                "finetune",
+                f"--model={model}",
+                f"--task_file={task}",
+                f"--workdir={workdir}",
+                *(options or SETTINGS),
+            ]
+        )
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -62,7 +79,13 @@ def finetune(tmp_path, capsys):
 
 def refused(answer, *words):
     code, out, err = answer
-    assert code == 2 and out == "" and err.startswith("jaxdistill: ") and err.count("\n") == 1 and len(err) < 700, answer
+    assert (
+        code == 2
+        and out == ""
+        and err.startswith("jaxdistill: ")
+        and err.count("\n") == 1
+        and len(err) < 700
+    ), answer
     assert all(word in err for word in words), err
 
 
@@ -71,7 +94,10 @@ def test_a_workdir_knows_its_files_by_content(tmp_path, tokenizer, model, finetu
     options = (*SETTINGS, f"--dev_file={dev}")
     code, out, err = finetune(model, task, *options)
     assert code == 0 and "the classifier is new: the model has none" in err
-    exported = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "ft" / "model").rglob("*")}
+    exported = {
+        path: (path.stat().st_mtime_ns, path.read_bytes())
+        for path in (tmp_path / "ft" / "model").rglob("*")
+    }
 
     def again(*given):
         answer = finetune(*given)
@@ -80,7 +106,9 @@ def test_a_workdir_knows_its_files_by_content(tmp_path, tokenizer, model, finetu
 
     moved = shutil.copy(task, tmp_path / "moved.tsv")
     code, second, err = again(shutil.copytree(model, tmp_path / "copy"), moved, *options)
-    assert code == 0 and second == out and "classifier" not in err  # reported as it was, nothing trained
+    assert (
+        code == 0 and second == out and "classifier" not in err
+    )  # reported as it was, nothing trained
 
     kept, kept_dev = task.read_text(), dev.read_text()
     for file in (task, dev):
@@ -100,13 +128,17 @@ def test_a_workdir_knows_its_files_by_content(tmp_path, tokenizer, model, finetu
     write_model(model, train_wordpiece([" ".join([*WORDS, "river 0 1 2 3 4 5 6 7 8 9 zzz"])], 100))
     refused(again(model, task, *options), "the tokenizer", "encoder")
     refused(again(tmp_path / "copy", task, "--epochs=2", *options[1:]), "epochs")
-    shutil.rmtree(tmp_path / "ft" / "checkpoints")  # to save room; what was exported is bound all the same
+    shutil.rmtree(
+        tmp_path / "ft" / "checkpoints"
+    )  # to save room; what was exported is bound all the same
     refused(again(model, task, *options), "the tokenizer", "encoder")
 
 
 def test_a_workdir_of_an_earlier_version_is_one_line(tmp_path, model, finetune):
     (tmp_path / "ft" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "ft" / "config.json").write_text(json.dumps({"model": str(model), "task_file": "x", "epochs": 1.0}))
+    (tmp_path / "ft" / "config.json").write_text(
+        json.dumps({"model": str(model), "task_file": "x", "epochs": 1.0})
+    )
     refused(finetune(model, table(tmp_path / "task.tsv")), "earlier version", "give a new one")
 
 
@@ -115,15 +147,31 @@ def test_a_classifier_for_the_same_labels_is_kept(tmp_path, tokenizer, finetune)
     write_model(tmp_path / "classifier", tokenizer, labels=("dry", "wet"))
     found, params = interop.from_pretrained(tmp_path / "classifier")
     head = params["sequence_classification"]["dense"]
-    params["sequence_classification"]["dense"] = {name: value[..., ::-1] for name, value in head.items()}
-    interop.save_pretrained(tmp_path / "turned", found, params, tmp_path / "classifier", labels=("wet", "dry"))
-    for number, folder in enumerate((tmp_path / "turned", tmp_path / "0")):  # a workdir of finetune is a model too
+    params["sequence_classification"]["dense"] = {
+        name: value[..., ::-1] for name, value in head.items()
+    }
+    interop.save_pretrained(
+        tmp_path / "turned", found, params, tmp_path / "classifier", labels=("wet", "dry")
+    )
+    for number, folder in enumerate(
+        (tmp_path / "turned", tmp_path / "0")
+    ):  # a workdir of finetune is a model too
         code, _, err = finetune(folder, task, *STILL, workdir=tmp_path / str(number))
         assert code == 0 and "the classifier is the model's own" in err
         _, kept = interop.from_pretrained(tmp_path / str(number) / "model")
-        np.testing.assert_array_equal(kept["sequence_classification"]["dense"]["kernel"], head["kernel"])
-    _, out, err = finetune(tmp_path / "turned", table(tmp_path / "other.tsv", ("no", "yes")), *STILL, workdir=tmp_path / "new")
-    assert "the classifier is new: that of the model is for other labels (wet, dry) than the task (no, yes)" in err
+        np.testing.assert_array_equal(
+            kept["sequence_classification"]["dense"]["kernel"], head["kernel"]
+        )
+    _, out, err = finetune(
+        tmp_path / "turned",
+        table(tmp_path / "other.tsv", ("no", "yes")),
+        *STILL,
+        workdir=tmp_path / "new",
+    )
+    assert (
+        "the classifier is new: that of the model is for other labels (wet, dry) than the task (no, yes)"
+        in err
+    )
     assert json.loads(out)["classifier"].startswith("new")
 
 
@@ -132,35 +180,72 @@ def test_a_doubtful_result_says_so(tmp_path, model, finetune):
     warnings = json.loads(out)["warnings"]
     assert code == 0 and any("no parameter moved" in line for line in warnings)
     assert json.loads((tmp_path / "ft" / "results.json").read_text())["warnings"] == warnings
-    assert err.splitlines()[-len(warnings):] == [f"jaxdistill: warning: {line}" for line in warnings]
+    assert err.splitlines()[-len(warnings) :] == [
+        f"jaxdistill: warning: {line}" for line in warnings
+    ]
     found = json.loads(out)
-    assert any("most frequent label" in line for line in warnings) == (found["accuracy"] <= found["majority_accuracy"])
+    assert any("most frequent label" in line for line in warnings) == (
+        found["accuracy"] <= found["majority_accuracy"]
+    )
 
 
 def test_a_diverged_run_is_not_done(tmp_path, model, finetune):
     task = table(tmp_path / "task.tsv")
     for _ in range(2):  # nor when it is called again
-        code, out, err = finetune(model, task, "--epochs=1", "--batch_size=4", "--learning_rate=3e38")
+        code, out, err = finetune(
+            model, task, "--epochs=1", "--batch_size=4", "--learning_rate=3e38"
+        )
         assert code == 3 and out == "" and "updates were skipped" in err.splitlines()[-1]
     results = json.loads((tmp_path / "ft" / "results.json").read_text())
-    assert 2 * results["skipped"] > results["steps"] and any("skipped" in line for line in results["warnings"])
+    assert 2 * results["skipped"] > results["steps"] and any(
+        "skipped" in line for line in results["warnings"]
+    )
     assert any("not finite (" in line for line in results["warnings"])
 
 
-@pytest.mark.parametrize("option", [
-    "epochs=1e30", "epochs=1e308", "epochs=nan", "epochs=inf", "epochs=-1", "epochs=0", "learning_rate=-1e-4",
-    "learning_rate=nan", "learning_rate=inf", "learning_rate=1e39", "batch_size=0", "batch_size=-8", "batch_size=100000000",
-    "sequence_length=1000000000",
-    "sequence_length=-1", "seed=-1", "seed=99999999999999999999"])
-def test_a_number_that_cannot_be_meant_is_refused_before_anything_is_made(tmp_path, model, finetune, option):
+@pytest.mark.parametrize(
+    "option",
+    [
+        "epochs=1e30",
+        "epochs=1e308",
+        "epochs=nan",
+        "epochs=inf",
+        "epochs=-1",
+        "epochs=0",
+        "learning_rate=-1e-4",
+        "learning_rate=nan",
+        "learning_rate=inf",
+        "learning_rate=1e39",
+        "batch_size=0",
+        "batch_size=-8",
+        "batch_size=100000000",
+        "sequence_length=1000000000",
+        "sequence_length=-1",
+        "seed=-1",
+        "seed=99999999999999999999",
+    ],
+)
+def test_a_number_that_cannot_be_meant_is_refused_before_anything_is_made(
+    tmp_path, model, finetune, option
+):
     name = option.partition("=")[0]
     refused(finetune(model, table(tmp_path / "task.tsv"), f"--{option}"), f"{name}=")
     assert not (tmp_path / "ft").exists()
 
 
 def test_a_column_of_sentences_is_not_one_of_labels(tmp_path, model, finetune):
-    refused(finetune(model, table(tmp_path / "task.tsv"), *SETTINGS, "--text_column=label", "--label_column=sentence"),
-            "column 'sentence'", "32 labels", "label column")
+    refused(
+        finetune(
+            model,
+            table(tmp_path / "task.tsv"),
+            *SETTINGS,
+            "--text_column=label",
+            "--label_column=sentence",
+        ),
+        "column 'sentence'",
+        "32 labels",
+        "label column",
+    )
 
 
 def test_paths_may_be_paths_and_a_long_text_is_cut(tmp_path, model):
@@ -169,23 +254,45 @@ def test_paths_may_be_paths_and_a_long_text_is_cut(tmp_path, model):
     lines = task.read_text().splitlines()
     lines[1] = "river " * 30_000 + "\tdry"
     task.write_text("\n".join(lines) + "\n")
-    results = jaxdistill.finetune(pathlib.Path(model), task, tmp_path / "ft", dev_file=dev, epochs=1, batch_size=4,
-                                  learning_rate=1e-3)
+    results = jaxdistill.finetune(
+        pathlib.Path(model),
+        task,
+        tmp_path / "ft",
+        dev_file=dev,
+        epochs=1,
+        batch_size=4,
+        learning_rate=1e-3,
+    )
     assert results["task_file"] == str(task) and pathlib.Path(results["model"]).is_dir()
 
 
 def test_a_models_folder_is_no_workdir(tmp_path, model, finetune):
     before = {path: path.read_bytes() for path in model.iterdir()}
-    refused(finetune(model, table(tmp_path / "task.tsv"), *SETTINGS, workdir=model), "a model's folder", "new or empty folder")
+    refused(
+        finetune(model, table(tmp_path / "task.tsv"), *SETTINGS, workdir=model),
+        "a model's folder",
+        "new or empty folder",
+    )
     assert {path: path.read_bytes() for path in model.iterdir()} == before
 
 
-@pytest.mark.parametrize("rows, options, words", [
-    ("good\ta\nbad\t\nworse\tb\n", (), ["line 2 has no label"]),
-    ("good\ta\nbad\tb\n" * 8, ("--text_column=0", "--label_column=0"), ["must differ"]),
-    ("text\tlabel\n" + "good\ta\nbad\tb\n" * 8, ("--text_column=\u00b2", "--label_column=label"), ["no column", "\u00b2"]),
-    ("text\tlabel\n" + "good\ta\nbad\tb\n" * 8, (f"--text_column={'9' * 5000}", "--label_column=label"), ["no column"]),
-])
+@pytest.mark.parametrize(
+    "rows, options, words",
+    [
+        ("good\ta\nbad\t\nworse\tb\n", (), ["line 2 has no label"]),
+        ("good\ta\nbad\tb\n" * 8, ("--text_column=0", "--label_column=0"), ["must differ"]),
+        (
+            "text\tlabel\n" + "good\ta\nbad\tb\n" * 8,
+            ("--text_column=\u00b2", "--label_column=label"),
+            ["no column", "\u00b2"],
+        ),
+        (
+            "text\tlabel\n" + "good\ta\nbad\tb\n" * 8,
+            (f"--text_column={'9' * 5000}", "--label_column=label"),
+            ["no column"],
+        ),
+    ],
+)
 def test_a_table_that_cannot_be_meant_is_refused(tmp_path, model, finetune, rows, options, words):
     (tmp_path / "task.tsv").write_text(rows)
     refused(finetune(model, tmp_path / "task.tsv", *SETTINGS, *options), *words)
@@ -214,7 +321,9 @@ def test_predictions_have_a_line_for_each_row(tmp_path):
 
     text = LabelledText(("two\nlines", "a\ttab"), None, np.int32([0, 1]), ("a", "b"))
     _write_predictions(tmp_path, text, np.int32([1, 1]))
-    assert (tmp_path / "predictions.tsv").read_text() == "label\tprediction\ttext\na\tb\ttwo lines\nb\tb\ta tab\n"
+    assert (
+        tmp_path / "predictions.tsv"
+    ).read_text() == "label\tprediction\ttext\na\tb\ttwo lines\nb\tb\ta tab\n"
 
 
 def test_a_damaged_model_of_a_finished_call_is_said(finetune, model, tmp_path):
@@ -222,20 +331,34 @@ def test_a_damaged_model_of_a_finished_call_is_said(finetune, model, tmp_path):
     assert finetune(model, task)[0] == 0
     (tmp_path / "ft" / "model" / "config.json").write_text("{")
     code, _, err = finetune(model, task)
-    assert code == 0 and f"delete {tmp_path / 'ft' / 'model'}, and the same command writes it again" in err, err
+    assert (
+        code == 0
+        and f"delete {tmp_path / 'ft' / 'model'}, and the same command writes it again" in err
+    ), err
     shutil.rmtree(tmp_path / "ft" / "model")
     assert finetune(model, task)[0] == 0 and interop.from_pretrained(tmp_path / "ft" / "model")
 
 
-def test_a_workdir_in_which_another_command_began_is_refused(finetune, model, tmp_path, text_source, capsys):
-    """Nothing depends on it yet, but it is not ours to take: the next call of the other command would find another run there."""
+def test_a_workdir_in_which_another_command_began_is_refused(
+    finetune, model, tmp_path, text_source, capsys
+):
+    """Nothing depends on it yet, but it is not ours to take: the next call of the other command
+    would find another run there."""
     recipe = tiny_config(text_source).to_json()
     for name, held in (("trained", recipe), ("tuned", json.dumps({"task_file": "x.tsv"}))):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(held)
     (tmp_path / "recipe.json").write_text(recipe)
     ours = finetune(model, table(tmp_path / "task.tsv"), workdir=tmp_path / "trained")
-    theirs = cli.main(["train", f"--config={tmp_path / 'recipe.json'}", f"--workdir={tmp_path / 'tuned'}"])
+    theirs = cli.main(
+        ["train", f"--config={tmp_path / 'recipe.json'}", f"--workdir={tmp_path / 'tuned'}"]
+    )
     for code, err in ((ours[0], ours[2]), (theirs, capsys.readouterr().err)):
-        assert code == 2 and "was begun by another command; give a new or empty folder" in err and err.count("\n") == 1
-    assert [sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("trained", "tuned")] == [["config.json"]] * 2
+        assert (
+            code == 2
+            and "was begun by another command; give a new or empty folder" in err
+            and err.count("\n") == 1
+        )
+    assert [
+        sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("trained", "tuned")
+    ] == [["config.json"]] * 2

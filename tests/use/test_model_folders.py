@@ -1,4 +1,5 @@
-"""Other people's model folders, through the command line: what they say is read, written again, or refused by name."""
+"""Other people's model folders, through the command line: what they say is read, written again, or
+refused by name."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ def refusal(capsys: pytest.CaptureFixture[str], source: Path) -> str:
     capsys.readouterr()
     assert cli.main(["convert", f"--model={source}", f"--out={out}"]) == 2
     line = capsys.readouterr().err
-    assert line.count("\n") == 1 and "Traceback" not in line and len(line) < 600 and not out.exists()
+    assert (
+        line.count("\n") == 1 and "Traceback" not in line and len(line) < 600 and not out.exists()
+    )
     return line
 
 
@@ -64,7 +67,15 @@ def tokenizer() -> Any:
 
 def save(folder: Path, tokenizer: Any, **changes: Any) -> Path:
     """A folder of a tiny BERT of random numbers."""
-    config = ModelConfig(**{**SHRUNK, "vocab_size": len(tokenizer), "max_positions": 16, "heads": ("embedding",), **changes})
+    config = ModelConfig(
+        **{
+            **SHRUNK,
+            "vocab_size": len(tokenizer),
+            "max_positions": 16,
+            "heads": ("embedding",),
+            **changes,
+        }
+    )
     interop.save_pretrained(folder, Model(config), random_params(config), tokenizer)
     return folder
 
@@ -77,18 +88,26 @@ def sentence_folder(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("sentences")
     transformer = models.Transformer(str(save(folder / "start", tokenizer)), max_seq_length=7)
     pooling = models.Pooling(12, pooling_mode=("cls", "mean"), include_prompt=False)
-    network = SentenceTransformer(modules=[transformer, pooling, models.Dense(24, 5), models.Normalize()], device="cpu",
-                                  prompts={"query": "quiet: "}, similarity_fn_name="dot")
+    network = SentenceTransformer(
+        modules=[transformer, pooling, models.Dense(24, 5), models.Normalize()],
+        device="cpu",
+        prompts={"query": "quiet: "},
+        similarity_fn_name="dot",
+    )
     network.save(str(folder / "saved"))
     return folder / "saved"
 
 
 def test_a_folder_of_sentence_transformers_and_back(sentence_folder: Path, tmp_path: Path) -> None:
-    """Its head is read, its vectors are ours, and through every format it comes back with all that it said."""
+    """Its head is read, its vectors are ours, and through every format it comes back with all that
+    it said."""
     from sentence_transformers import SentenceTransformer
 
     config = interop.from_pretrained(sentence_folder)[0].config
-    assert (config.embedding_pooling, config.embedding_features) == ("first_token+mean", 5) and config.normalize_embedding
+    assert (config.embedding_pooling, config.embedding_features) == (
+        "first_token+mean",
+        5,
+    ) and config.normalize_embedding
     theirs = in_sentence_transformers(sentence_folder)
     np.testing.assert_allclose(embeddings(sentence_folder), theirs, atol=1e-5)
     here = sentence_folder
@@ -98,18 +117,41 @@ def test_a_folder_of_sentence_transformers_and_back(sentence_folder: Path, tmp_p
     np.testing.assert_allclose(embeddings(here), theirs, atol=1e-5)
     again = SentenceTransformer(str(here), device="cpu")
     np.testing.assert_allclose(again.encode(TEXTS), theirs, atol=1e-6)
-    assert [type(module).__name__ for module in again] == ["Transformer", "Pooling", "Dense", "Normalize"]
-    assert again.max_seq_length == 7 and again.similarity_fn_name == "dot" and again.prompts["query"] == "quiet: "
+    assert [type(module).__name__ for module in again] == [
+        "Transformer",
+        "Pooling",
+        "Dense",
+        "Normalize",
+    ]
+    assert (
+        again.max_seq_length == 7
+        and again.similarity_fn_name == "dot"
+        and again.prompts["query"] == "quiet: "
+    )
     assert again[1].include_prompt is False
 
 
 def test_a_cross_encoder_keeps_its_settings(tokenizer: Any, tmp_path: Path) -> None:
     """One module, and a classifier: nothing to pool, and nothing lost."""
     folder = save(tmp_path / "x", tokenizer, heads=("sequence_classification",))
-    (folder / "modules.json").write_text(json.dumps(
-        [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}]))
+    (folder / "modules.json").write_text(
+        json.dumps(
+            [
+                {
+                    "idx": 0,
+                    "name": "0",
+                    "path": "",
+                    "type": "sentence_transformers.base.modules.transformer.Transformer",
+                }
+            ]
+        )
+    )
     edit(folder / "sentence_bert_config.json", transformer_task="sequence-classification")
-    edit(folder / "config_sentence_transformers.json", model_type="CrossEncoder", activation_fn="torch.nn.modules.linear.Identity")
+    edit(
+        folder / "config_sentence_transformers.json",
+        model_type="CrossEncoder",
+        activation_fn="torch.nn.modules.linear.Identity",
+    )
     out = convert(folder, tmp_path / "y")
     assert interop.from_pretrained(out)[0].config.heads == ("sequence_classification",)
     for name in ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"):
@@ -117,26 +159,49 @@ def test_a_cross_encoder_keeps_its_settings(tokenizer: Any, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("pooling, normalize", [("mean", True), ("first_token", False)])
-def test_our_export_in_sentence_transformers(tokenizer: Any, tmp_path: Path, pooling: str, normalize: bool) -> None:
+def test_our_export_in_sentence_transformers(
+    tokenizer: Any, tmp_path: Path, pooling: str, normalize: bool
+) -> None:
     save(tmp_path / "ours", tokenizer, embedding_pooling=pooling, normalize_embedding=normalize)
     folder = convert(tmp_path / "ours", tmp_path / "out")
     np.testing.assert_allclose(in_sentence_transformers(folder), embeddings(folder), atol=1e-5)
 
 
 NEW = {"embedding_dimension": 12, "pooling_mode": "max", "include_prompt": True}
-OLD = {"word_embedding_dimension": 12, "pooling_mode_cls_token": False, "pooling_mode_max_tokens": False}
+OLD = {
+    "word_embedding_dimension": 12,
+    "pooling_mode_cls_token": False,
+    "pooling_mode_max_tokens": False,
+}
 
 
-@pytest.mark.parametrize("module, values, pooling", [
-    ("sentence_transformer.modules.pooling", NEW, "max"),
-    ("sentence_transformer.modules.pooling", {**NEW, "pooling_mode": "weightedmean"}, "weighted_mean"),
-    ("sentence_transformer.modules.pooling", {**NEW, "pooling_mode": ["mean", "max"]}, "mean+max"),
-    ("models", {**OLD, "pooling_mode_mean_tokens": True}, "mean"),
-    ("models", {**OLD, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, "first_token+mean"),
-    ("models", {**OLD, "pooling_mode_lasttoken": True}, "last_token"),
-    ("models", {**OLD, "pooling_mode_mean_sqrt_len_tokens": True}, "mean_sqrt_length"),
-])
-def test_layouts_old_and_new(tokenizer: Any, tmp_path: Path, module: str, values: dict[str, Any], pooling: str) -> None:
+@pytest.mark.parametrize(
+    "module, values, pooling",
+    [
+        ("sentence_transformer.modules.pooling", NEW, "max"),
+        (
+            "sentence_transformer.modules.pooling",
+            {**NEW, "pooling_mode": "weightedmean"},
+            "weighted_mean",
+        ),
+        (
+            "sentence_transformer.modules.pooling",
+            {**NEW, "pooling_mode": ["mean", "max"]},
+            "mean+max",
+        ),
+        ("models", {**OLD, "pooling_mode_mean_tokens": True}, "mean"),
+        (
+            "models",
+            {**OLD, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True},
+            "first_token+mean",
+        ),
+        ("models", {**OLD, "pooling_mode_lasttoken": True}, "last_token"),
+        ("models", {**OLD, "pooling_mode_mean_sqrt_len_tokens": True}, "mean_sqrt_length"),
+    ],
+)
+def test_layouts_old_and_new(
+    tokenizer: Any, tmp_path: Path, module: str, values: dict[str, Any], pooling: str
+) -> None:
     """What is read is written so that it is read the same again."""
     folder = save(tmp_path / "x", tokenizer, normalize_embedding=False)
     modules = json.loads((folder / "modules.json").read_text())
@@ -145,7 +210,11 @@ def test_layouts_old_and_new(tokenizer: Any, tmp_path: Path, module: str, values
     (folder / POOLING).write_text(json.dumps(values))
     model, params = interop.from_pretrained(folder)
     config = model.config
-    assert (config.embedding_pooling, config.normalize_embedding, config.heads) == (pooling, False, ("embedding",))
+    assert (config.embedding_pooling, config.normalize_embedding, config.heads) == (
+        pooling,
+        False,
+        ("embedding",),
+    )
     interop.save_pretrained(tmp_path / "y", model, params)
     assert interop.from_pretrained(tmp_path / "y")[0].config == config
 
@@ -170,6 +239,7 @@ def rename(kind: str, position: int = 1) -> Callable[[Path], None]:
         modules = json.loads((folder / "modules.json").read_text())
         modules[position]["type"] = kind
         (folder / "modules.json").write_text(json.dumps(modules))
+
     return change
 
 
@@ -177,24 +247,55 @@ def drop(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 
 
-@pytest.mark.parametrize("change, words", [
-    (rename("sentence_transformers.models.LSTM"), ["Transformer, LSTM, Dense", "expected Transformer, Pooling"]),
-    (rename("custom_pooling.Pooling"), ["custom_pooling.Pooling"]),
-    (rename("sentence_transformers.models.LayerNorm", 3), ["Dense, LayerNorm"]),
-    (lambda folder: edit(folder / POOLING, pooling_mode="attention"), ["pooling is 'attention'", "weightedmean"]),
-    (lambda folder: edit(folder / POOLING, pooling_mode=None, pooling_mode_attention=True), ["pooling_mode_attention"]),
-    (lambda folder: edit(folder / POOLING, embedding_dimension=768), ["768", "12"]),
-    (drop(POOLING), ["no 1_Pooling/config.json"]),
-    (drop("2_Dense/model.safetensors"), ["no 2_Dense/model.safetensors", "pickle"]),
-    (lambda folder: edit(folder / DENSE, activation_function="torch.nn.modules.activation.SiLU"), ["SiLU", "Tanh"]),
-    (lambda folder: edit(folder / DENSE, activation_function=["Tanh"]), ["['Tanh']", "ReLU"]),
-    (lambda folder: edit(folder / DENSE, module_input_name="token_embeddings"), ["module_input_name='token_embeddings'"]),
-    (lambda folder: edit(folder / "sentence_bert_config.json", transformer_task="fill-mask"), ["'fill-mask'"]),
-    (lambda folder: (folder / "modules.json").write_text('{"a": 1}'), ["modules.json", "cannot be read"]),
-    (lambda folder: (folder / "modules.json").write_text("[]"), ["modules are none"]),
-])
-def test_what_is_not_understood_is_refused_by_name(sentence_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-                                                   change: Callable[[Path], None], words: list[str]) -> None:
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (
+            rename("sentence_transformers.models.LSTM"),
+            ["Transformer, LSTM, Dense", "expected Transformer, Pooling"],
+        ),
+        (rename("custom_pooling.Pooling"), ["custom_pooling.Pooling"]),
+        (rename("sentence_transformers.models.LayerNorm", 3), ["Dense, LayerNorm"]),
+        (
+            lambda folder: edit(folder / POOLING, pooling_mode="attention"),
+            ["pooling is 'attention'", "weightedmean"],
+        ),
+        (
+            lambda folder: edit(folder / POOLING, pooling_mode=None, pooling_mode_attention=True),
+            ["pooling_mode_attention"],
+        ),
+        (lambda folder: edit(folder / POOLING, embedding_dimension=768), ["768", "12"]),
+        (drop(POOLING), ["no 1_Pooling/config.json"]),
+        (drop("2_Dense/model.safetensors"), ["no 2_Dense/model.safetensors", "pickle"]),
+        (
+            lambda folder: edit(
+                folder / DENSE, activation_function="torch.nn.modules.activation.SiLU"
+            ),
+            ["SiLU", "Tanh"],
+        ),
+        (lambda folder: edit(folder / DENSE, activation_function=["Tanh"]), ["['Tanh']", "ReLU"]),
+        (
+            lambda folder: edit(folder / DENSE, module_input_name="token_embeddings"),
+            ["module_input_name='token_embeddings'"],
+        ),
+        (
+            lambda folder: edit(folder / "sentence_bert_config.json", transformer_task="fill-mask"),
+            ["'fill-mask'"],
+        ),
+        (
+            lambda folder: (folder / "modules.json").write_text('{"a": 1}'),
+            ["modules.json", "cannot be read"],
+        ),
+        (lambda folder: (folder / "modules.json").write_text("[]"), ["modules are none"]),
+    ],
+)
+def test_what_is_not_understood_is_refused_by_name(
+    sentence_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[Path], None],
+    words: list[str],
+) -> None:
     folder = tmp_path / "x"
     shutil.copytree(sentence_folder, folder)
     change(folder)
@@ -205,43 +306,85 @@ def test_what_is_not_understood_is_refused_by_name(sentence_folder: Path, tmp_pa
     assert interop.from_pretrained(folder)[0].config.heads == ()
 
 
-def test_a_dense_layer_of_other_shape_is_refused(sentence_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dense_layer_of_other_shape_is_refused(
+    sentence_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(sentence_folder, tmp_path / "x")
     file = tmp_path / "x" / "2_Dense" / "model.safetensors"
-    save_file({name: array[:, :9] if array.ndim == 2 else array for name, array in load_file(file).items()}, file)
-    assert "2_Dense.linear.weight has shape [5, 9] but the config says [5, 24]" in refusal(capsys, tmp_path / "x")
+    save_file(
+        {
+            name: array[:, :9] if array.ndim == 2 else array
+            for name, array in load_file(file).items()
+        },
+        file,
+    )
+    assert "2_Dense.linear.weight has shape [5, 9] but the config says [5, 24]" in refusal(
+        capsys, tmp_path / "x"
+    )
 
 
-def test_config_keys_and_names_of_classes_are_kept(tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of a model without classifier too, and by way of our own format; but no code that the folder does not hold."""
+def test_config_keys_and_names_of_classes_are_kept(
+    tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a model without classifier too, and by way of our own format; but no code that the folder
+    does not hold."""
     folder = save(tmp_path / "x", tokenizer, heads=("mlm",))
-    names = {"id2label": {"0": "apple", "1": "pear", "2": "plum"}, "label2id": {"apple": 0, "pear": 1, "plum": 2}}
-    edit(folder / "config.json", **names, gradient_checkpointing=True, licence={"by": ["a", 1]}, bos_token_id=3,
-         transformers_version="4.1", torch_dtype="float16", auto_map={"AutoModel": "code.Model"}, num_ffn=9)
+    names = {
+        "id2label": {"0": "apple", "1": "pear", "2": "plum"},
+        "label2id": {"apple": 0, "pear": 1, "plum": 2},
+    }
+    edit(
+        folder / "config.json",
+        **names,
+        gradient_checkpointing=True,
+        licence={"by": ["a", 1]},
+        bos_token_id=3,
+        transformers_version="4.1",
+        torch_dtype="float16",
+        auto_map={"AutoModel": "code.Model"},
+        num_ffn=9,
+    )
     own = convert(folder, tmp_path / "own", "--to=jaxdistill")
     assert "without auto_map" in capsys.readouterr().out
     for out in (convert(folder, tmp_path / "y"), convert(own, tmp_path / "z")):
         values = json.loads((out / "config.json").read_text())
         assert {key: values[key] for key in names} == names
-        assert values["licence"] == {"by": ["a", 1]} and values["gradient_checkpointing"] is True and values["bos_token_id"] == 3
-        assert values["torch_dtype"] == "float32" and not {"auto_map", "transformers_version"} & set(values)
+        assert (
+            values["licence"] == {"by": ["a", 1]}
+            and values["gradient_checkpointing"] is True
+            and values["bos_token_id"] == 3
+        )
+        assert values["torch_dtype"] == "float32" and not {
+            "auto_map",
+            "transformers_version",
+        } & set(values)
 
 
-@pytest.mark.parametrize("given, expected", [
-    ({"id2label": None, "label2id": {"no": 0, "yes": 1, "maybe": 2}}, ["no", "yes", "maybe"]),
-    ({"id2label": None, "label2id": {"no": "0", "nay": "0", "yes": "1", "maybe": "2"}}, ["no", "yes", "maybe"]),
-    ({"id2label": {"0": 1, "1": 2.5, "2": True}, "label2id": None}, ["1", "2.5", "true"]),
-    ({"id2label": {"0": "a", "1": "b"}, "label2id": {"x": 0, "y": 1, "z": 2}}, ["x", "y", "z"]),
-    ({"id2label": ["a", "b", "c"], "label2id": None}, ["a", "b", "c"]),
-])
-def test_names_of_classes_in_every_spelling(tokenizer: Any, tmp_path: Path, given: dict[str, Any], expected: list[str]) -> None:
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ({"id2label": None, "label2id": {"no": 0, "yes": 1, "maybe": 2}}, ["no", "yes", "maybe"]),
+        (
+            {"id2label": None, "label2id": {"no": "0", "nay": "0", "yes": "1", "maybe": "2"}},
+            ["no", "yes", "maybe"],
+        ),
+        ({"id2label": {"0": 1, "1": 2.5, "2": True}, "label2id": None}, ["1", "2.5", "true"]),
+        ({"id2label": {"0": "a", "1": "b"}, "label2id": {"x": 0, "y": 1, "z": 2}}, ["x", "y", "z"]),
+        ({"id2label": ["a", "b", "c"], "label2id": None}, ["a", "b", "c"]),
+    ],
+)
+def test_names_of_classes_in_every_spelling(
+    tokenizer: Any, tmp_path: Path, given: dict[str, Any], expected: list[str]
+) -> None:
     folder = save(tmp_path / "x", tokenizer, heads=("sequence_classification",), num_labels=3)
     edit(folder / "config.json", **given)
     values = json.loads((convert(folder, tmp_path / "y") / "config.json").read_text())
     assert list(values["id2label"].values()) == expected == list(values["label2id"])
 
 
-def test_names_that_do_not_fit_are_left_out_with_a_word(tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_that_do_not_fit_are_left_out_with_a_word(
+    tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = save(tmp_path / "x", tokenizer, heads=("sequence_classification",), num_labels=3)
     edit(folder / "config.json", id2label={"0": "a", "1": "b"}, label2id={"a": 0, "b": 1})
     values = json.loads((convert(folder, tmp_path / "y") / "config.json").read_text())
@@ -249,7 +392,9 @@ def test_names_that_do_not_fit_are_left_out_with_a_word(tokenizer: Any, tmp_path
     assert "without the names of classes" in capsys.readouterr().out
 
 
-def as_transformers_5_saves(folder: Path, tokenizer: Any, lowercase: bool = True, **changes: Any) -> None:
+def as_transformers_5_saves(
+    folder: Path, tokenizer: Any, lowercase: bool = True, **changes: Any
+) -> None:
     """The two files of a tokenizer that has no class of its own in transformers 5."""
     for file in ("vocab.txt", "special_tokens_map.json", "tokenizer_config.json"):
         (folder / file).unlink()
@@ -257,14 +402,25 @@ def as_transformers_5_saves(folder: Path, tokenizer: Any, lowercase: bool = True
     backend["normalizer"]["lowercase"] = lowercase
     (folder / "tokenizer.json").write_text(json.dumps(backend))
     tokens = {f"{name}_token": f"[{name.upper()}]" for name in ("cls", "sep", "pad", "mask", "unk")}
-    edit(folder / "tokenizer_config.json", backend="tokenizers", is_local=False, model_max_length=16, extra_special_tokens=[],
-         tokenizer_class="TokenizersBackend", **tokens, **changes)
+    edit(
+        folder / "tokenizer_config.json",
+        backend="tokenizers",
+        is_local=False,
+        model_max_length=16,
+        extra_special_tokens=[],
+        tokenizer_class="TokenizersBackend",
+        **tokens,
+        **changes,
+    )
 
 
 @pytest.mark.parametrize("lowercase", [True, False])
-@pytest.mark.parametrize("kind", ["transformers 5", "tokenizer.json alone", "no class and no model_type"])
-def test_a_complete_tokenizer_is_read_and_exported_for_transformers_4(tokenizer: Any, tmp_path: Path, kind: str,
-                                                                      lowercase: bool) -> None:
+@pytest.mark.parametrize(
+    "kind", ["transformers 5", "tokenizer.json alone", "no class and no model_type"]
+)
+def test_a_complete_tokenizer_is_read_and_exported_for_transformers_4(
+    tokenizer: Any, tmp_path: Path, kind: str, lowercase: bool
+) -> None:
     """Case is folded only where tokenizer.json says so."""
     from transformers.models.auto.tokenization_auto import AutoTokenizer
 
@@ -285,12 +441,19 @@ def test_a_complete_tokenizer_is_read_and_exported_for_transformers_4(tokenizer:
         assert loaded(["a", "river stone"], padding=True)["attention_mask"][0] == [1, 1, 1, 0]
 
 
-def test_case_is_folded_where_sentence_transformers_folds_it(tokenizer: Any, tmp_path: Path) -> None:
+def test_case_is_folded_where_sentence_transformers_folds_it(
+    tokenizer: Any, tmp_path: Path
+) -> None:
     from sentence_transformers import SentenceTransformer
 
     folder = save(tmp_path / "x", tokenizer)
     as_transformers_5_saves(folder, tokenizer, lowercase=False)
-    edit(folder / "tokenizer_config.json", tokenizer_class="BertTokenizer", do_lower_case=False, extra_special_tokens=None)
+    edit(
+        folder / "tokenizer_config.json",
+        tokenizer_class="BertTokenizer",
+        do_lower_case=False,
+        extra_special_tokens=None,
+    )
     edit(folder / "sentence_bert_config.json", max_seq_length=16, do_lower_case=True)
     out = convert(folder, tmp_path / "out")
     theirs = SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
@@ -317,5 +480,7 @@ def test_the_card_registers_before_it_loads(tokenizer: Any, tmp_path: Path) -> N
     (folder / "README.md").unlink()
     out = convert(folder, tmp_path / "out")
     code = (out / "README.md").read_text().split("```python")[1].split("```")[0]
-    assert code.index("register_with_transformers()") < code.index("FlaxAutoModelForPreTraining.from_pretrained")
+    assert code.index("register_with_transformers()") < code.index(
+        "FlaxAutoModelForPreTraining.from_pretrained"
+    )
     exec(code.replace("THIS_FOLDER", str(out)), {})

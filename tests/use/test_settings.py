@@ -1,4 +1,5 @@
-"""Settings: of the wrong type, out of range, beyond any memory, or without effect: refused before anything is made."""
+"""Settings: of the wrong type, out of range, beyond any memory, or without effect: refused before
+anything is made."""
 
 import pytest
 
@@ -12,11 +13,14 @@ SHORT = ("--config.baselines=False", "--config.order=('teacher','distill')")
 
 @pytest.fixture
 def refused(capsys, tmp_path, monkeypatch):
-    """Runs `train` with a setting: one line with these words, exit code 2, no workdir, no text read."""
+    """Runs `train` with a setting: one line with these words, exit code 2, no workdir, no text
+    read."""
     monkeypatch.setattr(inputs, "check_text", lambda _: pytest.fail("the text was looked at first"))
 
     def check(setting, *words, command="train", more=SHORT):
-        code = cli.main([command, "--config=quickstart:smoke", f"--workdir={tmp_path / 'run'}", *more, setting])
+        code = cli.main(
+            [command, "--config=quickstart:smoke", f"--workdir={tmp_path / 'run'}", *more, setting]
+        )
         err = capsys.readouterr().err
         assert code == 2 and err.count("\n") == 1 and len(err) < 600, err
         for word in words:
@@ -26,27 +30,44 @@ def refused(capsys, tmp_path, monkeypatch):
     return check
 
 
-@pytest.mark.parametrize("setting, words", [
-    ("stages.distill.freezing=banana", ["freezing='banana' would do nothing", "'distill'", "alpha, nsp"]),
-    ("stages.distill.layer_map=(9,9)", ["layer_map=(9, 9) would do nothing"]),
-    ("stages.teacher.feature_map=7", ["feature_map=7.0 would do nothing", "'pretrain'"]),
-    ("stages.teacher.active_multiplier=1", ["active_multiplier=1.0 would do nothing"]),
-    ("stages.distill.start=random", ["config.stages.distill.start='random' would do nothing", "'transfer'"]),
-    ("stages.teacher.start=copy", ["config.stages.teacher.start='copy'"]),
-    ("stages.transfer.layer_map=(0,9)", ["layer_map=(0, 9): the teacher's layers are 0 to 1"]),
-    ("stages.transfer.layer_map=('a',1)", ["expected whole numbers"]),
-])
+@pytest.mark.parametrize(
+    "setting, words",
+    [
+        (
+            "stages.distill.freezing=banana",
+            ["freezing='banana' would do nothing", "'distill'", "alpha, nsp"],
+        ),
+        ("stages.distill.layer_map=(9,9)", ["layer_map=(9, 9) would do nothing"]),
+        ("stages.teacher.feature_map=7", ["feature_map=7.0 would do nothing", "'pretrain'"]),
+        ("stages.teacher.active_multiplier=1", ["active_multiplier=1.0 would do nothing"]),
+        (
+            "stages.distill.start=random",
+            ["config.stages.distill.start='random' would do nothing", "'transfer'"],
+        ),
+        ("stages.teacher.start=copy", ["config.stages.teacher.start='copy'"]),
+        ("stages.transfer.layer_map=(0,9)", ["layer_map=(0, 9): the teacher's layers are 0 to 1"]),
+        ("stages.transfer.layer_map=('a',1)", ["expected whole numbers"]),
+    ],
+)
 def test_a_setting_that_does_nothing_is_refused(refused, setting, words):
     refused(f"--config.{setting}", *words, more=("--config.baselines=False",))
 
 
-@pytest.mark.parametrize("other, setting, words", [
-    ("teacher.init=/some/folder", "teacher.model.num_layers=3", ["config.teacher.init"]),
-    ("data.tokenizer=/some/vocab.txt", "data.vocab_size=300", ["the tokenizer is that of"]),
-    ("data.heldout=other.txt", "data.heldout_fraction=0.3", ["config.data.heldout="]),
-])
+@pytest.mark.parametrize(
+    "other, setting, words",
+    [
+        ("teacher.init=/some/folder", "teacher.model.num_layers=3", ["config.teacher.init"]),
+        ("data.tokenizer=/some/vocab.txt", "data.vocab_size=300", ["the tokenizer is that of"]),
+        ("data.heldout=other.txt", "data.heldout_fraction=0.3", ["config.data.heldout="]),
+    ],
+)
 def test_an_override_beside_one_that_makes_it_idle(refused, other, setting, words):
-    refused(f"--config.{setting}", f"config.{setting.partition('=')[0]} would do nothing", *words, more=(f"--config.{other}",))
+    refused(
+        f"--config.{setting}",
+        f"config.{setting.partition('=')[0]} would do nothing",
+        *words,
+        more=(f"--config.{other}",),
+    )
 
 
 def test_every_kind_reads_what_it_says():
@@ -54,9 +75,19 @@ def test_every_kind_reads_what_it_says():
     from jaxdistill.methods import KINDS
     from jaxdistill.methods.settings import OWN_FIELDS, READ_BY
 
-    assert READ_BY.keys() == KINDS.keys() and {field for fields in READ_BY.values() for field in fields} == OWN_FIELDS.keys()
-    other = {"layer_map": (1, 0), "freezing": "strict", "tf1_statistics": True, "projection": False, "relation_heads": 2,
-             "teacher_layer": 0, "alpha": 0.25}
+    assert (
+        READ_BY.keys() == KINDS.keys()
+        and {field for fields in READ_BY.values() for field in fields} == OWN_FIELDS.keys()
+    )
+    other = {
+        "layer_map": (1, 0),
+        "freezing": "strict",
+        "tf1_statistics": True,
+        "projection": False,
+        "relation_heads": 2,
+        "teacher_layer": 0,
+        "alpha": 0.25,
+    }
     for kind, fields in READ_BY.items():
         base = {"steps": 4, **({"teacher_layer": 1} if kind == "relations" else {})}
 
@@ -72,54 +103,72 @@ def test_every_kind_reads_what_it_says():
                     built(**changes)
 
 
-@pytest.mark.parametrize("setting, words", [
-    ("seed=99999999999999999999", ["config.seed="]),
-    ("seed=-1", ["0 to 2147483647"]),
-    ("seed=banana", ["config.seed='banana'; expected a whole number"]),
-    ("stages.distill.learning_rate=inf", ["expected a finite number, 0 or more"]),
-    ("stages.distill.learning_rate=nan", ["expected a finite number"]),
-    ("stages.distill.learning_rate=1e300", ["expected a finite number"]),
-    ("stages.distill.steps=3000000000", ["expected 1 to 2147483647"]),
-    ("stages.distill.warmup_steps=3000000000", ["expected 0 to 2147483647"]),
-    ("stages.distill.moves=(1,)", ["expected patterns"]),
-    ("stages.distill={}", ["is a section"]),
-    ("order=(5,)", ["names the stage 5"]),
-    ("data.vocab_size=1000000000", ["100 to 16777216"]),
-    ("data.vocab_size=5", ["100 to 16777216"]),
-    ("data.sequence_length=3", ["8 or more"]),
-    ("data.heldout_fraction=nan", ["config.data.heldout_fraction=nan"]),
-    ("export=perhaps", ["expected True or False"]),
-])
+@pytest.mark.parametrize(
+    "setting, words",
+    [
+        ("seed=99999999999999999999", ["config.seed="]),
+        ("seed=-1", ["0 to 2147483647"]),
+        ("seed=banana", ["config.seed='banana'; expected a whole number"]),
+        ("stages.distill.learning_rate=inf", ["expected a finite number, 0 or more"]),
+        ("stages.distill.learning_rate=nan", ["expected a finite number"]),
+        ("stages.distill.learning_rate=1e300", ["expected a finite number"]),
+        ("stages.distill.steps=3000000000", ["expected 1 to 2147483647"]),
+        ("stages.distill.warmup_steps=3000000000", ["expected 0 to 2147483647"]),
+        ("stages.distill.moves=(1,)", ["expected patterns"]),
+        ("stages.distill={}", ["is a section"]),
+        ("order=(5,)", ["names the stage 5"]),
+        ("data.vocab_size=1000000000", ["100 to 16777216"]),
+        ("data.vocab_size=5", ["100 to 16777216"]),
+        ("data.sequence_length=3", ["8 or more"]),
+        ("data.heldout_fraction=nan", ["config.data.heldout_fraction=nan"]),
+        ("export=perhaps", ["expected True or False"]),
+    ],
+)
 def test_a_value_out_of_range_is_refused_before_anything_is_made(refused, setting, words):
     refused(f"--config.{setting}", *words)
 
 
-@pytest.mark.parametrize("setting, words", [
-    ("stages.distill.batch_size=100000000", ["'distill' needs", "GiB", "hidden states", "batch_size=100000000"]),
-    ("teacher.model.max_positions=2000000000", ["'teacher' needs", "parameters and optimizer"]),
-    ("teacher.model.intermediate_size=2000000000", ["'teacher' needs", "parameters and optimizer"]),
-    ("evaluation.batch_size=800000000", ["evaluation needs", "config.evaluation.batch_size"]),
-])
+@pytest.mark.parametrize(
+    "setting, words",
+    [
+        (
+            "stages.distill.batch_size=100000000",
+            ["'distill' needs", "GiB", "hidden states", "batch_size=100000000"],
+        ),
+        ("teacher.model.max_positions=2000000000", ["'teacher' needs", "parameters and optimizer"]),
+        (
+            "teacher.model.intermediate_size=2000000000",
+            ["'teacher' needs", "parameters and optimizer"],
+        ),
+        ("evaluation.batch_size=800000000", ["evaluation needs", "config.evaluation.batch_size"]),
+    ],
+)
 def test_what_no_memory_holds_is_refused_by_arithmetic(refused, setting, words):
     order = "('teacher',)" if "max_positions" in setting else "('teacher','transfer','distill')"
     refused(f"--config.{setting}", *words, more=(*SHORT[:1], f"--config.order={order}"))
 
 
 def test_the_least_memory_is_a_lower_bound(monkeypatch):
-    """The published recipe on eight devices of 16 GiB passes, and on eight of a twentieth of that does not."""
+    """The published recipe on eight devices of 16 GiB passes, and on eight of a twentieth of that
+    does not."""
     from jaxdistill.resolve import MANY, check_memory, resolve
 
     config = configuration.load_config("mobilebert", ["data.source=x"])
     mesh = sharding.make_mesh(8)
     recipe = resolve(config, vocab_size=30522, num_records=MANY, mesh=mesh)
-    monkeypatch.setattr(memory, "room", lambda _: 95 * 2**30)  # the published batch is 2048 rows of 512 tokens
+    monkeypatch.setattr(
+        memory, "room", lambda _: 95 * 2**30
+    )  # the published batch is 2048 rows of 512 tokens
     check_memory(recipe, config, mesh)
     monkeypatch.setattr(memory, "room", lambda _: 2**30)
     with pytest.raises(BadInput, match="'teacher' needs .* GiB"):
         check_memory(recipe, config, mesh)
 
 
-@pytest.mark.parametrize("given, words", [("-1", "-1"), ("0,99999999999", "99999999999"), ("1.5", "whole numbers"), ("", "whole")])
+@pytest.mark.parametrize(
+    "given, words",
+    [("-1", "-1"), ("0,99999999999", "99999999999"), ("1.5", "whole numbers"), ("", "whole")],
+)
 def test_seeds_that_none_can_be(refused, given, words):
     refused(f"--seeds={given}", words, command="seeds", more=())
 
@@ -148,16 +197,26 @@ ABSURD = ("banana", "-1", "99999999999999999999", "nan", "", "1e300", "0", "('a'
 
 @pytest.mark.slow
 def test_no_absurd_value_ends_in_anything_but_a_line(tmp_path, monkeypatch):
-    """Each field of the recipe takes two values of the list, in turn; it is refused in one line, or the run begins."""
+    """Each field of the recipe takes two values of the list, in turn; it is refused in one line, or
+    the run begins."""
     monkeypatch.setattr(startup, "open_workdir", lambda *_: (_ for _ in ()).throw(Reached))
     monkeypatch.setattr(inputs, "check_sources", lambda *_: None)
     fields = flat(configuration.load_config("quickstart:smoke").to_dict())
-    kept = [name for name in fields if not name.startswith(("stages.random_start", "stages.copied_start", "student.model."))]
+    kept = [
+        name
+        for name in fields
+        if not name.startswith(("stages.random_start", "stages.copied_start", "student.model."))
+    ]
     refused = 0
     for i, name in enumerate(kept):
         for value in (ABSURD[i % len(ABSURD)], ABSURD[(4 * i + 3) % len(ABSURD)]):
             try:
-                run.train(configuration.load_config("quickstart:smoke", ["baselines=False", f"{name}={value}"]), tmp_path / "run")
+                run.train(
+                    configuration.load_config(
+                        "quickstart:smoke", ["baselines=False", f"{name}={value}"]
+                    ),
+                    tmp_path / "run",
+                )
             except BadInput as error:
                 assert "\n" not in str(error) and len(str(error)) < 600, error
                 refused += 1

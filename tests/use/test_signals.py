@@ -1,4 +1,5 @@
-"""Stopping a command: Ctrl-C, SIGTERM and a closed terminal, at any moment, as a user meets them on the command line."""
+"""Stopping a command: Ctrl-C, SIGTERM and a closed terminal, at any moment, as a user meets them on
+the command line."""
 
 import functools
 import io
@@ -40,7 +41,14 @@ def recipe(tmp_path_factory):
 
 
 def train(recipe, workdir, *settings):
-    return cli.main(["train", f"--config={recipe}", f"--workdir={workdir}", *(f"--config.{text}" for text in settings)])
+    return cli.main(
+        [
+            "train",
+            f"--config={recipe}",
+            f"--workdir={workdir}",
+            *(f"--config.{text}" for text in settings),
+        ]
+    )
 
 
 def at_batch(monkeypatch, number, act):
@@ -78,33 +86,54 @@ def slow_steps(monkeypatch, products):
 
 
 def saved(workdir, stage="teacher"):
-    return sorted(int(path.name) for path in (workdir / "checkpoints" / stage).glob("*") if path.name.isdigit())
+    return sorted(
+        int(path.name)
+        for path in (workdir / "checkpoints" / stage).glob("*")
+        if path.name.isdigit()
+    )
 
 
-def test_sigterm_in_a_slow_step_waits_for_the_end_of_that_step(recipe, tmp_path, monkeypatch, capsys):
-    """Steps are not handed to the device by the dozen; progress is shown before any step is due to be reported, with the
-    time left of the stage and of the run, while metrics stay by count."""
+def test_sigterm_in_a_slow_step_waits_for_the_end_of_that_step(
+    recipe, tmp_path, monkeypatch, capsys
+):
+    """Steps are not handed to the device by the dozen; progress is shown before any step is due to
+    be reported, with the time left of the stage and of the run, while metrics stay by count."""
     slow_steps(monkeypatch, products=300)
     monkeypatch.setattr(loop, "AHEAD_SECONDS", 0.02, raising=False)  # so that these are slow
     monkeypatch.setattr(loop, "SHOW_SECONDS", 1e-9, raising=False)
     monkeypatch.setattr(run, "Progress", functools.partial(run.Progress, interval=0.0))
-    at_batch(monkeypatch, 2, lambda: threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start())
+    at_batch(
+        monkeypatch, 2, lambda: threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    )
     shown = io.StringIO()
     monkeypatch.setenv("JAXDISTILL_PROGRESS", "1")
     monkeypatch.setattr(sys, "stderr", shown)
-    code = train(recipe, tmp_path / "w", "stages.teacher.steps=30", "log_every=40", "checkpoint.every_steps=100")
+    code = train(
+        recipe,
+        tmp_path / "w",
+        "stages.teacher.steps=30",
+        "log_every=40",
+        "checkpoint.every_steps=100",
+    )
     text = shown.getvalue()
     done = saved(tmp_path / "w")
-    assert code == 75 and len(done) == 1 and f"in stage 'teacher' after {done[0]} of 30 steps; {SAVED}" in text, text
+    assert (
+        code == 75
+        and len(done) == 1
+        and f"in stage 'teacher' after {done[0]} of 30 steps; {SAVED}" in text
+    ), text
     assert 3 <= done[0] <= 15  # all 30 would be under way by then
     assert not (tmp_path / "w" / "metrics.jsonl").read_text()
     first, second = [line for line in text.splitlines() if line.startswith("teacher ")][:2]
-    assert first.startswith("teacher 1/30 (3%) loss ") and second.startswith("teacher 2/30 (6%) loss "), text
+    assert first.startswith("teacher 1/30 (3%) loss ") and second.startswith(
+        "teacher 2/30 (6%) loss "
+    ), text
     assert re.search(r"ETA [\d:]+, of the run [\d:]+$", second), text
 
 
 def test_a_closed_terminal_saves(recipe, tmp_path, monkeypatch, capsys):
     """SIGHUP is as SIGTERM, and that nothing can be printed any more changes nothing."""
+
     class Gone(io.StringIO):
         def write(self, text):
             raise OSError(5, "Input/output error")
@@ -121,7 +150,9 @@ def test_a_closed_terminal_saves(recipe, tmp_path, monkeypatch, capsys):
 
 def test_under_nohup_a_closed_terminal_is_nothing(monkeypatch, capsys):
     """What a command was started to ignore it ignores."""
-    monkeypatch.setattr("jaxdistill.commands.describe_text", lambda *_: os.kill(os.getpid(), signal.SIGHUP))
+    monkeypatch.setattr(
+        "jaxdistill.commands.describe_text", lambda *_: os.kill(os.getpid(), signal.SIGHUP)
+    )
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         assert cli.main(["describe", "--preset=mobilebert"]) == 0
@@ -137,7 +168,11 @@ def test_before_the_first_step_nothing_is_waited_for(recipe, tmp_path, monkeypat
     monkeypatch.setattr(loop, "compile_step", lambda *_: lambda *_: pytest.fail("it was compiled"))
     assert train(recipe, tmp_path / "w") == 75
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "run the same command to resume" in err and not saved(tmp_path / "w")
+    assert (
+        err.count("\n") == 1
+        and "run the same command to resume" in err
+        and not saved(tmp_path / "w")
+    )
 
 
 def test_signals_are_python_s_again_after_a_command(capsys):
@@ -150,7 +185,13 @@ def test_signals_are_python_s_again_after_a_command(capsys):
 
 def python(code, *arguments):
     """(exit code, standard error) of a Python program."""
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+    )
     return done.returncode, done.stderr
 
 
@@ -177,7 +218,9 @@ runpy.run_module("jaxdistill", run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("module, how", [("jaxdistill.cli", "raised"), ("jax", "raised"), ("jax", "another error")])
+@pytest.mark.parametrize(
+    "module, how", [("jaxdistill.cli", "raised"), ("jax", "raised"), ("jax", "another error")]
+)
 def test_ctrl_c_while_python_imports_is_one_line(module, how):
     code, err = python(IMPORTING, module, how)
     assert code == 130 and err.count("\n") == 1 and err.startswith("jaxdistill: interrupted"), err
@@ -204,7 +247,9 @@ sys.exit(cli.main())
 """
 
 
-@pytest.mark.parametrize("unsaved, numbers, code", [(0, [signal.SIGTERM], 75), (1, [signal.SIGINT, signal.SIGINT], 130)])
+@pytest.mark.parametrize(
+    "unsaved, numbers, code", [(0, [signal.SIGTERM], 75), (1, [signal.SIGINT, signal.SIGINT], 130)]
+)
 def test_a_signal_is_heard_while_the_main_thread_is_not_in_python(unsaved, numbers, code):
     """With something to save, only the second Ctrl-C does not wait."""
     found, err = python(BUSY, str(unsaved), *(str(int(number)) for number in numbers))
@@ -212,8 +257,17 @@ def test_a_signal_is_heard_while_the_main_thread_is_not_in_python(unsaved, numbe
 
 
 def test_as_a_module_it_is_the_same_command():
-    done = subprocess.run([sys.executable, "-m", "jaxdistill", "describe", "--preset=mobilebert", "--json"],
-                          capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxdistill", "describe", "--preset=mobilebert", "--json"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
     assert done.returncode == 0 and json.loads(done.stdout)["encoder_parameters"] > 0, done.stderr
-    done = subprocess.run([sys.executable, "-m", "jaxdistill", "describe", "--help"], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxdistill", "describe", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
     assert done.returncode == 0 and done.stdout.startswith("usage: python -m jaxdistill describe")

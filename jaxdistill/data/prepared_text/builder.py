@@ -1,4 +1,5 @@
-"""The TFDS builder of the prepared text. Imports tensorflow_datasets: only `prepare` imports it, in a function."""
+"""The TFDS builder of the prepared text. Imports tensorflow_datasets: only `prepare` imports it, in
+a function."""
 
 from __future__ import annotations
 
@@ -18,11 +19,14 @@ class PreparedText(tfds.core.GeneratorBasedBuilder):
     """Tokenised spans of documents, in document order, one ArrayRecord split named `text`."""
 
     VERSION = tfds.core.Version("1.0.0")
-    url_infos: dict[str, Any] = {}  # nothing to download: TFDS need not look for checksums beside the code
+    url_infos: dict[
+        str, Any
+    ] = {}  # nothing to download: TFDS need not look for checksums beside the code
 
     def __init__(self, *, examples: Any, token_dtype: str, **kwargs: Any) -> None:
-        """`examples`: pairs of a record's number and a mapping with `tokens`, `breaks`, `document`: an iterator, or a Beam
-        transform that makes them in any order. `token_dtype`: uint16 or int32."""
+        """`examples`: pairs of a record's number and a mapping with `tokens`, `breaks`, `document`:
+        an iterator, or a Beam transform that makes them in any order. `token_dtype`: uint16 or
+        int32."""
         self._examples = examples
         self._token_dtype = token_dtype
         super().__init__(file_format="array_record", **kwargs)
@@ -36,7 +40,9 @@ class PreparedText(tfds.core.GeneratorBasedBuilder):
             }
         )
         description = "Spans of consecutive WordPiece tokens, each of one document; see jaxdistill.data.prepare."
-        return tfds.core.DatasetInfo(builder=self, description=description, features=features, disable_shuffling=True)
+        return tfds.core.DatasetInfo(
+            builder=self, description=description, features=features, disable_shuffling=True
+        )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         return {"text": self._generate_examples()}
@@ -49,7 +55,8 @@ class PreparedText(tfds.core.GeneratorBasedBuilder):
 
 
 class _LocalFirst(writer.ExampleWriter):
-    """ArrayRecord writes local files only; a shard for a bucket is written here and copied there."""
+    """ArrayRecord writes local files only; a shard for a bucket is written here and copied
+    there."""
 
     def write(self, path: epath.PathLike, examples: Iterable[tuple[Any, bytes]]) -> Any:
         if not remote.is_remote(epath.Path(path)):

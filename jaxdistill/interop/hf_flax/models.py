@@ -1,11 +1,13 @@
-"""FlaxMobileBert… and FlaxIBBert…: our networks as classes of transformers' Flax. Imports transformers' Flax (seconds).
+"""FlaxMobileBert… and FlaxIBBert…: our networks as classes of transformers' Flax. Imports
+transformers' Flax (seconds).
 
-They load, save, shard, convert and report as FlaxBert… do, by transformers' own code; what runs is `module`. Reached
-through `jaxdistill.interop.hf_flax`, or through transformers itself after `jaxdistill.register_with_transformers()`.
+They load, save, shard, convert and report as FlaxBert… do, by transformers' own code; what runs is
+`module`. Reached through `jaxdistill.interop.hf_flax`, or through transformers itself after
+`jaxdistill.register_with_transformers()`.
 
-Where they differ from FlaxBert…: outputs are float32 whatever the `dtype` of matrix products; attention maps are those
-before dropout; rows longer than the position table and ids outside the vocabulary are an error; nothing pickled is
-opened; a call is compiled even outside of `jax.jit`.
+Where they differ from FlaxBert…: outputs are float32 whatever the `dtype` of matrix products;
+attention maps are those before dropout; rows longer than the position table and ids outside the
+vocabulary are an error; nothing pickled is opened; a call is compiled even outside of `jax.jit`.
 """
 
 from __future__ import annotations
@@ -37,8 +39,9 @@ PICKLED = (".bin", ".pt", ".pth", ".pkl")
 
 
 class _FlaxEncoder(FlaxPreTrainedModel):
-    """What all classes share. `kind`: a key of `module.KINDS`. `module_class`: the Linen module of a class, which lies
-    beside it under the name that transformers' own would have (FlaxMobileBertModule, FlaxMobileBertForMaskedLMModule)."""
+    """What all classes share. `kind`: a key of `module.KINDS`. `module_class`: the Linen module of
+    a class, which lies beside it under the name that transformers' own would have
+    (FlaxMobileBertModule, FlaxMobileBertForMaskedLMModule)."""
 
     config_class: Any = None
     module_class: Any = EncoderModule
@@ -47,47 +50,99 @@ class _FlaxEncoder(FlaxPreTrainedModel):
 
     def __init_subclass__(cls, **keys: Any) -> None:
         super().__init_subclass__(**keys)
-        if cls.__module__ != __name__:  # a user's own class has its parent's module, or one of its own
+        if (
+            cls.__module__ != __name__
+        ):  # a user's own class has its parent's module, or one of its own
             return
         name = cls.__name__.removesuffix("Model") + "Module"
-        cls.module_class = type(name, (EncoderModule,), {"__annotations__": {"kind": str}, "kind": cls.kind,
-                                                         "__module__": __name__, "__doc__": EncoderModule.__doc__})
+        cls.module_class = type(
+            name,
+            (EncoderModule,),
+            {
+                "__annotations__": {"kind": str},
+                "kind": cls.kind,
+                "__module__": __name__,
+                "__doc__": EncoderModule.__doc__,
+            },
+        )
         globals()[name] = cls.module_class
 
-    def __init__(self, config: Any, input_shape: tuple[int, ...] = (1, 1), seed: int = 0, dtype: Any = jnp.float32,
-                 _do_init: bool = True, gradient_checkpointing: bool = False, add_pooling_layer: bool = True,
-                 **kwargs: Any) -> None:
-        module = self.module_class(config=config, dtype=dtype, add_pooling_layer=add_pooling_layer,
-                                   gradient_checkpointing=gradient_checkpointing, **kwargs)
-        super().__init__(config, module, input_shape=input_shape, seed=seed, dtype=dtype, _do_init=_do_init)
+    def __init__(
+        self,
+        config: Any,
+        input_shape: tuple[int, ...] = (1, 1),
+        seed: int = 0,
+        dtype: Any = jnp.float32,
+        _do_init: bool = True,
+        gradient_checkpointing: bool = False,
+        add_pooling_layer: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        module = self.module_class(
+            config=config,
+            dtype=dtype,
+            add_pooling_layer=add_pooling_layer,
+            gradient_checkpointing=gradient_checkpointing,
+            **kwargs,
+        )
+        super().__init__(
+            config, module, input_shape=input_shape, seed=seed, dtype=dtype, _do_init=_do_init
+        )
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], dtype: Any = jnp.float32,
-                        *model_args: Any, **kwargs: Any) -> Any:
-        """As in every class of transformers, but that nothing pickled is opened: `from_pt` reads safetensors.
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        dtype: Any = jnp.float32,
+        *model_args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """As in every class of transformers, but that nothing pickled is opened: `from_pt` reads
+        safetensors.
 
-        Raises `BadInput` for a local folder of another kind of model, or with two files of different weights, for damaged
-        weights, numbers that are not finite, and where there is only a pickle.
-        """
+        Raises `BadInput` for a local folder of another kind of model, or with two files of
+        different weights, for damaged weights, numbers that are not finite, and where there is only
+        a pickle."""
         given = os.path.expanduser(str(pretrained_model_name_or_path))
         folder = epath.Path(given) / (kwargs.get("subfolder") or "")
         if "config" not in kwargs:
             _check_kind(cls, folder)
         if (folder / "config.json").exists():
             pretrained.check_weights(folder)
-        pickled = pretrained.has_only_pickles(folder) if folder.is_dir() else given.endswith(PICKLED)
-        # Without from_pt transformers takes PyTorch's safetensors too, knows Flax's when they lie there as well, and never
-        # asks the Hub for a pickle. Only a file that is given by itself may have any name.
-        from_pt = bool(kwargs.pop("from_pt", False)) and given.endswith(".safetensors") and os.path.isfile(given)
+        pickled = (
+            pretrained.has_only_pickles(folder) if folder.is_dir() else given.endswith(PICKLED)
+        )
+        # Without from_pt transformers takes PyTorch's safetensors too, knows Flax's when they lie
+        # there as well, and never asks the Hub for a pickle. Only a file that is given by itself
+        # may have any name.
+        from_pt = (
+            bool(kwargs.pop("from_pt", False))
+            and given.endswith(".safetensors")
+            and os.path.isfile(given)
+        )
         try:
             if not pickled:
-                return _finite(_load(super().from_pretrained, given, dtype, *model_args, from_pt=from_pt, **kwargs), given)
+                return _finite(
+                    _load(
+                        super().from_pretrained,
+                        given,
+                        dtype,
+                        *model_args,
+                        from_pt=from_pt,
+                        **kwargs,
+                    ),
+                    given,
+                )
         except safetensors.SafetensorError as error:
-            raise BadInput(f"{given} cannot be read as safetensors ({error}); it is damaged or cut short: fetch or export it "
-                           "again") from error
+            raise BadInput(
+                f"{given} cannot be read as safetensors ({error}); it is damaged or cut short: fetch or export it "
+                "again"
+            ) from error
         except NotImplementedError as error:  # theirs: "coming soon"
-            raise BadInput(f"{given} has its safetensors in shards, which transformers' Flax does not read; "
-                           "`jaxdistill convert --model=DIR --out=NEW` writes them whole") from error
+            raise BadInput(
+                f"{given} has its safetensors in shards, which transformers' Flax does not read; "
+                "`jaxdistill convert --model=DIR --out=NEW` writes them whole"
+            ) from error
         except OSError as error:
             if "from_pt=True" not in str(error):  # theirs: there is a pickle, ask for it
                 raise
@@ -95,7 +150,8 @@ class _FlaxEncoder(FlaxPreTrainedModel):
 
     @classmethod
     def load_flax_weights(cls, resolved_archive_file: str) -> Any:
-        """Their tree; `BadInput` for a damaged or hostile msgpack file. Called by `from_pretrained`."""
+        """Their tree; `BadInput` for a damaged or hostile msgpack file. Called by
+        `from_pretrained`."""
         if resolved_archive_file.endswith(".safetensors"):
             return super().load_flax_weights(resolved_archive_file)
         return hf_msgpack.read_tree(epath.Path(resolved_archive_file))
@@ -105,8 +161,11 @@ class _FlaxEncoder(FlaxPreTrainedModel):
         """The same of shards."""
         return hf_msgpack.read_trees([epath.Path(file) for file in shard_files])
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """As in every class of transformers, but that weights saved there before go: what is left is one model.
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any
+    ) -> None:
+        """As in every class of transformers, but that weights saved there before go: what is left
+        is one model.
 
         Weights of another kind of file (safetensors, msgpack) stay if they are the same.
         """
@@ -117,13 +176,21 @@ class _FlaxEncoder(FlaxPreTrainedModel):
             weight_files.supersede(folder, before, pretrained.largest_weights(folder))
 
     def enable_gradient_checkpointing(self) -> None:
-        """From now on the backward pass keeps nothing of a block but its input, and computes the rest again."""
+        """From now on the backward pass keeps nothing of a block but its input, and computes the
+        rest again."""
         self._module = self.module.clone(gradient_checkpointing=True)
 
     def init_weights(self, rng: jax.Array, input_shape: tuple[int, ...], params: Any = None) -> Any:
-        """Fresh parameters as a tree; with `params`, those, and fresh ones for the keys that loading found missing."""
-        shape = input_shape if self.kind != "ForMultipleChoice" or len(input_shape) == 3 else (1, *input_shape)
-        fresh = self.module.init({"params": rng}, jnp.zeros(shape, jnp.int32), return_dict=False)["params"]
+        """Fresh parameters as a tree; with `params`, those, and fresh ones for the keys that
+        loading found missing."""
+        shape = (
+            input_shape
+            if self.kind != "ForMultipleChoice" or len(input_shape) == 3
+            else (1, *input_shape)
+        )
+        fresh = self.module.init({"params": rng}, jnp.zeros(shape, jnp.int32), return_dict=False)[
+            "params"
+        ]
         if params is None:
             return fresh
         flat, given = (flax.traverse_util.flatten_dict(unfreeze(tree)) for tree in (fresh, params))
@@ -131,27 +198,49 @@ class _FlaxEncoder(FlaxPreTrainedModel):
         self._missing_keys = set()
         return freeze(flax.traverse_util.unflatten_dict(given))
 
-    def __call__(self, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None, position_ids: Any = None,
-                 head_mask: Any = None, params: Any = None, dropout_rng: jax.Array | None = None, train: bool = False,
-                 output_attentions: bool | None = None, output_hidden_states: bool | None = None,
-                 return_dict: bool | None = None) -> Any:
-        """int[B, L] each ([B, C, L] for multiple choice) -> the output class, or its fields as a tuple.
+    def __call__(
+        self,
+        input_ids: Any,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        position_ids: Any = None,
+        head_mask: Any = None,
+        params: Any = None,
+        dropout_rng: jax.Array | None = None,
+        train: bool = False,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
+        """int[B, L] each ([B, C, L] for multiple choice) -> the output class, or its fields as a
+        tuple.
 
-        `params` default to the model's own. `train` turns dropout on, whose key is `dropout_rng`. `head_mask` [A] or
-        [N, A]: 0 for a head that is to be silent. The last three default to the config's.
-        """
+        `params` default to the model's own. `train` turns dropout on, whose key is `dropout_rng`.
+        `head_mask` [A] or [N, A]: 0 for a head that is to be silent. The last three default to the
+        config's."""
         config = self.config
         return self.module.apply(
-            {"params": unfreeze(params or self.params)}, input_ids, attention_mask, token_type_ids, position_ids, head_mask,
+            {"params": unfreeze(params or self.params)},
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
             deterministic=not train,
-            output_attentions=config.output_attentions if output_attentions is None else output_attentions,
-            output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+            output_attentions=config.output_attentions
+            if output_attentions is None
+            else output_attentions,
+            output_hidden_states=config.output_hidden_states
+            if output_hidden_states is None
+            else output_hidden_states,
             return_dict=config.return_dict if return_dict is None else return_dict,
-            rngs=None if dropout_rng is None else {"dropout": dropout_rng})
+            rngs=None if dropout_rng is None else {"dropout": dropout_rng},
+        )
 
 
 class FlaxMobileBertPreTrainedModel(_FlaxEncoder):
-    """MobileBERT, and every student of MobileBERT's family: what PyTorch's MobileBert… classes hold."""
+    """MobileBERT, and every student of MobileBERT's family: what PyTorch's MobileBert… classes
+    hold."""
 
     config_class: Any = MobileBertConfig
     base_model_prefix = "mobilebert"
@@ -204,15 +293,22 @@ class FlaxMobileBertForMultipleChoice(FlaxMobileBertPreTrainedModel):
 
 
 class FlaxIBBertPreTrainedModel(_FlaxEncoder):
-    """The inverted-bottleneck teacher. No class of PyTorch holds it, so there is no `from_pt` and no `from_flax`."""
+    """The inverted-bottleneck teacher. No class of PyTorch holds it, so there is no `from_pt` and
+    no `from_flax`."""
 
     config_class: Any = IBBertConfig
     base_model_prefix = "ib_bert"
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], dtype: Any = jnp.float32,
-                        *model_args: Any, **kwargs: Any) -> Any:
-        """As in every class of transformers, and also from a folder of our own format, as `jaxdistill` saves a teacher.
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        dtype: Any = jnp.float32,
+        *model_args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """As in every class of transformers, and also from a folder of our own format, as
+        `jaxdistill` saves a teacher.
 
         Raises `BadInput` if that folder holds another network.
         """
@@ -274,7 +370,8 @@ class FlaxIBBertForMultipleChoice(FlaxIBBertPreTrainedModel):
 
 
 def _load(load: Any, given: str, *args: Any, **kwargs: Any) -> Any:
-    """`load` as it is, with PyTorch's safetensors and `_do_init=False` too: transformers needs parameters to put them in."""
+    """`load` as it is, with PyTorch's safetensors and `_do_init=False` too: transformers needs
+    parameters to put them in."""
     try:
         return load(given, *args, **kwargs)
     except ValueError as error:
@@ -289,7 +386,9 @@ def _finite(loaded: Any, where: str) -> Any:
     """What was loaded, a model or (model, params); `BadInput` for numbers that are not finite."""
     params = loaded[1] if isinstance(loaded, tuple) else loaded.params
     flat = flax.traverse_util.flatten_dict(unfreeze(params), sep="/")
-    convert.check_finite({name: x for name, x in flat.items() if isinstance(x, (jax.Array, np.ndarray))}, where)
+    convert.check_finite(
+        {name: x for name, x in flat.items() if isinstance(x, (jax.Array, np.ndarray))}, where
+    )
     return loaded
 
 
@@ -303,7 +402,9 @@ def _check_kind(cls: Any, folder: epath.Path) -> None:
         advice = "take the class of its kind"
         if kind == own_format.MODEL_TYPE:
             advice = configs.what_to_do(own_format.read_config(values, str(folder)))
-        raise BadInput(f"{folder} holds a model of type {kind!r}, but {cls.__name__} is for {wanted!r}; {advice}")
+        raise BadInput(
+            f"{folder} holds a model of type {kind!r}, but {cls.__name__} is for {wanted!r}; {advice}"
+        )
 
 
 def _is_own_format(folder: str) -> bool:
@@ -314,7 +415,11 @@ def _is_own_format(folder: str) -> bool:
 def _rewrite(folder: str, local: str) -> None:
     """A folder of our own format as the folder that `FlaxIBBert….save_pretrained` would write."""
     model, params = pretrained.from_pretrained(folder)
-    IBBertConfig.from_own_format(read_json(epath.Path(folder).expanduser() / "config.json"), folder).save_pretrained(local)
+    IBBertConfig.from_own_format(
+        read_json(epath.Path(folder).expanduser() / "config.json"), folder
+    ).save_pretrained(local)
     prefix = IBBertConfig.model_type if model.config.heads else None
     tree = flax.traverse_util.unflatten_dict(tree_lib.to_tree(model.config, params, prefix))
-    (epath.Path(local) / hf_msgpack.WEIGHTS).write_bytes(flax.serialization.msgpack_serialize(jax.device_get(tree)))
+    (epath.Path(local) / hf_msgpack.WEIGHTS).write_bytes(
+        flax.serialization.msgpack_serialize(jax.device_get(tree))
+    )

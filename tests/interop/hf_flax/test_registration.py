@@ -1,4 +1,5 @@
-"""`register_with_transformers`: auto classes, names on the transformers package, and where transformers has no Flax."""
+"""`register_with_transformers`: auto classes, names on the transformers package, and where
+transformers has no Flax."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ def test_auto_classes_find_a_folder(name: str, tmp_path: Path) -> None:
 
 
 def test_names_are_on_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On each there is: transformers makes its package anew while it is imported, so a user may hold an older one."""
+    """On each there is: transformers makes its package anew while it is imported, so a user may
+    hold an older one."""
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "transformers", sys.modules["transformers"])
         newer = direct_transformers_import(str(Path(transformers.__file__).parent))
@@ -48,7 +50,8 @@ def test_names_are_on_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_from_flax_is_mended_once_and_only_where_it_is_broken(tmp_path: Path) -> None:
-    """A network with storage is theirs to fill, as it always was; one on the meta device is made anew."""
+    """A network with storage is theirs to fill, as it always was; one on the meta device is made
+    anew."""
     jaxdistill.register_with_transformers()
     load = modeling_flax_pytorch_utils.load_flax_checkpoint_in_pytorch_model
     jaxdistill.register_with_transformers()
@@ -61,8 +64,12 @@ def test_from_flax_is_mended_once_and_only_where_it_is_broken(tmp_path: Path) ->
     words = model_of("FlaxMobileBertModel").params["embeddings"]["word_embeddings"]["embedding"]
     for network in (whole, broken):
         loaded = load(network, str(tmp_path / "flax_model.msgpack"))
-        assert (loaded is network) == (network is whole) and not any(value.is_meta for value in loaded.state_dict().values())
-        np.testing.assert_array_equal(loaded.state_dict()["embeddings.word_embeddings.weight"], words)
+        assert (loaded is network) == (network is whole) and not any(
+            value.is_meta for value in loaded.state_dict().values()
+        )
+        np.testing.assert_array_equal(
+            loaded.state_dict()["embeddings.word_embeddings.weight"], words
+        )
 
 
 def test_pytorch_has_no_class_for_the_teacher(tmp_path: Path) -> None:
@@ -80,14 +87,19 @@ def test_without_transformers_flax(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setattr(transformers, "__version__", "5.0.0")
     for ask in (lambda: hf_flax.FlaxMobileBertModel, jaxdistill.register_with_transformers):
-        with pytest.raises(BadInput, match=r"transformers 5.0.0 has no Flax classes .* 'transformers>=4.57,<5'"):
+        with pytest.raises(
+            BadInput, match=r"transformers 5.0.0 has no Flax classes .* 'transformers>=4.57,<5'"
+        ):
             ask()
 
 
 def test_nothing_heavy_until_a_class_is_asked_for() -> None:
-    """interop and its Flax package import no transformers; a misspelt name is an ordinary AttributeError."""
-    code = ("import sys, jaxdistill.interop, jaxdistill.interop.hf_flax as h; "
-            "print([m for m in ('torch', 'transformers', 'tensorflow') if m in sys.modules], hasattr(h, 'FlaxMobilBert'))")
+    """interop and its Flax package import no transformers; a misspelt name is an ordinary
+    AttributeError."""
+    code = (
+        "import sys, jaxdistill.interop, jaxdistill.interop.hf_flax as h; "
+        "print([m for m in ('torch', 'transformers', 'tensorflow') if m in sys.modules], hasattr(h, 'FlaxMobilBert'))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[] False"
     assert set(hf_flax.CLASSES) <= set(dir(hf_flax))

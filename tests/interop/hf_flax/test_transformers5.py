@@ -1,8 +1,9 @@
-"""A folder exported today loads in PyTorch under transformers 5, which has no Flax. By hand, in a second environment:
+"""A folder exported today loads in PyTorch under transformers 5, which has no Flax. By hand, in a
+second environment:
 
-    python -m venv five && five/bin/pip install 'transformers>=5' torch
-    JAXDISTILL_TRANSFORMERS5_PYTHON=five/bin/python pytest -m slow tests/interop/hf_flax/test_transformers5.py
-"""
+python -m venv five && five/bin/pip install 'transformers>=5' torch
+JAXDISTILL_TRANSFORMERS5_PYTHON=five/bin/python pytest -m slow
+tests/interop/hf_flax/test_transformers5.py"""
 
 from __future__ import annotations
 
@@ -42,9 +43,12 @@ for folder in sys.argv[1:]:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
-@pytest.mark.skipif(not PYTHON, reason="needs another environment: JAXDISTILL_TRANSFORMERS5_PYTHON is its python")
+@pytest.mark.skipif(
+    not PYTHON, reason="needs another environment: JAXDISTILL_TRANSFORMERS5_PYTHON is its python"
+)
 def test_exported_folders_under_transformers_5(tmp_path: Path) -> None:
-    """Every variant: nothing missing, nothing left over, and the outputs that transformers 4 gives."""
+    """Every variant: nothing missing, nothing left over, and the outputs that transformers 4
+    gives."""
     expected, folders, inputs = {}, [], oracle.batch()
     for variant in oracle.VARIANTS:
         network = oracle.random_torch(variant)
@@ -56,14 +60,33 @@ def test_exported_folders_under_transformers_5(tmp_path: Path) -> None:
         expected[variant] = oracle.torch_outputs(network, inputs)
         folders.append(str(folder))
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run([PYTHON, "-c", SCRIPT, *folders], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    done = subprocess.run(
+        [PYTHON, "-c", SCRIPT, *folders],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     for variant, wanted in expected.items():
         found = dict(np.load(tmp_path / "students" / variant / "outputs.npz"))
         logits = [name for name in ("mlm_logits", "nsp_logits", "logits") if name in wanted][:1]
-        names = {"prediction_logits": "mlm_logits", "seq_relationship_logits": "nsp_logits", "logits": "".join(logits)}
+        names = {
+            "prediction_logits": "mlm_logits",
+            "seq_relationship_logits": "nsp_logits",
+            "logits": "".join(logits),
+        }
         found = {names.get(name, name): value for name, value in found.items()}
         wanted["last_hidden_state"] = wanted["hidden_states"][-1]
         # 5.23 gives no hidden states and attentions in some classes, though they are asked for.
-        optional = {"hidden_states", "attentions", "last_hidden_state", "query", "key", "value"} - set(found)
-        oracle.assert_same(found, {name: value for name, value in wanted.items() if name not in optional})
+        optional = {
+            "hidden_states",
+            "attentions",
+            "last_hidden_state",
+            "query",
+            "key",
+            "value",
+        } - set(found)
+        oracle.assert_same(
+            found, {name: value for name, value in wanted.items() if name not in optional}
+        )
