@@ -33,8 +33,8 @@ from jax.interpreters import partial_eval
 from jax.sharding import Mesh
 
 from jaxdistill import defaults
-from jaxdistill.methods import KINDS
 from jaxdistill.methods.base import Stage
+from jaxdistill.methods.kinds import build
 from jaxdistill.models import Model, preset
 from jaxdistill.models.encoder import in_compute_dtype
 from jaxdistill.objectives.fused import layer_sums, relation_terms, weighted
@@ -112,9 +112,7 @@ def measure(
     section = defaults.stage(
         settings.pop("kind"), "student", steps=240, batch_size=rows * mesh.size, **settings
     )
-    stage = dataclasses.replace(
-        KINDS[OBJECTIVES[name]["kind"]](name, section, student.config.num_layers), fused=fused
-    )
+    stage = dataclasses.replace(build(name, section, student.config.num_layers), fused=fused)
     function, arguments, needed = PROGRAMS.get(name, whole)(
         stage, student, teacher, rows * mesh.size, length
     )
@@ -226,7 +224,7 @@ def relations(stage: Stage, student: Model, teacher: Model, rows: int, length: i
     """The relations of one layer alone: gradients of the student's queries, keys and values."""
     batch = abstract_batch(rows, length, 1)
     a_device = forward.rows_on_a_device(student, batch)
-    losses = {term.name: term.definition for term in stage.terms}
+    terms = {term.name: term for term in stage.terms}
     taps = [
         {
             name: jax.ShapeDtypeStruct(
@@ -244,13 +242,13 @@ def relations(stage: Stage, student: Model, teacher: Model, rows: int, length: i
                 for term in stage.terms
             }
             if not stage.fused:
-                return weighted(layer_sums(losses, ours, theirs, batch), scales)
+                return weighted(layer_sums(terms, ours, theirs, batch), scales)
             return sum(
                 (
-                    relation_terms(
-                        loss, name, scales[name], ours, theirs, batch, jnp.bfloat16, a_device
-                    )[0]
-                    for name, loss in losses.items()
+                    relation_terms(term, scales[name], ours, theirs, batch, jnp.bfloat16, a_device)[
+                        0
+                    ]
+                    for name, term in terms.items()
                 ),
                 jnp.float32(0),
             )

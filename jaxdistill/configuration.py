@@ -23,6 +23,7 @@ from ml_collections.config_flags import config_flags
 
 from jaxdistill import defaults
 from jaxdistill.errors import BadInput, listed, nearest, shortened
+from jaxdistill.methods.kinds import Kind, check_setting, kind_named
 
 _EXPECTED = {
     int: "a whole number",
@@ -60,7 +61,9 @@ def load_config(name: str | os.PathLike[str], overrides: Overrides = ()) -> Conf
 
 def _overridden(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     """`config` itself, with its fields set."""
-    for override in overrides:
+    for override in sorted(
+        overrides, key=lambda text: not _is_kind(text)
+    ):  # its settings come after
         _override(config, override)
     check_fields(config)
     _check_used(config, [override.partition("=")[0] for override in overrides])
@@ -182,6 +185,8 @@ def _stored(file: epath.Path, variant: str) -> ConfigDict:
             f"config {shown!r} is no recipe: it lacks stages, order, teacher or student; give the config.json of a "
             "workdir of 'train', or a Python file"
         )
+    defaults.check_schema(values, f"config {shown!r}")
+    values.pop("schema")
     try:
         config = defaults.recipe(str(values["name"]))
         for name in ("teacher", "student"):
@@ -222,27 +227,42 @@ def check_fields(config: ConfigDict) -> None:
         raise BadInput(
             "config has no stages; a recipe is jaxdistill.defaults.recipe(NAME), filled in"
         )
-    fields, of_stage = _fields()
-    _check_section(config, {**fields, "stages": dict.fromkeys(config.stages, of_stage)}, "config")
+    stages = {}
+    for name, section in config.stages.items():
+        where = f"config.stages.{name}"
+        kind = section.get("kind") if isinstance(section, ConfigDict) else None
+        if not isinstance(kind, str):
+            raise BadInput(
+                f"{where}={shortened(repr(section))}; expected a stage, as jaxdistill.defaults.stage"
+                "(KIND, NETWORK) makes one"
+            )
+        stages[name] = _fields_of_stage(kind_named(kind, f"{where}.kind="))
+        for field in section:
+            check_setting(kind, field, where)
+    _check_section(config, {**_fields(), "stages": stages}, "config")
 
 
 @functools.cache
-def _fields() -> tuple[dict[str, Any], dict[str, Any]]:
-    """The fields of a recipe and of a stage: a dictionary for a section, else (type, whether it may
-    be None)."""
+def _fields() -> dict[str, Any]:
+    """The fields of a recipe: a dictionary for a section, else (type, whether it may be None)."""
     recipe = defaults.recipe("")
     for name in ("teacher", "student"):
         recipe[name] = defaults.network("bert_base")
+    return _fields_of(recipe)
 
-    def of(section: ConfigDict) -> dict[str, Any]:
-        return {
-            name: of(section[name])
-            if isinstance(section[name], ConfigDict)
-            else (section.get_type(name), section[name] is None)
-            for name in section
-        }
 
-    return of(recipe), of(defaults.stage("pretrain", "student"))
+@functools.cache
+def _fields_of_stage(kind: Kind) -> dict[str, Any]:
+    return _fields_of(defaults.stage(kind.__name__, "student"))
+
+
+def _fields_of(section: ConfigDict) -> dict[str, Any]:
+    return {
+        name: _fields_of(section[name])
+        if isinstance(section[name], ConfigDict)
+        else (section.get_type(name), section[name] is None)
+        for name in section
+    }
 
 
 def _check_section(section: Any, fields: dict[str, Any], where: str) -> None:
@@ -278,11 +298,23 @@ def _check_value(value: Any, kind: type, optional: bool, where: str) -> None:
         raise BadInput(f"{where}={shortened(value)}; expected less than 2**63")
 
 
+def _is_kind(override: str) -> bool:
+    """Whether it sets the kind of a stage."""
+    section, _, field = override.partition("=")[0].rpartition(".")
+    return field == "kind" and section.startswith("stages.") and section.count(".") == 1
+
+
 def _override(config: ConfigDict, override: str) -> None:
     """Sets one field as the command line says. Raises `BadInput` if there is none, or for a value
     of another type."""
     must_exist(config, [override])
     field, _, value = override.partition("=")
+    if _is_kind(override):
+        name = field.split(".")[1]
+        where = f"config.stages.{name}"
+        kind_named(value, f"{where}.kind=")
+        config.stages[name] = defaults.as_kind(config.stages[name], value, where)
+        return
     if isinstance(section := config_flags.GetValue(field, config), ConfigDict):
         raise BadInput(
             f"config.{field} is a section; set one of its fields: {listed(sorted(section))}"
@@ -340,6 +372,8 @@ def must_exist(config: ConfigDict, overrides: Sequence[str]) -> None:
             where = ".".join(["config", *names[:i]])
             if not isinstance(node, ConfigDict):
                 raise BadInput(f"{where} is a value, {node!r}, and has no field {field!r}")
+            if i == 2 and names[0] == "stages" and isinstance(node.get("kind"), str):
+                check_setting(node.kind, field, where)
             if field not in node:
                 raise BadInput(f"{where} has no field {field!r}; {nearest(field, node)}")
             node = node.get_ref(field).get()

@@ -8,15 +8,18 @@ suggestion."""
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from jaxdistill.errors import BadInput, nearest
-from jaxdistill.methods import KINDS
-from jaxdistill.methods.settings import OWN_FIELDS, check_read
+from jaxdistill.errors import BadInput, nearest, shortened
+from jaxdistill.methods.kinds import check_setting, default_settings
 from jaxdistill.models import preset
 from jaxdistill.models.config import check_fields
+
+# Of a stored recipe. 2: a stage has the settings of its kind alone.
+SCHEMA = 2
 
 
 def recipe(name: str) -> ConfigDict:
@@ -67,6 +70,21 @@ def recipe(name: str) -> ConfigDict:
     )
 
 
+def stored(config: ConfigDict) -> dict[str, Any]:
+    """A recipe as config.json holds it."""
+    return {"schema": SCHEMA, **config.to_dict()}
+
+
+def check_schema(values: Mapping[str, Any], where: str) -> None:
+    """Raises `BadInput` for a stored recipe of an earlier or later form."""
+    if (held := values.get("schema", 1)) != SCHEMA:
+        age = "an earlier" if isinstance(held, int) and held < SCHEMA else "another"
+        raise BadInput(
+            f"{where} is of {age} version of jaxdistill (schema {shortened(held)}, this one reads "
+            f"{SCHEMA}); go on with that version, or run the recipe anew in another workdir"
+        )
+
+
 def check_variant(variant: str, *valid: str) -> str:
     """`variant` itself; raises `BadInput` unless it is "" or one of `valid`, so that a typo is not
     the full recipe."""
@@ -91,50 +109,33 @@ def network(name: str, **changes: Any) -> ConfigDict:
 
 
 def stage(kind: str, network: str, **changes: Any) -> ConfigDict:
-    """One stage: `kind` is a function of `methods` (pretrain, progressive, joint, auxiliary,
-    distill, relations, intermediate, classify).
+    """One stage of `kind`, a name in `jaxdistill.methods.kinds.KINDS`, with the settings of every
+    stage (`jaxdistill.methods.settings.Common`) and the kind's own, and `changes` to them.
 
     `network`: "teacher", or any name for a network of the student's architecture; stages of one
     network follow each other. `start` says how a network begins that has no earlier stage: "copy"
     (teacher's embeddings and heads) or "random". The length is given by one of `steps`, `examples`
-    or `epochs`."""
-    if kind not in KINDS:
-        raise BadInput(f"stage kind {kind!r} is unknown; {nearest(kind, KINDS)}")
-    defaults = {
-        "kind": kind,
-        "network": network,
-        "start": "random" if network == "teacher" else "copy",
-        "baseline": False,
-        "steps": 0,
-        "examples": 0,
-        "epochs": 0.0,
-        "batch_size": 32,
-        "accumulation": 1,
-        "optimizer": "lamb",
-        "learning_rate": 1.5e-3,
-        "warmup_steps": 0,
-        "decay": "linear",
-        "end_ratio": 1e-4,
-        "weight_decay": 0.01,
-        "clip_norm": 1.0,
-        "bias_correction": False,
-        "dropout": False,
-        "moves": ("",)[:0],
-        # Skip updates whose loss is so many standard deviations above its recent mean (0: none);
-        # hand on the state with the lowest held-out "loss" (or term), as measured at each
-        # step-based checkpoint ("": the last).
-        "skip_above": 0.0,
-        "best": "",
-        "tf1_unmasked": False,
-        **OWN_FIELDS,
-    }
+    or `epochs`. Raises `BadInput` for a setting that stages of this kind do not have."""
+    settings = default_settings(kind) | {"start": "random" if network == "teacher" else "copy"}
     for name, value in changes.items():
-        if name not in defaults:
-            raise BadInput(f"stage field {name!r} is unknown; {nearest(name, defaults)}")
+        check_setting(kind, name, f"stage({kind!r}, {network!r})")
         if isinstance(value, list):
             changes[name] = tuple(value)
-    check_read(kind, changes, f"stage({kind!r}, {network!r})")
-    return ConfigDict({**defaults, **changes})
+    return ConfigDict({"kind": kind, "network": network, **settings, **changes})
+
+
+def as_kind(section: ConfigDict, kind: str, where: str) -> ConfigDict:
+    """The stage `section` as one of another kind: it keeps what both have. Raises `BadInput` for a
+    setting that the new kind lacks, unless it is at its default."""
+    settings, before = default_settings(kind), default_settings(section.kind)
+    for name in before.keys() - settings.keys():
+        if section[name] != before[name]:
+            raise BadInput(
+                f"{where}.kind={kind!r}: {name}={shortened(repr(section[name]))} would do nothing, a "
+                f"stage of kind {kind!r} has no such setting; leave one of the two out"
+            )
+    kept = {name: section[name] for name in settings if name in section}
+    return stage(kind, section.network, **kept)
 
 
 def smoke(config: ConfigDict) -> ConfigDict:

@@ -19,18 +19,19 @@ from ml_collections import ConfigDict
 
 from jaxdistill.data import packing, prepare, sources, tokenizers
 from jaxdistill.errors import BadInput, listed, nearest, shortened
-from jaxdistill.methods import KINDS
-from jaxdistill.methods.base import Stage, Term
+from jaxdistill.methods.base import Stage
+from jaxdistill.methods.kinds import build
 from jaxdistill.methods.settings import LARGEST_COUNT
 from jaxdistill.models import Model, ModelConfig
 from jaxdistill.models.sizes import parameter_shapes
+from jaxdistill.objectives.needs import Pair
+from jaxdistill.objectives.terms import Term
 from jaxdistill.students.copying import copied_names
 from jaxdistill.training import memory, programs, sharding, state
 
 LARGEST_SEED = 2**31 - 1  # jax takes 32 bits, and students start from the next one
 MANY = 10**9  # stands for the number of records before the text is read
 TEACHER = "teacher"
-STARTS = ("copy", "random")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,34 +93,29 @@ def resolve(
     student = _in_its_dtypes(loaded_student, config.student) or Model(
         model_config(config.student, vocab_size, rows)
     )
-    sections = [config.stages[name] for name in order]
-    uses_teacher = any(
-        s.network == TEACHER or s.start == "copy" or s.kind not in ("pretrain", "classify")
-        for s in sections
-    )
     loaded_teacher = _in_its_dtypes(loaded_teacher, config.teacher)
-    teacher = (
-        (loaded_teacher or Model(model_config(config.teacher, vocab_size, rows)))
-        if uses_teacher
-        else None
+    teacher_layers = (
+        loaded_teacher.config.num_layers if loaded_teacher else config.teacher.model.num_layers
     )
+    built = {}
+    for name in order:
+        section = config.stages[name]
+        layers = teacher_layers if section.network == TEACHER else student.config.num_layers
+        built[name] = build_stage(name, section, num_records, layers)
+    teacher = None
+    if any(
+        stage.network == TEACHER or stage.needs_teacher or config.stages[name].start == "copy"
+        for name, stage in built.items()
+    ):
+        teacher = loaded_teacher or Model(model_config(config.teacher, vocab_size, rows))
     stages: list[Stage] = []
     starts: dict[str, str] = {}
     first_example: dict[str, int] = {}
     seen: dict[str, int] = {}
     for name in order:
         section = config.stages[name]
-        stage = build_stage(
-            name,
-            section,
-            num_records,
-            (teacher if section.network == TEACHER and teacher else student).config.num_layers,
-        )
+        stage = built[name]
         stage = dataclasses.replace(stage, fused=choose_fused(config, mesh, stage, teacher))
-        if section.start not in STARTS:
-            raise BadInput(
-                f"config.stages.{name}.start={section.start!r} is unknown; valid: {', '.join(STARTS)}"
-            )
         if stage.network == TEACHER and section.start != "random":
             raise BadInput(
                 f"config.stages.{name}.start={section.start!r}: a teacher starts at random, or from "
@@ -319,16 +315,12 @@ def active_order(config: ConfigDict) -> tuple[str, ...]:
 
 
 def build_stage(name: str, section: ConfigDict, num_records: int, num_layers: int) -> Stage:
-    """The section as a `Stage`, its length in steps."""
+    """The section as a `Stage`, its length in steps, for a network of `num_layers`."""
     lengths = {field: section[field] for field in ("steps", "examples", "epochs") if section[field]}
     if len(lengths) != 1 or not 0 < min(lengths.values()) < math.inf:
         raise BadInput(
             f"config.stages.{name}: give exactly one of steps, examples or epochs, finite and above 0; given: "
             f"{listed(f'{field}={value}' for field, value in lengths.items())}"
-        )
-    if section.kind not in KINDS:
-        raise BadInput(
-            f"config.stages.{name}.kind={section.kind!r} is unknown; {nearest(section.kind, KINDS)}"
         )
     settings: Any = section.copy_and_resolve_references()
     if not section.steps:
@@ -342,7 +334,7 @@ def build_stage(name: str, section: ConfigDict, num_records: int, num_layers: in
                 f"config.stages.{name}: {listed(f'{field}={value}' for field, value in lengths.items())} are "
                 f"{settings.steps:,} steps of {section.batch_size} rows; expected at most {LARGEST_COUNT:,}"
             )
-    return KINDS[section.kind](name, settings, num_layers)
+    return build(name, settings, num_layers)
 
 
 def check_data(config: ConfigDict, model: Model, stage: Stage) -> None:
@@ -369,79 +361,46 @@ def check_fit(stage: Stage, model: Model, teacher: Model | None) -> None:
                 f"stage {stage.name!r} needs the head {head!r}, which {stage.network!r} does not have; "
                 f"its heads: {', '.join(model.config.heads) or '(none)'}"
             )
-    if not stage.needs_teacher:
+    if teacher is None:
         return
-    assert teacher is not None
-    ours, theirs = model.config, teacher.config
-    if ours.vocab_size != theirs.vocab_size:
-        raise BadInput(
-            f"the word tables of teacher and student have {theirs.vocab_size} and {ours.vocab_size} rows; they must "
-            "have as many: leave vocab_size of the network that is not given at 0, or give two models that do"
-        )
-    for head in stage.heads("teacher"):
-        if head not in theirs.heads:
-            raise BadInput(
-                f"stage {stage.name!r} needs the teacher's head {head!r}, which it does not have (its heads: "
-                f"{', '.join(theirs.heads) or 'none'}); set config.stages.{stage.name}.alpha=1 to train "
-                "without it, or take another teacher"
-            )
     for term in stage.terms:
-        reads = {term.definition.student, term.definition.teacher} - {None}
-        if (
-            reads & {"hidden", "hidden_moments", "embeddings"}
-            and not term.projection
-            and ours.hidden_size != theirs.hidden_size
-        ):
+        if term.teacher is None:
+            continue
+        if term.head and term.head not in teacher.config.heads:
             raise BadInput(
-                f"stage {stage.name!r}: the loss {term.loss!r} compares hidden states of width "
-                f"{theirs.hidden_size} (teacher) and {ours.hidden_size} (student); make them equal with "
-                f"config.student.model.hidden_size={theirs.hidden_size}"
-                + (
-                    f", or config.stages.{stage.name}.projection=True"
-                    if term.loss.endswith("_mse")
-                    else ""
-                )
+                f"stage {stage.name!r} needs the teacher's head {term.head!r} for the loss {term.loss!r}, "
+                f"which it does not have (its heads: {', '.join(teacher.config.heads) or 'none'}); set "
+                f"config.stages.{stage.name}.{term.row.off or f'{term.loss}=0'} to train without that loss, or "
+                "take another teacher"
             )
-        if "attention_scores" in reads and ours.num_heads != theirs.num_heads:
-            raise BadInput(
-                f"stage {stage.name!r}: the loss {term.loss!r} compares {theirs.num_heads} attention heads "
-                f"(teacher) with {ours.num_heads} (student); set config.student.model.num_heads="
-                f"{theirs.num_heads}, or config.stages.{stage.name}.{term.loss}=0"
-            )
-        if (
-            term.definition.per_layer
-            and term.layer_map is None
-            and ours.num_layers != theirs.num_layers
-        ):
-            raise BadInput(
-                f"stage {stage.name!r} transfers layer by layer, but the teacher has {theirs.num_layers} "
-                f"layers and the student {ours.num_layers}; give config.stages.{stage.name}.layer_map, one "
-                "teacher layer for each student layer, or make the depths equal"
-            )
-        lowest = 0 if stage.progressive else -1
-        if term.layer_map is not None and not (
-            all(lowest <= i < theirs.num_layers for i in term.layer_map)
-            and max(term.layer_map) >= 0
-        ):
-            none = "" if stage.progressive else " (-1: none, for some of the student's layers)"
-            raise BadInput(
-                f"config.stages.{stage.name}.layer_map={term.layer_map}: the teacher's layers are 0 to "
-                f"{theirs.num_layers - 1}{none}"
-            )
-        if term.definition.relation:
-            check_relation(stage, term, ours, theirs)
+        if term.per_layer:
+            check_layer_map(stage, term, model.config.num_layers, teacher.config.num_layers)
+        pair = Pair(
+            stage.name, term.loss, model.config, teacher.config, dict(term.options), term.projection
+        )
+        for need in term.row.needs:
+            if wrong := need(pair):
+                raise BadInput(wrong)
 
 
-def check_relation(stage: Stage, term: Term, ours: ModelConfig, theirs: ModelConfig) -> None:
-    """Raises `BadInput` unless a term's relation heads divide the width of both networks' queries,
-    keys and values."""
-    for whose, config in (("student", ours), ("teacher", theirs)):
-        width = config.num_heads * config.head_size
-        if term.relation_heads < 1 or width % term.relation_heads:
+def check_layer_map(stage: Stage, term: Term, ours: int, theirs: int) -> None:
+    """Raises `BadInput` unless each of `ours` layers of the student follows one of `theirs`."""
+    if term.layer_map is None:
+        if ours != theirs:
             raise BadInput(
-                f"config.stages.{stage.name}.relation_heads={term.relation_heads} does not divide the width {width} "
-                f"of the {whose}'s queries, keys and values; use a divisor of both networks' widths"
+                f"stage {stage.name!r} transfers layer by layer, but the teacher has {theirs} layers and "
+                f"the student {ours}; give config.stages.{stage.name}.layer_map, one teacher layer for "
+                "each student layer, or make the depths equal"
             )
+        return
+    lowest = 0 if stage.progressive else -1
+    inside = all(lowest <= i < theirs for i in term.layer_map)
+    if not inside or max(term.layer_map) < 0:
+        none = "" if stage.progressive else " (-1: none, for some of the student's layers)"
+        raise BadInput(
+            f"config.stages.{stage.name}.layer_map={term.layer_map}: the teacher's layers are 0 to "
+            f"{theirs - 1}{none}"
+        )
 
 
 def check_frozen(recipe: Recipe, loaded: bool) -> None:

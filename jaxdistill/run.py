@@ -22,12 +22,13 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxdistill import binding, defaults, inputs, interop, report, startup
+from jaxdistill import binding, inputs, interop, report, startup
 from jaxdistill.configuration import Overrides, as_config, as_folder, as_names
 from jaxdistill.errors import BadInput, TrainingStopped
 from jaxdistill.evaluation import heldout
 from jaxdistill.health import check_trained, stage_warnings
 from jaxdistill.methods.base import Stage
+from jaxdistill.methods.kinds import KINDS, default_settings
 from jaxdistill.models import Model, Params
 from jaxdistill.models.encoder import in_compute_dtype
 from jaxdistill.models.parameters import count, digest
@@ -340,10 +341,7 @@ class Run:
 
     def _check_lineage(self, stage: Stage, page: dict[str, Any]) -> None:
         now = self._lineage(stage)
-        younger = json.loads(
-            json.dumps(defaults.stage("pretrain", "student").to_dict())
-        )  # fields that the page may lack
-        before = [{**younger, **line} for line in page.get("lineage") or []]
+        before = [{**_younger(line.get("kind")), **line} for line in page.get("lineage") or []]
         if before != now:
             names = [[s["stage"] for s in line] for line in (before, now)]
             what = (
@@ -534,6 +532,11 @@ class Run:
         report.write_plots(self.folder.path, results)
         results["seconds"] = round(time.perf_counter() - started, 1)
         report.write_results(self.folder.path, results)
+
+
+def _younger(kind: Any) -> dict[str, Any]:
+    """The settings that a stored stage may lack, since they are younger, at their defaults."""
+    return json.loads(json.dumps(default_settings(kind))) if kind in KINDS else {}
 
 
 def keeping_last_loss(page: dict[str, Any], write: Write) -> Write:

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from jaxdistill import binding, inputs, interop, report
 from jaxdistill.binding import Inputs
 from jaxdistill.data.tokenizers import describe
+from jaxdistill.defaults import stored
 from jaxdistill.errors import BadInput, nearest
 from jaxdistill.inputs import Corpus
 from jaxdistill.methods.base import Stage
@@ -100,7 +101,7 @@ def check_before(
     )
     check_memory(recipe, config, mesh)
     choose_stages(recipe, stages)
-    check(path, config.to_dict())
+    check(path, stored(config))
     if (held := binding.read(path)) is not None:
         check_given(
             config,
@@ -179,8 +180,8 @@ def resolve_and_trace(
 def kept_taps(recipe: Recipe, stage: Stage, length: int) -> str:
     """A line about a stage whose losses cannot be fused although they should be; "" if there is
     nothing to say."""
-    losses = [term.definition for term in stage.terms if term.definition.per_layer]
-    if not (stage.fused and losses) or stage.progressive or walks(stage):
+    layered = any(term.per_layer for term in stage.terms)
+    if not (stage.fused and layered) or stage.progressive or walks(stage):
         return ""
     assert recipe.teacher is not None
     shapes = [
@@ -202,7 +203,7 @@ def hold(held: contextlib.ExitStack, folder: Workdir, config: ConfigDict) -> Non
     """Locks the workdir, and makes sure that it is still this recipe's: another call may have come
     between."""
     held.enter_context(lock(folder.path))
-    claim(folder.path, config.to_dict(), locked=True)
+    claim(folder.path, stored(config), locked=True)
 
 
 def open_workdir(path: epath.PathLike, config: ConfigDict) -> Workdir:

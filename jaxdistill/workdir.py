@@ -65,7 +65,7 @@ class Workdir:
     def __init__(self, path: epath.PathLike, config: ConfigDict | None = None) -> None:
         self.path = epath.Path(path).expanduser()
         if config is not None:
-            claim(self.path, config.to_dict())
+            claim(self.path, defaults.stored(config))
 
     def contents(self) -> list[str]:
         """What is finished and what is in progress: names of stage pages and checkpoints; the mark
@@ -181,6 +181,8 @@ def check(path: epath.Path, config: dict[str, Any]) -> None:
                     f"workdir {str(path)!r} was begun by another command; give a new or empty folder"
                 )
             if begun(path):  # before that nothing depends on it
+                if is_recipe(held):
+                    defaults.check_schema(held, f"the run in workdir {str(path)!r}")
                 _refuse_other(path, held, json.loads(json.dumps(config)))
         elif any(
             not entry.name.startswith(".") for entry in remote.entries(path)

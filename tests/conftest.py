@@ -34,7 +34,7 @@ import numpy as np
 import pytest
 
 from jaxdistill import defaults
-from jaxdistill.methods import KINDS
+from jaxdistill.methods.kinds import build
 from jaxdistill.models import Model, preset
 from jaxdistill.models.sizes import parameter_shapes
 from jaxdistill.training import programs
@@ -140,7 +140,7 @@ def jitted_step(stage, model, teacher):
 def make_stage(kind, num_layers=SMALL["num_layers"], network="student", **changes):
     """The stage that a recipe's section would make."""
     section = defaults.stage(kind, network, **{"steps": 9, "batch_size": 8, **changes})
-    return KINDS[kind]("it", section, num_layers)
+    return build("it", section, num_layers)
 
 
 def tiny_config(source):

@@ -420,7 +420,7 @@ def test_a_padded_table_of_a_given_model_sets_the_length_of_the_other(text_sourc
     config.student.model.vocab_size = 120
     with pytest.raises(
         BadInput,
-        match="have 128 and 120 rows; .* leave vocab_size of the network that is not given at 0",
+        match="have 128 and 120 rows, .* leave vocab_size of the network that is not given at 0",
     ):
         resolve(
             config,

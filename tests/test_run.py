@@ -262,7 +262,7 @@ def test_a_workdir_that_is_older_than_a_field_goes_on(finished, source, tmp_path
             lambda page: (page.pop("objectives"), page["data"].pop("packing")),
         ),
         *(
-            (path, lambda page: [line.pop("relation_heads") for line in page["lineage"]])
+            (path, lambda page: [line.pop("tf1_unmasked") for line in page["lineage"]])
             for path in (tmp_path / "w" / "stages").glob("*/stage.json")
         ),
     ]:

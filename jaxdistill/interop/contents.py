@@ -22,7 +22,7 @@ from jaxdistill.interop.convert import State
 from jaxdistill.interop.hf_torch import WEIGHTS, check_size, read_file, read_json
 from jaxdistill.interop.names import EMBEDDING_FOLDER
 from jaxdistill.models import ModelConfig
-from jaxdistill.models.config import HEADS
+from jaxdistill.models.heads import HEADS
 
 # A tensor that only this head owns.
 MARKS = {

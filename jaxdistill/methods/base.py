@@ -8,10 +8,9 @@ compiled step."""
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 from jaxdistill.errors import BadInput, nearest
-from jaxdistill.objectives.terms import HEAD_OF_OUTPUT, Loss, loss_named
+from jaxdistill.objectives.terms import Term
 
 DEPTHS = ("full", "progressive_soft", "progressive_strict")
 OPTIMIZERS = ("adamw", "lamb")
@@ -19,30 +18,33 @@ DECAYS = ("constant", "linear")
 
 
 @dataclasses.dataclass(frozen=True)
-class Term:
-    """`weight` x loss.
+class Facts:
+    """What a kind knows beside its settings: the stage's name, how many layers the network that
+    moves has, and the stage's length in steps."""
 
-    `layer_map[i]` is the teacher layer that student layer i follows, -1 if none (None: i follows
-    i). `relation_heads`: of a loss on relations. `projection`: the name of a learned linear map
-    from the student's width to the teacher's; terms that give one name share it. `name`: what the
-    term's numbers are called, unique in a stage; left out, the loss's name."""
+    stage: str
+    num_layers: int
+    steps: int
 
-    loss: str
-    weight: float
-    layer_map: tuple[int, ...] | None = None
-    relation_heads: int = 0
-    projection: str = ""
-    name: str = ""
+    def checked_layer_map(self, layer_map: tuple[int, ...]) -> tuple[int, ...] | None:
+        """`layer_map`, None for the empty one. Raises `BadInput` unless it names one teacher layer
+        for each layer."""
+        if layer_map and len(layer_map) != self.num_layers:
+            raise BadInput(
+                f"config.stages.{self.stage}.layer_map={tuple(layer_map)} names {len(layer_map)} teacher "
+                f"layers for {self.num_layers} student layers; give one teacher layer for each student layer"
+            )
+        return tuple(layer_map) or None
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "name", self.name or self.loss)
 
-    @property
-    def definition(self) -> Loss:
-        loss = dataclasses.replace(loss_named(self.loss), projection=self.projection)
-        if not loss.relation:
-            return loss
-        return dataclasses.replace(loss, sum=functools.partial(loss.sum, heads=self.relation_heads))
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What a kind makes of a stage: its terms, what moves and how deep; `Stage` explains each."""
+
+    terms: tuple[Term, ...]
+    moves: tuple[str, ...] = ("",)
+    depth: str = "full"
+    active_multiplier: float = 3.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +130,13 @@ class Stage:
                     f"stage {self.name!r} has {which} named {name!r}, and sums are kept by name ('loss' is that of all "
                     "terms); give it a name of its own"
                 )
+        read = {(term.student, term.head) for term in self.terms if term.head}
+        for output, head in sorted(read):
+            if any(output == other and head != whose for other, whose in read):
+                raise BadInput(
+                    f"stage {self.name!r} reads {output!r} of two heads, of which a batch has one; "
+                    "train them in stages of their own"
+                )
         if self.accumulation < 1 or self.batch_size % self.accumulation:
             raise BadInput(
                 f"stage {self.name!r}: batch_size={self.batch_size} is not divisible by accumulation="
@@ -148,7 +157,7 @@ class Stage:
                 f"config.stages.{self.name}.best={self.best!r}: losses of different layers do not compare, so a "
                 "progressive stage has no best state; set it to ''"
             )
-        if self.progressive and any(not term.definition.per_layer for term in self.terms):
+        if self.progressive and any(not term.per_layer for term in self.terms):
             raise BadInput(
                 f"stage {self.name!r} is progressive, so every loss must be of one layer"
             )
@@ -171,32 +180,24 @@ class Stage:
 
     @property
     def needs_teacher(self) -> bool:
-        return any(term.definition.teacher is not None for term in self.terms)
+        return any(term.teacher is not None for term in self.terms)
 
     def taps(self, whose: str) -> tuple[str, ...]:
         """The taps its terms read of "student" or "teacher", in a fixed order."""
-        names = {
-            getattr(term.definition, whose)
-            for term in self.terms
-            if term.definition.per_layer or term.definition.of_embeddings
-        }
+        names = {getattr(term, whose) for term in self.terms if not term.head}
         return tuple(sorted(names))
 
     def heads(self, whose: str) -> tuple[str, ...]:
-        """The heads its terms read of "student" or "teacher"."""
-        names = {
-            getattr(term.definition, whose)
-            for term in self.terms
-            if not (term.definition.per_layer or term.definition.of_embeddings)
-        }
-        return tuple(sorted(HEAD_OF_OUTPUT[name] for name in names if name is not None))
+        """The heads its terms read of "student" or "teacher", in a fixed order."""
+        read = {term.head for term in self.terms if getattr(term, whose) is not None}
+        return tuple(sorted(read - {""}))
 
     def teacher_depth(self, num_layers: int) -> int | None:
         """How many layers of the teacher its terms read, for a student of `num_layers`; None: all,
         and heads on them."""
         if self.heads("teacher") or "hidden_moments" in self.taps("teacher"):
             return None
-        maps = [term.layer_map for term in self.terms if term.definition.per_layer]
+        maps = [term.layer_map for term in self.terms if term.per_layer]
         return max(
             (max(layer_map) + 1 if layer_map else num_layers for layer_map in maps), default=0
         )

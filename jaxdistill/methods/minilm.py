@@ -7,27 +7,37 @@ last layer, 64 for a large one and an upper-middle layer (21 of 24 in BERT-large
 
 from __future__ import annotations
 
-from typing import Any
-
 from jaxdistill.errors import BadInput
-from jaxdistill.methods.base import Stage, Term
-from jaxdistill.methods.settings import build
+from jaxdistill.methods.base import Facts, Objective
+from jaxdistill.methods.settings import Count, Weight
+from jaxdistill.objectives.terms import Term
 
-LOSSES = ("query_relation", "key_relation", "value_relation")
 
-
-def relations(name: str, settings: Any, num_layers: int) -> Stage:
+def relations(
+    facts: Facts,
+    *,
+    query_relation: Weight = 1.0,
+    key_relation: Weight = 1.0,
+    value_relation: Weight = 1.0,
+    relation_heads: Count = 48,
+    teacher_layer: int = -1,
+) -> Objective:
     """Q-Q, K-K and V-V relations (eqs. 5-8) of the last student layer; embeddings and blocks move,
     heads wait."""
-    if settings.teacher_layer < 0:
+    if teacher_layer < 0:
         raise BadInput(
-            f"config.stages.{name}.teacher_layer={settings.teacher_layer}: give the teacher's layer to learn from, "
-            "counted from 0 (the last one, 11, of a base model; 20 of a large one)"
+            f"config.stages.{facts.stage}.teacher_layer={teacher_layer}: give the teacher's layer to "
+            "learn from, counted from 0 (the last one, 11, of a base model; 20 of a large one)"
         )
-    layer_map = (-1,) * (num_layers - 1) + (int(settings.teacher_layer),)
-    terms = tuple(
-        Term(loss, settings[loss], layer_map, relation_heads=int(settings.relation_heads))
-        for loss in LOSSES
-        if settings[loss] > 0
+    layer_map = (-1,) * (facts.num_layers - 1) + (teacher_layer,)
+    weights = {
+        "query_relation": query_relation,
+        "key_relation": key_relation,
+        "value_relation": value_relation,
+    }
+    terms = (
+        Term(loss, weight, layer_map, options=(("heads", relation_heads),))
+        for loss, weight in weights.items()
+        if weight > 0
     )
-    return build(name, settings, terms, moves=("embeddings/", "layers/"))
+    return Objective(tuple(terms), moves=("embeddings/", "layers/"))

@@ -1,5 +1,4 @@
-"""MobileBERT (Sun et al. 2020): the stages of its three training strategies, from a stage's
-settings.
+"""MobileBERT (Sun et al. 2020): the stages of its three training strategies.
 
 Progressive transfer (PKT) then distillation is the published recipe; joint transfer (JKT) then
 distillation and auxiliary transfer (AKT, one stage with everything) are the paper's comparisons
@@ -8,86 +7,103 @@ each divided by the number of layers; alpha 0.5."""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Annotated, Literal
 
 from jaxdistill.errors import BadInput
-from jaxdistill.methods.base import Stage, Term
-from jaxdistill.methods.settings import build, checked_layer_map
+from jaxdistill.methods.base import Facts, Objective
+from jaxdistill.methods.settings import LayerMap, Weight, Within
+from jaxdistill.objectives.terms import Term
 
 # Blocks move, embeddings and heads stay as copied from the teacher (spec: "non-encoder variables:
 # rate 0").
 BLOCKS = ("layers/",)
 
 
-def transfer_terms(name: str, settings: Any, num_layers: int) -> tuple[Term, ...]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Transfer:
     """Knowledge transfer of one layer: L_FMT in its normalised and statistics parts, and L_AT (eqs.
-    2-3)."""
-    layer_map = checked_layer_map(name, settings, num_layers)
-    statistics = "_tf1" if settings.tf1_statistics else ""
-    weights = {
-        "feature_map": settings.feature_map,
-        f"mean{statistics}": settings.mean,
-        f"variance{statistics}": settings.variance,
-        "attention": settings.attention,
-    }
-    return tuple(
-        Term(loss, weight / num_layers, layer_map) for loss, weight in weights.items() if weight > 0
-    )
+    2-3). `tf1_statistics`: statistics as the released code takes them, of all teacher layers."""
+
+    feature_map: Weight = 100.0
+    mean: Weight = 5000.0
+    variance: Weight = 5.0
+    attention: Weight = 1.0
+    layer_map: LayerMap = ()
+    tf1_statistics: bool = False
+
+    def terms(self, facts: Facts) -> tuple[Term, ...]:
+        layer_map = facts.checked_layer_map(self.layer_map)
+        statistics = "_tf1" if self.tf1_statistics else ""
+        weights = {
+            "feature_map": self.feature_map,
+            f"mean{statistics}": self.mean,
+            f"variance{statistics}": self.variance,
+            "attention": self.attention,
+        }
+        return tuple(
+            Term(loss, weight / facts.num_layers, layer_map)
+            for loss, weight in weights.items()
+            if weight > 0
+        )
 
 
-def distillation_terms(settings: Any) -> tuple[Term, ...]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Distillation:
     """alpha L_MLM + (1 - alpha) L_KD + L_NSP (eq. 5)."""
-    weights = {"mlm": settings.alpha, "mlm_distillation": 1.0 - settings.alpha, "nsp": settings.nsp}
-    return tuple(Term(loss, weight) for loss, weight in weights.items() if weight > 0)
+
+    alpha: Annotated[
+        float, Within(0, 1, "0 (the teacher's words alone) to 1 (the true words alone)")
+    ] = 0.5
+    nsp: Weight = 1.0
+
+    def terms(self) -> tuple[Term, ...]:
+        weights = {"mlm": self.alpha, "mlm_distillation": 1.0 - self.alpha, "nsp": self.nsp}
+        return tuple(Term(loss, weight) for loss, weight in weights.items() if weight > 0)
 
 
-def pretrain(name: str, settings: Any, num_layers: int) -> Stage:
+def pretrain(facts: Facts, *, nsp: Weight = 1.0) -> Objective:
     """MLM + NSP without a teacher: the teacher's own pre-training, and the baselines."""
-    del num_layers
-    terms = (Term("mlm", 1.0), *((Term("nsp", settings.nsp),) if settings.nsp > 0 else ()))
-    return build(name, settings, terms)
+    return Objective((Term("mlm", 1.0), *((Term("nsp", nsp),) if nsp > 0 else ())))
 
 
-def progressive(name: str, settings: Any, num_layers: int) -> Stage:
+def progressive(
+    facts: Facts,
+    *,
+    transfer: Transfer,
+    freezing: Literal["soft", "strict"] = "soft",
+    active_multiplier: Weight = 3.0,
+) -> Objective:
     """PKT: one phase a layer, the layers below at a tenth of the rate (soft) or frozen (strict)."""
-    if settings.freezing not in ("soft", "strict"):
+    if facts.steps < facts.num_layers:
         raise BadInput(
-            f"config.stages.{name}.freezing={settings.freezing!r} is unknown; valid: soft, strict"
+            f"config.stages.{facts.stage}.steps={facts.steps} is less than one step for each of "
+            f"{facts.num_layers} layers; give at least {facts.num_layers}"
         )
-    if settings.steps < num_layers:
-        raise BadInput(
-            f"config.stages.{name}.steps={settings.steps} is less than one step for each of {num_layers} "
-            f"layers; give at least {num_layers}"
-        )
-    return build(
-        name,
-        settings,
-        transfer_terms(name, settings, num_layers),
+    return Objective(
+        transfer.terms(facts),
         moves=BLOCKS,
-        depth=f"progressive_{settings.freezing}",
+        depth=f"progressive_{freezing}",
+        active_multiplier=active_multiplier,
     )
 
 
-def joint(name: str, settings: Any, num_layers: int) -> Stage:
+def joint(facts: Facts, *, transfer: Transfer) -> Objective:
     """JKT, first part: every layer's transfer loss at once, embeddings and heads frozen."""
-    return build(name, settings, transfer_terms(name, settings, num_layers), moves=BLOCKS)
+    return Objective(transfer.terms(facts), moves=BLOCKS)
 
 
-def auxiliary(name: str, settings: Any, num_layers: int) -> Stage:
+def auxiliary(facts: Facts, *, distillation: Distillation, transfer: Transfer) -> Objective:
     """AKT: distillation and every layer's transfer loss in one stage; everything moves."""
-    return build(
-        name, settings, distillation_terms(settings) + transfer_terms(name, settings, num_layers)
-    )
+    return Objective(distillation.terms() + transfer.terms(facts))
 
 
-def distill(name: str, settings: Any, num_layers: int) -> Stage:
+def distill(facts: Facts, *, distillation: Distillation) -> Objective:
     """Pre-training distillation: the second stage of PKT and JKT; everything moves."""
-    del num_layers
-    return build(name, settings, distillation_terms(settings))
+    return Objective(distillation.terms())
 
 
-def classify(name: str, settings: Any, num_layers: int) -> Stage:
+def classify(facts: Facts) -> Objective:
     """Fine-tuning on one labelled text classification task (section 4.3 of the paper fine-tunes so
     on GLUE)."""
-    del num_layers
-    return build(name, settings, (Term("classification", 1.0),))
+    return Objective((Term("classification", 1.0),))

@@ -1,175 +1,192 @@
-"""A stage's section of a recipe, checked, as a `Stage`. Called by every method."""
+"""The settings of a stage, read from where they are declared: a kind's keywords, and the fields of `Common`.
+
+A keyword's default is the setting's default. Its annotation says what a value may be:
+
+    def relations(facts, *, query_relation: Weight = 1.0, relation_heads: Count = 48): ...
+
+Kinds with settings in common name a dataclass of them as the annotation of one keyword.
+
+Called by every method for its annotations, by `kinds` and by `defaults`."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import inspect
 import math
-from collections.abc import Mapping
-from typing import Any
+import typing
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, TypeGuard
 
-from jaxdistill.errors import BadInput, listed, nearest, shortened
-from jaxdistill.methods.base import DECAYS, OPTIMIZERS, Optimizer, Schedule, Stage, Term
+from jaxdistill.errors import BadInput, nearest, shortened
 
 LARGEST_COUNT = 2**31 - 1  # a step counts in int32
 _LARGEST_FLOAT = 3e38  # of float32, in which a step computes
-WEIGHTS = (
-    "feature_map",
-    "mean",
-    "variance",
-    "attention",
-    "nsp",
-    "query_relation",
-    "key_relation",
-    "value_relation",
-    "hidden_mse",
-    "attention_mse",
-    "embedding_mse",
-)
-
-# The fields of a stage that only some kinds read, and their defaults; all others are read by every
-# kind.
-OWN_FIELDS: dict[str, Any] = {
-    # Transfer: weights of the published code, layer map (empty: i to i), freezing of lower layers.
-    "feature_map": 100.0,
-    "mean": 5000.0,
-    "variance": 5.0,
-    "attention": 1.0,
-    "layer_map": (0,)[:0],
-    "freezing": "soft",
-    "active_multiplier": 3.0,
-    "tf1_statistics": False,
-    # Relations: weights, how many relation heads, the teacher's layer (from 0).
-    "query_relation": 1.0,
-    "key_relation": 1.0,
-    "value_relation": 1.0,
-    "relation_heads": 48,
-    "teacher_layer": -1,
-    # TinyBERT's squared errors: weights, and whether hidden states pass a learned projection to the
-    # teacher's width.
-    "hidden_mse": 1.0,
-    "attention_mse": 1.0,
-    "embedding_mse": 1.0,
-    "projection": True,
-    # Distillation: share of the true word in the target, weight of next-sentence prediction.
-    "alpha": 0.5,
-    "nsp": 1.0,
-}
-_TRANSFER = ("feature_map", "mean", "variance", "attention", "layer_map", "tf1_statistics")
-READ_BY = {
-    "pretrain": ("nsp",),
-    "progressive": (*_TRANSFER, "freezing", "active_multiplier"),
-    "joint": _TRANSFER,
-    "auxiliary": (*_TRANSFER, "alpha", "nsp"),
-    "distill": ("alpha", "nsp"),
-    "relations": (
-        "query_relation",
-        "key_relation",
-        "value_relation",
-        "relation_heads",
-        "teacher_layer",
-    ),
-    "intermediate": ("hidden_mse", "attention_mse", "embedding_mse", "projection", "layer_map"),
-    "classify": (),
-}
 
 
-def check_read(kind: str, fields: Mapping[str, Any], where: str) -> None:
-    """Raises `BadInput` for a field that is not at its default although a stage of this kind does
-    not read it."""
-    read = READ_BY.get(kind, tuple(OWN_FIELDS))  # a kind that is not in the table may read all
-    for field, default in OWN_FIELDS.items():
-        given = fields.get(field, default)
-        if (
-            field not in read and (tuple(given) if isinstance(given, list) else given) != default
-        ):  # JSON has no tuples
-            raise BadInput(
-                f"{where}: {field}={shortened(repr(fields[field]))} would do nothing, a stage of kind {kind!r} does "
-                f"not read it; beside the fields of every stage it reads: {listed(read)}"
-            )
+@dataclasses.dataclass(frozen=True)
+class Within:
+    """A number from `least` to `most`; `expected` says so in a message."""
+
+    least: float
+    most: float
+    expected: str = ""
+
+    def wrong(self, value: Any) -> str:
+        fits = self.least <= value <= self.most  # nan is neither
+        return "" if fits else f"; expected {self.expected or f'{self.least} to {self.most}'}"
 
 
-def build(name: str, settings: Any, terms: tuple[Term, ...], **fields: Any) -> Stage:
-    """The stage of these terms; `fields` are what the method decides, all else is the section's.
-    Raises `BadInput`."""
-    check_read(settings.kind, settings, f"config.stages.{name}")
-    _check(name, settings)
-    if settings.moves:
-        fields["moves"] = tuple(settings.moves)
-    return Stage(
-        name=name,
-        network=settings.network,
-        steps=settings.steps,
-        terms=terms,
-        optimizer=Optimizer(
-            name=settings.optimizer,
-            weight_decay=settings.weight_decay,
-            clip_norm=settings.clip_norm,
-            bias_correction=settings.bias_correction,
+@dataclasses.dataclass(frozen=True)
+class Each:
+    """A tuple whose items are all of `type`."""
+
+    type: type
+    expected: str
+
+    def wrong(self, value: Any) -> str:
+        fits = all(isinstance(item, self.type) for item in value)
+        return "" if fits else f"; expected {self.expected}"
+
+
+@dataclasses.dataclass(frozen=True)
+class OneOf:
+    """One of some names."""
+
+    names: tuple[str, ...]
+
+    def wrong(self, value: Any) -> str:
+        return "" if value in self.names else f" is unknown; {nearest(value, self.names)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class OffOrAtLeast:
+    """0 for off, or a finite number from `least` on."""
+
+    least: float
+    expected: str
+
+    def wrong(self, value: Any) -> str:
+        fits = not value or self.least <= value < math.inf
+        return "" if fits else f"; expected {self.expected}"
+
+
+Weight = Annotated[float, Within(0, _LARGEST_FLOAT, "a finite number, 0 or more")]
+Count = Annotated[int, Within(1, LARGEST_COUNT)]
+CountOrZero = Annotated[int, Within(0, LARGEST_COUNT)]
+# `layer_map[i]` is the teacher layer that layer i follows, -1 for none; an empty one maps i to i.
+LayerMap = Annotated[tuple[int, ...], Each(int, "whole numbers, the teacher's layers from 0")]
+Patterns = Annotated[tuple[str, ...], Each(str, "patterns of names, as ('layers/',)")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Common:
+    """The settings of every stage, whatever its kind."""
+
+    start: Literal["copy", "random"] = "copy"
+    baseline: bool = False
+    # One of the three says how long the stage is.
+    steps: CountOrZero = 0
+    examples: int = 0
+    epochs: float = 0.0
+    batch_size: Count = 32
+    accumulation: Count = 1
+    optimizer: Literal["adamw", "lamb"] = "lamb"
+    learning_rate: Weight = 1.5e-3
+    warmup_steps: CountOrZero = 0
+    decay: Literal["constant", "linear"] = "linear"
+    end_ratio: Weight = 1e-4
+    weight_decay: Weight = 0.01
+    clip_norm: Weight = 1.0
+    bias_correction: bool = False
+    dropout: bool = False
+    # Patterns of the parameters that move, in place of the kind's own.
+    moves: Patterns = ()
+    # Skip updates whose loss is so many standard deviations above its recent mean.
+    skip_above: Annotated[
+        float,
+        OffOrAtLeast(
+            2,
+            "0 (no update is skipped) or 2 standard deviations or more: below that a usual loss is "
+            "a spike",
         ),
-        schedule=Schedule(
-            settings.learning_rate, settings.warmup_steps, settings.decay, settings.end_ratio
-        ),
-        batch_size=settings.batch_size,
-        accumulation=settings.accumulation,
-        dropout=settings.dropout,
-        active_multiplier=settings.active_multiplier,
-        tf1_unmasked=settings.tf1_unmasked,
-        skip_above=settings.skip_above,
-        best=settings.best,
-        **fields,
-    )
+    ] = 0.0
+    # Hand on the state with the lowest held-out "loss" (or term), as measured at each step-based
+    # checkpoint; "": the last.
+    best: str = ""
+    tf1_unmasked: bool = False
 
 
-def checked_layer_map(name: str, settings: Any, num_layers: int) -> tuple[int, ...] | None:
-    """The section's layer map, None for i to i. Raises `BadInput` unless it names one teacher layer
-    a student layer."""
-    layer_map = tuple(settings.layer_map) or None
-    if any(not isinstance(i, int) for i in layer_map or ()):
-        raise BadInput(
-            f"config.stages.{name}.layer_map={layer_map}: expected whole numbers, the teacher's layers from 0"
-        )
-    if layer_map is not None and len(layer_map) != num_layers:
-        raise BadInput(
-            f"config.stages.{name}.layer_map={layer_map} names {len(layer_map)} teacher layers for {num_layers} "
-            "student layers; give one teacher layer for each student layer"
-        )
-    return layer_map
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One setting: its default, the type of its values, and what else must hold of them."""
+
+    default: Any
+    type: type
+    checks: tuple[Any, ...] = ()
+
+    def wrong(self, value: Any) -> str:
+        """What a message says after `value`; "" if it fits."""
+        return next((said for check in self.checks if (said := check.wrong(value))), "")
 
 
-def _check(name: str, settings: Any) -> None:
-    for field, valid in (("optimizer", OPTIMIZERS), ("decay", DECAYS)):
-        if settings[field] not in valid:
+@functools.cache
+def settings_of(declared: Callable[..., Any]) -> Mapping[str, Setting]:
+    """The settings that a kind, or a group of settings, declares, by name.
+
+    They are keyword-only arguments, or fields of a dataclass. A keyword whose annotation is a
+    dataclass stands for all its fields, so that kinds can share a group of settings. Raises
+    `BadInput` for a setting without a default or an annotation: a recipe must work without it, and
+    a command line must know its type."""
+    found: dict[str, Setting] = {}
+    for name, hint in _keywords(declared).items():
+        if _is_group(hint):
+            found |= settings_of(hint)
+            continue
+        default = inspect.signature(declared).parameters[name].default
+        if hint is None or default is inspect.Parameter.empty:
             raise BadInput(
-                f"config.stages.{name}.{field}={settings[field]!r} is unknown; {nearest(settings[field], valid)}"
+                f"{declared.__name__}: its keyword {name!r} needs a default and an annotation, as "
+                f"{name}: Weight = 1.0"
             )
-    for field in (
-        *WEIGHTS,
-        "learning_rate",
-        "active_multiplier",
-        "weight_decay",
-        "clip_norm",
-        "end_ratio",
-    ):
-        if not 0 <= settings[field] <= _LARGEST_FLOAT:  # nan is neither
-            raise BadInput(
-                f"config.stages.{name}.{field}={settings[field]}; expected a finite number, 0 or more"
-            )
-    for field, least in (("steps", 1), ("batch_size", 1), ("accumulation", 1), ("warmup_steps", 0)):
-        if not least <= settings[field] <= LARGEST_COUNT:
-            raise BadInput(
-                f"config.stages.{name}.{field}={settings[field]}; expected {least} to {LARGEST_COUNT}"
-            )
-    for pattern in settings.moves:
-        if not isinstance(pattern, str):
-            raise BadInput(
-                f"config.stages.{name}.moves={tuple(settings.moves)}; expected patterns of names, as ('layers/',)"
-            )
-    if settings.skip_above and not 2 <= settings.skip_above < math.inf:
-        raise BadInput(
-            f"config.stages.{name}.skip_above={settings.skip_above}; expected 0 (no update is skipped) or 2 standard "
-            "deviations or more: below that a usual loss is a spike"
-        )
-    if not 0 <= settings.alpha <= 1:
-        raise BadInput(
-            f"config.stages.{name}.alpha={settings.alpha}; expected 0 (the teacher's words alone) to 1 (the "
-            "true words alone)"
-        )
+        found[name] = _setting(default, hint)
+    return found
+
+
+def arguments(declared: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords to call `declared` with, from `values` by setting."""
+    return {
+        name: hint(**arguments(hint, values)) if _is_group(hint) else values[name]
+        for name, hint in _keywords(declared).items()
+    }
+
+
+def check(declared: Callable[..., Any], values: Mapping[str, Any], where: str) -> None:
+    """Raises `BadInput` for the first of `values` that the declaration does not allow."""
+    for name, setting in settings_of(declared).items():
+        value = values[name]
+        if said := setting.wrong(value):
+            shown = shortened(repr(value) if isinstance(value, (str, tuple)) else value)
+            raise BadInput(f"{where}.{name}={shown}{said}")
+
+
+def _is_group(hint: Any) -> TypeGuard[type]:
+    """Whether an annotation is a dataclass of settings."""
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
+
+
+def _keywords(declared: Callable[..., Any]) -> dict[str, Any]:
+    """The annotation of every keyword-only argument, None where there is none."""
+    hints = typing.get_type_hints(declared, include_extras=True)
+    parameters = inspect.signature(declared).parameters.values()
+    return {p.name: hints.get(p.name) for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def _setting(default: Any, hint: Any) -> Setting:
+    checks: tuple[Any, ...] = ()
+    if typing.get_origin(hint) is Annotated:
+        hint, *found = typing.get_args(hint)
+        checks = tuple(found)
+    if typing.get_origin(hint) is Literal:
+        return Setting(default, str, (*checks, OneOf(typing.get_args(hint))))
+    return Setting(default, typing.get_origin(hint) or hint, checks)

@@ -8,28 +8,32 @@ Published: 4 layers that follow layers 3, 6, 9 and 12 of BERT-base."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from jaxdistill.methods.base import Stage, Term
-from jaxdistill.methods.settings import build, checked_layer_map
+from jaxdistill.methods.base import Facts, Objective
+from jaxdistill.methods.settings import LayerMap, Weight
+from jaxdistill.objectives.terms import Term
 
 # One map for the embeddings and all layers, as in the released code (the paper has W_e and W_h).
 PROJECTION = "hidden"
 
 
-def intermediate(name: str, settings: Any, num_layers: int) -> Stage:
+def intermediate(
+    facts: Facts,
+    *,
+    hidden_mse: Weight = 1.0,
+    attention_mse: Weight = 1.0,
+    embedding_mse: Weight = 1.0,
+    projection: bool = True,
+    layer_map: LayerMap = (),
+) -> Objective:
     """L_embd + the sum over layers of L_hidn + L_attn; embeddings, blocks and the projection move,
-    heads wait."""
-    layer_map = checked_layer_map(name, settings, num_layers)
-    projection = PROJECTION if settings.projection else ""
+    heads wait. `projection`: whether the student's states pass the learned projection."""
+    layers = facts.checked_layer_map(layer_map)
+    learned = PROJECTION if projection else ""
     terms = (
-        Term("embedding_mse", settings.embedding_mse, projection=projection),
-        Term("hidden_mse", settings.hidden_mse, layer_map, projection=projection),
-        Term("attention_mse", settings.attention_mse, layer_map),
+        Term("embedding_mse", embedding_mse, projection=learned),
+        Term("hidden_mse", hidden_mse, layers, projection=learned),
+        Term("attention_mse", attention_mse, layers),
     )
-    return build(
-        name,
-        settings,
-        tuple(term for term in terms if term.weight > 0),
-        moves=("embeddings/", "layers/"),
+    return Objective(
+        tuple(term for term in terms if term.weight > 0), moves=("embeddings/", "layers/")
     )

@@ -17,15 +17,6 @@ NORMS = ("layer_norm", "no_norm")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
 ATTENTION_INPUTS = ("hidden", "shared_bottleneck", "bottleneck")
 POOLERS = ("tanh", "first_token", "none")
-HEADS = (
-    "mlm",
-    "nsp",
-    "sequence_classification",
-    "token_classification",
-    "question_answering",
-    "embedding",
-    "multiple_choice",
-)
 DTYPES = ("float32", "bfloat16")
 # How tokens become one vector; several joined by "+" are concatenated, as in "first_token+mean".
 POOLINGS = ("first_token", "max", "mean", "mean_sqrt_length", "weighted_mean", "last_token")
@@ -102,11 +93,6 @@ class ModelConfig:
                 raise BadInput(
                     f"model embedding_pooling={self.embedding_pooling!r}: expected one of {', '.join(POOLINGS)}, "
                     "or several different ones joined by '+'"
-                )
-        for head in self.heads:
-            if head not in HEADS:
-                raise BadInput(
-                    f"model heads={self.heads!r}: {head!r} is unknown; {nearest(head, HEADS)}"
                 )
         for field in (
             "vocab_size",

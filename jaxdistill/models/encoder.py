@@ -23,7 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxdistill.errors import BadInput, nearest
 from jaxdistill.models import heads as heads_lib
 from jaxdistill.models.block import BLOCK_TAPS, Block
-from jaxdistill.models.config import HEADS, ModelConfig
+from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.embeddings import Embeddings, check_ids
 
 Params = dict[str, Any]
@@ -60,12 +60,14 @@ class Model:
     # most of the memory), "full" nothing, of embeddings too.
     remat: str = "dots"
 
+    def __post_init__(self) -> None:
+        heads_lib.check_heads(self.config)
+
     def init(self, key: jax.Array) -> Params:
         """Fresh float32 parameters: `embeddings`, `layers` (leading axis N on every leaf), and one
         tree per head."""
         c = self.config
-        names = ("embeddings", "layers", "pooler", *HEADS)
-        keys = dict(zip(names, jax.random.split(key, len(names))))
+        keys = heads_lib.init_keys(c, key)
         ids_1x1 = jnp.zeros((1, 1), jnp.int32)
         hidden_1x1xD, bias = jnp.zeros((1, 1, c.hidden_size)), jnp.zeros((1, 1, 1, 1))
         params: Params = {
@@ -317,34 +319,31 @@ class Model:
                 raise BadInput(
                     f"head {name!r} is not in this model; {nearest(name, self.config.heads)}"
                 )
-            if name in ("question_answering", "embedding") and "segment_ids" in batch:
+            head = heads_lib.HEADS[name]
+            if not head.packed and "segment_ids" in batch:
                 raise BadInput(
                     f"head {name!r} reads whole rows, but the rows of this batch are packed; give it one text a row"
                 )
-            if name == "mlm":
+            if head.reads == "masked":
                 weights, features = self.mlm_features(params, hidden_BxLxD, batch)
-                outputs["mlm_logits"] = heads_lib.vocabulary_logits(weights, features)
-            elif name == "nsp":
-                outputs["nsp_logits"] = _apply(
-                    modules[name], params[name], None, outputs["pooler_output"]
-                )
-            elif name in ("sequence_classification", "multiple_choice"):
-                pooled = outputs.get("pooler_output", first_BxD)
-                outputs["logits"] = _apply(modules[name], params[name], dropout_key, pooled)
-            elif name == "token_classification":
-                outputs["logits"] = _apply(modules[name], params[name], dropout_key, hidden_BxLxD)
-            elif name == "question_answering":
-                both = _apply(modules[name], params[name], None, hidden_BxLxD)
-                outputs |= {"start_logits": both[..., 0], "end_logits": both[..., 1]}
-            elif name == "embedding":
-                outputs["embedding"] = _apply(
-                    heads_lib.Embedding(self.config),
+                found = heads_lib.vocabulary_logits(weights, features)
+            elif head.reads == "rows":
+                found = _apply(
+                    head.module(self.config),
                     params.get(name, {}),
                     None,
                     hidden_BxLxD,
                     attention_mask(batch),
                     dropout=False,
                 )
+            else:
+                pooled = head.reads == "pooled"
+                read = outputs.get("pooler_output", first_BxD) if pooled else hidden_BxLxD
+                found = _apply(modules[name], params[name], dropout_key, read)
+            if len(head.outputs) == 1:
+                outputs[head.outputs[0]] = found
+            else:
+                outputs |= {output: found[..., i] for i, output in enumerate(head.outputs)}
         return outputs
 
     def mlm_features(

@@ -6,13 +6,16 @@ Called by encoder. Each head is one Linen module whose parameters live under its
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import zlib
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxdistill.errors import BadInput, nearest
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.layers import ACTIVATION_FUNCTIONS, dense, kernel_init, norm
 
@@ -136,18 +139,94 @@ def pool(kind: str, hidden_BxLxD: jax.Array, mask_BxL: jax.Array) -> jax.Array:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """One head. `module(config)` has its parameters.
+
+    `reads`, what the module is called with: "masked" (hidden states at `mlm_positions`, and the word
+    table), "pooled" (the pooler's output, without a pooler the first token's vector), "tokens"
+    (hidden states [B, L, D]; these two also with `deterministic`, a bool) or "rows" (hidden states
+    and the attention mask). `outputs` are the names of what it returns, split along the last axis if
+    there are several. `macs(config, length, masked)`: multiply-accumulates of a row. `packed`:
+    whether it can read rows that hold several texts."""
+
+    module: Callable[[ModelConfig], nn.Module]
+    reads: str
+    outputs: tuple[str, ...]
+    macs: Callable[[ModelConfig, int, int], int]
+    packed: bool = True
+
+
+def num_classes(config: ModelConfig) -> int:
+    """How many numbers a classifier of sequences gives."""
+    return 1 if config.regression else config.num_labels
+
+
+HEADS: dict[str, Head] = {
+    "mlm": Head(
+        MaskedLM,
+        "masked",
+        ("mlm_logits",),
+        lambda c, _, masked: masked * c.hidden_size * (c.hidden_size + c.vocab_size),
+    ),
+    "nsp": Head(lambda c: Dense(c, 2), "pooled", ("nsp_logits",), lambda c, *_: 2 * c.hidden_size),
+    "sequence_classification": Head(
+        lambda c: Dense(c, num_classes(c), c.classifier_dropout),
+        "pooled",
+        ("logits",),
+        lambda c, *_: num_classes(c) * c.hidden_size,
+    ),
+    "token_classification": Head(
+        lambda c: Dense(c, c.num_labels, c.classifier_dropout),
+        "tokens",
+        ("logits",),
+        lambda c, length, _: length * c.num_labels * c.hidden_size,
+    ),
+    "question_answering": Head(
+        lambda c: Dense(c, 2),
+        "tokens",
+        ("start_logits", "end_logits"),
+        lambda c, length, _: length * 2 * c.hidden_size,
+        packed=False,
+    ),
+    "embedding": Head(
+        Embedding,
+        "rows",
+        ("embedding",),
+        lambda c, *_: len(c.poolings) * c.hidden_size * (c.embedding_features or 0),
+        packed=False,
+    ),
+    "multiple_choice": Head(
+        lambda c: Dense(c, 1, c.classifier_dropout),
+        "pooled",
+        ("logits",),
+        lambda c, *_: c.hidden_size,
+    ),
+}
+_DRAWN_TOGETHER = ("embeddings", "layers", "pooler", *HEADS)
+
+
+def check_heads(config: ModelConfig) -> None:
+    """Raises `BadInput` with the nearest name for a head of `config` that is not in `HEADS`."""
+    for name in config.heads:
+        if name not in HEADS:
+            raise BadInput(
+                f"model heads={config.heads!r}: {name!r} is unknown; {nearest(name, HEADS)}"
+            )
+
+
 def modules(config: ModelConfig) -> dict[str, nn.Module]:
     """Every head module of `config` that has parameters, by the name its parameters carry."""
-    labels = 1 if config.regression else config.num_labels
-    every: dict[str, nn.Module] = {
-        "mlm": MaskedLM(config),
-        "nsp": Dense(config, 2),
-        "sequence_classification": Dense(config, labels, config.classifier_dropout),
-        "token_classification": Dense(config, config.num_labels, config.classifier_dropout),
-        "question_answering": Dense(config, 2),
-        "multiple_choice": Dense(config, 1, config.classifier_dropout),
-    }
-    if config.embedding_features is not None:
-        every["embedding"] = Embedding(config)
-    found = {name: every[name] for name in config.heads if name in every}
+    found = {name: HEADS[name].module(config) for name in config.heads}
+    if config.embedding_features is None:
+        found.pop("embedding", None)
     return {"pooler": Pooler(config), **found} if config.pooler == "tanh" else found
+
+
+def init_keys(config: ModelConfig, key: jax.Array) -> dict[str, jax.Array]:
+    """A key for each part of a network, the same whatever other heads there are."""
+    keys = dict(zip(_DRAWN_TOGETHER, jax.random.split(key, len(_DRAWN_TOGETHER))))
+    for name in config.heads:
+        if name not in keys:
+            keys[name] = jax.random.fold_in(key, zlib.crc32(name.encode()))
+    return keys

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill.errors import BadInput, nearest
-from jaxdistill.models.config import HEADS, ModelConfig
+from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.encoder import TAPS, Model, Params
+from jaxdistill.models.heads import HEADS, Head
 from jaxdistill.models.parameters import count
 
 # A training step costs its forward pass three times: backward multiplies each kernel twice (inputs,
@@ -90,32 +91,21 @@ def forward_flops(
         "ffn": c.num_layers * c.num_ffn * 2 * inner * c.intermediate_size,
     }
     flops = {part: 2 * length * value for part, value in macs.items()}
-    if c.pooler == "tanh" and {"pooler", "nsp", "sequence_classification", "multiple_choice"} & set(
-        heads
+    rows = {name: _head(name) for name in heads if name != "pooler"}
+    if c.pooler == "tanh" and (
+        "pooler" in heads or any(head.reads == "pooled" for head in rows.values())
     ):
         flops["pooler"] = 2 * width * width
-    for head in heads:
-        if head != "pooler":
-            flops[f"head/{head}"] = _head_flops(c, head, length, masked_positions)
+    masked = length if masked_positions is None else masked_positions
+    for name, head in rows.items():
+        flops[f"head/{name}"] = 2 * head.macs(c, length, masked)
     return flops
 
 
-def _head_flops(config: ModelConfig, head: str, length: int, masked_positions: int | None) -> int:
-    labels = 1 if config.regression else config.num_labels
-    macs = {
-        "mlm": (length if masked_positions is None else masked_positions)
-        * config.hidden_size
-        * (config.hidden_size + config.vocab_size),
-        "nsp": 2 * config.hidden_size,
-        "sequence_classification": labels * config.hidden_size,
-        "token_classification": length * config.num_labels * config.hidden_size,
-        "question_answering": length * 2 * config.hidden_size,
-        "embedding": len(config.poolings) * config.hidden_size * (config.embedding_features or 0),
-        "multiple_choice": config.hidden_size,
-    }
-    if head not in macs:
-        raise BadInput(f"head {head!r} is unknown; {nearest(head, HEADS)}")
-    return 2 * macs[head]
+def _head(name: str) -> Head:
+    if name not in HEADS:
+        raise BadInput(f"head {name!r} is unknown; {nearest(name, HEADS)}")
+    return HEADS[name]
 
 
 def encoder_flops(config: ModelConfig, length: int, num_layers: int | None = None) -> int:

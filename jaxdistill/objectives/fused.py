@@ -2,7 +2,7 @@
 for some rows of one layer at a time, logits over the vocabulary for some masked words. Called by
 training.forward.
 
-`losses` and `scales` (weight / count) are by the names of terms. A fused function returns the
+`terms` and `scales` (weight / count) are by name. A fused function returns the
 scaled sum, which alone can be differentiated, and the raw sums to report. The plain versions beside
 them say what is computed."""
 
@@ -19,9 +19,9 @@ from jaxdistill.models import Arrays, Batch, Model, Params
 from jaxdistill.models.block import attention_scores
 from jaxdistill.models.heads import vocabulary_logits
 from jaxdistill.objectives.relations import relation, relation_heads
-from jaxdistill.objectives.terms import Loss
+from jaxdistill.objectives.terms import Term
 
-Losses = Mapping[str, Loss]
+Terms = Mapping[str, Term]
 Scales = Mapping[str, jax.Array]
 # Student taps that the fused losses are differentiated through, and what is made of them.
 SOURCES = {"attention_scores": ("query", "key")}
@@ -39,17 +39,17 @@ def weighted(sums: Arrays, scales: Scales) -> jax.Array:
 
 
 def layer_sums(
-    losses: Losses, student_taps: Arrays, teacher_taps: Mapping[str, Any], masks: Batch
+    terms: Terms, student_taps: Arrays, teacher_taps: Mapping[str, Any], masks: Batch
 ) -> Arrays:
     """The raw sums of losses of one layer, by name."""
     return {
-        name: loss.sum(student_taps[loss.reads], teacher_taps[loss.teacher or ""], masks)
-        for name, loss in losses.items()
+        name: term.sum(student_taps[term.reads], teacher_taps[term.teacher or ""], masks)
+        for name, term in terms.items()
     }
 
 
 def layer_terms(
-    losses: Losses,
+    terms: Terms,
     scales: Scales,
     student_taps: Arrays,
     teacher: Model,
@@ -67,10 +67,10 @@ def layer_terms(
     the backward pass: the gradients with respect to the hidden state and to queries and keys (of
     attention scores, which are computed from them again), in `dtype`. `rows`: rows on one device,
     which the size of chunks follows."""
-    relations = {name: loss for name, loss in losses.items() if loss.relation}
-    others = {name: loss for name, loss in losses.items() if not loss.relation}
-    wanted = {loss.reads for loss in others.values()}
-    followed = tuple(sorted({loss.teacher or "" for loss in relations.values()}))
+    relations = {name: term for name, term in terms.items() if term.row.relation}
+    others = {name: term for name, term in terms.items() if not term.row.relation}
+    wanted = {term.reads for term in others.values()}
+    followed = tuple(sorted({term.teacher or "" for term in relations.values()}))
 
     def function(moving: Arrays, slices: Any, shared: Any) -> tuple[jax.Array, tuple[Arrays, Any]]:
         # Masks are alike in every layer: without the barrier, what is made of them ([b, A, L, L])
@@ -103,9 +103,9 @@ def layer_terms(
     theirs, teacher_taps = jax.lax.stop_gradient(
         _join_rows(found, rows, parts)
     )  # no cotangent of zeros through the loop
-    for name, loss in relations.items():
+    for name, term in relations.items():
         more, found = relation_terms(
-            loss, name, scales[name], student_taps, teacher_taps, masks, dtype, rows
+            term, scales[name], student_taps, teacher_taps, masks, dtype, rows
         )
         value, sums = value + more, {**sums, **found}
     return value, sums, theirs
@@ -138,8 +138,7 @@ def _largest_divisor(number: int, limit: int) -> int:
 
 
 def relation_terms(
-    loss: Loss,
-    name: str,
+    term: Term,
     scale: jax.Array,
     student_taps: Arrays,
     teacher_taps: Mapping[str, Any],
@@ -147,9 +146,9 @@ def relation_terms(
     dtype: Any,
     rows: int,
 ) -> tuple[jax.Array, Arrays]:
-    """The relation `name`, scaled: (value, raw sum). Some relation heads after the other: no [B, R,
+    """The relation of `term`, scaled: (value, raw sum). Some relation heads after the other: no [B, R,
     L, L] of all of them, of either model."""
-    heads = loss.sum.keywords["heads"]  # type: ignore[attr-defined]
+    heads = dict(term.options)["heads"]
     chunk = _largest_divisor(heads, CHUNK_NUMBERS // (rows * masks["input_ids"].shape[1] ** 2))
 
     def split(x_BxLxAxK: jax.Array) -> jax.Array:
@@ -164,31 +163,27 @@ def relation_terms(
         value = relation(ours, theirs, masks, chunk) * (
             chunk / heads
         )  # a mean over heads, chunk by chunk
-        return value * scale, ({name: value}, None)
+        return value * scale, ({term.name: value}, None)
 
     value, (sums, _) = gradient_in_chunks(function, dtype)(
-        split(student_taps[loss.student]),
-        split(teacher_taps[loss.teacher or ""]),
+        split(student_taps[term.student]),
+        split(teacher_taps[term.teacher or ""]),
         (dict(masks), scale),
     )
     return value, sums
 
 
-def student_taps_of(losses: Losses) -> tuple[str, ...]:
+def student_taps_of(terms: Terms) -> tuple[str, ...]:
     """The student taps that `layer_terms` reads."""
     return tuple(
         sorted(
-            {
-                name
-                for loss in losses.values()
-                for name in SOURCES.get(loss.student, (loss.student,))
-            }
+            {name for term in terms.values() for name in SOURCES.get(term.student, (term.student,))}
         )
     )
 
 
 def word_terms(
-    losses: Losses,
+    terms: Terms,
     scales: Scales,
     student: tuple[Any, jax.Array],
     teacher: tuple[Any, jax.Array] | None,
@@ -217,8 +212,8 @@ def word_terms(
         labels, theirs = part
         target = None if theirs is None else vocabulary_logits(shared["teacher"], theirs)
         sums = {
-            name: loss.sum(logits, target if loss.teacher else None, labels)
-            for name, loss in losses.items()
+            name: term.sum(logits, target if term.teacher else None, labels)
+            for name, term in terms.items()
         }
         return weighted(sums, shared["scales"]), sums
 

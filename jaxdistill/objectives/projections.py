@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill.models import Arrays, ModelConfig, Params
-from jaxdistill.objectives.terms import Loss
+from jaxdistill.objectives.terms import Term
 
 NAME = "projections"
 
@@ -50,16 +50,14 @@ def project(projections: Mapping[str, Params], name: str, x_BxLxD: jax.Array) ->
     return jnp.dot(x_BxLxD.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32) + bias
 
 
-def projected(
-    projections: Mapping[str, Params], losses: Mapping[str, Loss], taps: Arrays
-) -> Arrays:
+def projected(projections: Mapping[str, Params], terms: Mapping[str, Term], taps: Arrays) -> Arrays:
     """The student's `taps` and, under the name that a loss reads it by, each of them that goes
     through a projection."""
     return {
         **taps,
         **{
-            loss.reads: project(projections, loss.projection, taps[loss.student])
-            for loss in losses.values()
-            if loss.projection and loss.student in taps
+            term.reads: project(projections, term.projection, taps[term.student])
+            for term in terms.values()
+            if term.projection and term.student in taps
         },
     }

@@ -15,40 +15,106 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdistill.errors import BadInput, nearest
+from jaxdistill.errors import BadInput, listed, nearest
 from jaxdistill.models import Batch
 from jaxdistill.models.block import BLOCK_TAPS
 from jaxdistill.models.encoder import attention_mask
 from jaxdistill.objectives import hidden, logits, relations
+from jaxdistill.objectives.needs import (
+    Need,
+    equal_heads,
+    equal_vocabularies,
+    equal_widths,
+    equal_widths_or_projection,
+    heads_divide,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """`student` and `teacher` name a tap (then the loss is of one layer) or an output; None: no
-    teacher is needed.
+    """One loss: `sum(student, teacher, batch, **options)` over `count(batch)`.
 
-    `relation`: the sum takes `heads` too, a term's `relation_heads`. `projection`: a term's; what
-    is read of the student goes through it first."""
+    `student` and `teacher` name a tap (then the loss is of one layer, or of the embeddings) or, with
+    `head`, an output of that head; `teacher` None: no teacher is needed. `options`: what else the
+    sum must be told, by each term. `needs`: what must hold of the two networks. `relation`: the sum
+    is a mean over relation heads, an option `heads`, and may be taken some heads at a time. `off`:
+    the setting that leaves it out, if that is not its own weight, for messages."""
 
     sum: Callable[..., jax.Array]
     count: Callable[[Batch], jax.Array]
     student: str
     teacher: str | None = None
+    head: str = ""
+    needs: tuple[Need, ...] = ()
+    options: tuple[str, ...] = ()
     relation: bool = False
+    off: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """`weight` x `loss`, a name in `LOSSES`, between a student's tap or output and a teacher's.
+
+    `layer_map[i]` is the teacher layer that student layer i follows, -1 if none (None: i follows
+    i). `options`: pairs (name, value), what the loss's sum must be told. `projection`: the name of a
+    learned linear map from the student's width to the teacher's; terms that give one name share it.
+    `name`: what the term's numbers are called, unique in a stage; left out, the loss's name.
+
+    Raises `BadInput` for an unknown loss, and for options that are not the loss's."""
+
+    loss: str
+    weight: float
+    layer_map: tuple[int, ...] | None = None
+    options: tuple[tuple[str, Any], ...] = ()
     projection: str = ""
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.name or self.loss)
+        given, wanted = [name for name, _ in self.options], self.row.options
+        if sorted(given) != sorted(wanted):
+            raise BadInput(
+                f"term {self.name!r}: the loss {self.loss!r} has the options {listed(wanted)}, given: "
+                f"{listed(given)}"
+            )
+
+    @property
+    def row(self) -> Loss:
+        """Its loss."""
+        return loss_named(self.loss)
+
+    def sum(self, student: jax.Array, teacher: jax.Array | None, batch: Batch) -> jax.Array:
+        """The raw sum, before weight and count."""
+        return self.row.sum(student, teacher, batch, **dict(self.options))
+
+    def count(self, batch: Batch) -> jax.Array:
+        """What its sum is divided by."""
+        return self.row.count(batch)
+
+    @property
+    def student(self) -> str:
+        return self.row.student
+
+    @property
+    def teacher(self) -> str | None:
+        return self.row.teacher
+
+    @property
+    def head(self) -> str:
+        return self.row.head
 
     @property
     def per_layer(self) -> bool:
-        return self.student in BLOCK_TAPS
+        return not self.head and self.student in BLOCK_TAPS
+
+    @property
+    def of_embeddings(self) -> bool:
+        return not self.head and self.student == "embeddings"
 
     @property
     def reads(self) -> str:
         """The student's tap or output by name, as it is after the projection."""
         return f"{self.projection}({self.student})" if self.projection else self.student
-
-    @property
-    def of_embeddings(self) -> bool:
-        return self.student == "embeddings"
 
 
 def masked_words(batch: Batch) -> jax.Array:
@@ -71,33 +137,66 @@ def examples(batch: Batch) -> jax.Array:
     return jnp.sum(batch["example_weights"])
 
 
+WIDTHS = (equal_widths,)
+WIDTHS_OR_PROJECTION = (equal_widths_or_projection,)
+HEADS = (equal_heads,)
+WORDS = (equal_vocabularies,)
+
+
+def _relation(tap: str) -> Loss:
+    return Loss(
+        relations.relation,
+        real_tokens,
+        tap,
+        tap,
+        needs=(heads_divide,),
+        options=("heads",),
+        relation=True,
+    )
+
+
 LOSSES: dict[str, Loss] = {
-    "mlm": Loss(logits.mlm, masked_words, "mlm_logits"),
-    "mlm_distillation": Loss(logits.mlm_distillation, masked_words, "mlm_logits", "mlm_logits"),
-    "nsp": Loss(logits.nsp, examples, "nsp_logits"),
-    "classification": Loss(logits.classification, examples, "logits"),
-    "regression": Loss(logits.regression, examples, "logits"),
-    "feature_map": Loss(hidden.feature_map, real_tokens, "hidden", "hidden"),
-    "mean": Loss(hidden.mean, real_tokens, "hidden", "hidden"),
-    "variance": Loss(hidden.variance, real_tokens, "hidden", "hidden"),
-    "mean_tf1": Loss(hidden.mean_tf1, real_tokens, "hidden", "hidden_moments"),
-    "variance_tf1": Loss(hidden.variance_tf1, real_tokens, "hidden", "hidden_moments"),
-    "hidden_mse": Loss(hidden.squared_error, real_tokens, "hidden", "hidden"),
-    "embedding_mse": Loss(hidden.squared_error, real_tokens, "embeddings", "embeddings"),
-    "attention_mse": Loss(
-        relations.attention_mse, token_pairs, "attention_scores", "attention_scores"
+    "mlm": Loss(logits.mlm, masked_words, "mlm_logits", head="mlm"),
+    "mlm_distillation": Loss(
+        logits.mlm_distillation,
+        masked_words,
+        "mlm_logits",
+        "mlm_logits",
+        head="mlm",
+        needs=WORDS,
+        off="alpha=1",
     ),
-    "attention": Loss(relations.attention, real_tokens, "attention_scores", "attention_scores"),
-    "query_relation": Loss(relations.relation, real_tokens, "query", "query", relation=True),
-    "key_relation": Loss(relations.relation, real_tokens, "key", "key", relation=True),
-    "value_relation": Loss(relations.relation, real_tokens, "value", "value", relation=True),
+    "nsp": Loss(logits.nsp, examples, "nsp_logits", head="nsp"),
+    "classification": Loss(
+        logits.classification, examples, "logits", head="sequence_classification"
+    ),
+    "regression": Loss(logits.regression, examples, "logits", head="sequence_classification"),
+    "feature_map": Loss(hidden.feature_map, real_tokens, "hidden", "hidden", needs=WIDTHS),
+    "mean": Loss(hidden.mean, real_tokens, "hidden", "hidden", needs=WIDTHS),
+    "variance": Loss(hidden.variance, real_tokens, "hidden", "hidden", needs=WIDTHS),
+    "mean_tf1": Loss(hidden.mean_tf1, real_tokens, "hidden", "hidden_moments", needs=WIDTHS),
+    "variance_tf1": Loss(
+        hidden.variance_tf1, real_tokens, "hidden", "hidden_moments", needs=WIDTHS
+    ),
+    "hidden_mse": Loss(
+        hidden.squared_error, real_tokens, "hidden", "hidden", needs=WIDTHS_OR_PROJECTION
+    ),
+    "embedding_mse": Loss(
+        hidden.squared_error, real_tokens, "embeddings", "embeddings", needs=WIDTHS_OR_PROJECTION
+    ),
+    "attention_mse": Loss(
+        relations.attention_mse, token_pairs, "attention_scores", "attention_scores", needs=HEADS
+    ),
+    "attention": Loss(
+        relations.attention, real_tokens, "attention_scores", "attention_scores", needs=HEADS
+    ),
+    "query_relation": _relation("query"),
+    "key_relation": _relation("key"),
+    "value_relation": _relation("value"),
     "attention_kl": Loss(
-        relations.attention_kl, real_tokens, "attention_scores", "attention_scores"
+        relations.attention_kl, real_tokens, "attention_scores", "attention_scores", needs=HEADS
     ),
 }
-
-# Which head gives which output.
-HEAD_OF_OUTPUT = {"mlm_logits": "mlm", "nsp_logits": "nsp", "logits": "sequence_classification"}
 
 
 def loss_named(name: str) -> Loss:

@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdistill.methods.base import Stage, Term
+from jaxdistill.methods.base import Stage
 from jaxdistill.models import Arrays, Batch, Model, Params
 from jaxdistill.models.encoder import attention_bias, split_key, take_layer
 from jaxdistill.models.parameters import unflatten
 from jaxdistill.objectives import fused, projections
-from jaxdistill.objectives.terms import HEAD_OF_OUTPUT, Loss, count_everything
+from jaxdistill.objectives.terms import Term, count_everything
 from jaxdistill.training import sharding
 
 Result = tuple[jax.Array, Arrays]
@@ -62,7 +62,7 @@ def weighted_sums(
 def walks(stage: Stage) -> bool:
     """Whether both stacks can be walked in lock-step: one layer map for all losses, which never
     goes back, and no loss that reads layers of the teacher that come later."""
-    maps = {term.layer_map for term in stage.terms if term.definition.per_layer}
+    maps = {term.layer_map for term in stage.terms if term.per_layer}
     followed = [at for layer_map in maps for at in layer_map or () if at >= 0]
     return len(maps) == 1 and not _reads_moments(stage) and followed == sorted(followed)
 
@@ -96,7 +96,7 @@ def _plain_sums(
             heads=stage.heads("teacher"),
             num_layers=stage.teacher_depth(model.config.num_layers),
         )
-    student_taps = projections.projected(_maps(params, model), _losses(stage), student_taps)
+    student_taps = projections.projected(_maps(params, model), _terms(stage), student_taps)
     sums = {
         term.name: _full_sum(term, ours, student_taps, theirs, teacher_taps, masks)
         for term in stage.terms
@@ -112,23 +112,22 @@ def _full_sum(
     teacher_taps: Mapping[str, Any],
     masks: Batch,
 ) -> jax.Array:
-    loss = term.definition
-    if loss.of_embeddings:
-        return loss.sum(
-            student_taps[loss.reads], jax.lax.stop_gradient(teacher_taps["embeddings"]), masks
+    if term.of_embeddings:
+        return term.sum(
+            student_taps[term.reads], jax.lax.stop_gradient(teacher_taps["embeddings"]), masks
         )
-    if not loss.per_layer:
-        target = None if loss.teacher is None else jax.lax.stop_gradient(teacher_out[loss.teacher])
-        return loss.sum(student_out[loss.student], target, masks)
-    ours_NxB = student_taps[loss.reads]
-    theirs = jax.lax.stop_gradient(teacher_taps[loss.teacher or ""])
-    if loss.teacher == "hidden_moments":
-        return jnp.sum(jax.vmap(lambda ours: loss.sum(ours, theirs, masks))(ours_NxB))
+    if not term.per_layer:
+        target = None if term.teacher is None else jax.lax.stop_gradient(teacher_out[term.teacher])
+        return term.sum(student_out[term.student], target, masks)
+    ours_NxB = student_taps[term.reads]
+    theirs = jax.lax.stop_gradient(teacher_taps[term.teacher or ""])
+    if term.teacher == "hidden_moments":
+        return jnp.sum(jax.vmap(lambda ours: term.sum(ours, theirs, masks))(ours_NxB))
     if term.layer_map is not None:
         followers = [i for i, at in enumerate(term.layer_map) if at >= 0]
         ours_NxB = jnp.take(ours_NxB, jnp.asarray(followers), axis=0)
         theirs = jnp.take(theirs, jnp.asarray([term.layer_map[i] for i in followers]), axis=0)
-    return jnp.sum(jax.vmap(lambda ours, their: loss.sum(ours, their, masks))(ours_NxB, theirs))
+    return jnp.sum(jax.vmap(lambda ours, their: term.sum(ours, their, masks))(ours_NxB, theirs))
 
 
 def _fused_sums(
@@ -155,11 +154,11 @@ def _fused_sums(
         if stage.needs_teacher and teacher is not None
         else None
     )
-    embedded = projections.projected(maps, _losses(stage), {"embeddings": hidden})
+    embedded = projections.projected(maps, _terms(stage), {"embeddings": hidden})
     sums = {
-        name: loss.sum(embedded[loss.reads], theirs, masks)
-        for name, loss in _losses(stage).items()
-        if loss.of_embeddings
+        name: term.sum(embedded[term.reads], theirs, masks)
+        for name, term in _terms(stage).items()
+        if term.of_embeddings
     }
     value, done = fused.weighted(sums, scales), 0
     if layered:
@@ -233,8 +232,8 @@ def head_sums(
         read = _heads(others, "teacher")
         targets = teacher.run_heads(teacher_params, theirs, masks, read) if read and teacher else {}
         found = {
-            name: loss.sum(outputs[loss.student], targets.get(loss.teacher or ""), masks)
-            for name, loss in others.items()
+            name: term.sum(outputs[term.student], targets.get(term.teacher or ""), masks)
+            for name, term in others.items()
         }
         value, sums = value + fused.weighted(found, scales), {**sums, **found}
     return value, sums
@@ -313,10 +312,10 @@ def _visit(
 ) -> tuple[jax.Array, jax.Array, jax.Array, Arrays]:
     """As `_walk`, for a map by which only some layers follow one of the teacher's: those one by
     one, others in scans."""
-    losses = _of_layers(stage)
+    terms = _of_layers(stage)
     depth = model.config.num_layers
     keys = None if dropout_key is None else jax.random.split(dropout_key, depth)
-    value, sums = jnp.float32(0), {name: jnp.float32(0) for name in losses}
+    value, sums = jnp.float32(0), {name: jnp.float32(0) for name in terms}
     done = teacher_done = 0
     entered = theirs
 
@@ -332,7 +331,7 @@ def _visit(
         hidden, student_taps = model.block(
             take_layer(layers, i), hidden, bias, None if keys is None else keys[i], looped=False
         )
-        student_taps = projections.projected(maps, losses, student_taps)
+        student_taps = projections.projected(maps, terms, student_taps)
         if at >= teacher_done:
             entered, _ = teacher.encode(stretch(teacher_layers, teacher_done, at), theirs, bias)
         more, found, theirs = layer_value(
@@ -346,7 +345,7 @@ def _visit(
             bias,
             scales,
         )
-        value, sums = value + more, {name: sums[name] + found[name] for name in losses}
+        value, sums = value + more, {name: sums[name] + found[name] for name in terms}
         done, teacher_done = i + 1, at + 1
     hidden, _ = model.encode(
         stretch(layers, done, depth), hidden, bias, dropout_keys=stretch(keys, done, depth)
@@ -370,9 +369,9 @@ def _sums_at_layer(
     strict = stage.depth == "progressive_strict"
     params = unflatten(frozen if strict else {**frozen, **moving})
     active = unflatten(moving)["layers"] if strict else None
-    losses = _of_layers(stage)
+    terms = _of_layers(stage)
     in_parts = stage.fused and not _reads_moments(stage)
-    wanted = fused.student_taps_of(losses) if in_parts else stage.taps("student")
+    wanted = fused.student_taps_of(terms) if in_parts else stage.taps("student")
     ours = model.apply_at(
         params, batch, layer, taps=wanted, active=active, differentiable=not strict
     )
@@ -382,7 +381,7 @@ def _sums_at_layer(
         theirs = jax.lax.stop_gradient(
             teacher.apply_at(teacher_params, batch, at, taps=stage.taps("teacher"))
         )
-        sums = fused.layer_sums(losses, ours, theirs, masks)
+        sums = fused.layer_sums(terms, ours, theirs, masks)
         return fused.weighted(sums, scales), sums
     bias = attention_bias(batch)
     entered = teacher.run_below(teacher_params, teacher.embed(teacher_params, batch), bias, at)
@@ -412,10 +411,10 @@ def layer_value(
 ) -> tuple[jax.Array, Arrays, jax.Array]:
     """One layer of the teacher, from what enters it, and the losses there: (value, raw sums, what
     leaves it)."""
-    losses = _of_layers(stage)
+    terms = _of_layers(stage)
     return fused.layer_terms(
-        losses,
-        _only(scales, losses),
+        terms,
+        _only(scales, terms),
         student_taps,
         teacher,
         sharding.gathered_layer(model, teacher_layer),
@@ -429,27 +428,24 @@ def layer_value(
 
 def _reads_moments(stage: Stage) -> bool:
     """Whether a loss reads every layer of the teacher at once."""
-    return any(term.definition.teacher == "hidden_moments" for term in stage.terms)
+    return any(term.teacher == "hidden_moments" for term in stage.terms)
 
 
-def _losses(stage: Stage) -> dict[str, Loss]:
-    return {term.name: term.definition for term in stage.terms}
+def _terms(stage: Stage) -> dict[str, Term]:
+    """The terms, by name."""
+    return {term.name: term for term in stage.terms}
 
 
-def _of_layers(stage: Stage) -> dict[str, Loss]:
-    """The losses of a layer, by name."""
-    return {name: loss for name, loss in _losses(stage).items() if loss.per_layer}
+def _of_layers(stage: Stage) -> dict[str, Term]:
+    """The terms of a layer, by name."""
+    return {term.name: term for term in stage.terms if term.per_layer}
 
 
-def _of_heads(stage: Stage) -> tuple[dict[str, Loss], dict[str, Loss]]:
-    """Losses over the vocabulary, losses of other heads; by name."""
-    losses = {
-        name: loss
-        for name, loss in _losses(stage).items()
-        if not (loss.per_layer or loss.of_embeddings)
-    }
-    words = {name: loss for name, loss in losses.items() if loss.student == "mlm_logits"}
-    return words, {name: loss for name, loss in losses.items() if name not in words}
+def _of_heads(stage: Stage) -> tuple[dict[str, Term], dict[str, Term]]:
+    """Terms over the vocabulary, terms of other heads; by name."""
+    terms = {term.name: term for term in stage.terms if term.head}
+    words = {name: term for name, term in terms.items() if term.head == "mlm"}
+    return words, {name: term for name, term in terms.items() if name not in words}
 
 
 def _maps(params: Params, model: Model) -> Params:
@@ -458,16 +454,15 @@ def _maps(params: Params, model: Model) -> Params:
 
 
 def _layer_map(stage: Stage) -> tuple[int, ...] | None:
-    return next(term.layer_map for term in stage.terms if term.definition.per_layer)
+    return next(term.layer_map for term in stage.terms if term.per_layer)
 
 
-def _heads(losses: Mapping[str, Loss], whose: str) -> tuple[str, ...]:
-    names = {getattr(loss, whose) for loss in losses.values()} - {None}
-    return tuple(sorted(HEAD_OF_OUTPUT[name] for name in names))
+def _heads(terms: Mapping[str, Term], whose: str) -> tuple[str, ...]:
+    return tuple(sorted({t.head for t in terms.values() if getattr(t, whose) is not None}))
 
 
-def _only(scales: Arrays, losses: Mapping[str, Loss]) -> Arrays:
-    return {name: scales[name] for name in losses}
+def _only(scales: Arrays, terms: Mapping[str, Term]) -> Arrays:
+    return {name: scales[name] for name in terms}
 
 
 def rows_on_a_device(model: Model, batch: Batch) -> int:

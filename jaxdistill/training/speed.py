@@ -95,9 +95,7 @@ def step_flops(
         student = _forward(model, heads("student"), length, masked_positions)
         if teacher is not None:
             projected = {
-                (term.definition.reads, term.layer_map): term
-                for term in stage.terms
-                if term.projection
+                (term.reads, term.layer_map): term for term in stage.terms if term.projection
             }
             student += sum(_projected_states(term, model) for term in projected.values()) * (
                 2 * length * model.config.hidden_size * teacher.config.hidden_size
@@ -130,7 +128,7 @@ def _forward(model: Model, heads: tuple[str, ...], length: int, masked_positions
 
 def _projected_states(term: Term, model: Model) -> int:
     """How many states of the student a term's projection widens."""
-    if not term.definition.per_layer:
+    if not term.per_layer:
         return 1
     return (
         model.config.num_layers if term.layer_map is None else sum(at >= 0 for at in term.layer_map)

@@ -159,7 +159,7 @@ def make_losses(
 def count_terms(stage: Stage, batch: Batch) -> Arrays:
     """What each term's sum is divided by, from the masks of the global batch; never 0."""
     masks = count_everything(batch) if stage.tf1_unmasked else batch
-    counts = {term.name: term.definition.count(masks) for term in stage.terms}
+    counts = {term.name: term.count(masks) for term in stage.terms}
     if stage.tf1_unmasked:  # the released code adds 1e-5 to the number of masked words
         counts |= {
             term.name: counts[term.name] + 1e-5

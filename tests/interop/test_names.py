@@ -7,7 +7,7 @@ import pytest
 
 from jaxdistill.interop import convert, names
 from jaxdistill.models import PRESETS, ModelConfig
-from jaxdistill.models.config import HEADS
+from jaxdistill.models.heads import HEADS
 
 CONFIGS = {
     **PRESETS,

@@ -22,7 +22,8 @@ def test_the_last_layer_follows_one_of_the_teacher():
         "relations", teacher_layer=1, relation_heads=4, key_relation=0.5, value_relation=0.0
     )
     assert {
-        (term.loss, term.weight, term.layer_map, term.relation_heads) for term in stage.terms
+        (term.loss, term.weight, term.layer_map, dict(term.options)["heads"])
+        for term in stage.terms
     } == {("query_relation", 1.0, (-1, -1, 1), 4), ("key_relation", 0.5, (-1, -1, 1), 4)}
     assert stage.teacher_depth(3) == 2 and stage.heads("teacher") == ()
 
@@ -33,7 +34,7 @@ def test_the_last_layer_follows_one_of_the_teacher():
         ({}, "teacher_layer=-1: give the teacher's layer"),
         (
             dict(teacher_layer=1, layer_map=(0, 1, 2)),
-            "layer_map=.* does not read it; .*teacher_layer",
+            "no field 'layer_map', a setting of .*intermediate; .*teacher_layer",
         ),
     ],
 )

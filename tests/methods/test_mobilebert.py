@@ -5,7 +5,7 @@ import pytest
 
 from jaxdistill import defaults
 from jaxdistill.errors import BadInput
-from jaxdistill.methods import KINDS
+from jaxdistill.methods.kinds import KINDS
 from tests.conftest import make_stage
 
 
@@ -55,7 +55,7 @@ def test_a_weight_of_0_leaves_the_loss_out(kind, changes, losses):
     """Nothing is computed for it, and the teacher is not asked for what no loss reads."""
     stage = make_stage(kind, **changes)
     assert weights(stage).keys() == losses
-    assert stage.needs_teacher == any(term.definition.teacher for term in stage.terms)
+    assert stage.needs_teacher == any(term.teacher for term in stage.terms)
 
 
 def test_tf1_statistics_replaces_the_two_statistics():

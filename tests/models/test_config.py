@@ -76,7 +76,7 @@ def test_round_trip_through_json(name):
         (lambda: ModelConfig(attention_input="bottlenek", bottleneck_size=12), "bottleneck"),
         (lambda: ModelConfig(pooler="first"), "first_token"),
         (lambda: ModelConfig(dtype="bfloat"), "bfloat16"),
-        (lambda: ModelConfig(heads=("mlm", "npr")), "nsp"),
+        (lambda: Model(ModelConfig(heads=("mlm", "npr"))), "nsp"),
     ],
 )
 def test_a_misspelling_is_answered_with_the_nearest_name(call, named):

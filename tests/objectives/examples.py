@@ -10,7 +10,10 @@ from jaxdistill.objectives import terms
 LENGTHS = (6, 4, 1)
 HEADS, WIDTH, STATES, WORDS, CLASSES = 2, 5, 4, 7, 3
 RELATION_HEADS = 3
-LOSSES = {name: Term(name, 1.0, relation_heads=RELATION_HEADS).definition for name in terms.LOSSES}
+LOSSES = {
+    name: Term(name, 1.0, options=(("heads", RELATION_HEADS),) if row.options else ())
+    for name, row in terms.LOSSES.items()
+}
 PER_LAYER = [name for name, loss in LOSSES.items() if loss.per_layer]
 WITH_TEACHER = [name for name, loss in LOSSES.items() if loss.teacher is not None]
 

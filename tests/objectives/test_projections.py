@@ -40,9 +40,7 @@ def test_a_projection_is_a_matrix_and_a_bias():
 
 def test_a_loss_without_a_projection_reads_the_tap_itself():
     maps = {"hidden": {"kernel": jnp.ones((3, 5)), "bias": jnp.ones(5)}}
-    losses = {
-        term.name: term.definition for term in make_stage("intermediate", 2, **SETTINGS).terms
-    }
+    losses = {term.name: term for term in make_stage("intermediate", 2, **SETTINGS).terms}
     taps = {"hidden": jnp.ones((2, 4, 3)), "attention_scores": jnp.ones((2, 1, 4, 4))}
     found = projections.projected(maps, losses, taps)
     assert (
@@ -95,7 +93,7 @@ def test_it_learns_with_the_student_and_is_dropped_after(teacher_params):
 
 def test_a_progressive_stage_has_none():
     stage = make_stage("intermediate", 2, **SETTINGS)
-    layered = tuple(term for term in stage.terms if term.definition.per_layer)
+    layered = tuple(term for term in stage.terms if term.per_layer)
     with pytest.raises(BadInput, match="progressive, so its losses have no learned projection"):
         Stage(
             "it",

@@ -11,7 +11,8 @@ import pytest
 from jaxdistill.data import packing
 from jaxdistill.errors import BadInput
 from jaxdistill.models import Model, preset
-from jaxdistill.models.config import HEADS, PRESETS
+from jaxdistill.models.config import PRESETS
+from jaxdistill.models.heads import HEADS
 from jaxdistill.models.parameters import flatten, is_stacked, is_vector
 from jaxdistill.models.sizes import parameter_shapes
 from jaxdistill.students.copying import random_start
@@ -169,7 +170,7 @@ def test_fresh_parameters_are_made_in_place_and_do_not_depend_on_it():
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_table_covers_every_parameter_of_every_preset(name):
     """With every head, and never over the layer axis; a full-size model lies on a mesh of 4 x 4."""
-    config = preset(name).replace(heads=HEADS)
+    config = preset(name).replace(heads=tuple(HEADS))
     for key, leaf in flatten(parameter_shapes(config)).items():
         axes = sharding.spec(key, leaf.ndim)
         assert len(axes) == leaf.ndim and not (is_stacked(key) and axes[0])

@@ -35,11 +35,13 @@ def refused(capsys, tmp_path, monkeypatch):
     [
         (
             "stages.distill.freezing=banana",
-            ["freezing='banana' would do nothing", "'distill'", "alpha, nsp"],
+            ["no field 'freezing', a setting of progressive", "'distill' has: alpha, nsp"],
         ),
-        ("stages.distill.layer_map=(9,9)", ["layer_map=(9, 9) would do nothing"]),
-        ("stages.teacher.feature_map=7", ["feature_map=7.0 would do nothing", "'pretrain'"]),
-        ("stages.teacher.active_multiplier=1", ["active_multiplier=1.0 would do nothing"]),
+        ("stages.distill.layer_map=(9,9)", ["no field 'layer_map', a setting of progressive"]),
+        ("stages.teacher.feature_map=7", ["no field 'feature_map'", "'pretrain' has: nsp"]),
+        ("stages.teacher.active_multiplier=1", ["no field 'active_multiplier'"]),
+        ("stages.distill.alfa=0.3", ["no field 'alfa'; did you mean 'alpha'?"]),
+        ("stages.transfer.kind=distil", ["kind='distil' is unknown; did you mean 'distill'?"]),
         (
             "stages.distill.start=random",
             ["config.stages.distill.start='random' would do nothing", "'transfer'"],
@@ -70,15 +72,10 @@ def test_an_override_beside_one_that_makes_it_idle(refused, other, setting, word
     )
 
 
-def test_every_kind_reads_what_it_says():
-    """Each field of a kind's own changes its stage, and the stages of the others refuse it."""
-    from jaxdistill.methods import KINDS
-    from jaxdistill.methods.settings import OWN_FIELDS, READ_BY
+def test_every_setting_of_a_kind_changes_its_stage_and_other_kinds_refuse_it():
+    from jaxdistill.methods.kinds import KINDS, build
+    from jaxdistill.methods.settings import settings_of
 
-    assert (
-        READ_BY.keys() == KINDS.keys()
-        and {field for fields in READ_BY.values() for field in fields} == OWN_FIELDS.keys()
-    )
     other = {
         "layer_map": (1, 0),
         "freezing": "strict",
@@ -88,19 +85,31 @@ def test_every_kind_reads_what_it_says():
         "teacher_layer": 0,
         "alpha": 0.25,
     }
-    for kind, fields in READ_BY.items():
-        base = {"steps": 4, **({"teacher_layer": 1} if kind == "relations" else {})}
+    every = {field for kind in KINDS.values() for field in settings_of(kind)}
+    assert len(every) == 19
+    for name, kind in KINDS.items():
+        base = {"steps": 4, **({"teacher_layer": 1} if name == "relations" else {})}
 
-        def built(kind=kind, base=base, **changes):
-            return KINDS[kind]("it", defaults.stage(kind, "student", **{**base, **changes}), 2)
+        def built(name=name, base=base, **changes):
+            return build("it", defaults.stage(name, "student", **{**base, **changes}), 2)
 
-        for field in OWN_FIELDS:
+        for field in every:
             changes = {field: other.get(field, 0.125)}
-            if field in fields:
-                assert built(**changes) != built(), (kind, field)
+            if field in settings_of(kind):
+                assert built(**changes) != built(), (name, field)
             else:
-                with pytest.raises(BadInput, match="would do nothing"):
+                with pytest.raises(BadInput, match=f"has no field '{field}', a setting of "):
                     built(**changes)
+
+
+def test_a_stage_of_another_kind_keeps_what_both_have():
+    transfer = defaults.stage("progressive", "student", steps=7, mean=2.0, layer_map=(1, 0))
+    joint = defaults.as_kind(transfer, "joint", "config.stages.transfer")
+    assert (joint.kind, joint.steps, joint.mean, joint.layer_map) == ("joint", 7, 2.0, (1, 0))
+    assert joint == defaults.stage("joint", "student", steps=7, mean=2.0, layer_map=(1, 0))
+    transfer.freezing = "strict"
+    with pytest.raises(BadInput, match="freezing='strict' would do nothing"):
+        defaults.as_kind(transfer, "joint", "config.stages.transfer")
 
 
 @pytest.mark.parametrize(
@@ -112,7 +121,7 @@ def test_every_kind_reads_what_it_says():
         ("stages.distill.learning_rate=inf", ["expected a finite number, 0 or more"]),
         ("stages.distill.learning_rate=nan", ["expected a finite number"]),
         ("stages.distill.learning_rate=1e300", ["expected a finite number"]),
-        ("stages.distill.steps=3000000000", ["expected 1 to 2147483647"]),
+        ("stages.distill.steps=3000000000", ["expected 0 to 2147483647"]),
         ("stages.distill.warmup_steps=3000000000", ["expected 0 to 2147483647"]),
         ("stages.distill.moves=(1,)", ["expected patterns"]),
         ("stages.distill={}", ["is a section"]),

@@ -1,0 +1,109 @@
+"""The kinds of stages by name, and a recipe's section as the `Stage` of its kind.
+
+A kind is a function of `Facts` whose keywords are its settings; it returns an `Objective`. Called by
+defaults and resolve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxdistill.errors import BadInput, listed, nearest
+from jaxdistill.methods import minilm, mobilebert, tinybert
+from jaxdistill.methods.base import Facts, Objective, Optimizer, Schedule, Stage
+from jaxdistill.methods.settings import Common, arguments, check, settings_of
+
+Kind = Callable[..., Objective]
+
+KINDS: dict[str, Kind] = {}
+
+
+def register(kind: Kind) -> Kind:
+    """Makes `kind` a kind of stage under its own name; also a decorator. Raises `BadInput` if the
+    name is taken, or a setting has the name of one that every stage has."""
+    name = kind.__name__
+    if KINDS.get(name, kind) is not kind:
+        raise BadInput(f"stage kind {name!r} is registered already; give the function another name")
+    if taken := settings_of(kind).keys() & {"kind", "network", *settings_of(Common)}:
+        raise BadInput(
+            f"stage kind {name!r}: every stage has a setting {min(taken)!r}; give the keyword "
+            "another name"
+        )
+    KINDS[name] = kind
+    return kind
+
+
+for _kind in (
+    mobilebert.pretrain,
+    mobilebert.progressive,
+    mobilebert.joint,
+    mobilebert.auxiliary,
+    mobilebert.distill,
+    mobilebert.classify,
+    minilm.relations,
+    tinybert.intermediate,
+):
+    register(_kind)
+
+
+def kind_named(name: str, where: str = "stage kind ") -> Kind:
+    """The kind `name`. Raises `BadInput` with the nearest name if there is none."""
+    if name not in KINDS:
+        raise BadInput(f"{where}{name!r} is unknown; {nearest(name, KINDS)}")
+    return KINDS[name]
+
+
+def default_settings(kind: str) -> dict[str, Any]:
+    """Every setting of a stage of `kind`, at its default: those of all stages, then its own."""
+    declared = (Common, kind_named(kind))
+    return {name: s.default for made in declared for name, s in settings_of(made).items()}
+
+
+def check_setting(kind: str, name: str, where: str) -> None:
+    """Raises `BadInput` unless stages of `kind` have the setting `name`; it may be another kind's."""
+    valid = ("kind", "network", *default_settings(kind))
+    if name in valid:
+        return
+    others = [other for other, made in KINDS.items() if name in settings_of(made)]
+    whose = f", a setting of {listed(others)}" if others else ""
+    hint = nearest(name, valid, " ").strip()
+    raise BadInput(
+        f"{where} has no field {name!r}{whose}; {hint}{' ' if hint else ''}beside the fields of every "
+        f"stage, one of kind {kind!r} has: {listed(sorted(settings_of(kind_named(kind))))}"
+    )
+
+
+def build(name: str, section: Any, num_layers: int) -> Stage:
+    """The section of a recipe as a `Stage` of its kind, for a network of `num_layers`; its length in
+    `steps`. Raises `BadInput` for settings outside their range, or that do not fit together."""
+    where = f"config.stages.{name}"
+    kind = kind_named(section.kind, f"{where}.kind=")
+    for field in section:
+        check_setting(section.kind, field, where)
+    check(Common, section, where)
+    check(kind, section, where)
+    objective = kind(Facts(name, num_layers, section.steps), **arguments(kind, section))
+    return Stage(
+        name=name,
+        network=section.network,
+        steps=section.steps,
+        terms=objective.terms,
+        optimizer=Optimizer(
+            name=section.optimizer,
+            weight_decay=section.weight_decay,
+            clip_norm=section.clip_norm,
+            bias_correction=section.bias_correction,
+        ),
+        schedule=Schedule(
+            section.learning_rate, section.warmup_steps, section.decay, section.end_ratio
+        ),
+        batch_size=section.batch_size,
+        accumulation=section.accumulation,
+        moves=tuple(section.moves) or objective.moves,
+        depth=objective.depth,
+        active_multiplier=objective.active_multiplier,
+        dropout=section.dropout,
+        tf1_unmasked=section.tf1_unmasked,
+        skip_above=section.skip_above,
+        best=section.best,
+    )

@@ -1,0 +1,111 @@
+"""Settings read from a kind's signature, and kinds of one's own."""
+
+import dataclasses
+from typing import Annotated, Literal
+
+import pytest
+
+from jaxdistill import defaults
+from jaxdistill.errors import BadInput
+from jaxdistill.methods import kinds
+from jaxdistill.methods.base import Objective
+from jaxdistill.methods.settings import Common, Count, LayerMap, Weight, Within, settings_of
+from jaxdistill.objectives.terms import Term
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Group:
+    first: Weight = 2.0
+    second: int = 3
+
+
+def contrast(
+    facts,
+    *,
+    group: Group,
+    share: Annotated[float, Within(0, 1)] = 0.5,
+    count: Count = 4,
+    layers: LayerMap = (),
+    mode: Literal["near", "far"] = "near",
+):
+    return Objective(
+        (Term("mlm", group.first * share, name=f"{mode}{count}{group.second}{facts.num_layers}"),)
+    )
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    monkeypatch.setattr(kinds, "KINDS", dict(kinds.KINDS))
+    kinds.register(contrast)
+
+
+def test_settings_are_those_of_the_signature_with_groups_spread_out():
+    found = {name: (s.default, s.type) for name, s in settings_of(contrast).items()}
+    assert found == {
+        "first": (2.0, float),
+        "second": (3, int),
+        "share": (0.5, float),
+        "count": (4, int),
+        "layers": ((), tuple),
+        "mode": ("near", str),
+    }
+
+
+def test_a_kind_of_ones_own_is_a_stage_like_any_other(registered):
+    section = defaults.stage("contrast", "student", steps=2, first=4.0, mode="far")
+    stage = kinds.build("it", section, 7)
+    assert stage.terms == (Term("mlm", 2.0, name="far437"),)
+    assert section.keys() - settings_of(Common).keys() == {
+        "kind",
+        "network",
+        *settings_of(contrast),
+    }
+    assert kinds.register(contrast) is contrast  # twice is once
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (dict(share=1.5), r"config.stages.it.share=1.5; expected 0 to 1"),
+        (dict(share=float("nan")), r"share=nan; expected 0 to 1"),
+        (dict(first=-1.0), r"first=-1.0; expected a finite number, 0 or more"),
+        (dict(count=0), r"count=0; expected 1 to 2147483647"),
+        (dict(layers=(0.5,)), r"layers=\(0.5,\); expected whole numbers"),
+        (dict(mode="fare"), r"mode='fare' is unknown; did you mean 'far'"),
+        (dict(skip_above=1.0), r"skip_above=1.0; expected 0 \(no update is skipped\) or 2"),
+        (dict(moves=(3,)), r"moves=\(3,\); expected patterns"),
+        (dict(decay="cosine"), r"decay='cosine' is unknown"),
+    ],
+)
+def test_a_value_that_its_annotation_does_not_allow(registered, changes, words):
+    section = defaults.stage("contrast", "student", steps=2, **changes)
+    with pytest.raises(BadInput, match=words):
+        kinds.build("it", section, 7)
+
+
+def test_what_cannot_be_a_kind(registered):
+    def without_default(facts, *, weight: Weight): ...
+
+    def without_annotation(facts, *, weight=1.0): ...
+
+    def steps(facts, *, steps: Count = 1): ...
+
+    def distill(facts): ...
+
+    for kind, words in (
+        (without_default, "keyword 'weight' needs a default and an annotation"),
+        (without_annotation, "keyword 'weight' needs a default and an annotation"),
+        (steps, "every stage has a setting 'steps'"),
+        (distill, "'distill' is registered already"),
+    ):
+        with pytest.raises(BadInput, match=words):
+            kinds.register(kind)
+
+
+def test_a_section_made_by_hand_with_a_field_of_another_kind():
+    section = defaults.stage("distill", "student", steps=2)
+    section.relation_heads = 3
+    with pytest.raises(
+        BadInput, match="no field 'relation_heads', a setting of relations; .*alpha, nsp"
+    ):
+        kinds.build("it", section, 7)
