@@ -25,9 +25,11 @@ import contextlib
 import ctypes
 import functools
 import gc
+import json
 import random
 import signal
 
+import filelock
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,8 +47,33 @@ with contextlib.suppress(ValueError):  # not in the main thread
         signal.SIGINT, signal.default_int_handler
     )  # what started the tests may have had it ignored
 
+# Files that take a minute or more: they go first, so that no process is left with one at the end.
+LONGEST = (
+    "test_hosts.py",
+    "test_notebooks.py",
+    "test_repository.py",
+    "test_remote.py",
+    "test_forward.py",
+    "test_step.py",
+    "test_sharding.py",
+    "test_untrusted.py",
+    "test_run.py",
+    "test_pipeline.py",
+    "test_cli.py",
+    "test_commands.py",
+)
+
 gc.set_threshold(100_000, 20, 20)  # tracing makes millions of objects, hardly any of them garbage
 MOST_MEMORY = 3 * 2**30
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # pytest-xdist would put files of few tests last
+
+
+def pytest_collection_modifyitems(items):
+    names = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: names.get(item.path.name, len(names)))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -236,14 +263,22 @@ def text_source(tmp_path):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """A finished tiny run with its export, to be read only: (config, workdir, results)."""
+    """A finished tiny run with its export, to be read only: (config, workdir, results). The test
+    processes share one, which the first that asks for it makes."""
     from jaxdistill import run
 
-    folder = tmp_path_factory.mktemp("run")
-    config = tiny_config(write_text(folder / "text.txt"))
-    config.export = True
-    config.order = ("teacher", "transfer", "distill")
-    return config, folder / "workdir", run.train(config, folder / "workdir")
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
+    with filelock.FileLock(f"{folder}.lock"):
+        folder.mkdir(exist_ok=True)
+        if not (folder / "text.txt").exists():
+            write_text(folder / "text.txt")
+        config = tiny_config(folder / "text.txt")
+        config.export = True
+        config.order = ("teacher", "transfer", "distill")
+        if not (folder / "workdir" / "DONE").exists():
+            run.train(config, folder / "workdir")
+    return config, folder / "workdir", json.loads((folder / "workdir/results.json").read_text())
 
 
 @pytest.fixture(scope="session")

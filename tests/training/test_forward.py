@@ -183,7 +183,11 @@ def test_fused_equals_plain(name, teacher_params):
 
 @pytest.mark.parametrize("fused_on", [False, True])
 @pytest.mark.parametrize(
-    "maps", [((0, 1, 2),) * 2, ((0, -1, -1), (-1, -1, 1))], ids=["one map", "two"]
+    "maps",
+    [
+        pytest.param(((0, 1, 2),) * 2, id="one map", marks=pytest.mark.slow),
+        pytest.param(((0, -1, -1), (-1, -1, 1)), id="two"),
+    ],
 )
 def test_two_terms_of_one_loss_have_sums_of_their_own(maps, fused_on, teacher_params):
     """Each is what it is alone, and the gradient is that of both."""

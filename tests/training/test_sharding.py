@@ -35,7 +35,6 @@ MESHES = {"data": (8, 1, 1), "fsdp": (1, 4, 1), "tensor": (1, 1, 2), "mixed": (2
 FAST = {
     ("relations", "tensor"),
     ("soft", "mixed"),
-    ("strict", "fsdp"),
     ("distill", "fsdp"),
     ("auxiliary", "tensor"),
     ("packed", "mixed"),

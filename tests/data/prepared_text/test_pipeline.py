@@ -149,6 +149,7 @@ prepare(sys.argv[1], load_tokenizer(sys.argv[2]), sys.argv[3], sequence_length=6
 """
 
 
+@pytest.mark.slow  # tests/data/test_prepare.py kills one without Beam
 def test_a_killed_preparation_leaves_nothing_readable(
     text_file: Path, tokenizer: Any, tmp_path: Path
 ) -> None:
