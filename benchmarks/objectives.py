@@ -33,14 +33,17 @@ from jax.interpreters import partial_eval
 from jax.sharding import Mesh
 
 from jaxdistill import defaults
+from jaxdistill.forward.heads import head_terms
+from jaxdistill.forward.scene import At, Network, rows_on_a_device
 from jaxdistill.methods.base import Stage
 from jaxdistill.methods.kinds import build
 from jaxdistill.models import Model, preset
 from jaxdistill.models.encoder import in_compute_dtype
-from jaxdistill.objectives.fused import layer_sums, relation_terms, weighted
+from jaxdistill.models.parameters import flatten
+from jaxdistill.objectives.fused import Asked, layer_sums, relation_terms, weighted
 from jaxdistill.resolve import abstract_batch
-from jaxdistill.training import forward, sharding, state
-from jaxdistill.training.step import count_terms
+from jaxdistill.training import sharding, state
+from jaxdistill.training.step import Learner, count_terms, make_scene
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "strict": dict(kind="progressive", freezing="strict"),
@@ -155,16 +158,16 @@ def whole(stage: Stage, student: Model, teacher: Model, rows: int, length: int) 
         def total(moving: Any) -> jax.Array:
             counts = count_terms(stage, batch)
             scales = {term.name: term.weight / counts[term.name] for term in stage.terms}
-            return forward.weighted_sums(
-                stage, student, teacher, moving, frozen, given, batch, layer, None, scales
-            )[0]
+            learner, others = Learner(student, moving, frozen), {"teacher": Network(teacher, given)}
+            assert stage.forward is not None
+            return stage.forward(make_scene(stage, learner, others, batch, scales, At(layer))).value
 
         return jax.grad(total)(moving)
 
     forwards = [
         operations(run, arguments)
         for run, arguments in (
-            (lambda p, b: student.apply(p, b, heads=stage.heads("student"))[0], (params, batch)),
+            (lambda p, b: student.apply(p, b, heads=stage.heads())[0], (params, batch)),
             (
                 lambda p, b: teacher.apply(
                     p,
@@ -205,9 +208,10 @@ def words(stage: Stage, student: Model, teacher: Model, rows: int, length: int) 
                 term.name: term.weight / count_terms(stage, batch)[term.name]
                 for term in stage.terms
             }
-            return forward.head_sums(
-                stage, student, teacher, head, given, ours, theirs, batch, scales
-            )[0]
+            learner = Learner(student, flatten(head), {})
+            others = {"teacher": Network(teacher, given)}
+            scene = make_scene(stage, learner, others, batch, scales, At(jnp.int32(0)))
+            return head_terms(scene, ours, {"teacher": theirs}).value
 
         return jax.grad(total)(moving)
 
@@ -223,14 +227,14 @@ def words(stage: Stage, student: Model, teacher: Model, rows: int, length: int) 
 def relations(stage: Stage, student: Model, teacher: Model, rows: int, length: int) -> Program:
     """The relations of one layer alone: gradients of the student's queries, keys and values."""
     batch = abstract_batch(rows, length, 1)
-    a_device = forward.rows_on_a_device(student, batch)
     terms = {term.name: term for term in stage.terms}
+    a_device = rows_on_a_device(student, batch)
     taps = [
         {
             name: jax.ShapeDtypeStruct(
                 (rows, length, m.config.num_heads, m.config.head_size), jnp.bfloat16
             )
-            for name in stage.taps("student")
+            for name in stage.taps()
         }
         for m in (student, teacher)
     ]
@@ -243,15 +247,9 @@ def relations(stage: Stage, student: Model, teacher: Model, rows: int, length: i
             }
             if not stage.fused:
                 return weighted(layer_sums(terms, ours, theirs, batch), scales)
-            return sum(
-                (
-                    relation_terms(term, scales[name], ours, theirs, batch, jnp.bfloat16, a_device)[
-                        0
-                    ]
-                    for name, term in terms.items()
-                ),
-                jnp.float32(0),
-            )
+            asked = Asked(terms, scales, jnp.bfloat16, a_device)
+            values = (relation_terms(asked, name, ours, theirs, batch)[0] for name in terms)
+            return sum(values, jnp.float32(0))
 
         return jax.grad(total)(ours)
 

@@ -355,7 +355,7 @@ def check_data(config: ConfigDict, model: Model, stage: Stage) -> None:
 def check_fit(stage: Stage, model: Model, teacher: Model | None) -> None:
     """Raises `BadInput` when the terms of `stage` cannot compare `model` with `teacher`, or a head
     is missing."""
-    for head in stage.heads("student"):
+    for head in stage.heads():
         if head not in model.config.heads:
             raise BadInput(
                 f"stage {stage.name!r} needs the head {head!r}, which {stage.network!r} does not have; "
@@ -364,7 +364,7 @@ def check_fit(stage: Stage, model: Model, teacher: Model | None) -> None:
     if teacher is None:
         return
     for term in stage.terms:
-        if term.teacher is None:
+        if term.row.teacher is None:
             continue
         if term.head and term.head not in teacher.config.heads:
             raise BadInput(

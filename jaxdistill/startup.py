@@ -22,13 +22,13 @@ from jaxdistill.binding import Inputs
 from jaxdistill.data.tokenizers import describe
 from jaxdistill.defaults import stored
 from jaxdistill.errors import BadInput, nearest
+from jaxdistill.forward.side_by_side import walks
 from jaxdistill.inputs import Corpus
 from jaxdistill.methods.base import Stage
 from jaxdistill.models import Params
 from jaxdistill.models.sizes import tap_shapes
 from jaxdistill.resolve import MANY, TEACHER, Recipe, check_memory, check_settings, resolve, trace
 from jaxdistill.training import hosts, sharding
-from jaxdistill.training.forward import walks
 from jaxdistill.workdir import DONE, Workdir, begun, check, claim, lock, read_page
 
 
@@ -181,12 +181,12 @@ def kept_taps(recipe: Recipe, stage: Stage, length: int) -> str:
     """A line about a stage whose losses cannot be fused although they should be; "" if there is
     nothing to say."""
     layered = any(term.per_layer for term in stage.terms)
-    if not (stage.fused and layered) or stage.progressive or walks(stage):
+    if not (stage.fused and layered) or stage.progressive or walks(stage.terms):
         return ""
     assert recipe.teacher is not None
     shapes = [
         (tap_shapes(model.config, 1, length), stage.taps(whose))
-        for model, whose in ((recipe.model(stage.network), "student"), (recipe.teacher, "teacher"))
+        for model, whose in ((recipe.model(stage.network), None), (recipe.teacher, TEACHER))
     ]
     numbers = sum(
         math.prod(taps[tap].shape) * taps[tap].dtype.itemsize

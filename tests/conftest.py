@@ -36,11 +36,12 @@ import numpy as np
 import pytest
 
 from jaxdistill import defaults
+from jaxdistill.forward.scene import At, Network
 from jaxdistill.methods.kinds import build
 from jaxdistill.models import Model, preset
 from jaxdistill.models.sizes import parameter_shapes
 from jaxdistill.training import programs
-from jaxdistill.training.step import Given, make_step
+from jaxdistill.training.step import Given, Learner, make_scene, make_step
 
 with contextlib.suppress(ValueError):  # not in the main thread
     signal.signal(
@@ -53,7 +54,7 @@ LONGEST = (
     "test_notebooks.py",
     "test_repository.py",
     "test_remote.py",
-    "test_forward.py",
+    "test_side_by_side.py",
     "test_step.py",
     "test_sharding.py",
     "test_untrusted.py",
@@ -162,6 +163,14 @@ def jitted_step(stage, model, teacher):
 
     step.programs = jitted._cache_size
     return step
+
+
+def run_forward(stage, learner, teacher, batch, scales, at=None):
+    """(value, raw sums) of a stage's forward. `learner`: (model, what moves, what is frozen);
+    `teacher`: (model, parameters)."""
+    others = {name: Network(*teacher) for name in stage.teachers}
+    at = At(jnp.int32(0)) if at is None else at
+    return stage.forward(make_scene(stage, Learner(*learner), others, batch, scales, at))
 
 
 def make_stage(kind, num_layers=SMALL["num_layers"], network="student", **changes):

@@ -10,7 +10,10 @@ from __future__ import annotations
 import dataclasses
 
 from jaxdistill.errors import BadInput, nearest
-from jaxdistill.objectives.terms import Term
+from jaxdistill.forward.progressive import progressive as one_layer
+from jaxdistill.forward.scene import Forward
+from jaxdistill.forward.side_by_side import side_by_side
+from jaxdistill.objectives.terms import Term, heads_of, taps_of, teacher_depth
 
 DEPTHS = ("full", "progressive_soft", "progressive_strict")
 OPTIMIZERS = ("adamw", "lamb")
@@ -39,12 +42,14 @@ class Facts:
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What a kind makes of a stage: its terms, what moves and how deep; `Stage` explains each."""
+    """What a kind makes of a stage: its terms, what moves, how deep, and how its networks are composed
+    in one forward pass; `Stage` explains each."""
 
     terms: tuple[Term, ...]
     moves: tuple[str, ...] = ("",)
     depth: str = "full"
     active_multiplier: float = 3.0
+    forward: Forward | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +97,8 @@ class Stage:
     each phase. `fused`: losses with their gradient taken in the forward pass; False: the plain
     ones, for comparison. `skip_above`: how many standard deviations above the mean of recent losses
     a loss is a spike, whose update is skipped; 0: none is. `best`: the held-out loss ("loss", or
-    one of its terms) by which the best state is kept and handed on; "": the last is."""
+    one of its terms) by which the best state is kept and handed on; "": the last is. `forward`:
+    how its networks are composed; left out, side by side, or one layer of a progressive stage."""
 
     name: str
     network: str
@@ -110,8 +116,11 @@ class Stage:
     fused: bool = True
     skip_above: float = 0.0
     best: str = ""
+    forward: Forward | None = None
 
     def __post_init__(self) -> None:
+        if self.forward is None:
+            object.__setattr__(self, "forward", one_layer if self.progressive else side_by_side)
         if self.depth not in DEPTHS:
             raise BadInput(
                 f"stage {self.name!r}: depth={self.depth!r} is unknown; valid: {', '.join(DEPTHS)}"
@@ -130,7 +139,7 @@ class Stage:
                     f"stage {self.name!r} has {which} named {name!r}, and sums are kept by name ('loss' is that of all "
                     "terms); give it a name of its own"
                 )
-        read = {(term.student, term.head) for term in self.terms if term.head}
+        read = {(term.row.student, term.head) for term in self.terms if term.head}
         for output, head in sorted(read):
             if any(output == other and head != whose for other, whose in read):
                 raise BadInput(
@@ -161,7 +170,7 @@ class Stage:
             raise BadInput(
                 f"stage {self.name!r} is progressive, so every loss must be of one layer"
             )
-        if self.progressive and len({term.layer_map for term in self.terms}) > 1:
+        if self.progressive and len({(term.teacher, term.layer_map) for term in self.terms}) > 1:
             raise BadInput(f"stage {self.name!r} is progressive, so its losses have one layer map")
         if self.progressive and self.projections:
             raise BadInput(
@@ -179,25 +188,23 @@ class Stage:
         return tuple(sorted({term.projection for term in self.terms} - {""}))
 
     @property
+    def teachers(self) -> tuple[str, ...]:
+        """The networks its terms read beside the one that learns, in a fixed order."""
+        return tuple(sorted({t.teacher for t in self.terms if t.row.teacher is not None}))
+
+    @property
     def needs_teacher(self) -> bool:
-        return any(term.teacher is not None for term in self.terms)
+        return bool(self.teachers)
 
-    def taps(self, whose: str) -> tuple[str, ...]:
-        """The taps its terms read of "student" or "teacher", in a fixed order."""
-        names = {getattr(term, whose) for term in self.terms if not term.head}
-        return tuple(sorted(names))
+    def taps(self, network: str | None = None) -> tuple[str, ...]:
+        """The taps its terms read of the network that learns (None), or of another by its name."""
+        return taps_of(self.terms, network)
 
-    def heads(self, whose: str) -> tuple[str, ...]:
-        """The heads its terms read of "student" or "teacher", in a fixed order."""
-        read = {term.head for term in self.terms if getattr(term, whose) is not None}
-        return tuple(sorted(read - {""}))
+    def heads(self, network: str | None = None) -> tuple[str, ...]:
+        """The heads its terms read of the network that learns (None), or of another by its name."""
+        return heads_of(self.terms, network)
 
-    def teacher_depth(self, num_layers: int) -> int | None:
-        """How many layers of the teacher its terms read, for a student of `num_layers`; None: all,
+    def teacher_depth(self, num_layers: int, network: str = "teacher") -> int | None:
+        """How many layers of a teacher its terms read, for a student of `num_layers`; None: all,
         and heads on them."""
-        if self.heads("teacher") or "hidden_moments" in self.taps("teacher"):
-            return None
-        maps = [term.layer_map for term in self.terms if term.per_layer]
-        return max(
-            (max(layer_map) + 1 if layer_map else num_layers for layer_map in maps), default=0
-        )
+        return teacher_depth(self.terms, network, num_layers)

@@ -102,6 +102,7 @@ def build(name: str, section: Any, num_layers: int) -> Stage:
         moves=tuple(section.moves) or objective.moves,
         depth=objective.depth,
         active_multiplier=objective.active_multiplier,
+        forward=objective.forward,
         dropout=section.dropout,
         tf1_unmasked=section.tf1_unmasked,
         skip_above=section.skip_above,

@@ -1,15 +1,14 @@
 """The same losses, weighted and with their gradient taken in the forward pass: attention maps exist
 for some rows of one layer at a time, logits over the vocabulary for some masked words. Called by
-training.forward.
+the forwards.
 
-`terms` and `scales` (weight / count) are by name. A fused function returns the
-scaled sum, which alone can be differentiated, and the raw sums to report. The plain versions beside
-them say what is computed."""
+A fused function returns the scaled sum, which alone can be differentiated, and the raw sums to
+report. The plain versions beside them say what is computed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,28 @@ from jaxdistill.objectives.terms import Term
 
 Terms = Mapping[str, Term]
 Scales = Mapping[str, jax.Array]
+
+
+class Asked(NamedTuple):
+    """Terms by name, and what evaluating them in parts depends on: their scales (weight / count),
+    the dtype of gradients that are kept, and how many rows one device holds."""
+
+    terms: Terms
+    scales: Scales
+    dtype: Any
+    rows: int
+
+
+class TeacherBlock(NamedTuple):
+    """One block of a teacher: its parameters, the hidden state that enters it, [B, L, D], and what
+    is added to its attention scores."""
+
+    model: Model
+    params: Params
+    hidden: jax.Array
+    bias: jax.Array
+
+
 # Student taps that the fused losses are differentiated through, and what is made of them.
 SOURCES = {"attention_scores": ("query", "key")}
 # Numbers in the largest tensor that exists at once, attention maps, relations or logits: 16 MiB in
@@ -43,41 +64,32 @@ def layer_sums(
 ) -> Arrays:
     """The raw sums of losses of one layer, by name."""
     return {
-        name: term.sum(student_taps[term.reads], teacher_taps[term.teacher or ""], masks)
+        name: term.sum(student_taps[term.reads], teacher_taps[term.row.teacher or ""], masks)
         for name, term in terms.items()
     }
 
 
 def layer_terms(
-    terms: Terms,
-    scales: Scales,
-    student_taps: Arrays,
-    teacher: Model,
-    teacher_layer: Params,
-    theirs: jax.Array,
-    masks: Batch,
-    bias: jax.Array,
-    dtype: Any,
-    rows: int,
+    asked: Asked, student_taps: Arrays, block: TeacherBlock, masks: Batch
 ) -> tuple[jax.Array, Arrays, jax.Array]:
-    """The teacher's block on `theirs`, and `layer_sums` scaled: (value, raw sums, the teacher's
-    next hidden state).
+    """The teacher's `block`, and `layer_sums` scaled: (value, raw sums, the teacher's next hidden
+    state).
 
     Some rows after the other, so that only their attention maps exist, of either model. Kept for
     the backward pass: the gradients with respect to the hidden state and to queries and keys (of
-    attention scores, which are computed from them again), in `dtype`. `rows`: rows on one device,
-    which the size of chunks follows."""
+    attention scores, which are computed from them again)."""
+    terms, scales, dtype, rows = asked
     relations = {name: term for name, term in terms.items() if term.row.relation}
     others = {name: term for name, term in terms.items() if not term.row.relation}
     wanted = {term.reads for term in others.values()}
-    followed = tuple(sorted({term.teacher or "" for term in relations.values()}))
+    followed = tuple(sorted({term.row.teacher or "" for term in relations.values()}))
 
     def function(moving: Arrays, slices: Any, shared: Any) -> tuple[jax.Array, tuple[Arrays, Any]]:
         # Masks are alike in every layer: without the barrier, what is made of them ([b, A, L, L])
         # would be made once, for all chunks, ahead of the loop over layers.
         theirs, masks, bias = jax.lax.optimization_barrier(slices)
         layer, scales = shared
-        theirs, teacher_taps = teacher.block(layer, theirs, bias)
+        theirs, teacher_taps = block.model.block(layer, theirs, bias)
         taps = dict(moving)
         if "attention_scores" in wanted:
             taps["attention_scores"] = attention_scores(moving["query"], moving["key"], bias)
@@ -90,23 +102,19 @@ def layer_terms(
     moving = {
         name: student_taps[name] for tap in sorted(wanted) for name in SOURCES.get(tap, (tap,))
     }
-    length, widths = masks["input_ids"].shape[1], teacher.config
-    of_a_row = length * max(
-        widths.num_heads * length, widths.intermediate_size
-    )  # the largest tensor of a block
+    length, widths = masks["input_ids"].shape[1], block.model.config
+    # The largest tensor of a block.
+    of_a_row = length * max(widths.num_heads * length, widths.intermediate_size)
     parts = _largest_divisor(rows, min(MOST_PARTS, -(-rows * of_a_row // CHUNK_NUMBERS)))
     value, (sums, found) = gradient_in_chunks(function, dtype)(
         _split_rows(moving, rows, parts),
-        _split_rows((theirs, dict(masks), bias), rows, parts),
-        (teacher_layer, {name: scales[name] for name in others}),
+        _split_rows((block.hidden, dict(masks), block.bias), rows, parts),
+        (block.params, {name: scales[name] for name in others}),
     )
-    theirs, teacher_taps = jax.lax.stop_gradient(
-        _join_rows(found, rows, parts)
-    )  # no cotangent of zeros through the loop
-    for name, term in relations.items():
-        more, found = relation_terms(
-            term, scales[name], student_taps, teacher_taps, masks, dtype, rows
-        )
+    # No cotangent of zeros through the loop.
+    theirs, teacher_taps = jax.lax.stop_gradient(_join_rows(found, rows, parts))
+    for name in relations:
+        more, found = relation_terms(asked, name, student_taps, teacher_taps, masks)
         value, sums = value + more, {**sums, **found}
     return value, sums, theirs
 
@@ -138,16 +146,12 @@ def _largest_divisor(number: int, limit: int) -> int:
 
 
 def relation_terms(
-    term: Term,
-    scale: jax.Array,
-    student_taps: Arrays,
-    teacher_taps: Mapping[str, Any],
-    masks: Batch,
-    dtype: Any,
-    rows: int,
+    asked: Asked, name: str, student_taps: Arrays, teacher_taps: Mapping[str, Any], masks: Batch
 ) -> tuple[jax.Array, Arrays]:
-    """The relation of `term`, scaled: (value, raw sum). Some relation heads after the other: no [B, R,
-    L, L] of all of them, of either model."""
+    """The relation of the term `name`, scaled: (value, raw sum). Some relation heads after the
+    other: no [B, R, L, L] of all of them, of either model."""
+    _, scales, dtype, rows = asked
+    term = asked.terms[name]
     heads = dict(term.options)["heads"]
     chunk = _largest_divisor(heads, CHUNK_NUMBERS // (rows * masks["input_ids"].shape[1] ** 2))
 
@@ -160,15 +164,14 @@ def relation_terms(
         ours: jax.Array, theirs: jax.Array, shared: Any
     ) -> tuple[jax.Array, tuple[Arrays, None]]:
         masks, scale = shared
-        value = relation(ours, theirs, masks, chunk) * (
-            chunk / heads
-        )  # a mean over heads, chunk by chunk
-        return value * scale, ({term.name: value}, None)
+        # A mean over heads, chunk by chunk.
+        value = relation(ours, theirs, masks, chunk) * (chunk / heads)
+        return value * scale, ({name: value}, None)
 
     value, (sums, _) = gradient_in_chunks(function, dtype)(
-        split(student_taps[term.student]),
-        split(teacher_taps[term.teacher or ""]),
-        (dict(masks), scale),
+        split(student_taps[term.row.student]),
+        split(teacher_taps[term.row.teacher or ""]),
+        (dict(masks), scales[name]),
     )
     return value, sums
 
@@ -177,26 +180,29 @@ def student_taps_of(terms: Terms) -> tuple[str, ...]:
     """The student taps that `layer_terms` reads."""
     return tuple(
         sorted(
-            {name for term in terms.values() for name in SOURCES.get(term.student, (term.student,))}
+            {
+                name
+                for term in terms.values()
+                for name in SOURCES.get(term.row.student, (term.row.student,))
+            }
         )
     )
 
 
 def word_terms(
-    terms: Terms,
-    scales: Scales,
+    asked: Asked,
     student: tuple[Any, jax.Array],
     teacher: tuple[Any, jax.Array] | None,
     batch: Batch,
-    rows: int,
     whole: Callable[[Any], Any] = lambda weights: weights,
 ) -> tuple[jax.Array, Arrays]:
     """MLM and its distillation over the vocabulary, scaled: (value, raw sums), some masked words of
     every row at a time.
 
-    `student`, `teacher`: (weights, features [B, P, D]) as `Model.mlm_features` gives them. `rows`:
-    rows on one device, which the size of a chunk follows. `whole` gathers split weights, once for
-    all chunks. Kept for the backward pass: one [B, P, V] in the student's compute dtype."""
+    `student`, `teacher`: (weights, features [B, P, D]) as `Model.mlm_features` gives them. `whole`
+    gathers split weights, once for all chunks. Kept for the backward pass: one [B, P, V] in the
+    student's compute dtype."""
+    terms, scales, _, rows = asked
     weights, features_BxPxD = student
     chunk = max(1, CHUNK_NUMBERS // (rows * weights["bias"].shape[0]))
     parts = -(-features_BxPxD.shape[1] // chunk)
@@ -212,7 +218,7 @@ def word_terms(
         labels, theirs = part
         target = None if theirs is None else vocabulary_logits(shared["teacher"], theirs)
         sums = {
-            name: term.sum(logits, target if term.teacher else None, labels)
+            name: term.sum(logits, target if term.row.teacher else None, labels)
             for name, term in terms.items()
         }
         return weighted(sums, shared["scales"]), sums

@@ -56,8 +56,8 @@ def projected(projections: Mapping[str, Params], terms: Mapping[str, Term], taps
     return {
         **taps,
         **{
-            term.reads: project(projections, term.projection, taps[term.student])
+            term.reads: project(projections, term.projection, taps[term.row.student])
             for term in terms.values()
-            if term.projection and term.student in taps
+            if term.projection and term.row.student in taps
         },
     }

@@ -9,7 +9,7 @@ gradient accumulation nor the number of devices changes a result. Add a loss: wr
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -53,7 +53,8 @@ class Loss:
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-    """`weight` x `loss`, a name in `LOSSES`, between a student's tap or output and a teacher's.
+    """`weight` x `loss`, a name in `LOSSES`, between a tap or output of the network that learns and
+    that of another network, `teacher`, which is a name.
 
     `layer_map[i]` is the teacher layer that student layer i follows, -1 if none (None: i follows
     i). `options`: pairs (name, value), what the loss's sum must be told. `projection`: the name of a
@@ -65,6 +66,7 @@ class Term:
     loss: str
     weight: float
     layer_map: tuple[int, ...] | None = None
+    teacher: str = "teacher"
     options: tuple[tuple[str, Any], ...] = ()
     projection: str = ""
     name: str = ""
@@ -92,29 +94,48 @@ class Term:
         return self.row.count(batch)
 
     @property
-    def student(self) -> str:
-        return self.row.student
-
-    @property
-    def teacher(self) -> str | None:
-        return self.row.teacher
-
-    @property
     def head(self) -> str:
         return self.row.head
 
     @property
     def per_layer(self) -> bool:
-        return not self.head and self.student in BLOCK_TAPS
+        return not self.head and self.row.student in BLOCK_TAPS
 
     @property
     def of_embeddings(self) -> bool:
-        return not self.head and self.student == "embeddings"
+        return not self.head and self.row.student == "embeddings"
 
     @property
     def reads(self) -> str:
         """The student's tap or output by name, as it is after the projection."""
-        return f"{self.projection}({self.student})" if self.projection else self.student
+        read = self.row.student
+        return f"{self.projection}({read})" if self.projection else read
+
+
+def taps_of(terms: Sequence[Term], network: str | None = None) -> tuple[str, ...]:
+    """The taps that `terms` read of the network that learns (None) or of another by its name, in a
+    fixed order."""
+    return tuple(sorted({name for name, head in _read(terms, network) if not head}))
+
+
+def heads_of(terms: Sequence[Term], network: str | None = None) -> tuple[str, ...]:
+    """The heads that `terms` read of it, in a fixed order."""
+    return tuple(sorted({head for _, head in _read(terms, network) if head}))
+
+
+def _read(terms: Sequence[Term], network: str | None) -> set[tuple[str, str]]:
+    if network is None:
+        return {(term.row.student, term.head) for term in terms}
+    return {(t.row.teacher, t.head) for t in terms if t.row.teacher and t.teacher == network}
+
+
+def teacher_depth(terms: Sequence[Term], network: str, num_layers: int) -> int | None:
+    """How many layers of the network `network` the terms read, for a student of `num_layers`; None:
+    all, and heads on them."""
+    if heads_of(terms, network) or "hidden_moments" in taps_of(terms, network):
+        return None
+    maps = [term.layer_map for term in terms if term.per_layer and term.teacher == network]
+    return max((max(at) + 1 if at else num_layers for at in maps), default=0)
 
 
 def masked_words(batch: Batch) -> jax.Array:

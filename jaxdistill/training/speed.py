@@ -92,7 +92,7 @@ def step_flops(
     layer alone, and the backward pass reaches one block (strict) or all below as well (soft)."""
     heads, backward = stage.heads, TRAINING_FLOPS_PER_FORWARD_FLOP - 1
     if not stage.progressive:
-        student = _forward(model, heads("student"), length, masked_positions)
+        student = _forward(model, heads(), length, masked_positions)
         if teacher is not None:
             projected = {
                 (term.reads, term.layer_map): term for term in stage.terms if term.projection

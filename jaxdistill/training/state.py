@@ -116,9 +116,7 @@ def check_moves(stage: Stage, params: Params, started: set[str], norm: str) -> N
                 f"config.stages.{stage.name}.moves: {pattern!r} matches no parameter; they begin with "
                 f"{', '.join(sorted({name.split('/')[0] + '/' for name in flat}))}"
             )
-    used = {"embeddings", "layers", *stage.heads("student")} | (
-        {"pooler"} if stage.heads("student") else set()
-    )
+    used = {"embeddings", "layers", *stage.heads()} | ({"pooler"} if stage.heads() else set())
     moving = moving_names(stage, params)
     outside = sorted(name for name in moving if not is_stacked(name))
     if stage.depth == "progressive_strict" and outside:

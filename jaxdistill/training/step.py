@@ -1,23 +1,26 @@
 """One step of any stage, as one pure function: (state, given, batch) -> (state, metrics).
 
-Counts first, over the whole global batch; then teacher and student side by side, micro-batch by
-micro-batch; then one update. The stage and both models are static. The seed is data, and the active
+Counts first, over the whole global batch; then the stage's forward, micro-batch by micro-batch; then
+one update. The stage and both models are static. The seed is data, and the active
 layer of a progressive stage is computed from `state.step`, so that one executable serves every seed
 and every phase. Called by programs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxdistill.forward.scene import At, Network, Scene
 from jaxdistill.methods.base import Stage
 from jaxdistill.models import Arrays, Batch, Model, Params
+from jaxdistill.models.parameters import unflatten
+from jaxdistill.objectives import projections
 from jaxdistill.objectives.terms import count_everything
 from jaxdistill.training import optimizers, schedules, spikes
-from jaxdistill.training.forward import weighted_sums
 from jaxdistill.training.state import Flat, TrainState, merge, split
 
 Metrics = dict[str, jax.Array]
@@ -31,6 +34,15 @@ class Given(NamedTuple):
     seed: Any
 
 
+class Learner(NamedTuple):
+    """The network that learns, its parameters apart: what moves and what is frozen, as
+    `state.split` gives them."""
+
+    model: Model
+    moving: Flat
+    frozen: Flat
+
+
 Step = Callable[[TrainState, Given, Batch], tuple[TrainState, Metrics]]
 
 
@@ -38,7 +50,9 @@ def make_step(stage: Stage, model: Model, teacher: Model | None) -> Step:
     """The step of `stage` on `model`; jit it with `state` donated. A non-finite loss or gradient,
     and a loss that `stage.skip_above` calls a spike, leaves parameters and moments as they were and
     is counted."""
-    layers = model.config.num_layers
+    layers, run = model.config.num_layers, stage.forward
+    others = functools.partial(read_networks, stage, teacher)
+    assert run is not None
 
     def step(state: TrainState, given: Given, batch: Batch) -> tuple[TrainState, Metrics]:
         layer = (
@@ -50,21 +64,12 @@ def make_step(stage: Stage, model: Model, teacher: Model | None) -> Step:
         key = jax.random.fold_in(jax.random.key(given.seed), state.step) if stage.dropout else None
 
         def micro_gradients(micro: Batch, micro_key: jax.Array | None) -> tuple[Flat, Arrays]:
-            def weighted(moving: Flat) -> tuple[jax.Array, Arrays]:
-                return weighted_sums(
-                    stage,
-                    model,
-                    teacher,
-                    moving,
-                    frozen,
-                    given.teacher,
-                    micro,
-                    layer,
-                    micro_key,
-                    scales,
-                )
+            def value_and_sums(moving: Flat) -> tuple[jax.Array, Arrays]:
+                learner = Learner(model, moving, frozen)
+                at = At(layer, micro_key)
+                return run(make_scene(stage, learner, others(given.teacher), micro, scales, at))
 
-            (_, sums), gradients = jax.value_and_grad(weighted, has_aux=True)(moving)
+            (_, sums), gradients = jax.value_and_grad(value_and_sums, has_aux=True)(moving)
             return gradients, sums
 
         if stage.accumulation == 1:
@@ -146,14 +151,48 @@ def make_losses(
     def losses(
         params: Params, teacher_params: Params, batch: Batch, layer: jax.Array
     ) -> tuple[Arrays, Arrays]:
-        moving, frozen = split(stage, params, layer)
         ones = {term.name: jnp.float32(1) for term in stage.terms}
-        _, sums = weighted_sums(
-            stage, model, teacher, moving, frozen, teacher_params, batch, layer, None, ones
-        )
-        return sums, count_terms(stage, batch)
+        learner = Learner(model, *split(stage, params, layer))
+        others = read_networks(stage, teacher, teacher_params)
+        assert stage.forward is not None
+        found = stage.forward(make_scene(stage, learner, others, batch, ones, At(layer)))
+        return found.sums, count_terms(stage, batch)
 
     return losses
+
+
+def make_scene(
+    stage: Stage,
+    learner: Learner,
+    others: Mapping[str, Network],
+    batch: Batch,
+    scales: Arrays,
+    at: At,
+) -> Scene:
+    """What the forward of `stage` is given; the one place where a scene is made."""
+    strict = stage.depth == "progressive_strict"
+    params = unflatten(learner.frozen if strict else {**learner.frozen, **learner.moving})
+    return Scene(
+        terms=stage.terms,
+        model=learner.model,
+        params=params,
+        others=others,
+        batch=batch,
+        masks=count_everything(batch) if stage.tf1_unmasked else batch,
+        scales=scales,
+        at=at,
+        fused=stage.fused,
+        active=unflatten(learner.moving)["layers"] if strict else None,
+        maps=projections.in_dtype(params, learner.model.config.dtype),
+    )
+
+
+def read_networks(stage: Stage, teacher: Model | None, params: Params) -> dict[str, Network]:
+    """The networks that `stage` reads and never changes, by name."""
+    if not stage.needs_teacher:
+        return {}
+    assert teacher is not None
+    return {name: Network(teacher, params) for name in stage.teachers}
 
 
 def count_terms(stage: Stage, batch: Batch) -> Arrays:
@@ -162,9 +201,7 @@ def count_terms(stage: Stage, batch: Batch) -> Arrays:
     counts = {term.name: term.count(masks) for term in stage.terms}
     if stage.tf1_unmasked:  # the released code adds 1e-5 to the number of masked words
         counts |= {
-            term.name: counts[term.name] + 1e-5
-            for term in stage.terms
-            if term.loss.startswith("mlm")
+            term.name: counts[term.name] + 1e-5 for term in stage.terms if term.head == "mlm"
         }
     return {name: jnp.maximum(count, 1e-5) for name, count in counts.items()}
 

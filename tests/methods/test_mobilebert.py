@@ -55,15 +55,13 @@ def test_a_weight_of_0_leaves_the_loss_out(kind, changes, losses):
     """Nothing is computed for it, and the teacher is not asked for what no loss reads."""
     stage = make_stage(kind, **changes)
     assert weights(stage).keys() == losses
-    assert stage.needs_teacher == any(term.teacher for term in stage.terms)
+    assert stage.needs_teacher == any(term.row.teacher for term in stage.terms)
 
 
 def test_tf1_statistics_replaces_the_two_statistics():
     stage = make_stage("joint", tf1_statistics=True)
     assert weights(stage).keys() == {"feature_map", "mean_tf1", "variance_tf1", "attention"}
-    assert "hidden_moments" in stage.taps("teacher") and "hidden_moments" not in stage.taps(
-        "student"
-    )
+    assert "hidden_moments" in stage.taps("teacher") and "hidden_moments" not in stage.taps()
 
 
 @pytest.mark.parametrize(

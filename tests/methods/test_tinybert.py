@@ -14,8 +14,7 @@ def test_embeddings_hidden_states_and_scores_by_a_layer_map():
         ("attention_mse", 1.0, (1, 2), ""),
     }
     assert (
-        stage.moves == ("embeddings/", "layers/")
-        and stage.heads("student") == stage.heads("teacher") == ()
+        stage.moves == ("embeddings/", "layers/") and stage.heads() == stage.heads("teacher") == ()
     )
     assert (
         stage.taps("teacher") == ("attention_scores", "embeddings", "hidden")

@@ -15,7 +15,7 @@ LOSSES = {
     for name, row in terms.LOSSES.items()
 }
 PER_LAYER = [name for name, loss in LOSSES.items() if loss.per_layer]
-WITH_TEACHER = [name for name, loss in LOSSES.items() if loss.teacher is not None]
+WITH_TEACHER = [name for name, loss in LOSSES.items() if loss.row.teacher is not None]
 
 
 def batch_of(length=6, seed=0, lengths=LENGTHS):
@@ -58,10 +58,14 @@ def tap(kind, batch, seed):
 def example(name, length=6, seed=0):
     """(student tap, teacher tap or None, batch) for the loss `name`."""
     batch, loss = batch_of(length, seed), LOSSES[name]
-    student = tap(loss.student, batch, seed + 1)
+    student = tap(loss.row.student, batch, seed + 1)
     if name == "regression":
         student, batch["labels"] = student[:, :1], batch["labels"].astype(np.float32) / 2
-    return student, None if loss.teacher is None else tap(loss.teacher, batch, seed + 2), batch
+    return (
+        student,
+        None if loss.row.teacher is None else tap(loss.row.teacher, batch, seed + 2),
+        batch,
+    )
 
 
 def real(batch):

@@ -58,8 +58,8 @@ def padded(name, student, teacher, batch, by, value):
         return widen(x, along.get(kind, ()), by, value)
 
     return (
-        grow(student, LOSSES[name].student),
-        None if teacher is None else grow(teacher, LOSSES[name].teacher),
+        grow(student, LOSSES[name].row.student),
+        None if teacher is None else grow(teacher, LOSSES[name].row.teacher),
         longer,
     )
 
@@ -105,7 +105,7 @@ def test_distance_is_zero_for_equals_and_grows_when_tokens_are_permuted(name):
     student, teacher, batch = example(name)
     same = LOSSES[name].sum(teacher, teacher, batch)
     near = LOSSES[name].sum(teacher + np.float32(0.03) * student, teacher, batch)
-    axis = 2 if LOSSES[name].student == "attention_scores" else 1
+    axis = 2 if LOSSES[name].row.student == "attention_scores" else 1
     permuted = np.take(
         teacher, [1, 2, 0, 3, 4, 5], axis=axis
     )  # stays within the real tokens of the first two rows
@@ -127,7 +127,7 @@ def test_more_padding_changes_nothing(name, by):
     length = given[2]["input_ids"].shape[1]
     inside = (
         (..., slice(length), slice(length))
-        if LOSSES[name].student == "attention_scores"
+        if LOSSES[name].row.student == "attention_scores"
         else (slice(None), slice(length))
     )
     for garbage in GARBAGE:
@@ -147,9 +147,9 @@ def test_what_the_teacher_holds_at_pads_does_not_reach_the_student(name, garbage
     value, gradient, _ = value_and_gradients(name, student, teacher, batch)
     pads = batch["attention_mask"] == 0
     spoilt = np.array(teacher)
-    if LOSSES[name].teacher in ("hidden", "query", "key", "value"):
+    if LOSSES[name].row.teacher in ("hidden", "query", "key", "value"):
         spoilt[pads] = garbage
-    elif LOSSES[name].teacher == "hidden_moments":
+    elif LOSSES[name].row.teacher == "hidden_moments":
         spoilt[:, pads] = garbage
     else:
         spoilt = np.where(pads[:, None, :, None], np.float32(garbage), spoilt)
@@ -167,7 +167,7 @@ def test_twice_the_rows_is_the_same_loss(name):
     twice = {key: np.concatenate([x, x]) for key, x in batch.items()}
     if teacher is not None:
         teacher = np.concatenate(
-            [teacher, teacher], axis=1 if LOSSES[name].teacher == "hidden_moments" else 0
+            [teacher, teacher], axis=1 if LOSSES[name].row.teacher == "hidden_moments" else 0
         )
     new_value, new_gradient, _ = value_and_gradients(
         name, np.concatenate([student, student]), teacher, twice
@@ -188,19 +188,21 @@ def test_a_row_of_pads_alone_is_finite(name):
         "attention_mask": batch["attention_mask"] * np.asarray([[1], [1], [0]], np.int32),
     }
     student, teacher = (
-        tap(kind, batch, 3) for kind in (LOSSES[name].student, LOSSES[name].teacher)
+        tap(kind, batch, 3) for kind in (LOSSES[name].row.student, LOSSES[name].row.teacher)
     )
-    student[2], teacher[(slice(None), 2) if LOSSES[name].teacher == "hidden_moments" else 2] = (
+    student[2], teacher[(slice(None), 2) if LOSSES[name].row.teacher == "hidden_moments" else 2] = (
         0.0,
         0.0,
     )
-    if LOSSES[name].student == "attention_scores":
+    if LOSSES[name].row.student == "attention_scores":
         student[2] = teacher[2] = MASKED_SCORE
     value, gradient, _ = value_and_gradients(name, student, teacher, batch)
     assert np.isfinite(value) and np.isfinite(gradient).all() and not gradient[2].any()
 
 
-@pytest.mark.parametrize("name", [name for name in PER_LAYER if LOSSES[name].student == "hidden"])
+@pytest.mark.parametrize(
+    "name", [name for name in PER_LAYER if LOSSES[name].row.student == "hidden"]
+)
 def test_a_token_without_variance_is_finite(name):
     student, teacher, batch = example(name)
     student[0, 1] = 0.5

@@ -3,7 +3,7 @@ libtpu.
 
 What they guard shows nowhere else. A CPU's program is the same without the barriers and constraints
 that keep a TPU's small: `encoder._only_here`, the barrier in `forward_gradient`,
-`sharding.gathered_layer`."""
+`placement.gathered_layer`."""
 
 import importlib.util
 import json

@@ -88,7 +88,7 @@ def steady(params):
 
 def taps_by_full_forward(stage, params, teacher_params, model, batch):
     """Both models' taps of all layers from one plain forward each."""
-    ours = model.apply(params, batch, taps=stage.taps("student"), heads=())[1]
+    ours = model.apply(params, batch, taps=stage.taps(), heads=())[1]
     theirs = TEACHER.apply(teacher_params, batch, taps=stage.taps("teacher"), heads=())[1]
     return ours, theirs
 

@@ -9,14 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdistill.forward.scene import At, Network, rows_on_a_device
+from jaxdistill.forward.side_by_side import walks
 from jaxdistill.methods.base import Term
 from jaxdistill.models import Model
 from jaxdistill.models.encoder import in_compute_dtype
 from jaxdistill.models.parameters import flatten, unflatten
 from jaxdistill.objectives import fused
-from jaxdistill.training import forward, sharding, state
-from jaxdistill.training.step import count_terms
-from tests.conftest import STUDENT, TEACHER, make_stage, pretraining_batch, random_params, shallower
+from jaxdistill.training import sharding, state
+from jaxdistill.training.step import Learner, count_terms, make_scene
+from tests.conftest import (
+    STUDENT,
+    TEACHER,
+    make_stage,
+    pretraining_batch,
+    random_params,
+    run_forward,
+    shallower,
+)
 
 SHORT = shallower(STUDENT, 2)
 NARROW = Model(STUDENT.config.replace(num_layers=2, hidden_size=12))  # not the teacher's width
@@ -139,9 +149,8 @@ def jitted(stage, model, teacher, constants):
     del constants
 
     def total(moving, frozen, teacher_params, batch, layer, key, scales):
-        return forward.weighted_sums(
-            stage, model, teacher, moving, frozen, teacher_params, batch, layer, key, scales
-        )
+        learner, theirs = (model, moving, frozen), (teacher, teacher_params)
+        return run_forward(stage, learner, theirs, batch, scales, At(layer, key))
 
     return jax.jit(jax.value_and_grad(total, has_aux=True))
 
@@ -310,10 +319,8 @@ def test_the_scale_of_a_loss_reaches_its_gradient(teacher_params):
 
     def gradient(factor):
         def total(moving):
-            value, _ = forward.weighted_sums(
-                stage, model, TEACHER, moving, {}, teacher_params, batch, jnp.int32(0), None, scales
-            )
-            return factor * value
+            learner = model, moving, {}
+            return factor * run_forward(stage, learner, (TEACHER, teacher_params), batch, scales)[0]
 
         return jax.jit(jax.grad(total))(flatten(params))
 
@@ -332,8 +339,48 @@ def test_the_scale_of_a_loss_reaches_its_gradient(teacher_params):
     ],
 )
 def test_which_stages_walk_both_stacks(name, layer_map, expected):
-    assert forward.walks(make_stage(name, layer_map=layer_map)) is expected
-    assert not forward.walks(make_stage("joint", tf1_statistics=True))
+    assert (
+        walks(make_stage(name, **({"layer_map": layer_map} if layer_map else {})).terms) is expected
+    )
+    assert not walks(make_stage("joint", tf1_statistics=True).terms)
+
+
+@pytest.mark.parametrize(
+    "name, fused_on", [("distill", True), ("distill", False), ("auxiliary", True)]
+)
+def test_every_term_reads_the_network_that_it_names(name, fused_on):
+    """Two teachers at half the weight each give the mean of what each gives alone."""
+    stage, model = case(name)
+    stage = dataclasses.replace(stage, fused=fused_on)
+    params, batch = random_params(model, 2), pretraining_batch(3)
+    teachers = {"first": random_params(TEACHER, 1), "second": random_params(TEACHER, 5)}
+    counts = count_terms(stage, batch)
+
+    def run(stage):
+        def total(moving):
+            others = {n: Network(TEACHER, teachers[n]) for n in stage.teachers}
+            scales = {t.name: t.weight / counts[t.loss] for t in stage.terms}
+            learner = Learner(model, moving, {})
+            scene = make_scene(stage, learner, others, batch, scales, At(jnp.int32(0)))
+            return stage.forward(scene).value
+
+        return jax.jit(jax.value_and_grad(total))(flatten(params))
+
+    def reading(*networks):
+        terms = tuple(
+            dataclasses.replace(
+                term, teacher=n, name=f"{term.loss} of {n}", weight=term.weight / len(networks)
+            )
+            for term in stage.terms
+            for n in networks
+        )
+        return run(dataclasses.replace(stage, terms=terms))
+
+    alone, both = [reading(n) for n in teachers], reading(*teachers)
+    assert abs(alone[0][0] - alone[1][0]) > 1e-3
+    for got, *apart in zip(*(jax.tree.leaves(x) for x in (both, *alone))):
+        size = float(jnp.max(jnp.abs(got)))
+        np.testing.assert_allclose(got, sum(apart) / 2, rtol=0, atol=1e-5 * size + 1e-9)
 
 
 LARGE = dict(hidden_size=32, num_heads=4, intermediate_size=32, max_positions=128)
@@ -355,18 +402,8 @@ def temporaries(name, fused_on, **sizes):
     scales = {term.name: jnp.float32(1) for term in stage.terms}
 
     def total(moving, frozen, teacher_params):
-        return forward.weighted_sums(
-            stage,
-            student,
-            teacher,
-            moving,
-            frozen,
-            unflatten(teacher_params),
-            batch,
-            jnp.int32(0),
-            None,
-            scales,
-        )[0]
+        learner, theirs = (student, moving, frozen), (teacher, unflatten(teacher_params))
+        return run_forward(stage, learner, theirs, batch, scales)[0]
 
     compiled = jax.jit(jax.grad(total)).lower(moving, frozen, teacher_params).compile()
     return compiled.memory_analysis().temp_size_in_bytes
@@ -410,9 +447,9 @@ def test_a_teacher_in_its_compute_dtype_gives_the_same_outputs_to_the_bit():
 def test_rows_on_a_device_follow_the_mesh():
     batch = pretraining_batch(rows=16)
     mesh = sharding.make_mesh(2, 2, 2)
-    assert forward.rows_on_a_device(STUDENT, batch) == 16
+    assert rows_on_a_device(STUDENT, batch) == 16
     assert (
-        forward.rows_on_a_device(
+        rows_on_a_device(
             dataclasses.replace(STUDENT, batch_sharding=sharding.over_batch(mesh)), batch
         )
         == 4
