@@ -24,6 +24,7 @@ from ml_collections.config_flags import config_flags
 from jaxdistill import defaults
 from jaxdistill.errors import BadInput, listed, nearest, shortened
 from jaxdistill.methods.kinds import Kind, check_setting, kind_named
+from jaxdistill.registry import adds_rows, reading
 
 _EXPECTED = {
     int: "a whole number",
@@ -70,20 +71,30 @@ def _overridden(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     return config
 
 
+def run_code(file: epath.Path) -> types.ModuleType:
+    """The module that a recipe's file makes; what it registers is there afterwards."""
+    module = types.ModuleType("jaxdistill_recipe")
+    module.__file__ = os.fspath(file)
+    sys.modules[module.__name__] = module  # dataclasses look their module up
+    with reading(os.path.realpath(file)):
+        exec(compile(file.read_bytes(), os.fspath(file), "exec"), module.__dict__)
+    return module
+
+
 def _from_python(file: epath.Path, variant: str) -> ConfigDict:
     """What `get_config` of a Python file returns. Raises `BadInput` with the line of the file that
     is to blame."""
     shown = os.fspath(file)
-    module = types.ModuleType("jaxdistill_recipe")
-    module.__file__ = shown
-    sys.modules[module.__name__] = module  # dataclasses look their module up
     try:
-        exec(compile(file.read_bytes(), shown, "exec"), module.__dict__)
-        if not callable(getattr(module, "get_config", None)):
-            raise BadInput(
-                "it has no function get_config(); a recipe returns jaxdistill.defaults.recipe(NAME), filled in"
-            )
-        config = module.get_config(variant) if variant else module.get_config()
+        with reading(code := os.path.realpath(shown)):
+            module = run_code(file)
+            if not callable(getattr(module, "get_config", None)):
+                raise BadInput(
+                    "it has no function get_config(); a recipe returns jaxdistill.defaults.recipe(NAME), filled in"
+                )
+            config = module.get_config(variant) if variant else module.get_config()
+        if adds_rows(code) and isinstance(config, ConfigDict) and "code" in config:
+            config.code = code
     except (Exception, SystemExit) as error:  # whatever a file may raise
         lines = [
             frame.lineno
@@ -186,6 +197,10 @@ def _stored(file: epath.Path, variant: str) -> ConfigDict:
             "workdir of 'train', or a Python file"
         )
     defaults.check_schema(values, f"config {shown!r}")
+    if (code := values.get("code")) and not adds_rows(str(code)):  # no file runs unless it is named
+        raise BadInput(
+            f"config {shown!r} is of a recipe with code of its own; name its file by --config={code}"
+        )
     values.pop("schema")
     try:
         config = defaults.recipe(str(values["name"]))

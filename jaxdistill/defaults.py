@@ -29,6 +29,7 @@ def recipe(name: str) -> ConfigDict:
         {
             "name": name,
             "seed": 0,
+            "code": "",  # the recipe's own file, if it adds kinds of stages, losses or heads
             "data": {
                 "source": "default",  # "default", a file or folder, or tfds:NAME[/CONFIG][:SPLIT]
                 "heldout": "",  # another source; "" keeps a part of `source` apart

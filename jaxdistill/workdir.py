@@ -47,6 +47,7 @@ FREE = (
     "data.path",
     "evaluation",
     "objectives",
+    "code",
 )
 # Places of what a run reads: what lies there is compared by content (see `binding`), so it may be
 # moved.

@@ -35,11 +35,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdistill import defaults
+from jaxdistill import defaults, registry
 from jaxdistill.forward.scene import At, Network
-from jaxdistill.methods.kinds import build
+from jaxdistill.methods.kinds import KINDS, build
 from jaxdistill.models import Model, preset
+from jaxdistill.models.heads import HEADS
 from jaxdistill.models.sizes import parameter_shapes
+from jaxdistill.objectives.terms import LOSSES
 from jaxdistill.training import programs
 from jaxdistill.training.step import Given, Learner, make_scene, make_step
 
@@ -288,6 +290,18 @@ def finished(tmp_path_factory):
         if not (folder / "workdir" / "DONE").exists():
             run.train(config, folder / "workdir")
     return config, folder / "workdir", json.loads((folder / "workdir/results.json").read_text())
+
+
+@pytest.fixture
+def tables(monkeypatch):
+    """What a test registers is gone after it."""
+    monkeypatch.setattr(registry, "_added", set())
+    held = [(table, dict(table), dict(table._owners)) for table in (KINDS, LOSSES, HEADS)]
+    yield
+    for table, rows, owners in held:
+        table.clear()
+        table.update(rows)
+        table._owners = owners
 
 
 @pytest.fixture(scope="session")

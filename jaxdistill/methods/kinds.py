@@ -12,38 +12,39 @@ from jaxdistill.errors import BadInput, listed, nearest
 from jaxdistill.methods import minilm, mobilebert, tinybert
 from jaxdistill.methods.base import Facts, Objective, Optimizer, Schedule, Stage
 from jaxdistill.methods.settings import Common, arguments, check, settings_of
+from jaxdistill.registry import Table
 
 Kind = Callable[..., Objective]
 
-KINDS: dict[str, Kind] = {}
+KINDS: Table[Kind] = Table(
+    "stage kind",
+    {
+        kind.__name__: kind
+        for kind in (
+            mobilebert.pretrain,
+            mobilebert.progressive,
+            mobilebert.joint,
+            mobilebert.auxiliary,
+            mobilebert.distill,
+            mobilebert.classify,
+            minilm.relations,
+            tinybert.intermediate,
+        )
+    },
+)
 
 
 def register(kind: Kind) -> Kind:
-    """Makes `kind` a kind of stage under its own name; also a decorator. Raises `BadInput` if the
-    name is taken, or a setting has the name of one that every stage has."""
+    """Adds a kind of stage of one's own, under the name of the function; also a decorator. Raises
+    `BadInput` if the name is taken, or a setting has the name of one that every stage has."""
     name = kind.__name__
-    if KINDS.get(name, kind) is not kind:
-        raise BadInput(f"stage kind {name!r} is registered already; give the function another name")
     if taken := settings_of(kind).keys() & {"kind", "network", *settings_of(Common)}:
         raise BadInput(
             f"stage kind {name!r}: every stage has a setting {min(taken)!r}; give the keyword "
             "another name"
         )
-    KINDS[name] = kind
+    KINDS.register(name, kind)
     return kind
-
-
-for _kind in (
-    mobilebert.pretrain,
-    mobilebert.progressive,
-    mobilebert.joint,
-    mobilebert.auxiliary,
-    mobilebert.distill,
-    mobilebert.classify,
-    minilm.relations,
-    tinybert.intermediate,
-):
-    register(_kind)
 
 
 def kind_named(name: str, where: str = "stage kind ") -> Kind:

@@ -175,6 +175,7 @@ def _is_group(hint: Any) -> TypeGuard[type]:
     return isinstance(hint, type) and dataclasses.is_dataclass(hint)
 
 
+@functools.cache
 def _keywords(declared: Callable[..., Any]) -> dict[str, Any]:
     """The annotation of every keyword-only argument, None where there is none."""
     hints = typing.get_type_hints(declared, include_extras=True)

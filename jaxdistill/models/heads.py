@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxdistill.errors import BadInput, nearest
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.layers import ACTIVATION_FUNCTIONS, dense, kernel_init, norm
+from jaxdistill.registry import Table
 
 
 class Pooler(nn.Module):
@@ -162,48 +163,59 @@ def num_classes(config: ModelConfig) -> int:
     return 1 if config.regression else config.num_labels
 
 
-HEADS: dict[str, Head] = {
-    "mlm": Head(
-        MaskedLM,
-        "masked",
-        ("mlm_logits",),
-        lambda c, _, masked: masked * c.hidden_size * (c.hidden_size + c.vocab_size),
-    ),
-    "nsp": Head(lambda c: Dense(c, 2), "pooled", ("nsp_logits",), lambda c, *_: 2 * c.hidden_size),
-    "sequence_classification": Head(
-        lambda c: Dense(c, num_classes(c), c.classifier_dropout),
-        "pooled",
-        ("logits",),
-        lambda c, *_: num_classes(c) * c.hidden_size,
-    ),
-    "token_classification": Head(
-        lambda c: Dense(c, c.num_labels, c.classifier_dropout),
-        "tokens",
-        ("logits",),
-        lambda c, length, _: length * c.num_labels * c.hidden_size,
-    ),
-    "question_answering": Head(
-        lambda c: Dense(c, 2),
-        "tokens",
-        ("start_logits", "end_logits"),
-        lambda c, length, _: length * 2 * c.hidden_size,
-        packed=False,
-    ),
-    "embedding": Head(
-        Embedding,
-        "rows",
-        ("embedding",),
-        lambda c, *_: len(c.poolings) * c.hidden_size * (c.embedding_features or 0),
-        packed=False,
-    ),
-    "multiple_choice": Head(
-        lambda c: Dense(c, 1, c.classifier_dropout),
-        "pooled",
-        ("logits",),
-        lambda c, *_: c.hidden_size,
-    ),
-}
+HEADS = Table(
+    "head",
+    {
+        "mlm": Head(
+            MaskedLM,
+            "masked",
+            ("mlm_logits",),
+            lambda c, _, masked: masked * c.hidden_size * (c.hidden_size + c.vocab_size),
+        ),
+        "nsp": Head(
+            lambda c: Dense(c, 2), "pooled", ("nsp_logits",), lambda c, *_: 2 * c.hidden_size
+        ),
+        "sequence_classification": Head(
+            lambda c: Dense(c, num_classes(c), c.classifier_dropout),
+            "pooled",
+            ("logits",),
+            lambda c, *_: num_classes(c) * c.hidden_size,
+        ),
+        "token_classification": Head(
+            lambda c: Dense(c, c.num_labels, c.classifier_dropout),
+            "tokens",
+            ("logits",),
+            lambda c, length, _: length * c.num_labels * c.hidden_size,
+        ),
+        "question_answering": Head(
+            lambda c: Dense(c, 2),
+            "tokens",
+            ("start_logits", "end_logits"),
+            lambda c, length, _: length * 2 * c.hidden_size,
+            packed=False,
+        ),
+        "embedding": Head(
+            Embedding,
+            "rows",
+            ("embedding",),
+            lambda c, *_: len(c.poolings) * c.hidden_size * (c.embedding_features or 0),
+            packed=False,
+        ),
+        "multiple_choice": Head(
+            lambda c: Dense(c, 1, c.classifier_dropout),
+            "pooled",
+            ("logits",),
+            lambda c, *_: c.hidden_size,
+        ),
+    },
+)
 _DRAWN_TOGETHER = ("embeddings", "layers", "pooler", *HEADS)
+
+
+def register(name: str, head: Head) -> None:
+    """Adds a head of one's own, whose parameters are kept under its name. Raises `BadInput` if the
+    name is taken."""
+    HEADS.register(name, head)
 
 
 def check_heads(config: ModelConfig) -> None:

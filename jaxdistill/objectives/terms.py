@@ -28,6 +28,7 @@ from jaxdistill.objectives.needs import (
     equal_widths_or_projection,
     heads_divide,
 )
+from jaxdistill.registry import Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +71,11 @@ class Term:
     options: tuple[tuple[str, Any], ...] = ()
     projection: str = ""
     name: str = ""
+    row: Loss = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        # Part of the term, so that a program is never that of an earlier loss of this name.
+        object.__setattr__(self, "row", loss_named(self.loss))
         object.__setattr__(self, "name", self.name or self.loss)
         given, wanted = [name for name, _ in self.options], self.row.options
         if sorted(given) != sorted(wanted):
@@ -79,11 +83,6 @@ class Term:
                 f"term {self.name!r}: the loss {self.loss!r} has the options {listed(wanted)}, given: "
                 f"{listed(given)}"
             )
-
-    @property
-    def row(self) -> Loss:
-        """Its loss."""
-        return loss_named(self.loss)
 
     def sum(self, student: jax.Array, teacher: jax.Array | None, batch: Batch) -> jax.Array:
         """The raw sum, before weight and count."""
@@ -176,48 +175,64 @@ def _relation(tap: str) -> Loss:
     )
 
 
-LOSSES: dict[str, Loss] = {
-    "mlm": Loss(logits.mlm, masked_words, "mlm_logits", head="mlm"),
-    "mlm_distillation": Loss(
-        logits.mlm_distillation,
-        masked_words,
-        "mlm_logits",
-        "mlm_logits",
-        head="mlm",
-        needs=WORDS,
-        off="alpha=1",
-    ),
-    "nsp": Loss(logits.nsp, examples, "nsp_logits", head="nsp"),
-    "classification": Loss(
-        logits.classification, examples, "logits", head="sequence_classification"
-    ),
-    "regression": Loss(logits.regression, examples, "logits", head="sequence_classification"),
-    "feature_map": Loss(hidden.feature_map, real_tokens, "hidden", "hidden", needs=WIDTHS),
-    "mean": Loss(hidden.mean, real_tokens, "hidden", "hidden", needs=WIDTHS),
-    "variance": Loss(hidden.variance, real_tokens, "hidden", "hidden", needs=WIDTHS),
-    "mean_tf1": Loss(hidden.mean_tf1, real_tokens, "hidden", "hidden_moments", needs=WIDTHS),
-    "variance_tf1": Loss(
-        hidden.variance_tf1, real_tokens, "hidden", "hidden_moments", needs=WIDTHS
-    ),
-    "hidden_mse": Loss(
-        hidden.squared_error, real_tokens, "hidden", "hidden", needs=WIDTHS_OR_PROJECTION
-    ),
-    "embedding_mse": Loss(
-        hidden.squared_error, real_tokens, "embeddings", "embeddings", needs=WIDTHS_OR_PROJECTION
-    ),
-    "attention_mse": Loss(
-        relations.attention_mse, token_pairs, "attention_scores", "attention_scores", needs=HEADS
-    ),
-    "attention": Loss(
-        relations.attention, real_tokens, "attention_scores", "attention_scores", needs=HEADS
-    ),
-    "query_relation": _relation("query"),
-    "key_relation": _relation("key"),
-    "value_relation": _relation("value"),
-    "attention_kl": Loss(
-        relations.attention_kl, real_tokens, "attention_scores", "attention_scores", needs=HEADS
-    ),
-}
+LOSSES = Table(
+    "loss",
+    {
+        "mlm": Loss(logits.mlm, masked_words, "mlm_logits", head="mlm"),
+        "mlm_distillation": Loss(
+            logits.mlm_distillation,
+            masked_words,
+            "mlm_logits",
+            "mlm_logits",
+            head="mlm",
+            needs=WORDS,
+            off="alpha=1",
+        ),
+        "nsp": Loss(logits.nsp, examples, "nsp_logits", head="nsp"),
+        "classification": Loss(
+            logits.classification, examples, "logits", head="sequence_classification"
+        ),
+        "regression": Loss(logits.regression, examples, "logits", head="sequence_classification"),
+        "feature_map": Loss(hidden.feature_map, real_tokens, "hidden", "hidden", needs=WIDTHS),
+        "mean": Loss(hidden.mean, real_tokens, "hidden", "hidden", needs=WIDTHS),
+        "variance": Loss(hidden.variance, real_tokens, "hidden", "hidden", needs=WIDTHS),
+        "mean_tf1": Loss(hidden.mean_tf1, real_tokens, "hidden", "hidden_moments", needs=WIDTHS),
+        "variance_tf1": Loss(
+            hidden.variance_tf1, real_tokens, "hidden", "hidden_moments", needs=WIDTHS
+        ),
+        "hidden_mse": Loss(
+            hidden.squared_error, real_tokens, "hidden", "hidden", needs=WIDTHS_OR_PROJECTION
+        ),
+        "embedding_mse": Loss(
+            hidden.squared_error,
+            real_tokens,
+            "embeddings",
+            "embeddings",
+            needs=WIDTHS_OR_PROJECTION,
+        ),
+        "attention_mse": Loss(
+            relations.attention_mse,
+            token_pairs,
+            "attention_scores",
+            "attention_scores",
+            needs=HEADS,
+        ),
+        "attention": Loss(
+            relations.attention, real_tokens, "attention_scores", "attention_scores", needs=HEADS
+        ),
+        "query_relation": _relation("query"),
+        "key_relation": _relation("key"),
+        "value_relation": _relation("value"),
+        "attention_kl": Loss(
+            relations.attention_kl, real_tokens, "attention_scores", "attention_scores", needs=HEADS
+        ),
+    },
+)
+
+
+def register(name: str, loss: Loss) -> None:
+    """Adds a loss of one's own. Raises `BadInput` if the name is taken."""
+    LOSSES.register(name, loss)
 
 
 def loss_named(name: str) -> Loss:

@@ -18,10 +18,12 @@ import time
 from typing import Any
 
 import jax
+from etils import epath
 from jax.experimental import topologies as jax_topologies
 from ml_collections import ConfigDict
 
 from jaxdistill import interop, remote
+from jaxdistill.configuration import run_code
 from jaxdistill.data import packing
 from jaxdistill.errors import BadInput, nearest
 from jaxdistill.methods.base import Stage
@@ -39,6 +41,8 @@ def main(request: dict[str, Any]) -> None:
     """Plans what `request` asks for: topology, config, stages, fit."""
     topology = topologies.find(request["topology"])
     config = ConfigDict(request["config"])
+    if config.code:  # which the parent has run
+        run_code(epath.Path(config.code))
     mesh = sharding.make_mesh(**config.mesh, devices=devices_of(topology))
     if mesh.devices.size < topology.devices:
         raise BadInput(

@@ -34,8 +34,7 @@ def contrast(
 
 
 @pytest.fixture
-def registered(monkeypatch):
-    monkeypatch.setattr(kinds, "KINDS", dict(kinds.KINDS))
+def registered(tables):
     kinds.register(contrast)
 
 
@@ -96,7 +95,7 @@ def test_what_cannot_be_a_kind(registered):
         (without_default, "keyword 'weight' needs a default and an annotation"),
         (without_annotation, "keyword 'weight' needs a default and an annotation"),
         (steps, "every stage has a setting 'steps'"),
-        (distill, "'distill' is registered already"),
+        (distill, "'distill' is there already, from jaxdistill"),
     ):
         with pytest.raises(BadInput, match=words):
             kinds.register(kind)
