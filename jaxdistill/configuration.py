@@ -201,7 +201,6 @@ def _stored(file: epath.Path, variant: str) -> ConfigDict:
         raise BadInput(
             f"config {shown!r} is of a recipe with code of its own; name its file by --config={code}"
         )
-    values.pop("schema")
     try:
         config = defaults.recipe(str(values["name"]))
         for name in ("teacher", "student"):
@@ -242,6 +241,7 @@ def check_fields(config: ConfigDict) -> None:
         raise BadInput(
             "config has no stages; a recipe is jaxdistill.defaults.recipe(NAME), filled in"
         )
+    defaults.check_schema(config, "config")
     stages = {}
     for name, section in config.stages.items():
         where = f"config.stages.{name}"

@@ -18,7 +18,8 @@ from jaxdistill.methods.kinds import check_setting, default_settings
 from jaxdistill.models import preset
 from jaxdistill.models.config import check_fields
 
-# Of a stored recipe. 2: a stage has the settings of its kind alone.
+# The form of a recipe, which stored ones are told apart by. 2: a stage has the settings of its kind
+# alone.
 SCHEMA = 2
 
 
@@ -27,6 +28,7 @@ def recipe(name: str) -> ConfigDict:
     `config.order`."""
     return ConfigDict(
         {
+            "schema": SCHEMA,
             "name": name,
             "seed": 0,
             "code": "",  # the recipe's own file, if it adds kinds of stages, losses or heads
@@ -71,13 +73,8 @@ def recipe(name: str) -> ConfigDict:
     )
 
 
-def stored(config: ConfigDict) -> dict[str, Any]:
-    """A recipe as config.json holds it."""
-    return {"schema": SCHEMA, **config.to_dict()}
-
-
 def check_schema(values: Mapping[str, Any], where: str) -> None:
-    """Raises `BadInput` for a stored recipe of an earlier or later form."""
+    """Raises `BadInput` for a recipe of an earlier or later form."""
     if (held := values.get("schema", 1)) != SCHEMA:
         age = "an earlier" if isinstance(held, int) and held < SCHEMA else "another"
         raise BadInput(

@@ -20,7 +20,6 @@ from ml_collections import ConfigDict
 from jaxdistill import binding, inputs, interop, report
 from jaxdistill.binding import Inputs
 from jaxdistill.data.tokenizers import describe
-from jaxdistill.defaults import stored
 from jaxdistill.errors import BadInput, nearest
 from jaxdistill.forward.side_by_side import walks
 from jaxdistill.inputs import Corpus
@@ -101,7 +100,7 @@ def check_before(
     )
     check_memory(recipe, config, mesh)
     choose_stages(recipe, stages)
-    check(path, stored(config))
+    check(path, config.to_dict())
     if (held := binding.read(path)) is not None:
         check_given(
             config,
@@ -203,7 +202,7 @@ def hold(held: contextlib.ExitStack, folder: Workdir, config: ConfigDict) -> Non
     """Locks the workdir, and makes sure that it is still this recipe's: another call may have come
     between."""
     held.enter_context(lock(folder.path))
-    claim(folder.path, stored(config), locked=True)
+    claim(folder.path, config.to_dict(), locked=True)
 
 
 def open_workdir(path: epath.PathLike, config: ConfigDict) -> Workdir:

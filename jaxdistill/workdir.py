@@ -66,7 +66,7 @@ class Workdir:
     def __init__(self, path: epath.PathLike, config: ConfigDict | None = None) -> None:
         self.path = epath.Path(path).expanduser()
         if config is not None:
-            claim(self.path, defaults.stored(config))
+            claim(self.path, config.to_dict())
 
     def contents(self) -> list[str]:
         """What is finished and what is in progress: names of stage pages and checkpoints; the mark

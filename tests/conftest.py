@@ -46,9 +46,9 @@ from jaxdistill.training import programs
 from jaxdistill.training.step import Given, Learner, make_scene, make_step
 
 with contextlib.suppress(ValueError):  # not in the main thread
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # what started the tests may have had it ignored
+    # What started the tests may have had these ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Files that take a minute or more: they go first, so that no process is left with one at the end.
 LONGEST = (

@@ -16,7 +16,7 @@ from jaxdistill.errors import BadInput
 from jaxdistill.models import Model, preset
 from jaxdistill.models.encoder import MASKED_SCORE, attention_bias
 from jaxdistill.models.parameters import flatten
-from jaxdistill.objectives.terms import LOSSES
+from jaxdistill.objectives.terms import LOSSES, Term
 from tests.conftest import SMALL, STUDENT, TEACHER, pretraining_batch, random_params
 
 LENGTH, SLOTS = 15, 4
@@ -69,17 +69,18 @@ def losses(model, params, other, other_params, batch, names=PRETRAINING):
     found = {}
     for name in names:
         loss = LOSSES[name]
-        if loss.per_layer:
+        term = Term(name, 1.0, options=(("heads", 1),) if loss.options else ())
+        if term.per_layer:
             target = (
                 their_taps[loss.teacher]
                 if loss.teacher == "hidden_moments"
                 else their_taps[loss.teacher][1]
             )
-            value = loss.sum(our_taps[loss.student][1], target, batch)
-        elif loss.of_embeddings:
-            value = loss.sum(our_taps["embeddings"], their_taps["embeddings"], batch)
+            value = term.sum(our_taps[loss.student][1], target, batch)
+        elif term.of_embeddings:
+            value = term.sum(our_taps["embeddings"], their_taps["embeddings"], batch)
         else:
-            value = loss.sum(ours[loss.student], theirs.get(loss.teacher), batch)
+            value = term.sum(ours[loss.student], theirs.get(loss.teacher), batch)
         found[name] = value / loss.count(batch)
     return found
 

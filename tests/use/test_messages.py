@@ -189,7 +189,7 @@ RECIPE = "from jaxdistill import defaults\ndef get_config(variant=''):\n    conf
         (
             RECIPE
             + "    config.stages.a = defaults.stage('distill', 'student', freezing='banana', layer_map=(9, 9))\n",
-            ["line 4", "would do nothing", "distill"],
+            ["line 4", "no field 'freezing', a setting of progressive", "distill"],
         ),
         (RECIPE + "    config.data.vocab_size = 'many'\n", ["line 4", "vocab_size"]),
         (
@@ -216,6 +216,29 @@ def test_a_recipe_that_fails_names_its_line(capsys, tmp_path, text, words):
     for word in words:
         assert word in err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_an_earlier_version_is_refused_in_one_line(capsys, finished, tmp_path):
+    """Its recipe has another form; nothing is changed, whichever way it is named."""
+    _, workdir, _ = finished
+    old = tmp_path / "old"
+    shutil.copytree(workdir, old)
+    values = json.loads((workdir / "config.json").read_text())
+    del values["schema"]  # and every stage had the fields of all kinds
+    for section in values["stages"].values():
+        section |= {"alpha": 0.5, "relation_heads": 48, "freezing": "soft"}
+    (old / "config.json").write_text(json.dumps(values))
+    before = {path: path.read_bytes() for path in old.rglob("*") if path.is_file()}
+    for call in (
+        ("train", f"--workdir={old}"),
+        ("train", f"--config={workdir / 'config.json'}", f"--workdir={old}"),
+        ("train", f"--config={old / 'config.json'}", f"--workdir={tmp_path / 'new'}"),
+    ):
+        code, _, err = run(capsys, *call)
+        assert code == 2 and err.count("\n") == 1, err
+        assert "of an earlier version of jaxdistill (schema 1, this one reads 2)" in err, err
+    assert {path: path.read_bytes() for path in old.rglob("*") if path.is_file()} == before
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_stored_recipe_is_a_recipe(capsys, finished, tmp_path):

@@ -59,7 +59,7 @@ def test_its_settings_are_checked_like_any_others(recipe, tmp_path, capsys):
 def test_a_stored_recipe_runs_no_file_by_itself(recipe, tmp_path, monkeypatch):
     config = load_config(f"{recipe}:smoke")
     stored = tmp_path / "config.json"
-    stored.write_text(json.dumps({"schema": 2, **config.to_dict()}))
+    stored.write_text(json.dumps(config.to_dict()))
     assert load_config(stored).stages.bags.shown == 0.5  # its file was named in this process
     monkeypatch.setattr(registry, "_added", set())
     with pytest.raises(BadInput, match=f"name its file by --config={recipe}"):
