@@ -245,13 +245,16 @@ def recipe(case: str, source: Path) -> Any:
         max_positions=32,
     )
     config = defaults.recipe("digests")
-    config.teacher = defaults.network("ib_bert_large", **shape, bottleneck_size=24)
-    config.student = defaults.network("mobilebert", **shape, bottleneck_size=8, num_ffn=2)
+    named = "networks" in config  # in older commits there are two, and stages say how they start
+    networks = config.networks if named else config
+    begins = {"start": "copy"} if named else {}
+    presets, wide = ("ib_bert_large", "mobilebert"), [{"bottleneck_size": 24}, {"num_ffn": 2}]
+    wide[1] |= {"bottleneck_size": 8}
     if case == "narrow":
-        config.teacher = defaults.network(
-            "bert_base", **{**shape, "embedding_size": None, "hidden_size": 32}
-        )
-        config.student = defaults.network("bert_base", **{**shape, "embedding_size": None})
+        presets, wide = ("bert_base", "bert_base"), [{"hidden_size": 32}, {}]
+        shape["embedding_size"], begins = None, {}
+    networks.teacher = defaults.network(presets[0], **{**shape, **wide[0]})
+    networks.student = defaults.network(presets[1], **{**shape, **wide[1]}, **begins)
     config.data.update(
         {
             "source": str(source),
@@ -269,18 +272,20 @@ def recipe(case: str, source: Path) -> Any:
     config.mesh.data = int(devices)
     if case == "8-split":
         config.mesh.update({"data": 2, "fsdp": 2, "tensor": 2})
-        for model in (config.teacher.model, config.student.model):
+        for model in (networks.teacher.model, networks.student.model):
             model.dtype = "bfloat16"
     config.objectives.fused = losses == "fused"
 
     def add(name: str, kind: str, start: str = "copy", **changes: Any) -> None:
         network = name if name in ("teacher", "student") else f"{name}_student"
         steps = 6 if kind == "progressive" else 5
+        if named and network not in networks:
+            networks[network] = defaults.network(like="student", start=start)
         config.stages[name] = defaults.stage(
             kind,
             network,
             **{
-                "start": start,
+                **({} if named else {"start": start}),
                 "steps": steps,
                 "batch_size": 16,
                 "accumulation": int(parts),

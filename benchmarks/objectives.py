@@ -34,8 +34,8 @@ from jax.sharding import Mesh
 
 from jaxdistill import defaults
 from jaxdistill.forward.heads import head_terms
-from jaxdistill.forward.scene import At, Network, rows_on_a_device
-from jaxdistill.methods.base import Stage
+from jaxdistill.forward.scene import At, rows_on_a_device
+from jaxdistill.methods.base import Cast, Stage
 from jaxdistill.methods.kinds import build
 from jaxdistill.models import Model, preset
 from jaxdistill.models.encoder import in_compute_dtype
@@ -43,7 +43,7 @@ from jaxdistill.models.parameters import flatten
 from jaxdistill.objectives.fused import Asked, layer_sums, relation_terms, weighted
 from jaxdistill.resolve import abstract_batch
 from jaxdistill.training import sharding, state
-from jaxdistill.training.step import Learner, count_terms, make_scene
+from jaxdistill.training.step import Split, count_terms, make_scene
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "strict": dict(kind="progressive", freezing="strict"),
@@ -158,9 +158,11 @@ def whole(stage: Stage, student: Model, teacher: Model, rows: int, length: int) 
         def total(moving: Any) -> jax.Array:
             counts = count_terms(stage, batch)
             scales = {term.name: term.weight / counts[term.name] for term in stage.terms}
-            learner, others = Learner(student, moving, frozen), {"teacher": Network(teacher, given)}
+            cast = Cast(stage, student, (("teacher", teacher),))
+            ours = Split(moving, frozen)
+            scene = make_scene(cast, ours, {"teacher": given}, batch, scales, At(layer))
             assert stage.forward is not None
-            return stage.forward(make_scene(stage, learner, others, batch, scales, At(layer))).value
+            return stage.forward(scene).value
 
         return jax.grad(total)(moving)
 
@@ -208,9 +210,9 @@ def words(stage: Stage, student: Model, teacher: Model, rows: int, length: int) 
                 term.name: term.weight / count_terms(stage, batch)[term.name]
                 for term in stage.terms
             }
-            learner = Learner(student, flatten(head), {})
-            others = {"teacher": Network(teacher, given)}
-            scene = make_scene(stage, learner, others, batch, scales, At(jnp.int32(0)))
+            cast = Cast(stage, student, (("teacher", teacher),))
+            moving = Split(flatten(head), {})
+            scene = make_scene(cast, moving, {"teacher": given}, batch, scales, At(jnp.int32(0)))
             return head_terms(scene, ours, {"teacher": theirs}).value
 
         return jax.grad(total)(moving)

@@ -73,6 +73,7 @@ from transformers.models.bert import modeling_bert  # noqa: E402
 
 from jaxdistill import defaults, inputs  # noqa: E402
 from jaxdistill.interop import convert  # noqa: E402
+from jaxdistill.methods.base import Cast  # noqa: E402
 from jaxdistill.models import Model, Params, preset  # noqa: E402
 from jaxdistill.models.encoder import in_compute_dtype  # noqa: E402
 from jaxdistill.objectives import projections  # noqa: E402
@@ -191,10 +192,10 @@ def ours(
     mesh = sharding.make_mesh(1)
     recipe = defaults.recipe("peers")
     recipe.objectives.fused = {"": None, "True": True, "False": False}[arguments.fused]
-    stage = dataclasses.replace(stage, fused=choose_fused(recipe, mesh, stage, teacher))
-    now = state.create(
-        stage, our_params(student, student_weights), student, teacher, jax.random.key(0)
-    )
+    cast = Cast(stage, student, (("teacher", teacher),))
+    stage = dataclasses.replace(stage, fused=choose_fused(recipe, mesh, cast))
+    cast = dataclasses.replace(cast, stage=stage)
+    now = state.create(cast, our_params(student, student_weights), jax.random.key(0))
     same = {
         "kernel": projection.weight.detach().numpy().T.copy(),
         "bias": projection.bias.detach().numpy().copy(),
@@ -204,15 +205,15 @@ def ours(
     )
     now = sharding.place(mesh, jax.tree.map(np.asarray, now))
     theirs = in_compute_dtype(teacher.config, our_params(teacher, teacher_weights))
-    given = sharding.place(mesh, Given(theirs, np.int32(0)))
-    step_fn = programs.compile_step(stage, student, teacher, mesh)
+    given = sharding.place(mesh, Given({"teacher": theirs}, np.int32(0)))
+    step_fn = programs.compile_step(cast, mesh)
     held = [now]
 
     def step(batch: Batch) -> Losses:
         held[0], metrics = step_fn(held[0], given, sharding.put_batch(mesh, batch))
         return {name: float(value) for name, value in jax.device_get(metrics).items()}
 
-    return step, step_flops(stage, student, teacher, arguments.length, 0)
+    return step, step_flops(cast, arguments.length, 0)
 
 
 def optimizer_of(*modules: torch.nn.Module) -> torch.optim.Optimizer:

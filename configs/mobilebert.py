@@ -22,8 +22,10 @@ def get_config(variant: str = "") -> ConfigDict:
     """`variant`: "", "strict", "chip" or "smoke"."""
     defaults.check_variant(variant, "strict", "chip", "smoke")
     config = defaults.recipe("mobilebert")
-    config.teacher = defaults.network("ib_bert_large", vocab_size=30522, dtype="bfloat16")
-    config.student = defaults.network("mobilebert", vocab_size=30522, dtype="bfloat16")
+    config.networks.teacher = defaults.network("ib_bert_large", vocab_size=30522, dtype="bfloat16")
+    config.networks.student = defaults.network(
+        "mobilebert", start="copy", vocab_size=30522, dtype="bfloat16"
+    )
     config.data.update(
         {
             "source": "tfds:wikipedia/20230601.en",
@@ -75,6 +77,6 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "smoke":
         config = defaults.smoke(config)
         config.data.source = "default"
-        for section in (config.teacher, config.student):
+        for section in (config.networks.teacher, config.networks.student):
             section.model.vocab_size = 0
     return config

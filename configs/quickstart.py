@@ -30,12 +30,14 @@ def get_config(variant: str = "") -> ConfigDict:
     """`variant`: "" or "smoke" (seconds)."""
     defaults.check_variant(variant, "smoke")
     config = defaults.recipe("quickstart")
-    config.teacher = defaults.network(
+    config.networks.teacher = defaults.network(
         "ib_bert_large", **SHAPE, bottleneck_size=192, intermediate_size=512
     )
-    config.student = defaults.network(
-        "mobilebert", **SHAPE, bottleneck_size=64, intermediate_size=128, num_ffn=2
+    config.networks.student = defaults.network(
+        "mobilebert", start="copy", **SHAPE, bottleneck_size=64, intermediate_size=128, num_ffn=2
     )
+    config.networks.random_start = defaults.network(like="student")
+    config.networks.copied_start = defaults.network(like="student", start="copy")
     config.data.update({"vocab_size": 4096, "sequence_length": 64, "max_predictions": 10})
     config.stages.teacher = defaults.stage(
         "pretrain",
@@ -52,10 +54,10 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     config.stages.distill = defaults.stage("distill", "student", steps=240, **words)
     config.stages.random_start = defaults.stage(
-        "pretrain", "random_start", start="random", steps=320, baseline=True, **words
+        "pretrain", "random_start", steps=320, baseline=True, **words
     )
     config.stages.copied_start = defaults.stage(
-        "pretrain", "copied_start", start="copy", steps=320, baseline=True, **words
+        "pretrain", "copied_start", steps=320, baseline=True, **words
     )
     config.order = ("teacher", "transfer", "distill", "random_start", "copied_start")
     config.log_every = 10

@@ -37,12 +37,15 @@ def get_config(variant: str = "") -> ConfigDict:
     """`variant`: "" or "smoke"."""
     defaults.check_variant(variant, "smoke")
     config = defaults.recipe("wiki")
-    config.teacher = defaults.network(
+    config.networks.teacher = defaults.network(
         "ib_bert_large", **SHAPE, bottleneck_size=192, intermediate_size=768
     )
-    config.student = defaults.network(
-        "mobilebert", **SHAPE, bottleneck_size=64, intermediate_size=256, num_ffn=2
+    config.networks.student = defaults.network(
+        "mobilebert", start="copy", **SHAPE, bottleneck_size=64, intermediate_size=256, num_ffn=2
     )
+    for name in ("joint", "auxiliary", "distilled", "copied_start"):
+        config.networks[name] = defaults.network(like="student", start="copy")
+    config.networks.random_start = defaults.network(like="student")
     config.data.update({"vocab_size": 8192, "sequence_length": 128, "max_predictions": 20})
     config.stages.teacher = defaults.stage(
         "pretrain",
@@ -65,7 +68,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "pretrain", "copied_start", steps=800, baseline=True, **words
     )
     config.stages.random_start = defaults.stage(
-        "pretrain", "random_start", start="random", steps=800, baseline=True, **words
+        "pretrain", "random_start", steps=800, baseline=True, **words
     )
     config.order = (
         "teacher",

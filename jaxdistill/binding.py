@@ -135,7 +135,7 @@ def check_models(held: Inputs | None, now: Mapping[str, str], places: Mapping[st
         if before != now.get(name):
             shown = [value[:12] + "..." if value else "none" for value in (before, now.get(name))]
             raise BadInput(
-                f"config.{name}.init={places.get(name)!r} is not the {name} that this run began with (digest "
+                f"config.networks.{name}.init={places.get(name)!r} is not the {name} that this run began with (digest "
                 f"{shown[0]}, now {shown[1]}): its weights or its config.json have changed; bring it back, or "
                 "use another workdir"
             )

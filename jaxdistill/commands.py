@@ -110,11 +110,12 @@ def describe_model(model: conversion.PathLike, network: str | None = None) -> di
 def _describe_recipe(config: ConfigDict) -> dict[str, Any]:
     return {
         name: description.describe(
-            interop.from_pretrained(config[name].init)[0].config
-            if config[name].init
-            else model_config(config[name], config.data.vocab_size)
+            interop.from_pretrained(section.init)[0].config
+            if section.init
+            else model_config(section, config.data.vocab_size)
         )
-        for name in ("teacher", "student")
+        for name, section in config.networks.items()
+        if not section.like
     }
 
 

@@ -188,12 +188,9 @@ def _stored(file: epath.Path, variant: str) -> ConfigDict:
         raise BadInput(
             f"config {shown!r} is not JSON ({error}); give a workdir's config.json or a Python file"
         ) from error
-    if (
-        not isinstance(values, dict)
-        or not {"name", "stages", "order", "teacher", "student"} <= values.keys()
-    ):
+    if not isinstance(values, dict) or not {"name", "stages", "order"} <= values.keys():
         raise BadInput(
-            f"config {shown!r} is no recipe: it lacks stages, order, teacher or student; give the config.json of a "
+            f"config {shown!r} is no recipe: it lacks name, stages or order; give the config.json of a "
             "workdir of 'train', or a Python file"
         )
     defaults.check_schema(values, f"config {shown!r}")
@@ -203,10 +200,13 @@ def _stored(file: epath.Path, variant: str) -> ConfigDict:
         )
     try:
         config = defaults.recipe(str(values["name"]))
-        for name in ("teacher", "student"):
-            network = dict(values.pop(name))
-            config[name] = defaults.network("bert_base", **_tuples(network.pop("model")))
-            _fill(config[name], network, name)
+        for name, section in values.pop("networks").items():
+            section = dict(section)
+            begins = {field: section.pop(field) for field in ("init", "start", "of", "like")}
+            preset = "" if begins["like"] else "bert_base"
+            model = _tuples(section.pop("model", {}))
+            config.networks[name] = defaults.network(preset, **begins, **model)
+            _fill(config.networks[name], section, f"networks.{name}")
         for name, section in values.pop("stages").items():
             config.stages[name] = defaults.stage(**_tuples(section))
         _fill(config, values, "")
@@ -241,8 +241,15 @@ def check_fields(config: ConfigDict) -> None:
         raise BadInput(
             "config has no stages; a recipe is jaxdistill.defaults.recipe(NAME), filled in"
         )
+    for name in ("teacher", "student"):
+        if name in config:
+            raise BadInput(moved(f"config.{name}"))
     defaults.check_schema(config, "config")
-    stages = {}
+    stages, networks = {}, {}
+    for name, section in config.get("networks", {}).items():
+        like = isinstance(section, ConfigDict) and section.get("like")
+        fields = _fields_of(defaults.network("" if like else "bert_base", like=like or ""))
+        networks[name] = fields
     for name, section in config.stages.items():
         where = f"config.stages.{name}"
         kind = section.get("kind") if isinstance(section, ConfigDict) else None
@@ -254,16 +261,13 @@ def check_fields(config: ConfigDict) -> None:
         stages[name] = _fields_of_stage(kind_named(kind, f"{where}.kind="))
         for field in section:
             check_setting(kind, field, where)
-    _check_section(config, {**_fields(), "stages": stages}, "config")
+    fields = _fields_of(defaults.recipe(""))
+    _check_section(config, {**fields, "stages": stages, "networks": networks}, "config")
 
 
-@functools.cache
-def _fields() -> dict[str, Any]:
-    """The fields of a recipe: a dictionary for a section, else (type, whether it may be None)."""
-    recipe = defaults.recipe("")
-    for name in ("teacher", "student"):
-        recipe[name] = defaults.network("bert_base")
-    return _fields_of(recipe)
+def moved(field: str) -> str:
+    """A line about a field of an earlier form."""
+    return f"{field} has another place now: {field.replace('config.', 'config.networks.', 1)}"
 
 
 @functools.cache
@@ -272,6 +276,7 @@ def _fields_of_stage(kind: Kind) -> dict[str, Any]:
 
 
 def _fields_of(section: ConfigDict) -> dict[str, Any]:
+    """The fields of a section: a dictionary for one in it, else (type, whether it may be None)."""
     return {
         name: _fields_of(section[name])
         if isinstance(section[name], ConfigDict)
@@ -358,18 +363,14 @@ def _override(config: ConfigDict, override: str) -> None:
 def _check_used(config: ConfigDict, overridden: Sequence[str]) -> None:
     """Raises `BadInput` for an override that would do nothing beside what else the recipe says."""
     d = config.data
-    tokenizer = d.tokenizer or config.teacher.init or config.student.init
+    tokenizer = d.tokenizer or defaults.given_folder(config)
     for field in overridden:
         section, _, last = field.rpartition(".")
         why = ""
-        if section in ("teacher.model", "student.model") and last not in (
-            "dtype",
-            "residual_dtype",
-        ):
-            init = config[section.partition(".")[0]].init
-            why = (
-                init and f"the network is that of config.{section.partition('.')[0]}.init={init!r}"
-            )
+        network = section.removeprefix("networks.").removesuffix(".model")
+        if section == f"networks.{network}.model" and last not in ("dtype", "residual_dtype"):
+            init = config.networks[network].init
+            why = init and f"the network is that of config.networks.{network}.init={init!r}"
         elif field == "data.vocab_size":
             why = tokenizer and f"the tokenizer is that of {tokenizer!r}"
         elif field == "data.heldout_fraction":
@@ -387,6 +388,8 @@ def must_exist(config: ConfigDict, overrides: Sequence[str]) -> None:
             where = ".".join(["config", *names[:i]])
             if not isinstance(node, ConfigDict):
                 raise BadInput(f"{where} is a value, {node!r}, and has no field {field!r}")
+            if i == 0 and field in ("teacher", "student"):
+                raise BadInput(moved(f"config.{'.'.join(names)}"))
             if i == 2 and names[0] == "stages" and isinstance(node.get("kind"), str):
                 check_setting(node.kind, field, where)
             if field not in node:

@@ -13,19 +13,19 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from jaxdistill.errors import BadInput, nearest, shortened
+from jaxdistill.errors import BadInput, listed, nearest, shortened
 from jaxdistill.methods.kinds import check_setting, default_settings
 from jaxdistill.models import preset
 from jaxdistill.models.config import check_fields
 
 # The form of a recipe, which stored ones are told apart by. 2: a stage has the settings of its kind
-# alone.
+# alone, and networks are sections by name.
 SCHEMA = 2
 
 
 def recipe(name: str) -> ConfigDict:
-    """A recipe without stages or models; add `config.stages.NAME = stage(...)` and
-    `config.order`."""
+    """A recipe without networks or stages; add `config.networks.NAME = network(...)`,
+    `config.stages.NAME = stage(...)` and `config.order`."""
     return ConfigDict(
         {
             "schema": SCHEMA,
@@ -47,8 +47,7 @@ def recipe(name: str) -> ConfigDict:
                 "packing": False,  # several examples in a row, each for itself; batch sizes and examples then count rows
                 "path": "",  # where prepared text is kept; "": under the workdir
             },
-            "teacher": network("ib_bert_large"),
-            "student": network("mobilebert"),
+            "networks": {},
             "stages": {},
             "order": ("",)[:0],
             # True: losses in a fraction of the memory, their gradient taken in the forward pass;
@@ -83,6 +82,13 @@ def check_schema(values: Mapping[str, Any], where: str) -> None:
         )
 
 
+def given_folder(config: ConfigDict) -> str:
+    """The first folder or name that a network begins from, the teacher's and the student's before
+    others; "" if none does."""
+    names = sorted(config.networks, key=lambda name: (name != "teacher", name != "student"))
+    return next((config.networks[name].init for name in names if config.networks[name].init), "")
+
+
 def check_variant(variant: str, *valid: str) -> str:
     """`variant` itself; raises `BadInput` unless it is "" or one of `valid`, so that a typo is not
     the full recipe."""
@@ -91,30 +97,53 @@ def check_variant(variant: str, *valid: str) -> str:
     return variant
 
 
-def network(name: str, **changes: Any) -> ConfigDict:
-    """A teacher or student: the preset's fields with `changes`, and `init`, a folder or Hub id to
-    start from instead.
+def network(
+    preset_name: str = "",
+    *,
+    like: str = "",
+    start: str = "random",
+    of: str = "teacher",
+    init: str = "",
+    **changes: Any,
+) -> ConfigDict:
+    """One network: the preset's fields with `changes` ("": BERT-base's), or `like` another network of
+    the recipe.
 
-    `vocab_size` 0 means the tokenizer's.
-    """
+    How it begins: from `init`, a folder or Hub id, whose architecture it then has; else by `start`,
+    at "random" or with a "copy" of the embeddings and heads of the network `of`. One that is `like`
+    another and no random start begins from that one's `init`, if it has any. `vocab_size` 0 means
+    the tokenizer's. Raises `BadInput` for a misspelt field."""
+    if not (preset_name or like):
+        preset_name = "bert_base"  # to be replaced by what `init` holds
+    if preset_name and like:
+        raise BadInput(
+            f"network({preset_name!r}, like={like!r}): expected a preset, or like=NAME of another "
+            "network of the recipe, not both"
+        )
+    begins = {"init": init, "start": start, "of": of, "like": like}
     check_fields(changes)
-    model = ConfigDict({**dataclasses.asdict(preset(name)), "vocab_size": 0, **changes})
-    for field in [
-        field for field, value in model.items() if value is None
-    ]:  # of what type a value would be
+    if like:
+        if changes:
+            raise BadInput(
+                f"network(like={like!r}): {listed(changes)} would do nothing, its architecture is that "
+                "of the other network; give a preset instead"
+            )
+        return ConfigDict(begins)
+    model = ConfigDict({**dataclasses.asdict(preset(preset_name)), "vocab_size": 0, **changes})
+    for field in [field for field, value in model.items() if value is None]:
+        # Of what type a value would be.
         model[field] = config_dict.placeholder(float if field.endswith("eps") else int)
-    return ConfigDict({"init": "", "model": model})
+    return ConfigDict({**begins, "model": model})
 
 
 def stage(kind: str, network: str, **changes: Any) -> ConfigDict:
     """One stage of `kind`, a name in `jaxdistill.methods.kinds.KINDS`, with the settings of every
     stage (`jaxdistill.methods.settings.Common`) and the kind's own, and `changes` to them.
 
-    `network`: "teacher", or any name for a network of the student's architecture; stages of one
-    network follow each other. `start` says how a network begins that has no earlier stage: "copy"
-    (teacher's embeddings and heads) or "random". The length is given by one of `steps`, `examples`
-    or `epochs`. Raises `BadInput` for a setting that stages of this kind do not have."""
-    settings = default_settings(kind) | {"start": "random" if network == "teacher" else "copy"}
+    `network`: the network of the recipe that learns; stages of one network follow each other. The
+    length is given by one of `steps`, `examples` or `epochs`. Raises `BadInput` for a setting that
+    stages of this kind do not have."""
+    settings = default_settings(kind)
     for name, value in changes.items():
         check_setting(kind, name, f"stage({kind!r}, {network!r})")
         if isinstance(value, list):
@@ -139,7 +168,9 @@ def as_kind(section: ConfigDict, kind: str, where: str) -> ConfigDict:
 def smoke(config: ConfigDict) -> ConfigDict:
     """Shrinks any recipe to seconds: tiny widths and depths, a few steps a stage; the shape of the
     run stays."""
-    for section in (config.teacher, config.student):
+    for section in config.networks.values():
+        if section.like:
+            continue
         model = section.model
         wide = model.bottleneck_size is not None and model.bottleneck_size > model.hidden_size
         model.update(

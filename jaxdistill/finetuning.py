@@ -33,7 +33,7 @@ from jaxdistill.data.files import digest_of
 from jaxdistill.data.tokenizers import tokenizer_digest
 from jaxdistill.errors import BadInput, listed, shortened
 from jaxdistill.interop.hf_torch import read_json
-from jaxdistill.methods.base import Stage
+from jaxdistill.methods.base import Cast, Stage
 from jaxdistill.methods.settings import LARGEST_COUNT
 from jaxdistill.models import Model, Params
 from jaxdistill.models.parameters import digest
@@ -43,6 +43,7 @@ from jaxdistill.training import loop, memory, sharding, state
 from jaxdistill.training.checkpoints import Checkpoints, disk_errors
 from jaxdistill.training.metrics import MetricWriter
 from jaxdistill.training.progress import Progress
+from jaxdistill.training.step import Given
 from jaxdistill.workdir import begun, claim, lock, read_page, refuse_links
 
 NAME = "finetune"
@@ -262,7 +263,7 @@ def _check_memory(stage: Stage, model: Model, length: int) -> None:
     }
     memory.check(
         "fine-tuning",
-        memory.step_bytes(stage, model, None, batch, mesh),
+        memory.step_bytes(Cast(stage, model), batch, mesh),
         mesh,
         f"batch_size={rows} or sequence_length={length}",
     )
@@ -403,7 +404,7 @@ def _train(
 ) -> tuple[Params, dict[str, Any]]:
     mesh = _mesh(stage)
     checkpoints = Checkpoints(folder / "checkpoints" / stage.name)
-    train_state, page = state.create(stage, params), dict[str, Any](seconds=0.0)
+    train_state, page = state.create(Cast(stage, model), params), dict[str, Any](seconds=0.0)
     if checkpoints.latest() is not None:
         train_state, held = checkpoints.restore(train_state, mesh)
         page |= {name: held[name] for name in ("seconds", "last_loss") if name in held}
@@ -430,14 +431,11 @@ def _train(
         )
         try:
             train_state = loop.run_stage(
-                stage,
-                model,
+                Cast(stage, model),
                 train_state,
-                None,
-                {},
+                Given({}, np.int32(stage_seed(seed, stage.name))),
                 batches,
                 mesh=mesh,
-                seed=stage_seed(seed, stage.name),
                 checkpoints=checkpoints,
                 page=page,
                 reporting=reporting,

@@ -37,6 +37,7 @@ from jaxdistill.data.tokenizers import (
     tokenizer_digest,
     train_wordpiece,
 )
+from jaxdistill.defaults import given_folder
 from jaxdistill.errors import BadInput
 from jaxdistill.models import Model, Params
 from jaxdistill.training import hosts
@@ -188,7 +189,7 @@ def check_kept(config: ConfigDict, held: Inputs) -> list[str]:
                 f"{source!r} is not what it was when this run began ({changed}); the run keeps the text and the "
                 "tokenizer that it began with, a new workdir takes the new ones"
             )
-    place = config.data.tokenizer or config.teacher.init or config.student.init
+    place = config.data.tokenizer or given_folder(config)
     if (
         place
         and epath.Path(place).expanduser().exists()
@@ -321,7 +322,7 @@ def given_tokenizer(config: ConfigDict) -> Any | None:
     """The tokenizer named by the recipe, or else that of a given model's folder; None if one is to
     be trained."""
     d = config.data
-    place = d.tokenizer or config.teacher.init or config.student.init
+    place = d.tokenizer or given_folder(config)
     if not place:
         return None
     where = epath.Path(place).expanduser()
@@ -417,11 +418,11 @@ def row_options(config: ConfigDict) -> dict[str, Any]:
 
 
 def load_models(config: ConfigDict) -> Given:
-    """The teacher and student that the recipe gives by folder or name, if any."""
+    """The networks that the recipe gives by folder or name."""
     return {
-        name: interop.from_pretrained(config[name].init)
-        for name in ("teacher", "student")
-        if config[name].init
+        name: interop.from_pretrained(section.init)
+        for name, section in config.networks.items()
+        if section.init
     }
 
 
@@ -429,7 +430,7 @@ def check_vocabulary(config: ConfigDict, models: Mapping[str, Model], corpus_siz
     """Raises `BadInput` if the tokenizer has words that a given model does not know."""
     for whose, model in models.items():
         if model.config.vocab_size < corpus_size:
-            init = config[whose].init
+            init = config.networks[whose].init
             raise BadInput(
                 f"the tokenizer has {corpus_size} words but the {whose} in {init!r} knows "
                 f"{model.config.vocab_size}; use the tokenizer of that folder (config.data.tokenizer={init!r})"

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
 import zlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,8 +20,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxdistill.data import packing, prepare, sources, tokenizers
+from jaxdistill.defaults import given_folder
 from jaxdistill.errors import BadInput, listed, nearest, shortened
-from jaxdistill.methods.base import Stage
+from jaxdistill.methods.base import Cast, Stage
 from jaxdistill.methods.kinds import build
 from jaxdistill.methods.settings import LARGEST_COUNT
 from jaxdistill.models import Model, ModelConfig
@@ -32,24 +35,38 @@ from jaxdistill.training import memory, programs, sharding, state
 LARGEST_SEED = 2**31 - 1  # jax takes 32 bits, and students start from the next one
 MANY = 10**9  # stands for the number of records before the text is read
 TEACHER = "teacher"
+STARTS = ("copy", "random")
+
+
+@dataclasses.dataclass(frozen=True)
+class Begin:
+    """How a network begins: "random", a "copy" of what it can take over of the network `of`, or from
+    the "folder" given for `of`, which may be itself."""
+
+    how: str
+    of: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What a run will do. `starts`: how each network begins; `first_example`: where each stage's
-    data begins."""
+    """What a run will do. `networks`: those of its stages, those that they read, and all that are
+    given by a folder. `first_example`: where each stage's data begins."""
 
-    teacher: Model | None
-    student: Model
+    networks: dict[str, Model]
+    begins: dict[str, Begin]
     stages: tuple[Stage, ...]
-    starts: dict[str, str]
     first_example: dict[str, int]
 
-    def model(self, network: str) -> Model:
-        if network != TEACHER:
-            return self.student
-        assert self.teacher is not None
-        return self.teacher
+    def cast(self, stage: Stage) -> Cast:
+        """The stage and its networks."""
+        others = tuple((name, self.networks[name]) for name in stage.teachers)
+        return Cast(stage, self.networks[stage.network], others)
+
+    def sources(self, stage: Stage) -> set[str]:
+        """The networks that must be there before `stage`, beside its own: those it reads, and what
+        its own begins with a copy of."""
+        begin = self.begins[stage.network]
+        return {*stage.teachers, *((begin.of,) if begin.how == "copy" else ())}
 
 
 def model_config(section: ConfigDict, vocab_size: int, rows: int = 0) -> ModelConfig:
@@ -71,120 +88,152 @@ def resolve(
     vocab_size: int,
     num_records: int,
     mesh: Mesh,
-    loaded_teacher: Model | None = None,
-    loaded_student: Model | None = None,
+    loaded: Mapping[str, Model] = types.MappingProxyType({}),
 ) -> Recipe:
-    """Builds models and stages and checks that they fit each other, the data and the mesh. Raises
+    """Builds networks and stages and checks that they fit each other, the data and the mesh. Raises
     `BadInput`.
 
     `vocab_size`: of the tokenizer; `num_records`: rows of the prepared text, for lengths given in
-    epochs (packed rows with packing), `MANY` before it is read."""
+    epochs (packed rows with packing), `MANY` before it is read; `loaded`: networks given by a
+    folder."""
     order = active_order(config)
+    begins = {name: how_it_begins(config, name) for name in config.networks}
     # Tables are padded to a round number in many folders; copies and soft targets need as many rows
     # in both networks.
-    rows = max(
-        (
-            model.config.vocab_size
-            for model in (loaded_teacher, loaded_student)
-            if model is not None
-        ),
-        default=0,
-    )
-    student = _in_its_dtypes(loaded_student, config.student) or Model(
-        model_config(config.student, vocab_size, rows)
-    )
-    loaded_teacher = _in_its_dtypes(loaded_teacher, config.teacher)
-    teacher_layers = (
-        loaded_teacher.config.num_layers if loaded_teacher else config.teacher.model.num_layers
-    )
-    built = {}
-    for name in order:
-        section = config.stages[name]
-        layers = teacher_layers if section.network == TEACHER else student.config.num_layers
-        built[name] = build_stage(name, section, num_records, layers)
-    teacher = None
-    if any(
-        stage.network == TEACHER or stage.needs_teacher or config.stages[name].start == "copy"
-        for name, stage in built.items()
-    ):
-        teacher = loaded_teacher or Model(model_config(config.teacher, vocab_size, rows))
+    rows = max((model.config.vocab_size for model in loaded.values()), default=0)
+
+    def build_network(name: str) -> Model:
+        section = config.networks[name]
+        if section.like:
+            return build_network(section.like)
+        if name in loaded:
+            return _in_its_dtypes(loaded[name], section)
+        return Model(model_config(section, vocab_size, rows))
+
+    networks = {name: build_network(name) for name in loaded}
     stages: list[Stage] = []
-    starts: dict[str, str] = {}
-    first_example: dict[str, int] = {}
-    seen: dict[str, int] = {}
     for name in order:
         section = config.stages[name]
-        stage = built[name]
-        stage = dataclasses.replace(stage, fused=choose_fused(config, mesh, stage, teacher))
-        if stage.network == TEACHER and section.start != "random":
-            raise BadInput(
-                f"config.stages.{name}.start={section.start!r}: a teacher starts at random, or from "
-                "config.teacher.init=FOLDER; set it to 'random'"
-            )
-        begun = starts.setdefault(stage.network, section.start)
-        if section.start not in (begun, "copy"):
-            begins = next(stage.name for stage in stages if stage.network == section.network)
-            raise BadInput(
-                f"config.stages.{name}.start={section.start!r} would do nothing: its network begins in stage "
-                f"{begins!r}; set config.stages.{begins}.start"
-            )
-        first_example[name] = seen.get(stage.network, 0)
-        seen[stage.network] = first_example[name] + stage.steps * stage.batch_size
+        check_network(config, section.network, f"config.stages.{name}.network")
+        model = networks.setdefault(section.network, build_network(section.network))
+        stage = build_stage(name, section, num_records, model.config.num_layers)
+        copied = begins[section.network]
+        for other in (*stage.teachers, *((copied.of,) if copied.how == "copy" else ())):
+            check_network(config, other, f"config.stages.{name}.teacher")
+            networks.setdefault(other, build_network(other))
         stages.append(stage)
-    recipe = Recipe(teacher, student, tuple(stages), starts, first_example)
-    trained = bool(config.teacher.init)
-    for stage in stages:
-        first = first_example[stage.name] == 0 and not config.student.init
-        if first and starts[stage.network] == "copy" and not trained:
-            raise BadInput(
-                f"stage {stage.name!r} starts from the teacher's embeddings and heads, but no earlier stage trains "
-                f"one; set config.stages.{stage.name}.start='random', put a stage of network {TEACHER!r} before "
-                "it in config.order, or set config.teacher.init=FOLDER"
-            )
-        if stage.needs_teacher and not trained:
-            raise BadInput(
-                f"stage {stage.name!r} needs a teacher, but no earlier stage trains one; put a stage of "
-                f"network {TEACHER!r} before it in config.order, or set config.teacher.init=FOLDER"
-            )
-        trained = trained or stage.network == TEACHER
-        check_data(config, recipe.model(stage.network), stage)
-        check_fit(stage, recipe.model(stage.network), teacher)
+    recipe = Recipe(networks, begins, tuple(stages), first_examples(stages))
+    fused = [choose_fused(config, mesh, recipe.cast(stage)) for stage in stages]
+    stages = [dataclasses.replace(stage, fused=on) for stage, on in zip(stages, fused)]
+    recipe = dataclasses.replace(recipe, stages=tuple(stages))
+    check_order(recipe)
+    for stage in recipe.stages:
+        check_data(config, networks[stage.network], stage)
+        check_fit(recipe.cast(stage))
         sharding.check_batch(mesh, stage.name, stage.batch_size, stage.accumulation)
-    for whose, model in (("student", student), (TEACHER, teacher)):
-        if model is not None:
-            sharding.check_model(mesh, model, whose)
-    check_frozen(recipe, bool(config.student.init))
+    for name, model in networks.items():
+        sharding.check_model(mesh, model, name)
+    check_frozen(recipe)
     check_profile(tuple(config.profile), max(stage.steps for stage in stages))
     return recipe
 
 
-def _in_its_dtypes(model: Model | None, section: ConfigDict) -> Model | None:
+def first_examples(stages: Sequence[Stage]) -> dict[str, int]:
+    """Where each stage's data begins: behind that of the stages of its network before it."""
+    found: dict[str, int] = {}
+    seen: dict[str, int] = {}
+    for stage in stages:
+        found[stage.name] = seen.get(stage.network, 0)
+        seen[stage.network] = found[stage.name] + stage.steps * stage.batch_size
+    return found
+
+
+def check_network(config: ConfigDict, name: str, where: str) -> None:
+    """Raises `BadInput` with the nearest name unless the recipe has a network `name`."""
+    if name not in config.networks:
+        raise BadInput(
+            f"{where}={name!r} is no network of this recipe; {nearest(name, config.networks.keys())}"
+        )
+
+
+def how_it_begins(config: ConfigDict, name: str) -> Begin:
+    """How the network `name` begins, by its section. Raises `BadInput` for what cannot be."""
+    section, where = config.networks[name], f"config.networks.{name}"
+    if section.start not in STARTS:
+        raise BadInput(
+            f"{where}.start={section.start!r} is unknown; {nearest(section.start, STARTS)}"
+        )
+    if section.like:
+        check_network(config, section.like, f"{where}.like")
+        if config.networks[section.like].like:
+            raise BadInput(
+                f"{where}.like={section.like!r} is itself like another network; name that one"
+            )
+        if section.init:
+            raise BadInput(
+                f"{where}.init={section.init!r} has an architecture of its own, but like="
+                f"{section.like!r} names another; leave one of the two out"
+            )
+    if section.init:
+        return Begin("folder", name)
+    if section.like and section.start != "random" and config.networks[section.like].init:
+        return Begin("folder", section.like)
+    if section.start == "random":
+        return Begin("random")
+    check_network(config, section.of, f"{where}.of")
+    if section.of == name:
+        raise BadInput(
+            f"{where}.start='copy': a network cannot begin with a copy of itself; set start='random', "
+            f"or {where}.init=FOLDER"
+        )
+    return Begin("copy", section.of)
+
+
+def check_order(recipe: Recipe) -> None:
+    """Raises `BadInput` when a stage needs a network that no earlier one trains."""
+    there = {name for name, begin in recipe.begins.items() if begin.how == "folder"}
+    for stage in recipe.stages:
+        begin = recipe.begins[stage.network]
+        if stage.network not in there and begin.how == "copy" and begin.of not in there:
+            raise BadInput(
+                f"stage {stage.name!r}: its network {stage.network!r} starts from the embeddings and heads "
+                f"of {begin.of!r}, but no earlier stage trains one; set "
+                f"config.networks.{stage.network}.start='random', put a stage of network {begin.of!r} "
+                f"before it in config.order, or set config.networks.{begin.of}.init=FOLDER"
+            )
+        for other in stage.teachers:
+            if other == stage.network:
+                raise BadInput(
+                    f"config.stages.{stage.name}.teacher={other!r}: a network cannot be its own teacher; "
+                    "name another one"
+                )
+            if other not in there:
+                raise BadInput(
+                    f"stage {stage.name!r} needs a teacher, but no earlier stage trains one; put a stage of "
+                    f"network {other!r} before it in config.order, or set "
+                    f"config.networks.{other}.init=FOLDER"
+                )
+        there.add(stage.network)
+
+
+def _in_its_dtypes(model: Model, section: ConfigDict) -> Model:
     """A model from a folder, computing as the recipe says: a folder knows the architecture, not how
     to run it."""
-    if model is None:
-        return None
     given = section.model
-    return dataclasses.replace(
-        model, config=model.config.replace(dtype=given.dtype, residual_dtype=given.residual_dtype)
-    )
+    config = model.config.replace(dtype=given.dtype, residual_dtype=given.residual_dtype)
+    return dataclasses.replace(model, config=config)
 
 
-def choose_fused(config: ConfigDict, mesh: Mesh, stage: Stage, teacher: Model | None) -> bool:
+def choose_fused(config: ConfigDict, mesh: Mesh, cast: Cast) -> bool:
     """Whether losses take their gradient in the forward pass: as the recipe says, else wherever it
     is not a CPU that trains, and on a CPU where it saves taps of the teacher's layers that no layer
     of the student follows."""
     if config.objectives.fused is not None:
         return bool(config.objectives.fused)
-    followed = {at for term in stage.terms for at in term.layer_map or ()}
-    return bool(
-        mesh.devices.flat[0].platform != "cpu"
-        or (
-            teacher
-            and followed
-            and len(followed - {-1}) < teacher.config.num_layers
-            and not stage.progressive
-        )
-    )
+    followed = {at for term in cast.stage.terms for at in term.layer_map or ()}
+    deepest = max((other.config.num_layers for _, other in cast.others), default=0)
+    saves = followed and len(followed - {-1}) < deepest and not cast.stage.progressive
+    return bool(mesh.devices.flat[0].platform != "cpu" or saves)
 
 
 def check_profile(window: tuple[int, ...], longest: int) -> None:
@@ -251,25 +300,24 @@ def check_memory(recipe: Recipe, config: ConfigDict, mesh: Mesh) -> None:
     """Raises `BadInput` for sizes that cannot fit into the memory that is there, whatever
     compiles."""
     for stage in recipe.stages:
-        model, teacher = (
-            recipe.model(stage.network),
-            recipe.teacher if stage.needs_teacher else None,
-        )
-        needs = memory.step_bytes(stage, model, teacher, stage_batch(stage, config.data), mesh)
+        cast = recipe.cast(stage)
+        needs = memory.step_bytes(cast, stage_batch(stage, config.data), mesh)
         memory.check(
             f"stage {stage.name!r}",
             needs,
             mesh,
             f"config.stages.{stage.name}.batch_size={stage.batch_size}, config.data.sequence_length="
-            f"{config.data.sequence_length} or vocab_size={model.config.vocab_size}, or take a smaller network",
+            f"{config.data.sequence_length} or vocab_size={cast.model.config.vocab_size}, or take a "
+            "smaller network",
         )
     rows, length = config.evaluation.batch_size, config.data.sequence_length
     batch = abstract_batch(rows, length, config.data.max_predictions)
     parts = sharding.batch_parts(mesh)
+    trained = {recipe.networks[stage.network] for stage in recipe.stages}
     needs = {
         "a batch": memory.tree_bytes(batch) // parts,
-        "hidden states and attention": memory.forward_bytes(
-            recipe.student, rows // parts, length, mesh
+        "hidden states and attention": max(
+            memory.forward_bytes(model, rows // parts, length, mesh) for model in trained
         ),
     }
     memory.check("evaluation", needs, mesh, f"config.evaluation.batch_size={rows}")
@@ -287,7 +335,7 @@ def check_text_settings(config: ConfigDict) -> None:
     """Raises `BadInput` for settings of the prepared text outside their range."""
     check_seed(config.seed)
     d = config.data
-    if not (d.tokenizer or config.teacher.init or config.student.init):
+    if not (d.tokenizer or given_folder(config)):
         tokenizers.check_size(d.vocab_size, "config.data.vocab_size")
     prepare.check_length(d.sequence_length, "config.data.sequence_length")
     if not d.heldout:
@@ -352,31 +400,32 @@ def check_data(config: ConfigDict, model: Model, stage: Stage) -> None:
         )
 
 
-def check_fit(stage: Stage, model: Model, teacher: Model | None) -> None:
-    """Raises `BadInput` when the terms of `stage` cannot compare `model` with `teacher`, or a head
-    is missing."""
+def check_fit(cast: Cast) -> None:
+    """Raises `BadInput` when the terms of a stage cannot compare its networks, or a head is
+    missing."""
+    stage, ours = cast.stage, cast.model.config
     for head in stage.heads():
-        if head not in model.config.heads:
+        if head not in ours.heads:
             raise BadInput(
                 f"stage {stage.name!r} needs the head {head!r}, which {stage.network!r} does not have; "
-                f"its heads: {', '.join(model.config.heads) or '(none)'}"
+                f"its heads: {', '.join(ours.heads) or '(none)'}"
             )
-    if teacher is None:
-        return
+    others = {name: other.config for name, other in cast.others}
     for term in stage.terms:
         if term.row.teacher is None:
             continue
-        if term.head and term.head not in teacher.config.heads:
+        theirs = others[term.teacher]
+        if term.head and term.head not in theirs.heads:
             raise BadInput(
                 f"stage {stage.name!r} needs the teacher's head {term.head!r} for the loss {term.loss!r}, "
-                f"which it does not have (its heads: {', '.join(teacher.config.heads) or 'none'}); set "
+                f"which {term.teacher!r} does not have (its heads: {', '.join(theirs.heads) or 'none'}); set "
                 f"config.stages.{stage.name}.{term.row.off or f'{term.loss}=0'} to train without that loss, or "
                 "take another teacher"
             )
         if term.per_layer:
-            check_layer_map(stage, term, model.config.num_layers, teacher.config.num_layers)
+            check_layer_map(stage, term, ours.num_layers, theirs.num_layers)
         pair = Pair(
-            stage.name, term.loss, model.config, teacher.config, dict(term.options), term.projection
+            stage.name, stage.network, term.loss, ours, theirs, dict(term.options), term.projection
         )
         for need in term.row.needs:
             if wrong := need(pair):
@@ -403,31 +452,24 @@ def check_layer_map(stage: Stage, term: Term, ours: int, theirs: int) -> None:
         )
 
 
-def check_frozen(recipe: Recipe, loaded: bool) -> None:
+def check_frozen(recipe: Recipe) -> None:
     """Raises `BadInput` for a frozen parameter in use that nothing has set, following each network
     through its stages."""
     set_by: dict[str, set[str]] = {}
     for stage in recipe.stages:
-        model = recipe.model(stage.network)
+        model, begin = recipe.networks[stage.network], recipe.begins[stage.network]
         shapes = parameter_shapes(model.config)
         if stage.network not in set_by:
-            from_folder = (
-                loaded and stage.network != TEACHER and recipe.starts[stage.network] == "copy"
-            )
-            names: set[str] = set(state.flatten(shapes)) if from_folder else set()
-            if (
-                recipe.starts[stage.network] == "copy"
-                and recipe.teacher is not None
-                and stage.network != TEACHER
-            ):
-                copied = copied_names(model, recipe.teacher)
-                if not copied and not from_folder:
+            set_by[stage.network] = set(state.flatten(shapes)) if begin.how == "folder" else set()
+            if begin.how == "copy":
+                copied = copied_names(model, recipe.networks[begin.of])
+                if not copied:
                     raise BadInput(
-                        f"config.stages.{stage.name}.start='copy', but no embedding or head of the teacher has the "
-                        "student's shape; set start='random', or give the student the teacher's widths"
+                        f"config.networks.{stage.network}.start='copy', but no embedding or head of "
+                        f"{begin.of!r} has its shape; set start='random', or give it the widths of "
+                        f"{begin.of!r}"
                     )
-                names |= copied
-            set_by[stage.network] = names
+                set_by[stage.network] |= copied
         state.check_moves(stage, shapes, set_by[stage.network], model.config.norm)
         set_by[stage.network] |= state.moving_names(stage, shapes)
 
@@ -435,10 +477,7 @@ def check_frozen(recipe: Recipe, loaded: bool) -> None:
 def trace(recipe: Recipe, stage: Stage, data: ConfigDict, mesh: Mesh) -> Any:
     """The abstract result of one step of `stage`: what start-up traces so that no mistake waits for
     its stage."""
-    teacher = recipe.teacher if stage.needs_teacher else None
-    return programs.trace(
-        stage, recipe.model(stage.network), teacher, mesh, stage_batch(stage, data)
-    )
+    return programs.trace(recipe.cast(stage), mesh, stage_batch(stage, data))
 
 
 def stage_batch(stage: Stage, data: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:

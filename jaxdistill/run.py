@@ -27,7 +27,7 @@ from jaxdistill.configuration import Overrides, as_config, as_folder, as_names
 from jaxdistill.errors import BadInput, TrainingStopped
 from jaxdistill.evaluation import heldout
 from jaxdistill.health import check_trained, stage_warnings
-from jaxdistill.methods.base import Stage
+from jaxdistill.methods.base import Cast, Stage
 from jaxdistill.methods.kinds import KINDS, default_settings
 from jaxdistill.models import Model, Params
 from jaxdistill.models.encoder import in_compute_dtype
@@ -43,6 +43,7 @@ from jaxdistill.training.interruption import StopRequest
 from jaxdistill.training.metrics import MetricWriter
 from jaxdistill.training.progress import Progress
 from jaxdistill.training.speed import rates, step_flops
+from jaxdistill.training.step import Given
 
 Networks = dict[str, Params]
 Write = Callable[[int, dict[str, float]], None]
@@ -99,37 +100,43 @@ class Run:
             start.mesh,
         )
         self.loaded, self.bound, self.wanted = start.loaded, start.bound, start.wanted
-        self.networks: Networks = {TEACHER: self.loaded[TEACHER]} if TEACHER in self.loaded else {}
+        self.networks: Networks = dict(self.loaded)
         self.pages: dict[str, dict[str, Any]] = {}
-        self.teacher_sha = digest(self.loaded[TEACHER]) if TEACHER in self.loaded else ""
-        self.teacher_path = self.config.teacher.init
+        # Of each network there is: where it is, and its digest.
+        self.origins: dict[str, dict[str, str]] = {
+            name: {"path": self.config.networks[name].init, "sha256": digest(params)}
+            for name, params in self.loaded.items()
+        }
 
     def stage(self, stage: Stage) -> None:
         """Runs one stage, or reads its result if it is finished; its network is then in
         `networks`."""
-        model = self.recipe.model(stage.network)
+        cast = self.recipe.cast(stage)
         page = self.folder.finished(stage.name)
         if page is not None:
             self._check_page(stage, page)
             if hosts.first():  # a run killed between saving and tidying
                 self.folder.checkpoints(stage.name).rmtree(missing_ok=True)
-            params = self.folder.load_stage(stage.name, model)
+            params = self.folder.load_stage(stage.name, cast.model)
         else:
-            params, page = self._train(stage, model)
+            params, page = self._train(cast)
         self.networks[stage.network], self.pages[stage.name] = params, page
-        if stage.network == TEACHER:
-            self.teacher_sha, self.teacher_path = page["sha256"], str(self.folder.stage(stage.name))
+        self.origins[stage.network] = {
+            "path": str(self.folder.stage(stage.name)),
+            "sha256": page["sha256"],
+        }
 
-    def _train(self, stage: Stage, model: Model) -> tuple[Params, dict[str, Any]]:
+    def _train(self, cast: Cast) -> tuple[Params, dict[str, Any]]:
+        stage = cast.stage
         checkpoints = Checkpoints(
             self.folder.checkpoints(stage.name), self.config.checkpoint.keep, bool(stage.best)
         )
         try:
-            params, page = self._train_from(checkpoints, stage, model)
+            params, page = self._train_from(checkpoints, cast)
             with StopRequest() as stop:  # what was trained is kept first
                 page = hosts.together(
                     lambda: self.folder.save_stage(
-                        stage.name, model, params, page, self.corpus.tokenizer
+                        stage.name, cast.model, params, page, self.corpus.tokenizer
                     )
                 )
                 if stop.agreed():
@@ -141,10 +148,8 @@ class Run:
         hosts.wait(f"stage {stage.name} saved")
         return params, page
 
-    def _train_from(
-        self, checkpoints: Checkpoints, stage: Stage, model: Model
-    ) -> tuple[Params, dict[str, Any]]:
-        config, teacher = self.config, self.recipe.teacher if stage.needs_teacher else None
+    def _train_from(self, checkpoints: Checkpoints, cast: Cast) -> tuple[Params, dict[str, Any]]:
+        config, stage = self.config, cast.stage
         page: dict[str, Any] = {
             "stage": stage.name,
             "network": stage.network,
@@ -153,12 +158,10 @@ class Run:
             "seconds": 0.0,
             "first_example": self.recipe.first_example[stage.name],
             "lineage": self._lineage(stage),
-            "teacher": {"path": self.teacher_path, "sha256": self.teacher_sha}
-            if stage.needs_teacher
-            else None,
+            "teachers": {name: self.origins[name] for name in stage.teachers},
             "inputs": self.bound.digest,
         }
-        like = state.shapes(stage, model, teacher)
+        like = state.shapes(cast)
         if checkpoints.latest() is not None:
             train_state, held = checkpoints.restore(like, self.mesh)
             self._check_page(stage, held)
@@ -168,17 +171,16 @@ class Run:
                 if name in held
             }
         else:
-            create = programs.compile_start(stage, model, teacher, self.mesh)
-            train_state = create(self._start(stage, model), stage_seed(config.seed, stage.name))
+            create = programs.compile_start(cast, self.mesh)
+            train_state = create(self._start(cast), stage_seed(config.seed, stage.name))
             page["began_as"] = checksums(train_state.params).tolist()
         done = int(train_state.step)
         example = page["first_example"] + done * stage.batch_size
         page["examples"] = self.recipe.first_example[stage.name] + stage.steps * stage.batch_size
-        teacher_params = (
-            sharding.place(self.mesh, in_compute_dtype(teacher.config, self.networks[TEACHER]))
-            if teacher
-            else {}
-        )
+        others = {
+            name: sharding.place(self.mesh, in_compute_dtype(other.config, self.networks[name]))
+            for name, other in cast.others
+        }
         batches = inputs.batches(
             config, self.corpus.train, batch_size=stage.batch_size, start_example=example
         )
@@ -195,21 +197,17 @@ class Run:
                 (config.profile, self.folder.trace(stage.name, stage.network)),
             )
             measured = stage.progressive or stage.best
-            evaluate = self._evaluator(stage, model, teacher, teacher_params) if measured else None
             train_state = loop.run_stage(
-                stage,
-                model,
+                cast,
                 train_state,
-                teacher,
-                teacher_params,
+                Given(others, np.int32(stage_seed(config.seed, stage.name))),
                 batches,
                 mesh=self.mesh,
-                seed=stage_seed(config.seed, stage.name),
                 checkpoints=checkpoints,
                 page=page,
                 reporting=reporting,
                 limits=limits,
-                evaluate=evaluate,
+                evaluate=self._evaluator(cast, others) if measured else None,
             )
         page["skipped"] = int(train_state.skipped)
         page["moved"] = checksums(train_state.params).tolist() != page.pop("began_as", None)
@@ -264,14 +262,8 @@ class Run:
 
     def _flops(self, stage: Stage) -> dict[str, float]:
         """Of a step."""
-        teacher = self.recipe.teacher if stage.needs_teacher else None
-        return step_flops(
-            stage,
-            self.recipe.model(stage.network),
-            teacher,
-            self.config.data.sequence_length,
-            predictions_a_row(self.config.data),
-        )
+        length, words = self.config.data.sequence_length, predictions_a_row(self.config.data)
+        return step_flops(self.recipe.cast(stage), length, words)
 
     def _later(self, stage: Stage) -> float:
         """FLOPs of the stages that this call runs after `stage`."""
@@ -282,25 +274,25 @@ class Run:
             if other in self.wanted and self.folder.finished(other.name) is None
         )
 
-    def _start(self, stage: Stage, model: Model) -> Params:
+    def _start(self, cast: Cast) -> Params:
         """Where a network's parameters come from. The order is important: an earlier stage, a
         folder, a copy, chance.
 
         They are copies: the step takes its state's memory over, and a CPU device may share it with
         the host's arrays."""
-        copies = stage.network != TEACHER and self.recipe.starts[stage.network] == "copy"
-        given = self.networks.get(stage.network, self.loaded.get("student") if copies else None)
+        name, model = cast.stage.network, cast.model
+        begin = self.recipe.begins[name]
+        given = self.networks.get(
+            name, self.loaded.get(begin.of) if begin.how == "folder" else None
+        )
         if given is not None:
             return sharding.place(self.mesh, jax.tree.map(np.array, given))
         where = sharding.shardings(self.mesh, parameter_shapes(model.config))
-        params = random_start(
-            model, self.config.seed + (1 if stage.network != TEACHER else 0), where
-        )
-        if self.recipe.starts[stage.network] == "copy":
-            assert self.recipe.teacher is not None
-            params, _ = copy_embeddings_and_heads(
-                model, params, self.recipe.teacher, self.networks[TEACHER]
-            )
+        # All networks but the teacher from one seed, so that comparisons between them are paired.
+        params = random_start(model, self.config.seed + (name != TEACHER), where)
+        if begin.how == "copy":
+            other = self.recipe.networks[begin.of]
+            params, _ = copy_embeddings_and_heads(model, params, other, self.networks[begin.of])
         return params
 
     def _check_page(self, stage: Stage, page: dict[str, Any]) -> None:
@@ -311,16 +303,18 @@ class Run:
                 f"stage {stage.name!r} in this workdir was run on other text, or with another tokenizer, than its "
                 f"{binding.FILE} says; use another workdir"
             )
-        self._check_teacher(stage, page)
+        self._check_teachers(stage, page)
         self._check_lineage(stage, page)
 
-    def _check_teacher(self, stage: Stage, page: dict[str, Any]) -> None:
-        held = (page.get("teacher") or {}).get("sha256")
-        if stage.needs_teacher and held != self.teacher_sha:
-            raise BadInput(
-                f"stage {stage.name!r} in this workdir was run with another teacher (sha256 {str(held)[:12]}..., "
-                f"now {self.teacher_sha[:12]}...); use another workdir, or give back that teacher"
-            )
+    def _check_teachers(self, stage: Stage, page: dict[str, Any]) -> None:
+        held = page.get("teachers") or {}
+        for name in stage.teachers:
+            before, now = (held.get(name) or {}).get("sha256"), self.origins[name]["sha256"]
+            if before != now:
+                raise BadInput(
+                    f"stage {stage.name!r} in this workdir was run with another teacher {name!r} (sha256 "
+                    f"{str(before)[:12]}..., now {now[:12]}...); use another workdir, or give back that one"
+                )
 
     def _lineage(self, stage: Stage) -> list[dict[str, Any]]:
         """What a stage's result depends on beside the recipe's fixed fields: its settings and those
@@ -357,10 +351,8 @@ class Run:
                 "and settings to resume"
             )
 
-    def _evaluator(
-        self, stage: Stage, model: Model, teacher: Model | None, teacher_params: Params
-    ) -> loop.Evaluator:
-        losses = programs.compile_losses(stage, model, teacher)
+    def _evaluator(self, cast: Cast, others: dict[str, Params]) -> loop.Evaluator:
+        stage, losses = cast.stage, programs.compile_losses(cast)
         rows = inputs.heldout(
             self.config, self.corpus.heldout, max_examples=rows_to_choose_by(self.config)
         )
@@ -380,12 +372,7 @@ class Run:
             counts: dict[str, float] = {}
             for batch in batches:
                 pair = jax.device_get(
-                    losses(
-                        params,
-                        teacher_params,
-                        sharding.put_batch(self.mesh, batch),
-                        np.int32(layer),
-                    )
+                    losses(params, others, sharding.put_batch(self.mesh, batch), np.int32(layer))
                 )
                 for total, part in zip((sums, counts), pair):
                     total |= {
@@ -420,11 +407,14 @@ class Run:
         measured = 0
         with Progress(len(self.networks), "evaluating", unit="networks") as bar:
             for name, params in self.networks.items():
-                model = recipe.model(name)
+                model = recipe.networks[name]
                 pair: dict[str, Any] = (
                     {}
                     if name == TEACHER or TEACHER not in self.networks
-                    else {"teacher": recipe.teacher, "teacher_params": self.networks[TEACHER]}
+                    else {
+                        "teacher": recipe.networks[TEACHER],
+                        "teacher_params": self.networks[TEACHER],
+                    }
                 )
                 numbers = heldout.evaluate(model, params, rows, mesh=self.mesh, **pair)
                 measured = int(numbers.pop("rows"))
@@ -522,7 +512,7 @@ class Run:
                 self.folder.path, results
             )  # before the export, so that nothing measured can be lost to it
         if self.config.export and "student" in self.networks and not kept:
-            model, params = self.recipe.model("student"), self.networks["student"]
+            model, params = self.recipe.networks["student"], self.networks["student"]
             results["export"] = export_model(
                 student, model, params, self.corpus.tokenizer, results, overwrite=True
             )

@@ -26,7 +26,15 @@ from jaxdistill.inputs import Corpus
 from jaxdistill.methods.base import Stage
 from jaxdistill.models import Params
 from jaxdistill.models.sizes import tap_shapes
-from jaxdistill.resolve import MANY, TEACHER, Recipe, check_memory, check_settings, resolve, trace
+from jaxdistill.resolve import (
+    MANY,
+    Recipe,
+    check_memory,
+    check_settings,
+    how_it_begins,
+    resolve,
+    trace,
+)
 from jaxdistill.training import hosts, sharding
 from jaxdistill.workdir import DONE, Workdir, begun, check, claim, lock, read_page
 
@@ -86,18 +94,14 @@ def check_before(
     """The given models. Raises `BadInput` for all that is wrong with a recipe and what it names, as
     far as that can be told before its text is read: sizes that only the text can tell are
     guessed."""
+    for name in config.networks:
+        how_it_begins(config, name)
     loaded = inputs.load_models(config)
     models = {name: model for name, (model, _) in loaded.items()}
     tokenizer = inputs.known_tokenizer(config, path)
     words = config.data.vocab_size if tokenizer is None else describe(tokenizer).size
     inputs.check_vocabulary(config, models, words)
-    recipe = resolve(
-        config,
-        vocab_size=words,
-        num_records=MANY,
-        mesh=mesh,
-        **{f"loaded_{name}": model for name, model in models.items()},
-    )
+    recipe = resolve(config, vocab_size=words, num_records=MANY, mesh=mesh, loaded=models)
     check_memory(recipe, config, mesh)
     choose_stages(recipe, stages)
     check(path, config.to_dict())
@@ -115,7 +119,9 @@ def check_before(
 
 def check_given(config: ConfigDict, held: Inputs, given: dict[str, str]) -> None:
     """Raises `BadInput` for a given model, by digest, that is not the one that a run began with."""
-    binding.check_models(held, given, {name: config[name].init for name in ("teacher", "student")})
+    binding.check_models(
+        held, given, {name: config.networks[name].init for name in given if name in config.networks}
+    )
 
 
 def bind(config: ConfigDict, folder: Workdir, corpus: Corpus, given: dict[str, str]) -> Inputs:
@@ -162,7 +168,7 @@ def resolve_and_trace(
         vocab_size=corpus.vocab_size,
         num_records=inputs.rows_an_epoch(config, corpus.train),
         mesh=mesh,
-        **{f"loaded_{name}": model for name, model in models.items()},
+        loaded=models,
     )
     wanted = choose_stages(recipe, stages)
     check_predecessors(recipe, wanted, folder)
@@ -182,10 +188,10 @@ def kept_taps(recipe: Recipe, stage: Stage, length: int) -> str:
     layered = any(term.per_layer for term in stage.terms)
     if not (stage.fused and layered) or stage.progressive or walks(stage.terms):
         return ""
-    assert recipe.teacher is not None
+    cast = recipe.cast(stage)
     shapes = [
-        (tap_shapes(model.config, 1, length), stage.taps(whose))
-        for model, whose in ((recipe.model(stage.network), None), (recipe.teacher, TEACHER))
+        (tap_shapes(model.config, 1, length), stage.taps(name))
+        for name, model in ((None, cast.model), *cast.others)
     ]
     numbers = sum(
         math.prod(taps[tap].shape) * taps[tap].dtype.itemsize
@@ -233,11 +239,12 @@ def check_predecessors(recipe: Recipe, wanted: Sequence[Stage], folder: Workdir)
     run."""
     for i, stage in enumerate(recipe.stages):
         for earlier in recipe.stages[:i] if stage in wanted else ():
-            starts_from_teacher = recipe.starts[stage.network] == "copy" or stage.needs_teacher
-            needed = earlier.network == stage.network or (
-                earlier.network == TEACHER and starts_from_teacher
-            )
-            if needed and earlier not in wanted and folder.finished(earlier.name) is None:
+            needed = {stage.network, *recipe.sources(stage)}
+            if (
+                earlier.network in needed
+                and earlier not in wanted
+                and folder.finished(earlier.name) is None
+            ):
                 raise BadInput(
                     f"stage {stage.name!r} follows {earlier.name!r}, which is not finished in this workdir; run "
                     f"that first, or both: --stages={earlier.name},{stage.name}"
@@ -247,12 +254,8 @@ def check_predecessors(recipe: Recipe, wanted: Sequence[Stage], folder: Workdir)
 def check_pad(recipe: Recipe, corpus: Corpus) -> None:
     """Raises `BadInput` if a network's [PAD], which ends the trigrams of packed texts, is not the
     tokenizer's."""
-    for model in (recipe.student, recipe.teacher):
-        if (
-            model is not None
-            and model.config.trigram_input
-            and model.config.pad_token_id != corpus.train.special.pad
-        ):
+    for model in recipe.networks.values():
+        if model.config.trigram_input and model.config.pad_token_id != corpus.train.special.pad:
             raise BadInput(
                 f"config.data.packing=True needs one [PAD], but the tokenizer's is {corpus.train.special.pad} and a "
                 f"network's pad_token_id {model.config.pad_token_id}; make them equal, or set packing=False"

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -51,7 +52,7 @@ FREE = (
 )
 # Places of what a run reads: what lies there is compared by content (see `binding`), so it may be
 # moved.
-PLACES = ("data.source", "data.heldout", "data.tokenizer", "teacher.init", "student.init")
+PLACES = re.compile(r"data\.(source|heldout|tokenizer)|networks\..+\.init")
 
 MOST_DIFFERENCES = 10  # named in one message
 INPUTS = "inputs.json"
@@ -282,16 +283,20 @@ def _refuse_other(path: epath.Path, held: dict[str, Any], wanted: dict[str, Any]
         },
         **flat(held),
     }
-    # A stage that was added or taken away says nothing about the others.
+    # A stage or network that was added or taken away says nothing about the others.
     names = [
         name
         for name in sorted(before.keys() | now.keys())
-        if not (name.startswith("stages.") and (name not in before or name not in now))
+        if not (
+            name.startswith(("stages.", "networks.")) and (name not in before or name not in now)
+        )
         and before.get(name) != now.get(name)
     ]
     if (path / INPUTS).exists():
         names = [
-            name for name in names if not (name in PLACES and before.get(name) and now.get(name))
+            name
+            for name in names
+            if not (PLACES.fullmatch(name) and before.get(name) and now.get(name))
         ]
     differ = [
         f"config.{name}={before.get(name)!r}, now {now.get(name)!r}"

@@ -36,14 +36,15 @@ import numpy as np
 import pytest
 
 from jaxdistill import defaults, registry
-from jaxdistill.forward.scene import At, Network
+from jaxdistill.forward.scene import At
+from jaxdistill.methods.base import Cast
 from jaxdistill.methods.kinds import KINDS, build
 from jaxdistill.models import Model, preset
 from jaxdistill.models.heads import HEADS
 from jaxdistill.models.sizes import parameter_shapes
 from jaxdistill.objectives.terms import LOSSES
 from jaxdistill.training import programs
-from jaxdistill.training.step import Given, Learner, make_scene, make_step
+from jaxdistill.training.step import Given, Split, make_scene, make_step
 
 with contextlib.suppress(ValueError):  # not in the main thread
     # What started the tests may have had these ignored.
@@ -152,27 +153,35 @@ def pretraining_batch(seed=0, rows=8, length=7, predictions=3, vocab_size=SMALL[
     }
 
 
+def cast_of(stage, model=STUDENT, teacher=TEACHER):
+    """A stage with its networks; every network that it reads is `teacher`."""
+    return Cast(stage, model, tuple((name, teacher) for name in stage.teachers))
+
+
+def given(cast, teacher_params, seed=0):
+    """What a step is given beside state and batch."""
+    return Given({name: teacher_params for name, _ in cast.others}, np.int32(seed))
+
+
 @functools.lru_cache(64)
 def jitted_step(stage, model, teacher):
     """The step of (state, teacher's parameters, batch, seed), jitted once for all tests of a
     process; nothing is donated."""
-    jitted = jax.jit(make_step(stage, model, teacher if stage.needs_teacher else None))
+    cast = cast_of(stage, model, teacher)
+    jitted = jax.jit(make_step(cast))
 
     def step(now, teacher_params, batch, seed=0):
-        return jitted(
-            now, Given(teacher_params if stage.needs_teacher else {}, np.int32(seed)), batch
-        )
+        return jitted(now, given(cast, teacher_params, seed), batch)
 
     step.programs = jitted._cache_size
     return step
 
 
-def run_forward(stage, learner, teacher, batch, scales, at=None):
-    """(value, raw sums) of a stage's forward. `learner`: (model, what moves, what is frozen);
-    `teacher`: (model, parameters)."""
-    others = {name: Network(*teacher) for name in stage.teachers}
+def run_forward(cast, ours, teacher_params, batch, scales, at=None):
+    """(value, raw sums) of a stage's forward. `ours`: (what moves, what is frozen)."""
+    others = {name: teacher_params for name, _ in cast.others}
     at = At(jnp.int32(0)) if at is None else at
-    return stage.forward(make_scene(stage, Learner(*learner), others, batch, scales, at))
+    return cast.stage.forward(make_scene(cast, Split(*ours), others, batch, scales, at))
 
 
 def make_stage(kind, num_layers=SMALL["num_layers"], network="student", **changes):
@@ -193,8 +202,12 @@ def tiny_config(source):
         max_positions=32,
     )
     config = defaults.recipe("tiny")
-    config.teacher = defaults.network("ib_bert_large", **widths, bottleneck_size=24)
-    config.student = defaults.network("mobilebert", **widths, bottleneck_size=8, num_ffn=2)
+    config.networks.teacher = defaults.network("ib_bert_large", **widths, bottleneck_size=24)
+    config.networks.student = defaults.network(
+        "mobilebert", start="copy", **widths, bottleneck_size=8, num_ffn=2
+    )
+    config.networks.random_start = defaults.network(like="student")
+    config.networks.copied_start = defaults.network(like="student", start="copy")
     config.data.update(
         {
             "source": str(source),
@@ -214,10 +227,10 @@ def tiny_config(source):
         "distill", "student", steps=5, batch_size=8, warmup_steps=2
     )
     config.stages.random_start = defaults.stage(
-        "pretrain", "random_start", start="random", steps=3, batch_size=8, baseline=True
+        "pretrain", "random_start", steps=3, batch_size=8, baseline=True
     )
     config.stages.copied_start = defaults.stage(
-        "pretrain", "copied_start", start="copy", steps=3, batch_size=8, baseline=True
+        "pretrain", "copied_start", steps=3, batch_size=8, baseline=True
     )
     config.order = ("teacher", "transfer", "distill", "random_start", "copied_start")
     config.evaluation.update({"batch_size": 8, "max_examples": 64})

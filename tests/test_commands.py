@@ -80,9 +80,8 @@ def test_evaluate_agrees_with_the_run_and_compares_with_a_teacher(finished, tmp_
 def test_seeds_reports_spread_and_paired_margins(tmp_path):
     config = tiny_config(write_text(tmp_path / "text.txt"))
     config.order, config.baselines = ("alone", "random_start"), True
-    config.stages.alone = defaults.stage(
-        "pretrain", "student", start="random", steps=2, batch_size=8
-    )
+    config.networks.student.start = "random"
+    config.stages.alone = defaults.stage("pretrain", "student", steps=2, batch_size=8)
     found = commands.seeds(config, tmp_path / "runs", (0, 1))
     losses = found["mlm_loss"]
     assert len(set(losses["student"])) == 2  # seeds differ

@@ -26,7 +26,7 @@ def test_overrides_keep_their_types():
             "stages.transfer.steps=7",
             "data.source=x.txt",
             "order=('teacher',)",
-            "student.model.bottleneck_size=32",
+            "networks.student.model.bottleneck_size=32",
             "stages.distill.alpha=1",
         ],
     )
@@ -35,7 +35,9 @@ def test_overrides_keep_their_types():
         "x.txt",
         ("teacher",),
     )
-    assert config.student.model.bottleneck_size == 32 and config.stages.distill.alpha == 1.0
+    assert (
+        config.networks.student.model.bottleneck_size == 32 and config.stages.distill.alpha == 1.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -81,13 +83,13 @@ def test_every_recipe_traces_in_smoke_size(name):
     """Built, checked and traced: names, shapes and stages of each recipe agree."""
     config = load_config(f"{name}:smoke")
     loaded = {}
-    if config.teacher.init:
+    if config.networks.teacher.init:
         from jaxdistill.interop import from_pretrained
 
-        loaded["loaded_teacher"] = from_pretrained(config.teacher.init)[0]
-    vocab = loaded["loaded_teacher"].config.vocab_size if loaded else config.data.vocab_size
+        loaded["teacher"] = from_pretrained(config.networks.teacher.init)[0]
+    vocab = loaded["teacher"].config.vocab_size if loaded else config.data.vocab_size
     mesh = sharding.make_mesh(1)
-    recipe = resolve.resolve(config, vocab_size=vocab, num_records=100, mesh=mesh, **loaded)
+    recipe = resolve.resolve(config, vocab_size=vocab, num_records=100, mesh=mesh, loaded=loaded)
     for stage in recipe.stages:
         state, metrics = resolve.trace(recipe, stage, config.data, mesh)
         assert metrics["loss"].shape == () and state.step.shape == ()
@@ -105,7 +107,7 @@ def test_the_published_recipe_traces_at_full_size(variant):
         state, _ = resolve.trace(recipe, stage, config.data, mesh)
     moments = state.optimizer.mu
     assert sum(x.size for x in moments.values()) == 36_597_564
-    layers = jax.eval_shape(recipe.student.init, jax.random.key(0))["layers"]
+    layers = jax.eval_shape(recipe.networks["student"].init, jax.random.key(0))["layers"]
     assert {x.shape[0] for x in jax.tree.leaves(layers)} == {24}
 
 
@@ -119,11 +121,7 @@ def test_the_published_recipe_for_one_chip():
     """`:chip` changes how long and how many rows, and neither the networks nor what the stages
     do."""
     published, chip = load_config("mobilebert"), load_config("mobilebert:chip")
-    assert (chip.teacher, chip.student, chip.order) == (
-        published.teacher,
-        published.student,
-        published.order,
-    )
+    assert (chip.networks, chip.order) == (published.networks, published.order)
     for name in chip.order:
         changed = {
             field

@@ -10,6 +10,7 @@ from jaxdistill.data import packing
 from jaxdistill.errors import BadInput
 from jaxdistill.models import Model
 from jaxdistill.resolve import (
+    Begin,
     abstract_batch,
     choose_fused,
     model_config,
@@ -18,7 +19,7 @@ from jaxdistill.resolve import (
     trace,
 )
 from jaxdistill.training import sharding
-from tests.conftest import TEACHER, make_stage, pretraining_batch, tiny_config
+from tests.conftest import cast_of, make_stage, pretraining_batch, tiny_config
 
 MISTAKES = {
     "order": (
@@ -44,15 +45,15 @@ MISTAKES = {
     "only baselines": ({"order": ("random_start",)}, "config.order is empty"),
     "no teacher yet": (
         {"order": ("transfer", "teacher")},
-        "stage 'transfer' .*no earlier stage trains one.*config.order.*config.teacher.init",
+        "stage 'transfer': .*no earlier stage trains one.*config.order.*config.networks.teacher.init",
     ),
     "no teacher to learn from": (
-        {"order": ("distill",), "stages.distill.start": "random"},
-        "stage 'distill' needs a teacher.*config.order.*config.teacher.init=FOLDER",
+        {"order": ("distill",), "networks.student.start": "random"},
+        "stage 'distill' needs a teacher.*config.order.*config.networks.teacher.init=FOLDER",
     ),
     "no teacher to copy": (
         {"order": ("copied_start", "teacher"), "baselines": True},
-        "stage 'copied_start' starts from the teacher.*config.stages.copied_start.start='random'",
+        "stage 'copied_start': .*heads of 'teacher'.*config.networks.copied_start.start='random'",
     ),
     "two lengths": (
         {"stages.distill.epochs": 1.0},
@@ -64,8 +65,8 @@ MISTAKES = {
         "config.stages.distill: give exactly one of steps.*steps=-1",
     ),
     "start": (
-        {"stages.transfer.start": "cold"},
-        "config.stages.transfer.start='cold' is unknown; valid: copy, random",
+        {"networks.student.start": "cold"},
+        "config.networks.student.start='cold' is unknown; valid: copy, random",
     ),
     "freezing": ({"stages.transfer.freezing": "hard"}, "config.stages.transfer.freezing='hard'"),
     "too few steps": (
@@ -77,33 +78,32 @@ MISTAKES = {
         "config.data.sequence_length=40 exceeds max_positions=32 of 'teacher'",
     ),
     "vocabulary": (
-        {"student.model.vocab_size": 50},
+        {"networks.student.model.vocab_size": 50},
         "tokenizer has 120 words but the model's vocab_size is 50.*vocab_size=0",
     ),
-    "vocabularies": ({"student.model.vocab_size": 130}, "have 120 and 130 rows"),
+    "vocabularies": ({"networks.student.model.vocab_size": 130}, "have 120 and 130 rows"),
     "no head": (
-        {"student.model.heads": ("mlm",)},
+        {"networks.student.model.heads": ("mlm",)},
         "stage 'distill' needs the head 'nsp', which 'student' does not have",
     ),
     "teacher without head": (
         {
-            "teacher.model.heads": ("nsp",),
+            "networks.teacher.model.heads": ("nsp",),
             "order": ("distill",),
-            "teacher.init": "folder",
-            "stages.distill.start": "copy",
+            "networks.teacher.init": "folder",
         },
         "needs the teacher's head 'mlm'.*config.stages.distill.alpha=1",
     ),
     "widths": (
-        {"student.model.hidden_size": 32},
-        "width 16 .teacher. and 32 .student.*config.student.model.hidden_size=16",
+        {"networks.student.model.hidden_size": 32},
+        "width 16 .teacher. and 32 .student.*config.networks.student.model.hidden_size=16",
     ),
     "attention heads": (
-        {"student.model.num_heads": 4},
+        {"networks.student.model.num_heads": 4},
         "compares 2 attention heads .teacher. with 4.*num_heads=2.*transfer.attention=0",
     ),
     "depths": (
-        {"student.model.num_layers": 1},
+        {"networks.student.model.num_layers": 1},
         "the teacher has 2 layers and the student 1; give config.stages.transfer.layer_map",
     ),
     "map too short": (
@@ -133,8 +133,8 @@ MISTAKES = {
         {
             "mesh.data": 1,
             "mesh.fsdp": 8,
-            "student.model.bottleneck_size": 12,
-            "student.model.num_heads": 2,
+            "networks.student.model.bottleneck_size": 12,
+            "networks.student.model.num_heads": 2,
         },
         "config.mesh.fsdp=8 does not divide 12, an axis of 'layers/.*' .* of the student",
     ),
@@ -174,15 +174,15 @@ MISTAKES = {
         "config.stages.transfer.moves=.*'embeddings/word'.*strict.*config.stages.transfer.freezing='soft'",
     ),
     "frozen and never set": (
-        {"stages.transfer.start": "random"},
+        {"networks.student.start": "random"},
         "stage 'transfer' freezes 'embeddings/position' and . more, which nothing .*config.stages.transfer.moves",
     ),
     "frozen and of another shape": (
-        {"student.model.embedding_size": 4},
+        {"networks.student.model.embedding_size": 4},
         "stage 'transfer' freezes 'embeddings/projection/kernel' and 1 more, which nothing has set",
     ),
     "frozen norm of another kind": (
-        {"student.model.norm": "layer_norm", "teacher.model.norm": "no_norm"},
+        {"networks.student.model.norm": "layer_norm", "networks.teacher.model.norm": "no_norm"},
         "stage 'transfer' freezes 'embeddings/norm/bias' and 1 more, which nothing has set",
     ),
 }
@@ -220,16 +220,16 @@ def test_mistakes(mistake):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"student.model.num_layers": 1, "stages.transfer.layer_map": (1,)},
-        {"student.model.norm": "layer_norm"},
+        {"networks.student.model.num_layers": 1, "stages.transfer.layer_map": (1,)},
+        {"networks.student.model.norm": "layer_norm"},
         {
-            "student.model.norm": "layer_norm",
-            "teacher.model.norm": "no_norm",
+            "networks.student.model.norm": "layer_norm",
+            "networks.teacher.model.norm": "no_norm",
             "stages.transfer.moves": ("layers/", "embeddings/norm"),
         },
-        {"stages.transfer.start": "random", "stages.transfer.moves": ("layers/", "embeddings/")},
-        {"stages.transfer.attention": 0.0, "student.model.num_heads": 4},
-        {"order": ("distill",), "teacher.init": "folder"},
+        {"networks.student.start": "random", "stages.transfer.moves": ("layers/", "embeddings/")},
+        {"stages.transfer.attention": 0.0, "networks.student.model.num_heads": 4},
+        {"order": ("distill",), "networks.teacher.init": "folder"},
         {"order": ("random_start",), "baselines": True},
         {"mesh.data": 8},
     ],
@@ -259,16 +259,15 @@ def test_the_recipe_as_written():
         "random_start": 0,
         "copied_start": 0,
     }
-    assert recipe.starts == {
-        "teacher": "random",
-        "student": "copy",
-        "random_start": "random",
-        "copied_start": "copy",
+    assert recipe.begins == {
+        "teacher": Begin("random"),
+        "student": Begin("copy", "teacher"),
+        "random_start": Begin("random"),
+        "copied_start": Begin("copy", "teacher"),
     }
-    assert recipe.teacher.config.vocab_size == recipe.student.config.vocab_size == 120
-    assert (
-        recipe.model("teacher") is recipe.teacher and recipe.model("copied_start") is recipe.student
-    )
+    networks = recipe.networks
+    assert networks["teacher"].config.vocab_size == networks["student"].config.vocab_size == 120
+    assert networks["student"] == networks["random_start"] == networks["copied_start"]
     assert [stage.name for stage in resolved(changed({})).stages] == [
         "teacher",
         "transfer",
@@ -277,7 +276,8 @@ def test_the_recipe_as_written():
 
 
 def test_no_teacher_is_built_when_nothing_needs_one():
-    assert resolved(changed({"order": ("random_start",), "baselines": True})).teacher is None
+    recipe = resolved(changed({"order": ("random_start",), "baselines": True}))
+    assert list(recipe.networks) == ["random_start"]
 
 
 @pytest.mark.parametrize(
@@ -297,11 +297,18 @@ def test_lengths_in_steps_examples_and_epochs(changes, steps):
 
 def test_loaded_models_take_the_place_of_the_sections():
     made = resolved(changed({}))
-    config = changed({"teacher.init": "a", "student.init": "b", "order": ("transfer", "distill")})
-    deeper = Model(made.teacher.config.replace(num_layers=3))
-    student = Model(made.student.config.replace(num_layers=3))
-    recipe = resolved(config, loaded_teacher=deeper, loaded_student=student)
-    assert recipe.teacher == deeper and recipe.student == student
+    config = changed(
+        {
+            "networks.teacher.init": "a",
+            "networks.student.init": "b",
+            "order": ("transfer", "distill"),
+        }
+    )
+    loaded = {
+        name: Model(made.networks[name].config.replace(num_layers=3))
+        for name in ("teacher", "student")
+    }
+    assert resolved(config, loaded=loaded).networks == loaded
 
 
 def test_a_traced_batch_is_like_a_real_one():
@@ -353,7 +360,8 @@ def test_losses_are_fused_on_a_cpu_where_layers_of_the_teacher_have_no_follower(
     """Plain losses would keep the taps of all layers of the teacher up to the last that is
     followed."""
     stage = make_stage(kind, num_layers=len(layer_map), layer_map=layer_map)
-    assert choose_fused(tiny_config(text_source), sharding.make_mesh(1), stage, TEACHER) is expected
+    config, mesh = tiny_config(text_source), sharding.make_mesh(1)
+    assert choose_fused(config, mesh, cast_of(stage)) is expected
 
 
 def test_losses_are_fused_where_memory_is_dear(text_source):
@@ -362,17 +370,15 @@ def test_losses_are_fused_where_memory_is_dear(text_source):
     cpu = sharding.make_mesh(1)
     tpu = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform="tpu")]))
     config = tiny_config(text_source)
-    stage = make_stage("joint")
-    assert not choose_fused(config, cpu, stage, TEACHER) and choose_fused(
-        config, tpu, stage, TEACHER
-    )
+    cast = cast_of(make_stage("joint"))
+    assert not choose_fused(config, cpu, cast) and choose_fused(config, tpu, cast)
     assert not resolve(config, vocab_size=120, num_records=9, mesh=cpu).stages[0].fused
     config.objectives.fused = True
     assert all(
         stage.fused for stage in resolve(config, vocab_size=120, num_records=9, mesh=cpu).stages
     )
     config.objectives.fused = False
-    assert not choose_fused(config, tpu, stage, TEACHER)
+    assert not choose_fused(config, tpu, cast)
     with pytest.raises(TypeError):
         config.objectives.fused = "no"
 
@@ -381,43 +387,39 @@ def test_a_model_from_a_folder_computes_as_the_recipe_says(text_source):
     """A folder knows the architecture; in which dtypes it runs is the recipe's."""
     config = tiny_config(text_source)
     config.order = ("transfer",)
-    config.teacher.init = config.student.init = "somewhere"
-    config.teacher.model.dtype = config.student.model.residual_dtype = "bfloat16"
+    config.networks.teacher.init = config.networks.student.init = "somewhere"
+    config.networks.teacher.model.dtype = config.networks.student.model.residual_dtype = "bfloat16"
     given = {whose: Model(resolve_config(config, whose)) for whose in ("teacher", "student")}
     recipe = resolve(
-        config,
-        vocab_size=120,
-        num_records=9,
-        mesh=sharding.make_mesh(1),
-        loaded_teacher=given["teacher"],
-        loaded_student=given["student"],
+        config, vocab_size=120, num_records=9, mesh=sharding.make_mesh(1), loaded=given
     )
-    assert (recipe.teacher.config.dtype, recipe.teacher.config.residual_dtype) == (
-        "bfloat16",
-        "float32",
-    )
-    assert (recipe.student.config.dtype, recipe.student.config.residual_dtype) == (
-        "float32",
-        "bfloat16",
-    )
+    teacher, student = (recipe.networks[name].config for name in ("teacher", "student"))
+    assert (teacher.dtype, teacher.residual_dtype) == ("bfloat16", "float32")
+    assert (student.dtype, student.residual_dtype) == ("float32", "bfloat16")
 
 
 def resolve_config(config, whose):
     """The architecture of a section as a folder would give it: in float32."""
-    return model_config(config[whose], 120).replace(dtype="float32", residual_dtype="float32")
+    return model_config(config.networks[whose], 120).replace(
+        dtype="float32", residual_dtype="float32"
+    )
 
 
 def test_a_padded_table_of_a_given_model_sets_the_length_of_the_other(text_source):
     """Its tokenizer has fewer words than it has rows; copies and soft targets need as many rows in
     both networks."""
     config = tiny_config(text_source)
-    padded = Model(model_config(config.teacher, 128))
-    config.teacher.init = "folder"
+    padded = Model(model_config(config.networks.teacher, 128))
+    config.networks.teacher.init = "folder"
     found = resolve(
-        config, vocab_size=120, num_records=99, mesh=sharding.make_mesh(1), loaded_teacher=padded
+        config,
+        vocab_size=120,
+        num_records=99,
+        mesh=sharding.make_mesh(1),
+        loaded={"teacher": padded},
     )
-    assert found.teacher.config.vocab_size == found.student.config.vocab_size == 128
-    config.student.model.vocab_size = 120
+    assert {model.config.vocab_size for model in found.networks.values()} == {128}
+    config.networks.student.model.vocab_size = 120
     with pytest.raises(
         BadInput,
         match="have 128 and 120 rows, .* leave vocab_size of the network that is not given at 0",
@@ -427,5 +429,5 @@ def test_a_padded_table_of_a_given_model_sets_the_length_of_the_other(text_sourc
             vocab_size=120,
             num_records=99,
             mesh=sharding.make_mesh(1),
-            loaded_teacher=padded,
+            loaded={"teacher": padded},
         )

@@ -294,7 +294,7 @@ def test_losses_that_cannot_be_fused_say_what_they_cost(source):
 
 def test_a_packed_run_needs_one_pad(source, tmp_path):
     config = packed_config(source)
-    config.teacher.model.pad_token_id = 3
+    config.networks.teacher.model.pad_token_id = 3
     with pytest.raises(BadInput, match="one .PAD.*pad_token_id 3"):
         run.train(config, tmp_path / "w")
 
@@ -400,7 +400,7 @@ def test_done_is_written_after_everything_else(finished, source, tmp_path, monke
     [
         (lambda c: c.stages.transfer.update(mean=10.0), "stages.transfer.mean=5000.0, now 10.0"),
         (lambda c: c.update(seed=1), "seed=0, now 1"),
-        (lambda c: c.student.model.update(num_ffn=3), "student.model.num_ffn=2, now 3"),
+        (lambda c: c.student.model.update(num_ffn=3), "networks.student.model.num_ffn=2, now 3"),
         (lambda c: c.data.update(mask_rate=0.2), "data.mask_rate=0.15, now 0.2"),
     ],
 )
@@ -428,7 +428,7 @@ def test_weights_that_are_not_the_stages_own_are_refused(finished, source, tmp_p
     shutil.copytree(finished[0], tmp_path / "w")
     stages = tmp_path / "w" / "stages"
     page = json.loads((stages / "distill" / "stage.json").read_text())
-    page["teacher"]["sha256"] = "0" * 64
+    page["teachers"]["teacher"]["sha256"] = "0" * 64
     (stages / "distill" / "stage.json").write_text(json.dumps(page))
     with pytest.raises(
         BadInput,
@@ -447,13 +447,16 @@ def test_a_teacher_from_a_folder(finished, source, tmp_path):
     teacher are left out."""
     workdir, results = finished
     config = tiny_config(source)
-    config.teacher.init, config.order = str(workdir / "stages" / "teacher"), ("transfer", "distill")
+    config.networks.teacher.init, config.order = (
+        str(workdir / "stages" / "teacher"),
+        ("transfer", "distill"),
+    )
     found = run.train(config, tmp_path)  # with the tokenizer that lies beside that teacher
     assert found["student_sha256"] == results["student_sha256"]
     assert found["networks"]["teacher"]["sha256"] == results["networks"]["teacher"]["sha256"]
     page = json.loads((tmp_path / "stages" / "distill" / "stage.json").read_text())
-    assert page["teacher"] == {
-        "path": config.teacher.init,
+    assert page["teachers"]["teacher"] == {
+        "path": config.networks.teacher.init,
         "sha256": results["networks"]["teacher"]["sha256"],
     }
 

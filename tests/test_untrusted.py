@@ -136,7 +136,7 @@ def test_weights_that_are_a_pickle(
     refused(
         "train",
         "--config=from_hf:smoke",
-        f"--config.teacher.init={good}",
+        f"--config.networks.teacher.init={good}",
         f"--workdir={tmp_path / 'run'}",
         f"--config.data.source={whole / 'text.txt'}",
         "--config.data.sequence_length=8",

@@ -13,6 +13,7 @@ from jaxdistill.errors import BadInput, nearest
 from jaxdistill.forward.progressive import progressive as one_layer
 from jaxdistill.forward.scene import Forward
 from jaxdistill.forward.side_by_side import side_by_side
+from jaxdistill.models import Model
 from jaxdistill.objectives.terms import Term, heads_of, taps_of, teacher_depth
 
 DEPTHS = ("full", "progressive_soft", "progressive_strict")
@@ -208,3 +209,20 @@ class Stage:
         """How many layers of a teacher its terms read, for a student of `num_layers`; None: all,
         and heads on them."""
         return teacher_depth(self.terms, network, num_layers)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cast:
+    """A stage and the networks that play in it: `model`, which learns, and `others`, which are only
+    read, by name and in that order. Hashable, so that programs are kept by it."""
+
+    stage: Stage
+    model: Model
+    others: tuple[tuple[str, Model], ...] = ()
+
+    @property
+    def projected_widths(self) -> dict[str, int]:
+        """The width that each learned projection takes the student's states to."""
+        others = dict(self.others)
+        terms = [term for term in self.stage.terms if term.projection]
+        return {t.projection: others[t.teacher].config.hidden_size for t in terms}

@@ -5,6 +5,7 @@ defaults and resolve."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from jaxdistill.methods.settings import Common, arguments, check, settings_of
 from jaxdistill.registry import Table
 
 Kind = Callable[..., Objective]
+TEACHER = "teacher"  # of a term: the network that its stage names
 
 KINDS: Table[Kind] = Table(
     "stage kind",
@@ -65,6 +67,11 @@ def check_setting(kind: str, name: str, where: str) -> None:
     valid = ("kind", "network", *default_settings(kind))
     if name in valid:
         return
+    if name == "start":
+        raise BadInput(
+            f"{where} has no field 'start': how a network begins is said by its own section, as "
+            "config.networks.NAME.start='copy'"
+        )
     others = [other for other, made in KINDS.items() if name in settings_of(made)]
     whose = f", a setting of {listed(others)}" if others else ""
     hint = nearest(name, valid, " ").strip()
@@ -88,7 +95,10 @@ def build(name: str, section: Any, num_layers: int) -> Stage:
         name=name,
         network=section.network,
         steps=section.steps,
-        terms=objective.terms,
+        terms=tuple(
+            dataclasses.replace(term, teacher=section.teacher) if term.teacher == TEACHER else term
+            for term in objective.terms
+        ),
         optimizer=Optimizer(
             name=section.optimizer,
             weight_decay=section.weight_decay,

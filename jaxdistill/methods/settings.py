@@ -83,8 +83,9 @@ Patterns = Annotated[tuple[str, ...], Each(str, "patterns of names, as ('layers/
 class Common:
     """The settings of every stage, whatever its kind."""
 
-    start: Literal["copy", "random"] = "copy"
     baseline: bool = False
+    # The network that the terms compare with; a method with several names them itself.
+    teacher: str = "teacher"
     # One of the three says how long the stage is.
     steps: CountOrZero = 0
     examples: int = 0

@@ -12,9 +12,11 @@ from jaxdistill.models import ModelConfig
 
 
 class Pair(NamedTuple):
-    """A term of a stage, `loss`, and the networks it compares. `options`, `projection`: the term's."""
+    """A term of a stage, `loss`, and the networks it compares, `network` the one that learns.
+    `options`, `projection`: the term's."""
 
     stage: str
+    network: str
     loss: str
     student: ModelConfig
     teacher: ModelConfig
@@ -32,7 +34,7 @@ def equal_widths(pair: Pair) -> str:
         return ""
     return (
         f"stage {pair.stage!r}: the loss {pair.loss!r} compares hidden states of width {theirs} "
-        f"(teacher) and {ours} (student); make them equal with config.student.model.hidden_size={theirs}"
+        f"(teacher) and {ours} (student); make them equal with config.networks.{pair.network}.model.hidden_size={theirs}"
     )
 
 
@@ -49,7 +51,7 @@ def equal_heads(pair: Pair) -> str:
         return ""
     return (
         f"stage {pair.stage!r}: the loss {pair.loss!r} compares {theirs} attention heads (teacher) with "
-        f"{ours} (student); set config.student.model.num_heads={theirs}, or "
+        f"{ours} (student); set config.networks.{pair.network}.model.num_heads={theirs}, or "
         f"config.stages.{pair.stage}.{pair.loss}=0"
     )
 

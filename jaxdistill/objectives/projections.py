@@ -8,7 +8,7 @@ forward."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +19,15 @@ from jaxdistill.objectives.terms import Term
 NAME = "projections"
 
 
-def start(
-    names: Sequence[str], student: ModelConfig, teacher: ModelConfig, key: jax.Array
-) -> Params:
-    """{name: {kernel float32[D of the student, D of the teacher], bias float32[D of the teacher]}}:
-    kernels as small and random as the student's own, biases 0."""
-    shape = student.hidden_size, teacher.hidden_size
+def start(widths: Mapping[str, int], student: ModelConfig, key: jax.Array) -> Params:
+    """{name: {kernel float32[D of the student, D of the teacher], bias float32[D of the teacher]}},
+    the teachers' widths by name: kernels as small and random as the student's own, biases 0."""
+    names = sorted(widths)
     return {
         name: {
-            "kernel": student.initializer_range * jax.random.normal(k, shape),
-            "bias": jnp.zeros(shape[1]),
+            "kernel": student.initializer_range
+            * jax.random.normal(k, (student.hidden_size, widths[name])),
+            "bias": jnp.zeros(widths[name]),
         }
         for name, k in zip(names, jax.random.split(key, len(names)))
     }

@@ -90,9 +90,9 @@ def resolve_without_text(config: ConfigDict, mesh: jax.sharding.Mesh) -> Recipe:
     """The recipe's models and stages. Of a model given by a folder only config.json is read; its
     vocabulary counts."""
     given = {
-        name: interop.read_config(config[name].init)
-        for name in ("teacher", "student")
-        if config[name].init
+        name: interop.read_config(section.init)
+        for name, section in config.networks.items()
+        if section.init
     }
     words = next((found.vocab_size for found in given.values()), config.data.vocab_size)
     return resolve(
@@ -100,7 +100,7 @@ def resolve_without_text(config: ConfigDict, mesh: jax.sharding.Mesh) -> Recipe:
         vocab_size=words,
         num_records=UNKNOWN,
         mesh=mesh,
-        **{f"loaded_{name}": Model(found) for name, found in given.items()},
+        loaded={name: Model(found) for name, found in given.items()},
     )
 
 
@@ -151,9 +151,8 @@ def compile_stage(
     `rows` a device."""
     tell("compiling", stage=stage.name, rows=rows)
     started = time.perf_counter()
-    model = recipe.model(stage.network)
-    teacher = recipe.teacher if stage.needs_teacher else None
-    now = state.shapes(stage, model, teacher)
+    cast = recipe.cast(stage)
+    now = state.shapes(cast)
     size = rows * sharding.batch_parts(mesh) * stage.accumulation
     batch = abstract_batch(
         size,
@@ -161,9 +160,9 @@ def compile_stage(
         predictions_a_row(config.data),
         packing.segments_a_row(config.data.sequence_length) if config.data.packing else None,
     )
-    step = programs.compile_step(stage, model, teacher, mesh)
+    step = programs.compile_step(cast, mesh)
     try:
-        compiled = step.lower(now, programs.given_shapes(teacher), batch).compile()
+        compiled = step.lower(now, programs.given_shapes(cast), batch).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error) and "Ran out of memory" not in str(error):
             raise
@@ -201,9 +200,8 @@ def costs(
     compiled: Any,
 ) -> dict[str, Any]:
     """FLOPs, traffic, time and length of one stage."""
-    model = recipe.model(stage.network)
-    teacher = recipe.teacher if stage.needs_teacher else None
-    layers = model.config.num_layers
+    cast = recipe.cast(stage)
+    layers = cast.model.config.num_layers
     maps = [term.layer_map for term in stage.terms if term.layer_map] or [tuple(range(layers))]
     depths = maps[0]  # the only one, where it is walked
     followed = sorted(at for layer_map in maps for at in layer_map if at >= 0)
@@ -217,9 +215,7 @@ def costs(
         branch_share=(layers - 1) / (2 * layers) if stage.progressive else 1.0,
     )
     totals = program.totals()
-    flops = step_flops(
-        stage, model, teacher, config.data.sequence_length, predictions_a_row(config.data)
-    )
+    flops = step_flops(cast, config.data.sequence_length, predictions_a_row(config.data))
     section = config.stages[stage.name]
     steps = None if section.epochs else stage.steps  # epochs of a text that was not read
     numbers = roofline.estimate(totals, sum(flops.values()), topology)

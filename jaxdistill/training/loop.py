@@ -23,7 +23,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from jaxdistill.errors import TrainingStopped
-from jaxdistill.methods.base import Stage
+from jaxdistill.methods.base import Cast, Stage
 from jaxdistill.models import Model, Params
 from jaxdistill.training import schedules, sharding
 from jaxdistill.training.checkpoints import Checkpoints
@@ -71,33 +71,28 @@ class Limits:
 
 
 def run_stage(
-    stage: Stage,
-    model: Model,
+    cast: Cast,
     state: TrainState,
-    teacher: Model | None,
-    teacher_params: Params,
+    given: Given,
     batches: HostBatches,
     *,
     mesh: Mesh,
-    seed: int,
     checkpoints: Checkpoints,
     page: dict[str, Any],
     reporting: Reporting,
     limits: Limits,
     evaluate: Evaluator | None = None,
 ) -> TrainState:
-    """Runs `stage` from `state.step` to its end; `batches` must begin at that step's first example.
+    """Runs a stage from `state.step` to its end; `batches` must begin at that step's first example.
 
     `page` is saved with each checkpoint; its `seconds` (training time alone) and `layers` (what
     `evaluate` returned for the phases of a progressive stage) are kept up to date here. The result
     is the last state, or of a stage with a `best` the one that `evaluate` found so, its step then
     in `page`. Raises `TrainingStopped` after too many skipped updates in a row, `Interrupted` or
     `Preempted` when asked to stop; the state is saved before the latter two."""
-    state, given = (
-        sharding.place(mesh, state),
-        sharding.place(mesh, Given(teacher_params, np.int32(seed))),
-    )
-    step_fn = compile_step(stage, model, teacher, mesh)
+    stage, model = cast.stage, cast.model
+    state, given = sharding.place(mesh, state), sharding.place(mesh, given)
+    step_fn = compile_step(cast, mesh)
     done = int(state.step)
     pending: Ended | None = None
     ahead = Ahead()

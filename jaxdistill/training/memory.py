@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxdistill.errors import BadInput
-from jaxdistill.methods.base import Stage
+from jaxdistill.methods.base import Cast
 from jaxdistill.models import Model
 from jaxdistill.models.parameters import flatten, is_stacked
 from jaxdistill.models.sizes import parameter_shapes
@@ -57,10 +57,9 @@ def check(where: str, needs: Mapping[str, int], mesh: Mesh, change: str) -> None
         )
 
 
-def step_bytes(
-    stage: Stage, model: Model, teacher: Model | None, batch: Any, mesh: Mesh
-) -> dict[str, int]:
-    """The least bytes of a device that a step of `stage` needs, by what they are for."""
+def step_bytes(cast: Cast, batch: Any, mesh: Mesh) -> dict[str, int]:
+    """The least bytes of a device that a step of a stage needs, by what they are for."""
+    stage, model = cast.stage, cast.model
     shapes = flatten(parameter_shapes(model.config))
     moving = {
         name: shape for name, shape in shapes.items() if name in state.moving_names(stage, shapes)
@@ -69,9 +68,9 @@ def step_bytes(
     network = tree_bytes(shapes) + (
         0 if stage.depth == "progressive_strict" else 2 * tree_bytes(moving)
     )  # two moments
-    if teacher is not None:  # its kernels may be in its compute dtype
-        network += tree_bytes(parameter_shapes(teacher.config)) // (
-            1 if teacher.config.dtype == "float32" else 2
+    for _, other in cast.others:  # its kernels may be in its compute dtype
+        network += tree_bytes(parameter_shapes(other.config)) // (
+            1 if other.config.dtype == "float32" else 2
         )
     pieces = sharding.batch_parts(mesh)
     rows = stage.batch_size // stage.accumulation // pieces

@@ -17,8 +17,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxdistill.methods.base import Stage
-from jaxdistill.models import Model, Params
+from jaxdistill.methods.base import Cast
+from jaxdistill.models import Params
 from jaxdistill.models.encoder import in_compute_dtype
 from jaxdistill.models.sizes import parameter_shapes
 from jaxdistill.training import sharding, state
@@ -29,66 +29,64 @@ KEPT = 32  # programs of each kind: more than the stages of a recipe, so that th
 
 
 @functools.lru_cache(KEPT)
-def compile_step(
-    stage: Stage, model: Model, teacher: Model | None, mesh: Mesh
-) -> jax.stages.Wrapped:
+def compile_step(cast: Cast, mesh: Mesh) -> jax.stages.Wrapped:
     """(state, given, batch) -> (state, metrics), with every array's place on the mesh; the state is
     donated."""
-    where, rows = (
-        sharding.shardings(mesh, state.shapes(stage, model, teacher)),
-        sharding.over_batch(mesh),
-    )
+    where, rows = sharding.shardings(mesh, state.shapes(cast)), sharding.over_batch(mesh)
+    given = sharding.shardings(mesh, given_shapes(cast))
     # Beside a teacher, the student's second forward pass costs little and saves much. A CPU has
     # memory, not operations.
-    remat = "full" if teacher is not None and mesh.devices.flat[0].platform != "cpu" else "dots"
-    model = dataclasses.replace(model, batch_sharding=rows, remat=remat)
-    teacher_there = teacher and dataclasses.replace(teacher, batch_sharding=rows)
+    remat = "full" if cast.others and mesh.devices.flat[0].platform != "cpu" else "dots"
+    here = dataclasses.replace(
+        cast,
+        model=dataclasses.replace(cast.model, batch_sharding=rows, remat=remat),
+        others=tuple(
+            (name, dataclasses.replace(other, batch_sharding=rows)) for name, other in cast.others
+        ),
+    )
     return jax.jit(
-        make_step(stage, model, teacher_there),
+        make_step(here),
         donate_argnums=0,
-        in_shardings=(where, sharding.shardings(mesh, given_shapes(teacher)), rows),
+        in_shardings=(where, given, rows),
         out_shardings=(where, sharding.replicated(mesh)),
     )
 
 
 @functools.lru_cache(KEPT)
-def compile_start(
-    stage: Stage, model: Model, teacher: Model | None, mesh: Mesh
-) -> jax.stages.Wrapped:
+def compile_start(cast: Cast, mesh: Mesh) -> jax.stages.Wrapped:
     """(parameters, seed) -> the state at the start of the stage, made where the mesh wants it."""
 
     def create(params: Params, seed: Any) -> TrainState:
-        return state.create(stage, params, model, teacher, jax.random.key(seed))
+        return state.create(cast, params, jax.random.key(seed))
 
-    return jax.jit(
-        create, out_shardings=sharding.shardings(mesh, state.shapes(stage, model, teacher))
-    )
+    return jax.jit(create, out_shardings=sharding.shardings(mesh, state.shapes(cast)))
 
 
 @functools.lru_cache(KEPT)
-def compile_losses(stage: Stage, model: Model, teacher: Model | None) -> jax.stages.Wrapped:
+def compile_losses(cast: Cast) -> jax.stages.Wrapped:
     """`make_losses`, jitted."""
-    return jax.jit(make_losses(stage, model, teacher))
+    return jax.jit(make_losses(cast))
 
 
-def given_shapes(teacher: Model | None) -> Given:
-    """Shapes and dtypes of what a step is given beside state and batch: a teacher's kernels are in
-    its compute dtype."""
-    params: Any = {}
-    if teacher is not None:
-        params = jax.eval_shape(
-            functools.partial(in_compute_dtype, teacher.config), parameter_shapes(teacher.config)
+def given_shapes(cast: Cast) -> Given:
+    """Shapes and dtypes of what a step is given beside state and batch: the kernels of networks that
+    are only read are in their compute dtype."""
+    params = {
+        name: jax.eval_shape(
+            functools.partial(in_compute_dtype, other.config), parameter_shapes(other.config)
         )
+        for name, other in cast.others
+    }
     return Given(params, jax.ShapeDtypeStruct((), np.int32))
 
 
-def trace(stage: Stage, model: Model, teacher: Model | None, mesh: Mesh, batch: Any) -> Any:
+def trace(cast: Cast, mesh: Mesh, batch: Any) -> Any:
     """The abstract result of one step on a `batch` of shapes and dtypes. The stage's first step
     does not trace it again, since shapes stand here with the places that arrays will have."""
-    now = sharding.placed_shapes(mesh, state.shapes(stage, model, teacher))
+    now = sharding.placed_shapes(mesh, state.shapes(cast))
     rows = sharding.over_batch(mesh)
     batch = {
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for name, x in batch.items()
     }
-    given = sharding.placed_shapes(mesh, given_shapes(teacher))
-    return jax.eval_shape(compile_step(stage, model, teacher, mesh), now, given, batch)
+    given = sharding.placed_shapes(mesh, given_shapes(cast))
+    return jax.eval_shape(compile_step(cast, mesh), now, given, batch)

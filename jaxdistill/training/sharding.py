@@ -92,7 +92,7 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
         if not leaf.ndim:
             return replicated(mesh)
         name = re.sub(
-            r"^(params|optimizer/(mu|nu)|teacher)/",
+            r"^(params|optimizer/(mu|nu)|others/[^/]+)/",
             "",
             jax.tree_util.keystr(path, simple=True, separator="/"),
         )

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxdistill.methods.base import Stage, Term
+from jaxdistill.methods.base import Cast
 from jaxdistill.models import Model
 from jaxdistill.models.sizes import TRAINING_FLOPS_PER_FORWARD_FLOP, encoder_flops, forward_flops
+from jaxdistill.objectives.terms import Term
 
 # Dense bfloat16 peak of one JAX device (manufacturers' sheets), by the start of `device_kind`; the
 # first match counts. A device of TPU v2, v3 and 7x is half a chip.
@@ -78,36 +79,34 @@ def mfu(
     return flops_per_step / (seconds_per_step * n_devices * peak)
 
 
-def step_flops(
-    stage: Stage, model: Model, teacher: Model | None, length: int, masked_positions: int
-) -> dict[str, float]:
+def step_flops(cast: Cast, length: int, masked_positions: int) -> dict[str, float]:
     """Analytic FLOPs of one step over the global batch of rows of `length` tokens: `student`
-    (forward and backward) and `teacher` (forward). What the backward pass computes again is not
-    counted, as MFU wants it.
+    (forward and backward) and `teacher` (forward, of all networks that are only read). What the
+    backward pass computes again is not counted, as MFU wants it.
 
     All positions of a row count, pads too, and a packed row's attention as that of one text: it is
     what is computed.
 
     A progressive phase is counted as the mean over its layers: both models run up to the active
     layer alone, and the backward pass reaches one block (strict) or all below as well (soft)."""
-    heads, backward = stage.heads, TRAINING_FLOPS_PER_FORWARD_FLOP - 1
+    stage, model = cast.stage, cast.model
+    backward = TRAINING_FLOPS_PER_FORWARD_FLOP - 1
+    others = 0.0
     if not stage.progressive:
-        student = _forward(model, heads(), length, masked_positions)
-        if teacher is not None:
-            projected = {
-                (term.reads, term.layer_map): term for term in stage.terms if term.projection
-            }
-            student += sum(_projected_states(term, model) for term in projected.values()) * (
-                2 * length * model.config.hidden_size * teacher.config.hidden_size
+        student = _forward(model, stage.heads(), length, masked_positions)
+        projected = {(term.reads, term.layer_map): term for term in stage.terms if term.projection}
+        for term in projected.values():
+            width = cast.projected_widths[term.projection]
+            student += _projected_states(term, model) * (
+                2 * length * model.config.hidden_size * width
             )
         student *= 1 + backward
-        other = 0.0
-        if teacher is not None:
-            depth = stage.teacher_depth(model.config.num_layers)
-            other = (
-                float(encoder_flops(teacher.config, length, depth))
+        for name, other in cast.others:
+            depth = stage.teacher_depth(model.config.num_layers, name)
+            others += (
+                float(encoder_flops(other.config, length, depth))
                 if depth is not None
-                else _forward(teacher, heads("teacher"), length, masked_positions)
+                else _forward(other, stage.heads(name), length, masked_positions)
             )
     else:
         student = _mean_up_to(model, tuple(range(model.config.num_layers)), length)
@@ -118,8 +117,8 @@ def step_flops(
         )
         student += backward * reached
         layer_map = stage.terms[0].layer_map or tuple(range(model.config.num_layers))
-        other = 0.0 if teacher is None else _mean_up_to(teacher, layer_map, length)
-    return {"student": student * stage.batch_size, "teacher": other * stage.batch_size}
+        others = sum(_mean_up_to(other, layer_map, length) for _, other in cast.others)
+    return {"student": student * stage.batch_size, "teacher": others * stage.batch_size}
 
 
 def _forward(model: Model, heads: tuple[str, ...], length: int, masked_positions: int) -> float:

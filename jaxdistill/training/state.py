@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill.errors import BadInput
-from jaxdistill.methods.base import Stage
-from jaxdistill.models import Model, Params
+from jaxdistill.methods.base import Cast, Stage
+from jaxdistill.models import Params
 from jaxdistill.models.encoder import take_layer
 from jaxdistill.models.parameters import flatten, is_stacked, unflatten
 from jaxdistill.models.sizes import parameter_shapes
@@ -37,33 +37,21 @@ class TrainState:
     losses: spikes.LossStatistics
 
 
-def create(
-    stage: Stage,
-    params: Params,
-    model: Model | None = None,
-    teacher: Model | None = None,
-    key: jax.Array | None = None,
-) -> TrainState:
-    """The state at the start of `stage`: a network's parameters and, where losses have learned
-    projections, those from `key`, of the widths of `model` and `teacher`."""
-    if stage.projections:
-        assert model is not None and teacher is not None and key is not None
-        params = {
-            **params,
-            projections.NAME: projections.start(
-                stage.projections, model.config, teacher.config, key
-            ),
-        }
-    moving, _ = split(stage, params, jnp.int32(0))
+def create(cast: Cast, params: Params, key: jax.Array | None = None) -> TrainState:
+    """The state at the start of a stage: a network's parameters and, where losses have learned
+    projections, those from `key`."""
+    if widths := cast.projected_widths:
+        assert key is not None
+        params = {**params, projections.NAME: projections.start(widths, cast.model.config, key)}
+    moving, _ = split(cast.stage, params, jnp.int32(0))
     step, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))
     return TrainState(params, optimizers.init(moving), step, skipped, in_a_row, spikes.start())
 
 
-def shapes(stage: Stage, model: Model, teacher: Model | None) -> TrainState:
-    """Shapes and dtypes of the state at the start of `stage` on `model`."""
+def shapes(cast: Cast) -> TrainState:
+    """Shapes and dtypes of the state at the start of a stage."""
     return jax.eval_shape(
-        lambda params: create(stage, params, model, teacher, jax.random.key(0)),
-        parameter_shapes(model.config),
+        lambda params: create(cast, params, jax.random.key(0)), parameter_shapes(cast.model.config)
     )
 
 

@@ -7,7 +7,6 @@ and every phase. Called by programs."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -15,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill.forward.scene import At, Network, Scene
-from jaxdistill.methods.base import Stage
-from jaxdistill.models import Arrays, Batch, Model, Params
+from jaxdistill.methods.base import Cast, Stage
+from jaxdistill.models import Arrays, Batch, Params
 from jaxdistill.models.parameters import unflatten
 from jaxdistill.objectives import projections
 from jaxdistill.objectives.terms import count_everything
@@ -27,18 +26,17 @@ Metrics = dict[str, jax.Array]
 
 
 class Given(NamedTuple):
-    """What a step reads and never changes: the teacher's parameters ({} if none), and the seed of
-    dropout, int32[]."""
+    """What a step reads and never changes: the parameters of the other networks by name, and the
+    seed of dropout, int32[]."""
 
-    teacher: Params
+    others: dict[str, Params]
     seed: Any
 
 
-class Learner(NamedTuple):
-    """The network that learns, its parameters apart: what moves and what is frozen, as
+class Split(NamedTuple):
+    """The parameters of the network that learns, by name: what moves and what is frozen, as
     `state.split` gives them."""
 
-    model: Model
     moving: Flat
     frozen: Flat
 
@@ -46,12 +44,12 @@ class Learner(NamedTuple):
 Step = Callable[[TrainState, Given, Batch], tuple[TrainState, Metrics]]
 
 
-def make_step(stage: Stage, model: Model, teacher: Model | None) -> Step:
-    """The step of `stage` on `model`; jit it with `state` donated. A non-finite loss or gradient,
-    and a loss that `stage.skip_above` calls a spike, leaves parameters and moments as they were and
-    is counted."""
-    layers, run = model.config.num_layers, stage.forward
-    others = functools.partial(read_networks, stage, teacher)
+def make_step(cast: Cast) -> Step:
+    """The step of a stage; jit it with `state` donated. A non-finite loss or gradient, and a loss
+    that `stage.skip_above` calls a spike, leaves parameters and moments as they were and is
+    counted."""
+    stage, layers = cast.stage, cast.model.config.num_layers
+    run = stage.forward
     assert run is not None
 
     def step(state: TrainState, given: Given, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -65,9 +63,8 @@ def make_step(stage: Stage, model: Model, teacher: Model | None) -> Step:
 
         def micro_gradients(micro: Batch, micro_key: jax.Array | None) -> tuple[Flat, Arrays]:
             def value_and_sums(moving: Flat) -> tuple[jax.Array, Arrays]:
-                learner = Learner(model, moving, frozen)
-                at = At(layer, micro_key)
-                return run(make_scene(stage, learner, others(given.teacher), micro, scales, at))
+                ours, at = Split(moving, frozen), At(layer, micro_key)
+                return run(make_scene(cast, ours, given.others, micro, scales, at))
 
             (_, sums), gradients = jax.value_and_grad(value_and_sums, has_aux=True)(moving)
             return gradients, sums
@@ -143,56 +140,44 @@ def make_step(stage: Stage, model: Model, teacher: Model | None) -> Step:
 
 
 def make_losses(
-    stage: Stage, model: Model, teacher: Model | None
-) -> Callable[[Params, Params, Batch, jax.Array], tuple[Arrays, Arrays]]:
-    """(student, teacher parameters, batch, layer) -> (sums, counts) by term: what the stage, or its
-    phase, brings down."""
+    cast: Cast,
+) -> Callable[[Params, dict[str, Params], Batch, jax.Array], tuple[Arrays, Arrays]]:
+    """(parameters, those of the others by name, batch, layer) -> (sums, counts) by term: what the
+    stage, or its phase, brings down."""
+    stage = cast.stage
 
     def losses(
-        params: Params, teacher_params: Params, batch: Batch, layer: jax.Array
+        params: Params, others: dict[str, Params], batch: Batch, layer: jax.Array
     ) -> tuple[Arrays, Arrays]:
         ones = {term.name: jnp.float32(1) for term in stage.terms}
-        learner = Learner(model, *split(stage, params, layer))
-        others = read_networks(stage, teacher, teacher_params)
+        ours = Split(*split(stage, params, layer))
         assert stage.forward is not None
-        found = stage.forward(make_scene(stage, learner, others, batch, ones, At(layer)))
+        found = stage.forward(make_scene(cast, ours, others, batch, ones, At(layer)))
         return found.sums, count_terms(stage, batch)
 
     return losses
 
 
 def make_scene(
-    stage: Stage,
-    learner: Learner,
-    others: Mapping[str, Network],
-    batch: Batch,
-    scales: Arrays,
-    at: At,
+    cast: Cast, ours: Split, others: Mapping[str, Params], batch: Batch, scales: Arrays, at: At
 ) -> Scene:
-    """What the forward of `stage` is given; the one place where a scene is made."""
+    """What the forward of a stage is given; the one place where a scene is made."""
+    stage, model = cast.stage, cast.model
     strict = stage.depth == "progressive_strict"
-    params = unflatten(learner.frozen if strict else {**learner.frozen, **learner.moving})
+    params = unflatten(ours.frozen if strict else {**ours.frozen, **ours.moving})
     return Scene(
         terms=stage.terms,
-        model=learner.model,
+        model=model,
         params=params,
-        others=others,
+        others={name: Network(other, others[name]) for name, other in cast.others},
         batch=batch,
         masks=count_everything(batch) if stage.tf1_unmasked else batch,
         scales=scales,
         at=at,
         fused=stage.fused,
-        active=unflatten(learner.moving)["layers"] if strict else None,
-        maps=projections.in_dtype(params, learner.model.config.dtype),
+        active=unflatten(ours.moving)["layers"] if strict else None,
+        maps=projections.in_dtype(params, model.config.dtype),
     )
-
-
-def read_networks(stage: Stage, teacher: Model | None, params: Params) -> dict[str, Network]:
-    """The networks that `stage` reads and never changes, by name."""
-    if not stage.needs_teacher:
-        return {}
-    assert teacher is not None
-    return {name: Network(teacher, params) for name in stage.teachers}
 
 
 def count_terms(stage: Stage, batch: Batch) -> Arrays:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdistill.forward.scene import At, Network, rows_on_a_device
+from jaxdistill.forward.scene import At, rows_on_a_device
 from jaxdistill.forward.side_by_side import walks
 from jaxdistill.methods.base import Term
 from jaxdistill.models import Model
@@ -17,10 +17,11 @@ from jaxdistill.models.encoder import in_compute_dtype
 from jaxdistill.models.parameters import flatten, unflatten
 from jaxdistill.objectives import fused
 from jaxdistill.training import sharding, state
-from jaxdistill.training.step import Learner, count_terms, make_scene
+from jaxdistill.training.step import Split, count_terms, make_scene
 from tests.conftest import (
     STUDENT,
     TEACHER,
+    cast_of,
     make_stage,
     pretraining_batch,
     random_params,
@@ -121,7 +122,7 @@ def case(name):
 
 def with_projections(stage, model):
     """The student's parameters, and those of the stage's losses."""
-    return state.create(stage, random_params(model, 2), model, TEACHER, jax.random.key(7)).params
+    return state.create(cast_of(stage, model), random_params(model, 2), jax.random.key(7)).params
 
 
 def results(stage, model, params, teacher_params, batch, layer=1, teacher=TEACHER):
@@ -149,8 +150,8 @@ def jitted(stage, model, teacher, constants):
     del constants
 
     def total(moving, frozen, teacher_params, batch, layer, key, scales):
-        learner, theirs = (model, moving, frozen), (teacher, teacher_params)
-        return run_forward(stage, learner, theirs, batch, scales, At(layer, key))
+        cast = cast_of(stage, model, teacher)
+        return run_forward(cast, (moving, frozen), teacher_params, batch, scales, At(layer, key))
 
     return jax.jit(jax.value_and_grad(total, has_aux=True))
 
@@ -319,8 +320,8 @@ def test_the_scale_of_a_loss_reaches_its_gradient(teacher_params):
 
     def gradient(factor):
         def total(moving):
-            learner = model, moving, {}
-            return factor * run_forward(stage, learner, (TEACHER, teacher_params), batch, scales)[0]
+            cast = cast_of(stage, model)
+            return factor * run_forward(cast, (moving, {}), teacher_params, batch, scales)[0]
 
         return jax.jit(jax.grad(total))(flatten(params))
 
@@ -358,10 +359,9 @@ def test_every_term_reads_the_network_that_it_names(name, fused_on):
 
     def run(stage):
         def total(moving):
-            others = {n: Network(TEACHER, teachers[n]) for n in stage.teachers}
             scales = {t.name: t.weight / counts[t.loss] for t in stage.terms}
-            learner = Learner(model, moving, {})
-            scene = make_scene(stage, learner, others, batch, scales, At(jnp.int32(0)))
+            ours, at = Split(moving, {}), At(jnp.int32(0))
+            scene = make_scene(cast_of(stage, model), ours, teachers, batch, scales, at)
             return stage.forward(scene).value
 
         return jax.jit(jax.value_and_grad(total))(flatten(params))
@@ -400,8 +400,8 @@ def temporaries(name, fused_on, **sizes):
     scales = {term.name: jnp.float32(1) for term in stage.terms}
 
     def total(moving, frozen, teacher_params):
-        learner, theirs = (student, moving, frozen), (teacher, unflatten(teacher_params))
-        return run_forward(stage, learner, theirs, batch, scales)[0]
+        cast = cast_of(stage, student, teacher)
+        return run_forward(cast, (moving, frozen), unflatten(teacher_params), batch, scales)[0]
 
     compiled = jax.jit(jax.grad(total)).lower(moving, frozen, teacher_params).compile()
     return compiled.memory_analysis().temp_size_in_bytes

@@ -10,6 +10,7 @@ from jaxdistill.training import state
 from tests.conftest import (
     STUDENT,
     TEACHER,
+    cast_of,
     jitted_step,
     make_stage,
     pretraining_batch,
@@ -56,7 +57,7 @@ def test_what_nothing_teaches_is_not_destroyed(kind, changes, teacher_params):
     in some steps."""
     stage = make_stage(kind, learning_rate=0.1, decay="constant", steps=20, **changes)
     before = random_params(STUDENT, 2)
-    now = state.create(stage, before)
+    now = state.create(cast_of(stage), before)
     step = jitted_step(stage, STUDENT, TEACHER)
     for i in range(5):
         now, _ = step(now, teacher_params, pretraining_batch(i))

@@ -15,6 +15,7 @@ from jaxdistill.training import state
 from tests.conftest import (
     STUDENT,
     TEACHER,
+    cast_of,
     jitted_step,
     make_stage,
     pretraining_batch,
@@ -26,7 +27,7 @@ SETTINGS = dict(layer_map=(0, 2), optimizer="adamw", learning_rate=1e-2, decay="
 
 
 def started(stage):
-    return state.create(stage, random_params(NARROW, 2), NARROW, TEACHER, jax.random.key(7))
+    return state.create(cast_of(stage, NARROW), random_params(NARROW, 2), jax.random.key(7))
 
 
 def test_a_projection_is_a_matrix_and_a_bias():
@@ -58,17 +59,18 @@ def test_terms_of_one_name_share_one_projection_of_the_two_widths():
         "hidden/bias": (TEACHER.config.hidden_size,),
     }
     other = state.create(
-        make_stage("intermediate", 2, **SETTINGS),
+        cast_of(make_stage("intermediate", 2, **SETTINGS), NARROW),
         random_params(NARROW, 2),
-        NARROW,
-        TEACHER,
         jax.random.key(8),
     )
     assert not np.allclose(
         now.params["projections"]["hidden"]["kernel"],
         other.params["projections"]["hidden"]["kernel"],
     )
-    assert "projections" not in state.create(make_stage("joint"), random_params(STUDENT)).params
+    assert (
+        "projections"
+        not in state.create(cast_of(make_stage("joint")), random_params(STUDENT)).params
+    )
 
 
 def test_it_learns_with_the_student_and_is_dropped_after(teacher_params):

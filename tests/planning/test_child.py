@@ -83,7 +83,7 @@ def test_two_devices_of_one_chip(four_devices, capsys, monkeypatch):
 def student_layers(config):
     mesh = sharding.make_mesh(4)
     recipe = resolve(config, vocab_size=512, num_records=1, mesh=mesh)
-    return jax.eval_shape(recipe.student.init, jax.random.key(0))["layers"]
+    return jax.eval_shape(recipe.networks["student"].init, jax.random.key(0))["layers"]
 
 
 @pytest.mark.parametrize(
@@ -112,19 +112,19 @@ def test_of_a_given_teacher_only_the_config_is_read(tmp_path):
     config = load_config(
         "quickstart:smoke",
         [
-            f"teacher.init={tmp_path / 'teacher'}",
-            "student.model.num_layers=3",
-            "student.model.hidden_size=8",
-            "student.model.embedding_size=4",
-            "student.model.max_positions=16",
+            f"networks.teacher.init={tmp_path / 'teacher'}",
+            "networks.student.model.num_layers=3",
+            "networks.student.model.hidden_size=8",
+            "networks.student.model.embedding_size=4",
+            "networks.student.model.max_positions=16",
             "data.sequence_length=16",
         ],
     )
     config.order = ("transfer", "distill")
     recipe = child.resolve_without_text(config, sharding.make_mesh(4))
     assert (
-        recipe.teacher.config == TEACHER.config
-        and recipe.student.config.vocab_size == TEACHER.config.vocab_size
+        recipe.networks["teacher"].config == TEACHER.config
+        and recipe.networks["student"].config.vocab_size == TEACHER.config.vocab_size
     )
 
 
@@ -194,12 +194,12 @@ def test_what_the_compiler_would_have_needed(message, size):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
 def test_every_recipe_for_a_small_slice(name):
-    if name == "from_hf" and not load_config(name).teacher.init:
+    if name == "from_hf" and not load_config(name).networks.teacher.init:
         pytest.skip("the extra `demo` is not installed")
     # libtpu 0.0.42 overflows its stack on some bfloat16 programs of these toy widths, not on those
     # of the full size.
     narrow = (
-        ["teacher.model.dtype=float32", "student.model.dtype=float32"]
+        ["networks.teacher.model.dtype=float32", "networks.student.model.dtype=float32"]
         if name == "mobilebert"
         else []
     )

@@ -15,14 +15,14 @@ import pytest
 from jaxdistill.errors import BadInput, JaxDistillError, PreemptedNow, TrainingStopped
 from jaxdistill.training import sharding, state
 from jaxdistill.training.checkpoints import Checkpoints, checksums, disk_errors
-from tests.conftest import STUDENT, make_stage, random_params
+from tests.conftest import STUDENT, cast_of, make_stage, random_params
 
 STAGE = make_stage("progressive")
 
 
 def example(step, seed=0):
     """A state in which no leaf is like another."""
-    made = state.create(STAGE, random_params(STUDENT, seed))
+    made = state.create(cast_of(STAGE), random_params(STUDENT, seed))
     rng = np.random.default_rng(seed)
     moments = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), made.optimizer)
     return made.replace(
@@ -31,7 +31,9 @@ def example(step, seed=0):
 
 
 def like():
-    return jax.eval_shape(lambda key: state.create(STAGE, STUDENT.init(key)), jax.random.key(0))
+    return jax.eval_shape(
+        lambda key: state.create(cast_of(STAGE), STUDENT.init(key)), jax.random.key(0)
+    )
 
 
 def equal(a, b):

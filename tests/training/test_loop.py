@@ -16,7 +16,8 @@ import pytest
 from jaxdistill.errors import Interrupted, Preempted, TrainingStopped
 from jaxdistill.training import hosts, loop, sharding, state
 from jaxdistill.training.checkpoints import Checkpoints
-from tests.conftest import STUDENT, TEACHER, make_stage, pretraining_batch, random_params
+from tests.conftest import STUDENT, TEACHER, cast_of, make_stage, pretraining_batch, random_params
+from tests.conftest import given as step_given
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 PRETRAIN = make_stage("pretrain", steps=7, learning_rate=0.01, dropout=True)
@@ -53,22 +54,19 @@ class Log:
 def run(folder, given, stage=PRETRAIN, log=None, page=None, evaluate=None, **limits):
     """One call of the loop: resumes if there is a checkpoint. `given`: first example -> batches."""
     mesh, checkpoints = sharding.make_mesh(1), Checkpoints(folder, best=bool(stage.best))
-    page = {} if page is None else page
-    now = state.create(stage, random_params(STUDENT, 2))
+    page, cast = {} if page is None else page, cast_of(stage)
+    now = state.create(cast_of(stage), random_params(STUDENT, 2))
     if checkpoints.latest() is not None:
         now, held = checkpoints.restore(now, mesh)
         page |= held
     log = log or Log()
     try:
         return loop.run_stage(
-            stage,
-            STUDENT,
+            cast,
             now,
-            TEACHER if stage.needs_teacher else None,
-            random_params(TEACHER, 1) if stage.needs_teacher else {},
+            step_given(cast, random_params(TEACHER, 1), seed=5),
             given(int(now.step)),
             mesh=mesh,
-            seed=5,
             checkpoints=checkpoints,
             page=page,
             reporting=log.reporting,
@@ -275,7 +273,7 @@ def fourth(tmp_path_factory):
     with pytest.raises(Interrupted):
         run(folder, lambda first: batches(first, signal_at=3), stage=plain)
     held, _ = Checkpoints(folder).restore(
-        state.create(plain, random_params(STUDENT, 2)), sharding.make_mesh(1)
+        state.create(cast_of(plain), random_params(STUDENT, 2)), sharding.make_mesh(1)
     )
     return held.params
 
@@ -370,7 +368,7 @@ def test_too_many_bad_updates_stop_it_and_the_last_good_checkpoint_stays(tmp_pat
         )
     assert caught.value.exit_code == 3 and 7 <= log.rows[-1][0] <= 8
     held, _ = Checkpoints(tmp_path).restore(
-        state.create(PRETRAIN, random_params(STUDENT, 2)), sharding.make_mesh(1)
+        state.create(cast_of(PRETRAIN), random_params(STUDENT, 2)), sharding.make_mesh(1)
     )
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(held))
 

@@ -12,6 +12,7 @@ from jaxdistill.training.step import Given, make_step
 from tests.conftest import (
     STUDENT,
     TEACHER,
+    cast_of,
     make_stage,
     pretraining_batch,
     random_params,
@@ -24,9 +25,9 @@ def traces(monkeypatch):
     """Names of stages, one whenever a step is traced."""
     seen = []
 
-    def counting(stage, *arguments):
-        step = make_step(stage, *arguments)
-        return lambda *given: seen.append(stage.name) or step(*given)
+    def counting(cast):
+        step = make_step(cast)
+        return lambda *given: seen.append(cast.stage.name) or step(*given)
 
     monkeypatch.setattr(programs, "make_step", counting)
     programs.compile_step.cache_clear()
@@ -38,7 +39,7 @@ def test_a_step_is_traced_once_for_start_up_all_steps_and_all_seeds(text_source,
     """By `seeds`, as users run it: tracing takes as long as compiling."""
     config = tiny_config(text_source)
     config.order = ("teacher", "distill")
-    for model in (config.teacher.model, config.student.model):
+    for model in (config.networks.teacher.model, config.networks.student.model):
         model.dtype = "bfloat16"
     config.stages.distill.dropout = True
     found = commands.seeds(config, tmp_path, (1, 2))
@@ -49,24 +50,22 @@ def test_a_step_is_traced_once_for_start_up_all_steps_and_all_seeds(text_source,
 def test_shapes_that_are_traced_have_the_places_of_arrays(traces):
     """On a mesh of several devices too."""
     stage, mesh, batch = make_stage("pretrain"), sharding.make_mesh(2, 2, 2), pretraining_batch(3)
-    programs.trace(stage, STUDENT, None, mesh, batch)
-    now = programs.compile_start(stage, STUDENT, None, mesh)(
-        sharding.place(mesh, random_params(STUDENT, 2)), 1
-    )
+    cast = cast_of(stage)
+    programs.trace(cast, mesh, batch)
+    now = programs.compile_start(cast, mesh)(sharding.place(mesh, random_params(STUDENT, 2)), 1)
     given = sharding.place(mesh, Given({}, np.int32(1)))
     for _ in range(2):
-        now, _ = programs.compile_step(stage, STUDENT, None, mesh)(
-            now, given, sharding.put_batch(mesh, batch)
-        )
+        now, _ = programs.compile_step(cast, mesh)(now, given, sharding.put_batch(mesh, batch))
     assert traces == ["it"]
 
 
 def test_given_shapes_are_those_of_what_is_given():
     half = Model(TEACHER.config.replace(dtype="bfloat16"))
     given = in_compute_dtype(half.config, random_params(half))
+    cast = cast_of(make_stage("distill"), teacher=half)
     shapes = [
         jax.tree.map(lambda x: (x.shape, x.dtype), tree)
-        for tree in (programs.given_shapes(half).teacher, given)
+        for tree in (programs.given_shapes(cast).others["teacher"], given)
     ]
     assert shapes[0] == shapes[1]
-    assert programs.given_shapes(None).teacher == {}
+    assert programs.given_shapes(cast_of(make_stage("pretrain"))).others == {}

@@ -17,8 +17,15 @@ from jaxdistill.models.parameters import flatten, is_stacked, is_vector
 from jaxdistill.models.sizes import parameter_shapes
 from jaxdistill.students.copying import random_start
 from jaxdistill.training import programs, sharding, state
-from jaxdistill.training.step import Given
-from tests.conftest import STUDENT, TEACHER, make_stage, pretraining_batch, random_params
+from tests.conftest import (
+    STUDENT,
+    TEACHER,
+    cast_of,
+    given,
+    make_stage,
+    pretraining_batch,
+    random_params,
+)
 
 STAGES = {
     "pretrain": dict(dropout=True),
@@ -47,17 +54,15 @@ def train(name, sizes, steps=20):
     changes = {"learning_rate": 0.01, "bias_correction": True, "steps": 20, **STAGES[name]}
     stage = make_stage(changes.pop("kind", name), **changes)
     mesh = sharding.make_mesh(*sizes)
-    teacher = TEACHER if stage.needs_teacher else None
-    now = sharding.place(
-        mesh, state.create(stage, random_params(STUDENT, 2), STUDENT, TEACHER, jax.random.key(4))
-    )
-    step = programs.compile_step(stage, STUDENT, teacher, mesh)
-    given = sharding.place(mesh, Given(random_params(TEACHER, 1) if teacher else {}, np.int32(3)))
+    cast = cast_of(stage)
+    now = sharding.place(mesh, state.create(cast, random_params(STUDENT, 2), jax.random.key(4)))
+    step = programs.compile_step(cast, mesh)
+    theirs = sharding.place(mesh, given(cast, random_params(TEACHER, 1), seed=3))
     losses = []
     for i in range(steps):
         batch = sharding.put_batch(mesh, global_batch(name, 10 + i, stage.batch_size))
         with jax.transfer_guard("disallow"):
-            now, metrics = step(now, given, batch)
+            now, metrics = step(now, theirs, batch)
         losses.append(float(jax.device_get(metrics["loss"])))
     assert step._cache_size() == 1
     return losses, now, mesh
@@ -125,11 +130,10 @@ def test_what_is_gathered_is_a_layer_of_parameters():
         dataclasses.replace(make_stage("auxiliary", batch_size=40), fused=True),
         sharding.make_mesh(1, 4, 1),
     )
-    now, theirs = state.shapes(stage, STUDENT, TEACHER), parameter_shapes(TEACHER.config)
-    step = programs.compile_step(stage, STUDENT, TEACHER, mesh)
-    text = (
-        step.lower(now, Given(theirs, np.int32(3)), pretraining_batch(rows=40)).compile().as_text()
-    )
+    cast = cast_of(stage)
+    now, theirs = state.shapes(cast), parameter_shapes(TEACHER.config)
+    step = programs.compile_step(cast, mesh)
+    text = step.lower(now, given(cast, theirs, 3), pretraining_batch(rows=40)).compile().as_text()
     shapes = [
         map(int, dims.split(",")) for dims in re.findall(r"= \w+\[([\d,]+)\]\S* all-gather\(", text)
     ]
@@ -148,7 +152,7 @@ def test_parameters_and_moments_are_split():
     """A device of a 2 x 2 x 2 mesh holds about a quarter of a kernel that both axes split, and half
     of the others."""
     stage, mesh = make_stage("pretrain"), sharding.make_mesh(2, 2, 2)
-    held = sharding.place(mesh, state.create(stage, random_params(STUDENT, 2)))
+    held = sharding.place(mesh, state.create(cast_of(stage), random_params(STUDENT, 2)))
     for tree in (flatten(held.params), held.optimizer.mu, held.optimizer.nu):
         for name, leaf in tree.items():
             parts = 2 ** sum(axis is not None for axis in sharding.spec(name, leaf.ndim))

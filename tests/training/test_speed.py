@@ -10,7 +10,8 @@ from jaxdistill.resolve import abstract_batch, build_stage
 from jaxdistill.training import state
 from jaxdistill.training.sharding import make_mesh
 from jaxdistill.training.speed import mfu, peak_flops, rates, step_flops
-from jaxdistill.training.step import Given, make_step
+from jaxdistill.training.step import make_step
+from tests.conftest import cast_of, given
 
 SHAPE = dict(
     num_layers=4,
@@ -77,18 +78,12 @@ def test_flops_of_a_step(kind, options):
     stage = build_stage(
         "s", defaults.stage(kind, "student", steps=8, batch_size=ROWS, **options), 1, 4
     )
-    teacher = TEACHER if stage.needs_teacher else None
+    cast = cast_of(stage, STUDENT, TEACHER)
     key = jax.random.key(0)
-    start = jax.eval_shape(lambda k: state.create(stage, STUDENT.init(k)), key)
-    other = jax.eval_shape(TEACHER.init, key) if teacher else {}
-    given = Given(other, np.int32(0))
-    program = jax.make_jaxpr(make_step(stage, STUDENT, teacher))(
-        start, given, abstract_batch(ROWS, LENGTH, WORDS)
-    )
-    counted, claimed = (
-        products(program.jaxpr),
-        sum(step_flops(stage, STUDENT, teacher, LENGTH, WORDS).values()),
-    )
+    start = jax.eval_shape(lambda k: state.create(cast, STUDENT.init(k)), key)
+    theirs = given(cast, jax.eval_shape(TEACHER.init, key))
+    program = jax.make_jaxpr(make_step(cast))(start, theirs, abstract_batch(ROWS, LENGTH, WORDS))
+    counted, claimed = (products(program.jaxpr), sum(step_flops(cast, LENGTH, WORDS).values()))
     # The program also computes attention scores again and multiplies terms' own products; it spares
     # the gradient with respect to what does not move.
     assert 0.85 * claimed < counted < 1.2 * claimed, counted / claimed

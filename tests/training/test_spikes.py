@@ -9,6 +9,7 @@ from jaxdistill.training import schedules, spikes, state
 from tests.conftest import (
     STUDENT,
     TEACHER,
+    cast_of,
     jitted_step,
     make_stage,
     pretraining_batch,
@@ -91,13 +92,13 @@ def test_a_spike_is_skipped_like_what_is_not_finite(monkeypatch, kind, skip_abov
     skipped."""
     stage = make_stage(kind, steps=30, learning_rate=0.01, skip_above=skip_above)
     step = jitted_step(stage, STUDENT, TEACHER)
-    now = state.create(stage, random_params(STUDENT, 2))
+    now = state.create(cast_of(stage), random_params(STUDENT, 2))
     usual = spikes.LossStatistics(jnp.float32(1e-3), jnp.float32(1e-8), jnp.int32(spikes.WINDOW))
     teacher = random_params(TEACHER, 1) if stage.needs_teacher else {}
     now, metrics = step(now.replace(losses=usual, step=now.step + 1), teacher, pretraining_batch(0))
     skipped = skip_above > 0
     assert int(metrics["skipped"]) == int(metrics["skipped_in_a_row"]) == int(skipped)
-    fresh = state.create(stage, random_params(STUDENT, 2))
+    fresh = state.create(cast_of(stage), random_params(STUDENT, 2))
     same = [
         np.array_equal(a, b)
         for a, b in zip(

@@ -19,6 +19,7 @@ from jaxdistill.training.step import make_losses
 from tests.conftest import (
     STUDENT,
     TEACHER,
+    cast_of,
     jitted_step,
     make_stage,
     pretraining_batch,
@@ -62,7 +63,9 @@ def batches(count, **options):
 
 
 def start(stage, model, step=0):
-    return state.create(stage, random_params(model, 2)).replace(step=jnp.int32(step))
+    return state.create(cast_of(stage, model), random_params(model, 2)).replace(
+        step=jnp.int32(step)
+    )
 
 
 def bits(tree):
@@ -214,13 +217,13 @@ def test_reported_layer_losses_are_those_of_the_full_forward(kind, teacher_param
     """`make_losses` with a traced layer, for every layer, shallower students and maps included."""
     stage, model = setting(kind)
     batch, params = pretraining_batch(3), random_params(model, 2)
-    losses = jax.jit(make_losses(stage, model, TEACHER))
+    losses = jax.jit(make_losses(cast_of(stage, model)))
     ours, theirs = jax.jit(functools.partial(taps_by_full_forward, stage, model=model))(
         params, teacher_params, batch=batch
     )
     layer_map = stage.terms[0].layer_map or range(model.config.num_layers)
     for layer, teacher_layer in enumerate(layer_map):
-        sums, counts = losses(params, teacher_params, batch, np.int32(layer))
+        sums, counts = losses(params, {"teacher": teacher_params}, batch, np.int32(layer))
         total = sum(term.weight * sums[term.name] / counts[term.name] for term in stage.terms)
         np.testing.assert_allclose(
             total, layer_loss(stage, ours, theirs, batch, layer, teacher_layer), rtol=1e-5

@@ -185,11 +185,11 @@ def test_documentation_of_other_versions_is_named(train, teacher_alone, monkeypa
 def test_a_given_teacher_that_is_another_one_now_is_refused(finished, train, tmp_path, monkeypatch):
     teacher, new = tmp_path / "teacher", tmp_path / "new"
     shutil.copytree(finished[1] / "stages" / "teacher", teacher)
-    arguments = (f"--config.teacher.init={teacher}", "--config.order=('transfer',)")
+    arguments = (f"--config.networks.teacher.init={teacher}", "--config.order=('transfer',)")
     assert train(*arguments, workdir=new)[0] == 0
     no_training(monkeypatch)
     shutil.move(teacher, tmp_path / "moved")
-    moved = (f"--config.teacher.init={tmp_path / 'moved'}", "--config.order=('transfer',)")
+    moved = (f"--config.networks.teacher.init={tmp_path / 'moved'}", "--config.order=('transfer',)")
     assert train(*moved, workdir=new)[0] == 0
     model, params = interop.from_pretrained(tmp_path / "moved")
     params["embeddings"]["word"] = params["embeddings"]["word"] + 1.0
@@ -201,7 +201,7 @@ def test_a_given_teacher_that_is_another_one_now_is_refused(finished, train, tmp
     assert_one_line(
         code,
         err,
-        "config.teacher.init",
+        "config.networks.teacher.init",
         "not the teacher that this run began with",
         "another workdir",
     )
@@ -288,7 +288,7 @@ def test_seeds_of_one_recipe_read_one_text(capsys, tmp_path, text):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--config.teacher.init=/nonexistent/teacher"], "/nonexistent/teacher"),
+        (["--config.networks.teacher.init=/nonexistent/teacher"], "/nonexistent/teacher"),
         (["--stages=tracher"], "did you mean 'teacher'"),
         (["--config.data.source=/nonexistent/text"], "/nonexistent/text"),
         (["--config.data.heldout=/nonexistent/text"], "/nonexistent/text"),

@@ -106,9 +106,9 @@ def test_describe_takes_whatever_is_a_network(tmp_path, finished):
         == jaxdistill.describe(Model(preset("mobilebert")))
     )
     assert (
-        jaxdistill.describe("quickstart:smoke", {"student.model.num_layers": 3})["student"][
-            "config"
-        ]["num_layers"]
+        jaxdistill.describe("quickstart:smoke", {"networks.student.model.num_layers": 3})[
+            "student"
+        ]["config"]["num_layers"]
         == 3
     )
     recipe = load_config("quickstart:smoke")
@@ -207,7 +207,8 @@ def test_every_command_that_takes_a_model_takes_a_run(capsys, tmp_path, finished
     code, out, _ = run(capsys, "describe", f"--model={workdir}", "--json")
     assert (
         code == 0
-        and json.loads(out)["student"]["config"]["num_layers"] == config.student.model.num_layers
+        and json.loads(out)["student"]["config"]["num_layers"]
+        == config.networks.student.model.num_layers
     )
     code, out, _ = run(capsys, "describe", f"--model={workdir}", "--network=teacher")
     assert code == 0 and out.startswith(str(workdir))

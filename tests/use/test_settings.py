@@ -44,9 +44,20 @@ def refused(capsys, tmp_path, monkeypatch):
         ("stages.transfer.kind=distil", ["kind='distil' is unknown; did you mean 'distill'?"]),
         (
             "stages.distill.start=random",
-            ["config.stages.distill.start='random' would do nothing", "'transfer'"],
+            ["config.stages.distill has no field 'start'", "config.networks.NAME.start"],
         ),
-        ("stages.teacher.start=copy", ["config.stages.teacher.start='copy'"]),
+        ("networks.teacher.start=copy", ["cannot begin with a copy of itself"]),
+        ("networks.student.of=teachr", ["'teachr' is no network", "did you mean 'teacher'?"]),
+        ("networks.random_start.like=studnt", ["'studnt' is no network", "'student'"]),
+        ("networks.random_start.like=copied_start", ["is itself like another network"]),
+        ("networks.random_start.init=x", ["leave one of the two out"]),
+        ("networks.random_start.model.num_layers=3", ["has no field 'model'"]),
+        ("networks.student.start=cold", ["'cold' is unknown; valid: copy, random"]),
+        ("teacher.model.num_layers=3", ["config.networks.teacher.model.num_layers"]),
+        ("student.init=x", ["another place now: config.networks.student.init"]),
+        ("stages.distill.network=studnt", ["did you mean 'student'?"]),
+        ("stages.distill.teacher=teachr", ["did you mean 'teacher'?"]),
+        ("stages.distill.teacher=student", ["a network cannot be its own teacher"]),
         ("stages.transfer.layer_map=(0,9)", ["layer_map=(0, 9): the teacher's layers are 0 to 1"]),
         ("stages.transfer.layer_map=('a',1)", ["expected whole numbers"]),
     ],
@@ -58,7 +69,11 @@ def test_a_setting_that_does_nothing_is_refused(refused, setting, words):
 @pytest.mark.parametrize(
     "other, setting, words",
     [
-        ("teacher.init=/some/folder", "teacher.model.num_layers=3", ["config.teacher.init"]),
+        (
+            "networks.teacher.init=/some/folder",
+            "networks.teacher.model.num_layers=3",
+            ["config.networks.teacher.init"],
+        ),
         ("data.tokenizer=/some/vocab.txt", "data.vocab_size=300", ["the tokenizer is that of"]),
         ("data.heldout=other.txt", "data.heldout_fraction=0.3", ["config.data.heldout="]),
     ],
@@ -144,9 +159,12 @@ def test_a_value_out_of_range_is_refused_before_anything_is_made(refused, settin
             "stages.distill.batch_size=100000000",
             ["'distill' needs", "GiB", "hidden states", "batch_size=100000000"],
         ),
-        ("teacher.model.max_positions=2000000000", ["'teacher' needs", "parameters and optimizer"]),
         (
-            "teacher.model.intermediate_size=2000000000",
+            "networks.teacher.model.max_positions=2000000000",
+            ["'teacher' needs", "parameters and optimizer"],
+        ),
+        (
+            "networks.teacher.model.intermediate_size=2000000000",
             ["'teacher' needs", "parameters and optimizer"],
         ),
         ("evaluation.batch_size=800000000", ["evaluation needs", "config.evaluation.batch_size"]),
@@ -214,7 +232,9 @@ def test_no_absurd_value_ends_in_anything_but_a_line(tmp_path, monkeypatch):
     kept = [
         name
         for name in fields
-        if not name.startswith(("stages.random_start", "stages.copied_start", "student.model."))
+        if not name.startswith(
+            ("stages.random_start", "stages.copied_start", "networks.student.model.")
+        )
     ]
     refused = 0
     for i, name in enumerate(kept):
