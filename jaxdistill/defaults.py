@@ -54,7 +54,12 @@ def recipe(name: str) -> ConfigDict:
             # False: the plain ones, which keep every layer's taps; left out: True but on a CPU,
             # which has the memory and takes a tenth longer (True there too where layers of the
             # teacher have no follower, whose taps would be kept for nothing).
-            "objectives": {"fused": config_dict.placeholder(bool)},
+            "objectives": {
+                "fused": config_dict.placeholder(bool),
+                # True: layer maps are data of the step, so that one program serves all of them, for
+                # a search; the taps of all layers are then kept.
+                "traced_maps": False,
+            },
             "baselines": True,  # False skips the stages that are marked `baseline`
             "evaluation": {"batch_size": 64, "max_examples": 4096},
             "checkpoint": {

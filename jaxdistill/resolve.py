@@ -50,12 +50,14 @@ class Begin:
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """What a run will do. `networks`: those of its stages, those that they read, and all that are
-    given by a folder. `first_example`: where each stage's data begins."""
+    given by a folder. `first_example`: where each stage's data begins. `maps`: by stage, the layer
+    maps that are data."""
 
     networks: dict[str, Model]
     begins: dict[str, Begin]
     stages: tuple[Stage, ...]
     first_example: dict[str, int]
+    maps: dict[str, dict[str, tuple[int, ...]]]
 
     def cast(self, stage: Stage) -> Cast:
         """The stage and its networks."""
@@ -122,10 +124,7 @@ def resolve(
             check_network(config, other, f"config.stages.{name}.teacher")
             networks.setdefault(other, build_network(other))
         stages.append(stage)
-    recipe = Recipe(networks, begins, tuple(stages), first_examples(stages))
-    fused = [choose_fused(config, mesh, recipe.cast(stage)) for stage in stages]
-    stages = [dataclasses.replace(stage, fused=on) for stage, on in zip(stages, fused)]
-    recipe = dataclasses.replace(recipe, stages=tuple(stages))
+    recipe = Recipe(networks, begins, tuple(stages), first_examples(stages), {})
     check_order(recipe)
     for stage in recipe.stages:
         check_data(config, networks[stage.network], stage)
@@ -135,7 +134,28 @@ def resolve(
         sharding.check_model(mesh, model, name)
     check_frozen(recipe)
     check_profile(tuple(config.profile), max(stage.steps for stage in stages))
-    return recipe
+    fused = [choose_fused(config, mesh, recipe.cast(stage)) for stage in stages]
+    stages = [dataclasses.replace(stage, fused=on) for stage, on in zip(stages, fused)]
+    maps = {}
+    if config.objectives.traced_maps:
+        found = [trace_maps(stage, networks[stage.network].config.num_layers) for stage in stages]
+        stages = [stage for stage, _ in found]
+        maps = {stage.name: held for stage, held in found}
+    return dataclasses.replace(recipe, stages=tuple(stages), maps=maps)
+
+
+def trace_maps(stage: Stage, num_layers: int) -> tuple[Stage, dict[str, tuple[int, ...]]]:
+    """The stage with its layer maps as data, and the maps by the names that its terms now give."""
+    names: dict[tuple[int, ...], str] = {}
+    terms = []
+    for term in stage.terms:
+        if term.per_layer and term.row.teacher != "hidden_moments":
+            layer_map = term.layer_map or tuple(range(num_layers))
+            name = names.setdefault(layer_map, f"map{len(names)}")
+            term = dataclasses.replace(term, layer_map=None, traced_map=name)
+        terms.append(term)
+    traced = dataclasses.replace(stage, terms=tuple(terms))
+    return traced, {name: layer_map for layer_map, name in names.items()}
 
 
 def first_examples(stages: Sequence[Stage]) -> dict[str, int]:

@@ -167,7 +167,7 @@ class Run:
             self._check_page(stage, held)
             page |= {
                 name: held[name]
-                for name in ("seconds", "layers", "began_as", "last_loss")
+                for name in ("seconds", "layers", "began_as", "last_loss", "measured")
                 if name in held
             }
         else:
@@ -177,10 +177,17 @@ class Run:
         done = int(train_state.step)
         example = page["first_example"] + done * stage.batch_size
         page["examples"] = self.recipe.first_example[stage.name] + stage.steps * stage.batch_size
-        others = {
-            name: sharding.place(self.mesh, in_compute_dtype(other.config, self.networks[name]))
-            for name, other in cast.others
-        }
+        given = Given(
+            {
+                name: sharding.place(self.mesh, in_compute_dtype(other.config, self.networks[name]))
+                for name, other in cast.others
+            },
+            np.int32(stage_seed(config.seed, stage.name)),
+            {
+                name: np.array(layer_map, np.int32)
+                for name, layer_map in self.recipe.maps.get(stage.name, {}).items()
+            },
+        )
         batches = inputs.batches(
             config, self.corpus.train, batch_size=stage.batch_size, start_example=example
         )
@@ -200,14 +207,14 @@ class Run:
             train_state = loop.run_stage(
                 cast,
                 train_state,
-                Given(others, np.int32(stage_seed(config.seed, stage.name))),
+                given,
                 batches,
                 mesh=self.mesh,
                 checkpoints=checkpoints,
                 page=page,
                 reporting=reporting,
                 limits=limits,
-                evaluate=self._evaluator(cast, others) if measured else None,
+                evaluate=self._evaluator(cast, given) if measured else None,
             )
         page["skipped"] = int(train_state.skipped)
         page["moved"] = checksums(train_state.params).tolist() != page.pop("began_as", None)
@@ -351,7 +358,7 @@ class Run:
                 "and settings to resume"
             )
 
-    def _evaluator(self, cast: Cast, others: dict[str, Params]) -> loop.Evaluator:
+    def _evaluator(self, cast: Cast, given: Given) -> loop.Evaluator:
         stage, losses = cast.stage, programs.compile_losses(cast)
         rows = inputs.heldout(
             self.config, self.corpus.heldout, max_examples=rows_to_choose_by(self.config)
@@ -372,7 +379,7 @@ class Run:
             counts: dict[str, float] = {}
             for batch in batches:
                 pair = jax.device_get(
-                    losses(params, others, sharding.put_batch(self.mesh, batch), np.int32(layer))
+                    losses(params, given, sharding.put_batch(self.mesh, batch), np.int32(layer))
                 )
                 for total, part in zip((sums, counts), pair):
                     total |= {

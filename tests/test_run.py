@@ -432,7 +432,7 @@ def test_weights_that_are_not_the_stages_own_are_refused(finished, source, tmp_p
     (stages / "distill" / "stage.json").write_text(json.dumps(page))
     with pytest.raises(
         BadInput,
-        match="stage 'distill' in this workdir was run with another teacher .sha256 000000000000",
+        match="stage 'distill' in this workdir was run with another teacher 'teacher' .sha256 000000000000",
     ):
         run.train(tiny_config(source), tmp_path / "w")
     shutil.copy(stages / "distill" / "model.safetensors", stages / "transfer" / "model.safetensors")

@@ -28,8 +28,10 @@ def progressive(scene: Scene) -> Result:
         active=scene.active,
         differentiable=scene.active is None,
     )
-    layer_map = scene.layer_map(terms)
+    layer_map, traced = scene.layer_map(terms), next(iter(terms.values())).traced_map
     at = layer if layer_map is None else jnp.asarray(layer_map)[layer]
+    if traced:
+        at = scene.at.maps[traced][layer]
     if not in_parts:
         theirs = jax.lax.stop_gradient(
             teacher.model.apply_at(teacher.params, scene.batch, at, taps=scene.taps(name))

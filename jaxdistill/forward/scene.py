@@ -6,6 +6,7 @@ forward, and by step."""
 from __future__ import annotations
 
 import dataclasses
+import types
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -28,10 +29,11 @@ class Network(NamedTuple):
 
 class At(NamedTuple):
     """Where a micro-batch stands, all of it traced: the active layer of a progressive stage, int32[],
-    and the key of dropout (None: off)."""
+    the key of dropout (None: off), and layer maps that are data, int32[N] by name."""
 
     layer: jax.Array
     key: jax.Array | None = None
+    maps: Mapping[str, jax.Array] = types.MappingProxyType({})
 
 
 class Result(NamedTuple):

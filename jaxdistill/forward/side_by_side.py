@@ -50,12 +50,12 @@ def side_by_side(scene: Scene) -> Result:
 
 def walks(terms: Sequence[Term]) -> bool:
     """Whether two stacks can be walked in lock-step: all terms of layers read one network by one
-    layer map, which never goes back, and none reads layers of the teacher that come later."""
+    layer map, which is static and never goes back, and none reads layers of the teacher that come later."""
     layered = [term for term in terms if term.per_layer]
     maps = {(term.teacher, term.layer_map) for term in layered}
-    moments = any(term.row.teacher == "hidden_moments" for term in layered)
+    anywhere = any(term.traced_map or term.row.teacher == "hidden_moments" for term in layered)
     followed = [at for _, layer_map in maps for at in layer_map or () if at >= 0]
-    return len(maps) == 1 and not moments and followed == sorted(followed)
+    return len(maps) == 1 and not anywhere and followed == sorted(followed)
 
 
 def embedding_terms(scene: Scene, hidden: jax.Array, theirs: Arrays) -> Result:
@@ -109,6 +109,11 @@ def _whole_sum(term: Term, ours: Arrays, theirs: Arrays, scene: Scene) -> jax.Ar
     ours_NxB = ours[term.reads]
     if term.row.teacher == "hidden_moments":
         return jnp.sum(jax.vmap(lambda ours: term.sum(ours, target, scene.masks))(ours_NxB))
+    if term.traced_map:
+        map_N = scene.at.maps[term.traced_map]
+        target = jnp.take(target, jnp.maximum(map_N, 0), axis=0)
+        of_layers = jax.vmap(lambda ours, their: term.sum(ours, their, scene.masks))
+        return jnp.sum(jnp.where(map_N >= 0, of_layers(ours_NxB, target), 0.0))
     if term.layer_map is not None:
         followers = [i for i, at in enumerate(term.layer_map) if at >= 0]
         ours_NxB = jnp.take(ours_NxB, jnp.asarray(followers), axis=0)

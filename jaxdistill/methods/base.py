@@ -98,7 +98,9 @@ class Stage:
     each phase. `fused`: losses with their gradient taken in the forward pass; False: the plain
     ones, for comparison. `skip_above`: how many standard deviations above the mean of recent losses
     a loss is a spike, whose update is skipped; 0: none is. `best`: the held-out loss ("loss", or
-    one of its terms) by which the best state is kept and handed on; "": the last is. `forward`:
+    one of its terms) by which the best state is kept and handed on; "": the last is. `patience`: the
+    stage ends once so many of those losses in a row are no better than the best before them, `steps`
+    at the latest; 0: it does not. `forward`:
     how its networks are composed; left out, side by side, or one layer of a progressive stage."""
 
     name: str
@@ -117,6 +119,7 @@ class Stage:
     fused: bool = True
     skip_above: float = 0.0
     best: str = ""
+    patience: int = 0
     forward: Forward | None = None
 
     def __post_init__(self) -> None:
@@ -162,6 +165,11 @@ class Stage:
             raise BadInput(
                 f"config.stages.{self.name}.best={self.best!r} is not measured there; {nearest(self.best, measured)}"
             )
+        if self.patience and not self.best:
+            raise BadInput(
+                f"config.stages.{self.name}.patience={self.patience} needs a held-out loss to judge by; set "
+                f"config.stages.{self.name}.best, as 'loss'"
+            )
         if self.progressive and self.best:
             raise BadInput(
                 f"config.stages.{self.name}.best={self.best!r}: losses of different layers do not compare, so a "
@@ -171,7 +179,10 @@ class Stage:
             raise BadInput(
                 f"stage {self.name!r} is progressive, so every loss must be of one layer"
             )
-        if self.progressive and len({(term.teacher, term.layer_map) for term in self.terms}) > 1:
+        if (
+            self.progressive
+            and len({(t.teacher, t.layer_map, t.traced_map) for t in self.terms}) > 1
+        ):
             raise BadInput(f"stage {self.name!r} is progressive, so its losses have one layer map")
         if self.progressive and self.projections:
             raise BadInput(
@@ -196,6 +207,11 @@ class Stage:
     @property
     def needs_teacher(self) -> bool:
         return bool(self.teachers)
+
+    @property
+    def traced_maps(self) -> tuple[str, ...]:
+        """The layer maps of its terms that are data of the step, in a fixed order."""
+        return tuple(sorted({term.traced_map for term in self.terms} - {""}))
 
     def taps(self, network: str | None = None) -> tuple[str, ...]:
         """The taps its terms read of the network that learns (None), or of another by its name."""

@@ -118,4 +118,5 @@ def build(name: str, section: Any, num_layers: int) -> Stage:
         tf1_unmasked=section.tf1_unmasked,
         skip_above=section.skip_above,
         best=section.best,
+        patience=section.patience,
     )

@@ -115,6 +115,8 @@ class Common:
     # Hand on the state with the lowest held-out "loss" (or term), as measured at each step-based
     # checkpoint; "": the last.
     best: str = ""
+    # End after so many of those measurements in a row that bring no better state; 0: run all steps.
+    patience: CountOrZero = 0
     tf1_unmasked: bool = False
 
 

@@ -58,7 +58,8 @@ class Term:
     that of another network, `teacher`, which is a name.
 
     `layer_map[i]` is the teacher layer that student layer i follows, -1 if none (None: i follows
-    i). `options`: pairs (name, value), what the loss's sum must be told. `projection`: the name of a
+    i). `traced_map`: the name of a layer map that is data of the step, in place of `layer_map`: one
+    program serves all maps. `options`: pairs (name, value), what the loss's sum must be told. `projection`: the name of a
     learned linear map from the student's width to the teacher's; terms that give one name share it.
     `name`: what the term's numbers are called, unique in a stage; left out, the loss's name.
 
@@ -67,6 +68,7 @@ class Term:
     loss: str
     weight: float
     layer_map: tuple[int, ...] | None = None
+    traced_map: str = ""
     teacher: str = "teacher"
     options: tuple[tuple[str, Any], ...] = ()
     projection: str = ""
@@ -131,9 +133,12 @@ def _read(terms: Sequence[Term], network: str | None) -> set[tuple[str, str]]:
 def teacher_depth(terms: Sequence[Term], network: str, num_layers: int) -> int | None:
     """How many layers of the network `network` the terms read, for a student of `num_layers`; None:
     all, and heads on them."""
-    if heads_of(terms, network) or "hidden_moments" in taps_of(terms, network):
+    layered = [term for term in terms if term.per_layer and term.teacher == network]
+    if heads_of(terms, network) or any(
+        term.traced_map or term.row.teacher == "hidden_moments" for term in layered
+    ):
         return None
-    maps = [term.layer_map for term in terms if term.per_layer and term.teacher == network]
+    maps = [term.layer_map for term in layered]
     return max((max(at) + 1 if at else num_layers for at in maps), default=0)
 
 

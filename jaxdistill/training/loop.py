@@ -85,7 +85,8 @@ def run_stage(
 ) -> TrainState:
     """Runs a stage from `state.step` to its end; `batches` must begin at that step's first example.
 
-    `page` is saved with each checkpoint; its `seconds` (training time alone) and `layers` (what
+    `page` is saved with each checkpoint; its `seconds` (training time alone), `steps` (how many there
+    were), `measured` (held-out numbers by step, of a stage with a `best`) and `layers` (what
     `evaluate` returned for the phases of a progressive stage) are kept up to date here. The result
     is the last state, or of a stage with a `best` the one that `evaluate` found so, its step then
     in `page`. Raises `TrainingStopped` after too many skipped updates in a row, `Interrupted` or
@@ -132,6 +133,7 @@ def run_stage(
                     found = evaluate(0, state.params)
                 reporting.write(done, {f"heldout/{name}": value for name, value in found.items()})
                 metric = found[stage.best] if np.isfinite(found[stage.best]) else None
+                page.setdefault("measured", []).append([done, metric])
             reporting.flush()
             with (
                 watchdog.paused() if not saves.restarts else contextlib.nullcontext()
@@ -146,7 +148,7 @@ def run_stage(
         watchdog,
         Profile(*limits.profile) as profile,
     ):
-        while done < stage.steps:
+        while done < stage.steps and not worn_out(stage, page):
             if phases is not None and at_border(stage, model, done):
                 wait(0)  # steps still under way are training time
                 with clock.paused(), watchdog.paused():
@@ -173,7 +175,7 @@ def run_stage(
                 save(measure=by_step)
         report()
         wait(0)
-        page["seconds"] = clock.seconds
+        page["seconds"], page["steps"] = clock.seconds, done
         if phases is not None and done == stage.steps:
             with watchdog.paused():
                 record_phase(stage, model, page, done, state.params, phases)
@@ -190,6 +192,14 @@ def run_stage(
             if stop.agreed():  # meanwhile: all is saved
                 raise stop.error(f"in stage {stage.name!r} after {done} of {stage.steps} steps")
     return state
+
+
+def worn_out(stage: Stage, page: dict[str, Any]) -> bool:
+    """Whether the last `stage.patience` held-out numbers are no better than the best before them."""
+    values = [math.inf if value is None else value for _, value in page.get("measured", ())]
+    if not stage.patience or len(values) <= stage.patience:
+        return False
+    return min(values[-stage.patience :]) >= min(values[: -stage.patience])
 
 
 def at_border(stage: Stage, model: Model, done: int) -> bool:

@@ -77,7 +77,10 @@ def given_shapes(cast: Cast) -> Given:
         )
         for name, other in cast.others
     }
-    return Given(params, jax.ShapeDtypeStruct((), np.int32))
+    maps = dict.fromkeys(
+        cast.stage.traced_maps, jax.ShapeDtypeStruct((cast.model.config.num_layers,), np.int32)
+    )
+    return Given(params, jax.ShapeDtypeStruct((), np.int32), maps)
 
 
 def trace(cast: Cast, mesh: Mesh, batch: Any) -> Any:

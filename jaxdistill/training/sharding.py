@@ -85,17 +85,14 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
 
 def shardings(mesh: Mesh, tree: Any) -> Any:
     """The sharding of every leaf of a parameter tree, of a train state or of what a step is given:
-    moments lie where their parameters do, and what is no parameter (counters) is on every
-    device."""
+    moments lie where their parameters do, and what is no parameter (counters, layer maps) is on
+    every device."""
 
     def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        if not leaf.ndim:
+        where = jax.tree_util.keystr(path, simple=True, separator="/")
+        if not leaf.ndim or where.startswith("maps/"):
             return replicated(mesh)
-        name = re.sub(
-            r"^(params|optimizer/(mu|nu)|others/[^/]+)/",
-            "",
-            jax.tree_util.keystr(path, simple=True, separator="/"),
-        )
+        name = re.sub(r"^(params|optimizer/(mu|nu)|others/[^/]+)/", "", where)
         return NamedSharding(mesh, spec(name, leaf.ndim))
 
     return jax.tree_util.tree_map_with_path(of, tree)

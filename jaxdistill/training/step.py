@@ -26,11 +26,12 @@ Metrics = dict[str, jax.Array]
 
 
 class Given(NamedTuple):
-    """What a step reads and never changes: the parameters of the other networks by name, and the
-    seed of dropout, int32[]."""
+    """What a step reads and never changes: the parameters of the other networks by name, the seed
+    of dropout, int32[], and layer maps that are data, int32[N] by name."""
 
     others: dict[str, Params]
     seed: Any
+    maps: dict[str, Any] = {}
 
 
 class Split(NamedTuple):
@@ -63,7 +64,7 @@ def make_step(cast: Cast) -> Step:
 
         def micro_gradients(micro: Batch, micro_key: jax.Array | None) -> tuple[Flat, Arrays]:
             def value_and_sums(moving: Flat) -> tuple[jax.Array, Arrays]:
-                ours, at = Split(moving, frozen), At(layer, micro_key)
+                ours, at = Split(moving, frozen), At(layer, micro_key, given.maps)
                 return run(make_scene(cast, ours, given.others, micro, scales, at))
 
             (_, sums), gradients = jax.value_and_grad(value_and_sums, has_aux=True)(moving)
@@ -139,20 +140,18 @@ def make_step(cast: Cast) -> Step:
     return step
 
 
-def make_losses(
-    cast: Cast,
-) -> Callable[[Params, dict[str, Params], Batch, jax.Array], tuple[Arrays, Arrays]]:
-    """(parameters, those of the others by name, batch, layer) -> (sums, counts) by term: what the
-    stage, or its phase, brings down."""
+def make_losses(cast: Cast) -> Callable[[Params, Given, Batch, jax.Array], tuple[Arrays, Arrays]]:
+    """(parameters, given, batch, layer) -> (sums, counts) by term: what the stage, or its phase,
+    brings down. The seed is not read."""
     stage = cast.stage
 
     def losses(
-        params: Params, others: dict[str, Params], batch: Batch, layer: jax.Array
+        params: Params, given: Given, batch: Batch, layer: jax.Array
     ) -> tuple[Arrays, Arrays]:
         ones = {term.name: jnp.float32(1) for term in stage.terms}
-        ours = Split(*split(stage, params, layer))
+        ours, at = Split(*split(stage, params, layer)), At(layer, maps=given.maps)
         assert stage.forward is not None
-        found = stage.forward(make_scene(cast, ours, others, batch, ones, At(layer)))
+        found = stage.forward(make_scene(cast, ours, given.others, batch, ones, at))
         return found.sums, count_terms(stage, batch)
 
     return losses

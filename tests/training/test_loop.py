@@ -1,5 +1,6 @@
 """The loop: phases recorded, stopped and resumed to the bit, given up in time."""
 
+import dataclasses
 import functools
 import itertools
 import os
@@ -310,6 +311,45 @@ def test_the_best_state_is_handed_on(tmp_path, fourth, stop):
     assert int(found.step) == page["best"] == min(told, key=told.get) == 4 and equal(
         found.params, fourth
     )
+
+
+@pytest.mark.parametrize("stop", [None, 2, 3, 4])
+def test_patience_ends_a_stage_and_hands_on_the_best_state(tmp_path, stop):
+    """After two numbers no better than the best, also when the run is stopped before, between or
+    at them; the state is that of the uninterrupted run, to the bit."""
+    stage = dataclasses.replace(BEST, patience=2)
+
+    def evaluate(layer, params):
+        calls.append(layer)
+        return {"loss": 0.0, "mlm": {1: 5.0, 2: 4.0, 3: 4.5, 4: 4.2, 5: 1.0}[len(calls)]}
+
+    def go(folder, given, page):
+        return run(folder, given, stage=stage, evaluate=evaluate, checkpoint_every=1, page=page)
+
+    calls, page = [], {}
+    expected = go(tmp_path / "whole", batches, page)
+    assert [step for step, _ in page["measured"]] == [1, 2, 3, 4] and page["steps"] == 4
+    assert int(expected.step) == page["best"] == 2
+    if stop is not None:
+        calls, page = [], {}
+        with pytest.raises(Interrupted):
+            go(tmp_path / "parts", lambda first: batches(first, signal_at=stop - 1), {})
+        found = go(tmp_path / "parts", batches, page)
+        assert equal(found, expected) and len(calls) == 4 and page["steps"] == 4
+
+
+def test_steps_are_the_most_that_patience_waits_for(tmp_path):
+    page, values = {}, iter([5.0, 4.0, 4.5, 3.0, 3.5, 2.0, 2.5])
+    stage = dataclasses.replace(BEST, patience=2)
+    found = run(
+        tmp_path,
+        batches,
+        stage=stage,
+        evaluate=lambda *_: {"mlm": next(values)},
+        checkpoint_every=1,
+        page=page,
+    )
+    assert page["steps"] == 7 and int(found.step) == page["best"] == 6
 
 
 def test_without_a_finite_number_the_last_state_is_handed_on(tmp_path):

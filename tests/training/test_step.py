@@ -15,7 +15,7 @@ from jaxdistill.models import Model
 from jaxdistill.models.parameters import digest, flatten, unflatten
 from jaxdistill.objectives.terms import LOSSES, count_everything
 from jaxdistill.training import schedules, state
-from jaxdistill.training.step import make_losses
+from jaxdistill.training.step import Given, make_losses
 from tests.conftest import (
     STUDENT,
     TEACHER,
@@ -223,7 +223,7 @@ def test_reported_layer_losses_are_those_of_the_full_forward(kind, teacher_param
     )
     layer_map = stage.terms[0].layer_map or range(model.config.num_layers)
     for layer, teacher_layer in enumerate(layer_map):
-        sums, counts = losses(params, {"teacher": teacher_params}, batch, np.int32(layer))
+        sums, counts = losses(params, Given({"teacher": teacher_params}, 0), batch, np.int32(layer))
         total = sum(term.weight * sums[term.name] / counts[term.name] for term in stage.terms)
         np.testing.assert_allclose(
             total, layer_loss(stage, ours, theirs, batch, layer, teacher_layer), rtol=1e-5
