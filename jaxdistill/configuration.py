@@ -247,9 +247,8 @@ def check_fields(config: ConfigDict) -> None:
     defaults.check_schema(config, "config")
     stages, networks = {}, {}
     for name, section in config.get("networks", {}).items():
-        like = isinstance(section, ConfigDict) and section.get("like")
-        fields = _fields_of(defaults.network("" if like else "bert_base", like=like or ""))
-        networks[name] = fields
+        like = isinstance(section, ConfigDict) and bool(section.get("like"))
+        networks[name] = _fields_of_network(like)
     for name, section in config.stages.items():
         where = f"config.stages.{name}"
         kind = section.get("kind") if isinstance(section, ConfigDict) else None
@@ -261,13 +260,24 @@ def check_fields(config: ConfigDict) -> None:
         stages[name] = _fields_of_stage(kind_named(kind, f"{where}.kind="))
         for field in section:
             check_setting(kind, field, where)
-    fields = _fields_of(defaults.recipe(""))
-    _check_section(config, {**fields, "stages": stages, "networks": networks}, "config")
+    _check_section(
+        config, {**_fields_of_recipe(), "stages": stages, "networks": networks}, "config"
+    )
 
 
 def moved(field: str) -> str:
     """A line about a field of an earlier form."""
     return f"{field} has another place now: {field.replace('config.', 'config.networks.', 1)}"
+
+
+@functools.cache
+def _fields_of_recipe() -> dict[str, Any]:
+    return _fields_of(defaults.recipe(""))
+
+
+@functools.cache
+def _fields_of_network(like: bool) -> dict[str, Any]:
+    return _fields_of(defaults.network(like="other") if like else defaults.network())
 
 
 @functools.cache

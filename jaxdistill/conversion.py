@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from jaxdistill import inputs, interop, report, run
 from jaxdistill.configuration import load_config
 from jaxdistill.data.tokenizers import describe, load_tokenizer, mended_settings
+from jaxdistill.defaults import check_schema
 from jaxdistill.errors import BadInput
 from jaxdistill.interop import tf1
 from jaxdistill.interop.hf_torch import read_json
@@ -236,6 +237,10 @@ def _from_run(path: epath.Path, stage: epath.Path, network: str) -> Source:
 
 
 def _recipe(path: epath.Path) -> ConfigDict:
+    values = read_json(path / "config.json")
+    if values.get("code"):  # which is not run here: networks and text are read without it
+        check_schema(values, f"the run in workdir {os.fspath(path)!r}")
+        return ConfigDict(values)
     return load_config(path / "config.json")
 
 

@@ -325,8 +325,9 @@ class Run:
 
     def _lineage(self, stage: Stage) -> list[dict[str, Any]]:
         """What a stage's result depends on beside the recipe's fixed fields: its settings and those
-        of the stages of its network before it."""
+        of the stages of its network before it, and how that began."""
         own = [s for s in self.recipe.stages if s.network == stage.network]
+        begin = self.recipe.begins[stage.network]
         chosen = {
             "checkpoint_every_steps": self.config.checkpoint.every_steps,
             "heldout_rows": rows_to_choose_by(self.config),
@@ -334,6 +335,7 @@ class Run:
         return [
             {
                 "stage": s.name,
+                "begins": [begin.how, begin.of],
                 **json.loads(json.dumps(self.config.stages[s.name].to_dict())),
                 **(chosen if s.best else {}),
             }

@@ -223,7 +223,8 @@ def check_heads(config: ModelConfig) -> None:
     for name in config.heads:
         if name not in HEADS:
             raise BadInput(
-                f"model heads={config.heads!r}: {name!r} is unknown; {nearest(name, HEADS)}"
+                f"model heads={config.heads!r}: {name!r} is unknown; {nearest(name, HEADS)} (one of your "
+                "own is known once jaxdistill.load_config has read its file)"
             )
 
 

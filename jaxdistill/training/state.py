@@ -123,6 +123,7 @@ def check_moves(stage: Stage, params: Params, started: set[str], norm: str) -> N
         raise BadInput(
             f"stage {stage.name!r} freezes {lost[0]!r}"
             + (f" and {len(lost) - 1} more" if lost[1:] else "")
-            + ", which nothing has set: it was not copied from the teacher, whose shapes or heads differ; "
-            f"give the student the teacher's embeddings, or let it move with config.stages.{stage.name}.moves"
+            + f", which nothing has set; let {stage.network!r} begin with a copy "
+            f"(config.networks.{stage.network}.start='copy', which takes what has the other network's "
+            f"shapes and heads), or let it move with config.stages.{stage.name}.moves"
         )

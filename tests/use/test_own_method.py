@@ -10,6 +10,8 @@ import jaxdistill
 from jaxdistill import cli, registry
 from jaxdistill.configuration import load_config
 from jaxdistill.errors import BadInput
+from jaxdistill.methods.kinds import KINDS
+from jaxdistill.models.heads import HEADS
 from jaxdistill.objectives.terms import LOSSES
 from tests.conftest import write_text
 
@@ -42,6 +44,13 @@ def test_it_trains_resumes_and_is_exported_from_one_file(recipe, tmp_path, capsy
     assert model.config.heads == ("mlm", "bag") and "bag" in params
     capsys.readouterr()
     assert cli.main(call) == 0  # again: nothing to do
+    # Its workdir is read without its code: by networks, not by kinds.
+    del KINDS["bags"], LOSSES["bag_of_words"]
+    found = jaxdistill.evaluate(str(workdir), str(text), cache=tmp_path / "cache")
+    assert found["mlm_loss"] > 0
+    del HEADS["bag"]
+    with pytest.raises(BadInput, match="'bag' is unknown.*once jaxdistill.load_config has read"):
+        jaxdistill.evaluate(str(workdir), str(text), cache=tmp_path / "cache")
 
 
 def test_its_settings_are_checked_like_any_others(recipe, tmp_path, capsys):
