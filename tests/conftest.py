@@ -184,6 +184,13 @@ def run_forward(cast, ours, teacher_params, batch, scales, at=None):
     return cast.stage.forward(make_scene(cast, Split(*ours), others, batch, scales, at))
 
 
+def rarely(values, *rare):
+    """`values` for `parametrize`, of which those in `rare` are for slow runs: the others go the same
+    way."""
+    assert set(rare) <= set(values), set(rare) - set(values)
+    return [pytest.param(v, marks=pytest.mark.slow) if v in rare else v for v in values]
+
+
 def make_stage(kind, num_layers=SMALL["num_layers"], network="student", **changes):
     """The stage that a recipe's section would make."""
     section = defaults.stage(kind, network, **{"steps": 9, "batch_size": 8, **changes})

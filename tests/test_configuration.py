@@ -7,6 +7,7 @@ from jaxdistill import configuration, resolve
 from jaxdistill.configuration import load_config
 from jaxdistill.errors import BadInput
 from jaxdistill.training import sharding
+from tests.conftest import rarely
 
 RECIPES = sorted(configuration.shipped_recipes())
 
@@ -95,7 +96,9 @@ def test_every_recipe_traces_in_smoke_size(name):
         assert metrics["loss"].shape == () and state.step.shape == ()
 
 
-@pytest.mark.parametrize("variant", ["mobilebert", "mobilebert:strict"])
+@pytest.mark.parametrize(
+    "variant", rarely(["mobilebert", "mobilebert:strict"], "mobilebert:strict")
+)
 def test_the_published_recipe_traces_at_full_size(variant):
     """IB-BERT_LARGE, MobileBERT, batch 2048, length 512, over 8 devices: shapes only, nothing is
     allocated."""
@@ -134,4 +137,4 @@ def test_the_published_recipe_for_one_chip():
         assert chip.stages[name].learning_rate ** 2 / chip.stages[name].batch_size == pytest.approx(
             published.stages[name].learning_rate ** 2 / published.stages[name].batch_size
         )
-    assert chip.stages.transfer.steps % chip.student.model.num_layers == 0
+    assert chip.stages.transfer.steps % chip.networks.student.model.num_layers == 0

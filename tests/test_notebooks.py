@@ -103,11 +103,12 @@ def folder(tmp_path_factory):
     return folder
 
 
-# The third runs the same calls on another recipe, in two processes, and takes a minute.
+# The others: what the README's test runs too, and the same calls on another recipe, in two
+# processes.
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow) if name == "mobilebert_tpu" else name
+        name if name == "quickstart" else pytest.param(name, marks=pytest.mark.slow)
         for name in NAMES
     ],
 )

@@ -20,7 +20,7 @@ from jaxdistill.models.parameters import digest
 from jaxdistill.resolve import resolve
 from jaxdistill.training import sharding
 from jaxdistill.workdir import Workdir
-from tests.conftest import STUDENT, TEACHER, make_stage, pretraining_batch, tiny_config, write_text
+from tests.conftest import cast_of, given, make_stage, pretraining_batch, tiny_config, write_text
 
 TIMES = ("seconds", "sequences_per_second", "tokens_per_second")
 
@@ -400,7 +400,10 @@ def test_done_is_written_after_everything_else(finished, source, tmp_path, monke
     [
         (lambda c: c.stages.transfer.update(mean=10.0), "stages.transfer.mean=5000.0, now 10.0"),
         (lambda c: c.update(seed=1), "seed=0, now 1"),
-        (lambda c: c.student.model.update(num_ffn=3), "networks.student.model.num_ffn=2, now 3"),
+        (
+            lambda c: c.networks.student.model.update(num_ffn=3),
+            "networks.student.model.num_ffn=2, now 3",
+        ),
         (lambda c: c.data.update(mask_rate=0.2), "data.mask_rate=0.15, now 0.2"),
     ],
 )
@@ -507,9 +510,8 @@ def test_rows_that_only_fill_a_batch_do_not_count_in_layer_losses(
 
     def losses(batch):
         monkeypatch.setattr(inputs, "heldout", lambda *_, **__: [batch])
-        evaluate = run.Run._evaluator(
-            fake, make_stage("progressive"), STUDENT, TEACHER, teacher_params
-        )
+        cast = cast_of(make_stage("progressive"))
+        evaluate = run.Run._evaluator(fake, cast, given(cast, teacher_params))
         return evaluate(1, student_params)
 
     assert losses(filled) == pytest.approx(

@@ -107,6 +107,8 @@ RARE = {
             "joint, tf1",
             "with dropout",
             "intermediate, backwards",
+            "only one layer, dropout",
+            "pretrain",
         )
     )
 }
@@ -347,7 +349,12 @@ def test_which_stages_walk_both_stacks(name, layer_map, expected):
 
 
 @pytest.mark.parametrize(
-    "name, fused_on", [("distill", True), ("distill", False), ("auxiliary", True)]
+    "name, fused_on",
+    [
+        ("distill", True),
+        pytest.param("distill", False, marks=pytest.mark.slow),
+        ("auxiliary", True),
+    ],
 )
 def test_every_term_reads_the_network_that_it_names(name, fused_on):
     """Two teachers at half the weight each give the mean of what each gives alone."""
@@ -411,7 +418,7 @@ def temporaries(name, fused_on, **sizes):
     "name, part, sizes",
     [
         ("joint", 0.25, dict(num_layers=16, vocab_size=100)),
-        ("distill", 0.7, dict(num_layers=2, vocab_size=20_000)),
+        pytest.param("distill", 0.7, dict(num_layers=2, vocab_size=20_000), marks=pytest.mark.slow),
     ],
 )
 def test_fused_needs_a_fraction_of_the_memory(name, part, sizes, monkeypatch):

@@ -18,11 +18,12 @@ from tests.conftest import (
     make_stage,
     pretraining_batch,
     random_params,
+    rarely,
     tiny_config,
     write_text,
 )
 
-MAPS = [(0, 1, 2), (2, 0, 1), (-1, 2, 0), (1, -1, -1)]
+MAPS = [(2, 0, 1), (-1, 2, 0)]
 
 
 def one_step(stage, maps, teacher_params, seed=3):
@@ -39,7 +40,7 @@ def one_step(stage, maps, teacher_params, seed=3):
     return jax.device_get(now.params), raw, step
 
 
-@pytest.mark.parametrize("kind", ["joint", "auxiliary"])
+@pytest.mark.parametrize("kind", rarely(["joint", "auxiliary"], "auxiliary"))
 def test_a_traced_map_gives_the_numbers_of_the_static_one_from_one_program(kind, teacher_params):
     seen = set()
     for layer_map in MAPS:
@@ -59,7 +60,7 @@ def test_a_traced_map_gives_the_numbers_of_the_static_one_from_one_program(kind,
     assert len(seen) == 1 and step._cache_size() == 1
 
 
-@pytest.mark.parametrize("freezing", ["soft", "strict"])
+@pytest.mark.parametrize("freezing", rarely(["soft", "strict"], "soft"))
 def test_a_progressive_stage_follows_its_map(freezing, teacher_params):
     stage = make_stage("progressive", freezing=freezing, layer_map=(2, 0, 1), steps=9)
     traced, maps = trace_maps(stage, 3)

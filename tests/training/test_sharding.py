@@ -43,7 +43,6 @@ FAST = {
     ("relations", "tensor"),
     ("soft", "mixed"),
     ("distill", "fsdp"),
-    ("auxiliary", "tensor"),
     ("packed", "mixed"),
     ("intermediate", "mixed"),
 }

@@ -85,7 +85,12 @@ def test_another_layer_begins_anew():
 
 
 @pytest.mark.parametrize(
-    "kind, skip_above", [("pretrain", 6.0), ("progressive", 6.0), ("pretrain", 0.0)]
+    "kind, skip_above",
+    [
+        ("progressive", 6.0),
+        pytest.param("pretrain", 6.0, marks=pytest.mark.slow),
+        ("pretrain", 0.0),
+    ],
 )
 def test_a_spike_is_skipped_like_what_is_not_finite(monkeypatch, kind, skip_above):
     """Parameters and moments stay to the bit, the counters count; without the option nothing is

@@ -158,7 +158,9 @@ def train_by_hand(stage, model, teacher_params, steps):
 @pytest.mark.parametrize(
     "kind",
     [
-        pytest.param(kind, marks=pytest.mark.slow if kind.startswith("soft, ") else ())
+        pytest.param(
+            kind, marks=() if kind in ("soft", "strict, fewer layers, tf1") else pytest.mark.slow
+        )
         for kind in PROGRESSIVE
     ],
 )
@@ -232,7 +234,12 @@ def test_reported_layer_losses_are_those_of_the_full_forward(kind, teacher_param
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, dict(layer_map=(2, 0)), dict(tf1_statistics=True)], ids=["", "map", "tf1"]
+    "changes",
+    [
+        pytest.param({}, id="", marks=pytest.mark.slow),
+        pytest.param(dict(layer_map=(2, 0)), id="map"),
+        pytest.param(dict(tf1_statistics=True), id="tf1"),
+    ],
 )
 def test_joint_is_the_sum_over_layers(changes, teacher_params):
     """One loss over all layers; the teacher stops at the last one that is read."""
@@ -332,6 +339,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(kind, value, teache
     assert bits(after.params) != bits(held.params) and step.programs() == programs
 
 
+@pytest.mark.slow
 def test_residual_streams_in_bfloat16_train_as_in_float32(teacher_params):
     stage, model = setting("joint", learning_rate=0.002, decay="constant", steps=12)
     batch, losses = pretraining_batch(3), {}

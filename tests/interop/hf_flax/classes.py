@@ -16,6 +16,7 @@ from transformers.models.mobilebert.configuration_mobilebert import MobileBertCo
 from jaxdistill.interop import hf_flax
 from jaxdistill.interop.hf_flax import models
 from jaxdistill.interop.hf_flax.module import KINDS
+from tests.conftest import rarely
 from tests.interop import oracle
 
 LENGTH = oracle.LENGTH
@@ -24,14 +25,8 @@ IB = tuple(f"FlaxIBBert{kind}" for kind in KINDS)
 EVERY = MOBILE + IB
 # One code serves both families: of the teacher's classes two stand for all but in slow runs.
 MOST = (
-    *MOBILE,
-    "FlaxIBBertModel",
-    "FlaxIBBertForPreTraining",
-    *(
-        pytest.param(name, marks=pytest.mark.slow)
-        for name in IB
-        if not name.endswith(("Model", "ForPreTraining"))
-    ),
+    *rarely(MOBILE, "FlaxMobileBertForMaskedLM", "FlaxMobileBertForNextSentencePrediction"),
+    *rarely(IB, *(name for name in IB if not name.endswith(("Model", "ForPreTraining")))),
 )
 
 
