@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxdistill.errors import BadInput
-from jaxdistill.models import Model, ModelConfig
+from jaxdistill.models import Model, ModelConfig, heads
 from tests.models.test_embeddings import random_params
 
 BASE = ModelConfig(
@@ -203,3 +203,25 @@ def test_only_the_heads_asked_for_run_and_unknown_ones_are_refused():
     assert set(model.run_heads(params, jnp.asarray(HIDDEN), BATCH, ())) == {"pooler_output"}
     with pytest.raises(BadInput, match="did you mean 'mlm'"):
         model.run_heads(params, jnp.asarray(HIDDEN), BATCH, ("mln",))
+
+
+def test_a_head_of_ones_own_changes_no_other_and_is_drawn_by_its_name(tables):
+    row = heads.Head(
+        lambda c: heads.Dense(c, 5), "pooled", ("scores",), lambda c, *_: 5 * c.hidden_size
+    )
+    for name in ("first", "second"):
+        heads.register(name, row)
+
+    def start(*names):
+        return Model(BASE.replace(heads=names)).init(jax.random.key(0))
+
+    alone, both = start("mlm"), start("mlm", "second", "first")
+    jax.tree.map(np.testing.assert_array_equal, alone, {name: both[name] for name in alone})
+    kernels = [both[name]["dense"]["kernel"] for name in ("first", "second")]
+    assert not np.allclose(*kernels)
+    np.testing.assert_array_equal(start("second")["second"]["dense"]["kernel"], kernels[1])
+    config = BASE.replace(heads=("first",))
+    _, outputs = run(config)
+    assert outputs["scores"].shape == (2, 5)
+    with pytest.raises(BadInput, match="head 'mlm' is there already"):
+        heads.register("mlm", row)
