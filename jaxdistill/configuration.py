@@ -246,7 +246,8 @@ def check_fields(config: ConfigDict) -> None:
             raise BadInput(moved(f"config.{name}"))
     defaults.check_schema(config, "config")
     stages, networks = {}, {}
-    for name, section in config.get("networks", {}).items():
+    held = config.get("networks")
+    for name, section in held.items() if isinstance(held, ConfigDict) else ():
         like = isinstance(section, ConfigDict) and bool(section.get("like"))
         networks[name] = _fields_of_network(like)
     for name, section in config.stages.items():

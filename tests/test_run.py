@@ -233,6 +233,7 @@ def packed_config(source):
     return config
 
 
+@SLOW
 def test_a_packed_run_resumes_to_the_bit_and_has_fewer_rows_an_epoch(
     finished, source, tmp_path, monkeypatch
 ):

@@ -73,6 +73,7 @@ def test_a_progressive_stage_follows_its_map(freezing, teacher_params):
         np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_a_recipe_with_traced_maps_trains_as_without(tmp_path):
     config = tiny_config(write_text(tmp_path / "text.txt"))
     config.stages.joint = defaults.stage(

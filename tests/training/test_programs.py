@@ -35,6 +35,7 @@ def traces(monkeypatch):
     programs.compile_step.cache_clear()
 
 
+@pytest.mark.slow  # the next test sees one trace for start-up and steps
 def test_a_step_is_traced_once_for_start_up_all_steps_and_all_seeds(text_source, tmp_path, traces):
     """By `seeds`, as users run it: tracing takes as long as compiling."""
     config = tiny_config(text_source)

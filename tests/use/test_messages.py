@@ -204,6 +204,21 @@ RECIPE = "from jaxdistill import defaults\ndef get_config(variant=''):\n    conf
             ["stages"],
         ),
         (RECIPE + "    del config.data\n    return config\n", ["lacks data"]),
+        (RECIPE + "    del config.networks\n    return config\n", ["lacks networks"]),
+        (RECIPE + "    config.networks.a = 3\n    return config\n", ["config.networks.a=3"]),
+        (
+            RECIPE + "    config.teacher = defaults.network('bert_base')\n    return config\n",
+            ["another place now: config.networks.teacher"],
+        ),
+        (RECIPE + "    defaults.network('bert_base', like='x')\n", ["line 4", "not both"]),
+        (
+            RECIPE + "    defaults.network(like='x', num_layers=2)\n",
+            ["line 4", "num_layers would do nothing"],
+        ),
+        (
+            RECIPE + "    defaults.stage('distill', 'student', start='copy')\n",
+            ["line 4", "config.networks.NAME.start"],
+        ),
         (RECIPE + "    return config\n", ["config.order is empty"]),
     ],
 )
