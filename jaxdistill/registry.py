@@ -13,8 +13,8 @@ from typing import TypeVar
 from jaxdistill.errors import BadInput
 
 Row = TypeVar("Row")
-OURS, SESSION = "jaxdistill", "this session"
-_reading = [SESSION]  # the file whose code runs now
+OURS, NO_FILE = "jaxdistill", "code outside a recipe"
+_reading = [NO_FILE]  # the file whose code runs now
 _added: set[str] = set()  # files that have added rows
 
 

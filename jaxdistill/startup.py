@@ -199,8 +199,8 @@ def kept_taps(recipe: Recipe, stage: Stage, length: int) -> str:
         for tap in wanted
     )
     return (
-        f"stage {stage.name!r} keeps every layer's taps, {numbers / 2**20:,.2g} MiB a row: a layer map that goes back, two "
-        "maps, or tf1_statistics cannot be walked in lock-step"
+        f"stage {stage.name!r} keeps every layer's taps, {numbers / 2**20:,.2g} MiB a row: a layer map that goes back or is "
+        "traced, two maps, or tf1_statistics cannot be walked in lock-step"
     )
 
 

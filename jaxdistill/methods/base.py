@@ -8,6 +8,7 @@ compiled step."""
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal, get_args
 
 from jaxdistill.errors import BadInput, nearest
 from jaxdistill.forward.progressive import progressive as one_layer
@@ -17,8 +18,9 @@ from jaxdistill.models import Model
 from jaxdistill.objectives.terms import Term, heads_of, taps_of, teacher_depth
 
 DEPTHS = ("full", "progressive_soft", "progressive_strict")
-OPTIMIZERS = ("adamw", "lamb")
-DECAYS = ("constant", "linear")
+OptimizerName = Literal["adamw", "lamb"]
+DecayName = Literal["constant", "linear"]
+OPTIMIZERS, DECAYS = get_args(OptimizerName), get_args(DecayName)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, TypeGuard
 
 from jaxdistill.errors import BadInput, nearest, shortened
+from jaxdistill.methods.base import DecayName, OptimizerName
 
 LARGEST_COUNT = 2**31 - 1  # a step counts in int32
 _LARGEST_FLOAT = 3e38  # of float32, in which a step computes
@@ -92,10 +93,10 @@ class Common:
     epochs: float = 0.0
     batch_size: Count = 32
     accumulation: Count = 1
-    optimizer: Literal["adamw", "lamb"] = "lamb"
+    optimizer: OptimizerName = "lamb"
     learning_rate: Weight = 1.5e-3
     warmup_steps: CountOrZero = 0
-    decay: Literal["constant", "linear"] = "linear"
+    decay: DecayName = "linear"
     end_ratio: Weight = 1e-4
     weight_decay: Weight = 0.01
     clip_norm: Weight = 1.0

@@ -4,6 +4,7 @@ import json
 import pathlib
 import re
 
+import jax
 import pytest
 
 import jaxdistill
@@ -13,6 +14,7 @@ from jaxdistill.errors import BadInput
 from jaxdistill.methods.kinds import KINDS
 from jaxdistill.models.heads import HEADS
 from jaxdistill.objectives.terms import LOSSES
+from jaxdistill.planning import child
 from tests.conftest import write_text
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs" / "methods.md"
@@ -73,6 +75,16 @@ def test_a_stored_recipe_runs_no_file_by_itself(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "_added", set())
     with pytest.raises(BadInput, match=f"name its file by --config={recipe}"):
         load_config(stored)
+
+
+def test_the_process_that_plans_runs_its_code_too(recipe, monkeypatch, capsys):
+    config = load_config(f"{recipe}:smoke").to_dict()
+    for table, name in ((KINDS, "bags"), (LOSSES, "bag_of_words"), (HEADS, "bag")):
+        del table[name]  # another process has not read the file
+    monkeypatch.setattr(child, "devices_of", lambda _: jax.devices()[:4])
+    monkeypatch.setattr(child, "plan_stage", lambda config, recipe, stage, *_: {"is": stage.name})
+    child.main({"topology": "v5e:2x2", "config": config, "stages": [], "fit": False})
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["is"] == "bags"
 
 
 def test_a_name_means_one_thing(recipe, tmp_path):
