@@ -33,6 +33,7 @@ from jax.interpreters import partial_eval
 from jax.sharding import Mesh
 
 from jaxdistill import defaults
+from jaxdistill.data.text import pretraining_row
 from jaxdistill.forward.heads import head_terms
 from jaxdistill.forward.scene import At, rows_on_a_device
 from jaxdistill.methods.base import Cast, Stage
@@ -41,7 +42,7 @@ from jaxdistill.models import Model, preset
 from jaxdistill.models.encoder import in_compute_dtype
 from jaxdistill.models.parameters import flatten
 from jaxdistill.objectives.fused import Asked, layer_sums, relation_terms, weighted
-from jaxdistill.resolve import abstract_batch
+from jaxdistill.recipe import abstract_batch
 from jaxdistill.training import sharding, state
 from jaxdistill.training.step import Split, count_terms, make_scene
 
@@ -147,7 +148,7 @@ Program = tuple[Callable[..., Any], tuple[Any, ...], float]
 
 def whole(stage: Stage, student: Model, teacher: Model, rows: int, length: int) -> Program:
     """The gradient of everything that moves; (function, abstract arguments, operations needed)."""
-    batch = abstract_batch(rows, length, max(1, round(0.15 * length)))
+    batch = abstract_batch(pretraining_row(length, max(1, round(0.15 * length))), rows)
     params = jax.eval_shape(student.init, jax.random.key(0))
     given = jax.eval_shape(
         lambda key: in_compute_dtype(teacher.config, teacher.init(key)), jax.random.key(0)
@@ -192,7 +193,7 @@ def whole(stage: Stage, student: Model, teacher: Model, rows: int, length: int) 
 
 def words(stage: Stage, student: Model, teacher: Model, rows: int, length: int) -> Program:
     """The head alone: gradients of the last hidden state and of the head's parameters."""
-    batch = abstract_batch(rows, length, max(1, round(0.15 * length)))
+    batch = abstract_batch(pretraining_row(length, max(1, round(0.15 * length))), rows)
     params = jax.eval_shape(student.init, jax.random.key(0))
     given = jax.eval_shape(
         lambda key: in_compute_dtype(teacher.config, teacher.init(key)), jax.random.key(0)
@@ -228,7 +229,7 @@ def words(stage: Stage, student: Model, teacher: Model, rows: int, length: int) 
 
 def relations(stage: Stage, student: Model, teacher: Model, rows: int, length: int) -> Program:
     """The relations of one layer alone: gradients of the student's queries, keys and values."""
-    batch = abstract_batch(rows, length, 1)
+    batch = abstract_batch(pretraining_row(length, 1), rows)
     terms = {term.name: term for term in stage.terms}
     a_device = rows_on_a_device(student, batch)
     taps = [

@@ -34,7 +34,8 @@ from jaxdistill.models import Model, Params
 from jaxdistill.models.encoder import in_compute_dtype
 from jaxdistill.models.sizes import parameter_shapes
 from jaxdistill.planning.compiled import Program
-from jaxdistill.resolve import MANY, Recipe, predictions_a_row, resolve
+from jaxdistill.recipe import Recipe
+from jaxdistill.resolve import resolve
 from jaxdistill.startup import choose_stages
 from jaxdistill.students.copying import random_start
 from jaxdistill.training import programs, sharding
@@ -66,7 +67,7 @@ def random_batch(config: ConfigDict, batch_size: int, vocab_size: int) -> dict[s
         np.repeat(np.arange(batch_size), 2),
         num_rows=batch_size,
         pad=0,
-        predictions=predictions_a_row(config.data),
+        predictions=inputs.feed_of_text(config).predictions,
         max_segments=packing.segments_a_row(length),
     )
 
@@ -172,7 +173,7 @@ def measure(
         if len(seconds) == 1:
             first_step_at = time.time()
     median = statistics.median(seconds[1:])
-    flops = step_flops(cast, config.data.sequence_length, predictions_a_row(config.data))
+    flops = step_flops(cast, config.data.sequence_length, inputs.feed_of_text(config).predictions)
     stats = mesh.devices.flat[0].memory_stats() or {}
     best = best_seconds(compiled.as_text() or "", sum(flops.values()), mesh)
     found = (
@@ -220,7 +221,8 @@ def main() -> None:
         arguments.config, [text.removeprefix("--config.") for text in overrides]
     )
     mesh = sharding.make_mesh(**config.mesh)
-    recipe = resolve(config, vocab_size=config.data.vocab_size, num_records=MANY, mesh=mesh)
+    feeds = inputs.outline(config)
+    recipe = resolve(config, vocab_size=config.data.vocab_size, feeds=feeds, mesh=mesh)
     chosen = choose_stages(recipe, arguments.stages.split(",") if arguments.stages else None)
     lines = []
     print(f"{inputs.hardware()}; {dict(mesh.shape)}; jax {jax.__version__}")

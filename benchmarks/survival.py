@@ -332,7 +332,7 @@ def train_slowly(source: str, workdir: str, length: float) -> None:
     import jax
     import jax.numpy as jnp
 
-    from jaxdistill import cli, inputs
+    from jaxdistill import cli, run
     from jaxdistill.training import programs
 
     def work(times: Any, start: Any) -> Any:
@@ -349,7 +349,7 @@ def train_slowly(source: str, workdir: str, length: float) -> None:
 
     seconds(10)
     times = round(length / min(seconds(100) / 100 for _ in range(5)))
-    real_step, real_batches = programs.make_step, inputs.batches
+    real_step, real_batches = programs.make_step, run.Run.batches
 
     def make_step(*arguments: Any) -> Any:
         step = real_step(*arguments)
@@ -366,7 +366,7 @@ def train_slowly(source: str, workdir: str, length: float) -> None:
                 Path(workdir + ".begun").touch()
             yield batch
 
-    programs.make_step, inputs.batches = make_step, batches  # type: ignore[assignment]
+    programs.make_step, run.Run.batches = make_step, batches  # type: ignore[assignment]
     with (
         open(workdir + ".log", "a") as log,
         contextlib.redirect_stdout(log),

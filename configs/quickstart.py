@@ -8,13 +8,15 @@ vocabulary of 4,096 word pieces, rows of 64 tokens. The teacher gets most of the
 few steps: a teacher that has hardly learnt has nothing to teach, and a student with many steps
 needs no teacher."""
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from jaxdistill import defaults
 
 # Narrow models want wider initial weights than BERT's 0.02: about 1 / sqrt(width). No dropout: one
 # or two epochs.
-SHAPE = dict(
+SHAPE: dict[str, Any] = dict(
     num_layers=4,
     hidden_size=128,
     embedding_size=64,

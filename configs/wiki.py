@@ -16,12 +16,14 @@ the method:
     random_start    masked words and NSP alone, from random weights
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from jaxdistill import defaults
 
 # Narrow models want wider initial weights than BERT's 0.02: about 1 / sqrt(width).
-SHAPE = dict(
+SHAPE: dict[str, Any] = dict(
     num_layers=6,
     hidden_size=128,
     embedding_size=64,

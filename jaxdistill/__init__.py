@@ -15,7 +15,7 @@ _WHERE = {
     "load_config": "jaxdistill.configuration",
     "prepare": "jaxdistill.commands",
     "evaluate": "jaxdistill.commands",
-    "finetune": "jaxdistill.finetuning",
+    "finetune": "jaxdistill.commands",
     "seeds": "jaxdistill.commands",
     "export": "jaxdistill.commands",
     "convert": "jaxdistill.conversion",
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     from jaxdistill.commands import describe as describe
     from jaxdistill.commands import evaluate as evaluate
     from jaxdistill.commands import export as export
+    from jaxdistill.commands import finetune as finetune
     from jaxdistill.commands import prepare as prepare
     from jaxdistill.commands import seeds as seeds
     from jaxdistill.configuration import load_config as load_config
     from jaxdistill.conversion import convert as convert
     from jaxdistill.conversion import convert_tf1 as convert_tf1
-    from jaxdistill.finetuning import finetune as finetune
     from jaxdistill.interop import from_pretrained as from_pretrained
     from jaxdistill.interop import save_pretrained as save_pretrained
     from jaxdistill.interop.hf_flax import register_with_transformers as register_with_transformers

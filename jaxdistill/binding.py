@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from jaxdistill.data.files import digest_of, write_whole
+from jaxdistill.data.text import NAME as TEXT
 from jaxdistill.data.tokenizers import load_tokenizer, save_tokenizer, tokenizer_digest
-from jaxdistill.errors import BadInput
+from jaxdistill.errors import BadInput, listed
 from jaxdistill.models import Model, ModelConfig, Params
 from jaxdistill.models.parameters import digest
 from jaxdistill.workdir import INPUTS as FILE
@@ -37,21 +38,42 @@ class Text:
 
 
 @dataclasses.dataclass(frozen=True)
+class Task:
+    """One labelled task: its tables as the recipe named them, by part; the digests of their contents,
+    by part; its labels."""
+
+    tables: Mapping[str, str]
+    digests: Mapping[str, str]
+    labels: Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True)
 class Inputs:
-    """Digests of all that a run reads. `models`: by name, of those given by folder.
-    `documentation`: of the default corpus, its own digest and the versions of the packages that it
-    is from; empty for other text."""
+    """Digests of all that a run reads. `text`: empty if no stage reads text. `models`: by name, of
+    those given by folder. `documentation`: of the default corpus, its own digest and the versions of
+    the packages that it is from; empty for other text. `tasks`: by the names of their feeds."""
 
     tokenizer: str
     text: Mapping[str, Text]
     models: Mapping[str, str] = dataclasses.field(default_factory=dict)
     documentation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tasks: Mapping[str, Task] = dataclasses.field(default_factory=dict)
+
+    def digest(self, feed: str) -> str:
+        """Of what a stage reads: its page holds it. Given models have digests of their own there."""
+        digests = (
+            {part: text.digest for part, text in self.text.items()}
+            if feed not in self.tasks
+            else self.tasks[feed].digests
+        )
+        return digest_of([self.tokenizer, dict(digests)])
 
     @property
-    def digest(self) -> str:
-        """Of what every stage reads: pages of stages hold it. Given models have digests of their
-        own there."""
-        return digest_of([self.tokenizer, {part: text.digest for part, text in self.text.items()}])
+    def whole(self) -> str:
+        """Of what all stages read."""
+        tasks = {name: dict(task.digests) for name, task in sorted(self.tasks.items())}
+        text = self.digest(TEXT)
+        return digest_of([text, tasks]) if tasks else text
 
 
 def read(workdir: epath.Path) -> Inputs | None:
@@ -62,17 +84,27 @@ def read(workdir: epath.Path) -> Inputs | None:
         return None
     page = read_page(file, "put back a copy of it")
     try:
-        text = {part: Text(**page["text"][part]) for part in ("train", "heldout")}
-        held = Inputs(page["tokenizer"], text, dict(page["models"]), dict(page["documentation"]))
+        text = {part: Text(**page["text"][part]) for part in page["text"]}
+        tasks = {name: Task(**dict(task)) for name, task in dict(page.get("tasks", {})).items()}
+        if text.keys() not in (set(), {"train", "heldout"}):
+            raise KeyError("train, heldout")
+        held = Inputs(
+            page["tokenizer"], text, dict(page["models"]), dict(page["documentation"]), tasks
+        )
         words = [
             held.tokenizer,
             *held.models.values(),
             *(word for part in text.values() for word in dataclasses.astuple(part)),
+            *(
+                word
+                for task in tasks.values()
+                for word in (*task.tables.values(), *task.digests.values(), *task.labels)
+            ),
         ]
         if not all(isinstance(word, str) for word in words):
             raise TypeError("a digest or a source is no text")
         return held
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BadInput(
             f"{file} is damaged ({type(error).__name__}: {error}); put back a copy of it, or give another "
             "workdir"
@@ -138,4 +170,29 @@ def check_models(held: Inputs | None, now: Mapping[str, str], places: Mapping[st
                 f"config.networks.{name}.init={places.get(name)!r} is not the {name} that this run began with (digest "
                 f"{shown[0]}, now {shown[1]}): its weights or its config.json have changed; bring it back, or "
                 "use another workdir"
+            )
+
+
+def check_tasks(held: Inputs | None, now: Mapping[str, Task]) -> None:
+    """Raises `BadInput` if the tables of a task hold something else than when the run began."""
+    for name, task in now.items() if held is not None else ():
+        assert held is not None
+        before = held.tasks.get(name)
+        if before is None:  # no stage read it
+            continue
+        if list(before.labels) != list(task.labels):
+            raise BadInput(
+                f"this workdir's run began with the labels {listed(before.labels)} of the task {name!r}, and "
+                f"{task.tables.get('train', name)!r} now has {listed(task.labels)}; use another workdir, or give back "
+                "the labels to resume"
+            )
+        changed = [
+            f"the {part} table {task.tables.get(part, name)!r}"
+            for part, digest in task.digests.items()
+            if before.digests.get(part) != digest
+        ]
+        if changed:
+            raise BadInput(
+                f"this workdir's run began with other contents of {' and '.join(changed)} of the task "
+                f"{name!r}; use another workdir, or give back what was there to resume"
             )

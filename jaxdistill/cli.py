@@ -391,11 +391,11 @@ def _evaluate(options: argparse.Namespace) -> str:
 
 
 def _finetune(options: argparse.Namespace) -> str:
-    from jaxdistill import finetuning
+    from jaxdistill import commands
 
     use_compilation_cache()
     settings = {name: getattr(options, name) for name in FINETUNE_SETTINGS}
-    results = finetuning.finetune(options.model, options.task_file, options.workdir, **settings)
+    results = commands.finetune(options.model, options.task_file, options.workdir, **settings)
     options.warnings += results["warnings"]
     return as_json(options, results)
 
@@ -538,7 +538,9 @@ COMMANDS = {
         workdir=_WORKDIR,
         out=dict(required=True, metavar="DIR", type=_folder),
         network=dict(
-            default="student", metavar="NAME", help="another network of the run, e.g. teacher"
+            default=None,
+            metavar="NAME",
+            help="another network of the run, e.g. teacher (default: student, if there is one)",
         ),
         json=_JSON,
     ),

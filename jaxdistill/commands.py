@@ -1,19 +1,22 @@
-"""The commands beside `train`, as functions: prepare, describe, export, evaluate, seeds. Called by
-cli and by users."""
+"""The commands beside `train`, as functions: prepare, describe, export, evaluate, finetune, seeds.
+Called by cli and by users."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 from etils import epath
 from ml_collections import ConfigDict
 
 from jaxdistill import binding, conversion, description, inputs, interop, report, run
+from jaxdistill.checks import check_seed, check_text_settings
 from jaxdistill.configuration import Overrides, as_config, as_folder, load_config, shipped_recipes
 from jaxdistill.data.beam_options import parse_options
 from jaxdistill.data.loader import heldout_batches
@@ -22,8 +25,10 @@ from jaxdistill.data.sources import check as check_source
 from jaxdistill.data.tokenizers import tokenizer_digest
 from jaxdistill.errors import BadInput, nearest, shortened
 from jaxdistill.evaluation import heldout
+from jaxdistill.evaluation.scores import SCORES
 from jaxdistill.models import PRESETS, Model, ModelConfig, preset
-from jaxdistill.resolve import MANY, TEACHER, check_seed, check_text_settings, model_config, resolve
+from jaxdistill.recipe import TEACHER
+from jaxdistill.resolve import model_config, resolve
 from jaxdistill.training import sharding
 from jaxdistill.workdir import Workdir, refuse_links
 
@@ -46,7 +51,10 @@ def prepare(
     check_text_settings(config)
     inputs.check_sources(config, workdir)
     folder = Workdir(workdir, config)
-    return inputs.load_corpus(config, folder.path, beam_options).describe(config)
+    read = inputs.read(config, folder.path, inputs.outline(config), beam_options)
+    if read.corpus is None:  # only tasks
+        return {"tokenizer_digest": tokenizer_digest(read.tokenizer)}
+    return read.corpus.describe(config)
 
 
 def describe(
@@ -145,10 +153,10 @@ def describe_text(
 
 
 def export(
-    workdir: epath.PathLike, out: epath.PathLike, network: str = "student"
+    workdir: epath.PathLike, out: epath.PathLike, network: str | None = None
 ) -> conversion.Line:
-    """Writes `network` of a run as a complete folder with a model card, verified; returns a line
-    that says what it is."""
+    """Writes `network` of a run (default as in `conversion.locate`) as a complete folder with a model
+    card, verified; returns a line that says what it is."""
     path = as_folder(workdir, "workdir")
     if not conversion.is_run(path):
         raise BadInput(
@@ -238,6 +246,98 @@ def evaluate(
     return heldout.evaluate(model, params, rows, mesh=sharding.make_mesh(1), **pair)
 
 
+def finetune(
+    model_dir: conversion.PathLike,
+    task_file: conversion.PathLike,
+    workdir: epath.PathLike,
+    *,
+    dev_file: conversion.PathLike | None = None,
+    text_column: str | int = 0,
+    label_column: str | int = 1,
+    pair_column: str | int | None = None,
+    epochs: float = 3.0,
+    batch_size: int = 32,
+    learning_rate: float = 1e-4,
+    sequence_length: int | None = None,
+    seed: int = 0,
+    network: str | None = None,
+) -> dict[str, Any]:
+    """Fine-tunes the model of `model_dir` on `task_file`: the recipe `finetune`, run in `workdir`.
+
+    Returns accuracies and where everything was written: `model/` (a folder with a classification
+    head) and the answers to the dev rows (label, prediction, text); `warnings` say what makes the
+    result doubtful. AdamW, linear decay, 10 % warm-up, clip 1.0 (as MobileBERT's code fine-tunes). A
+    classifier that the model has for the same labels goes on learning; else the head is new, and a
+    line on standard error says why. Called again on the same workdir it resumes, and reports what is
+    finished as it was. Files are known by content: they may be moved, but other texts, labels or
+    weights are refused.
+
+    Args:
+        model_dir: a folder, a Hub name, or the workdir of a run, of which `network` is taken (default as in
+            `conversion.locate`).
+        dev_file: default a part of the task file, kept apart.
+        sequence_length: default 128, or what the model can take.
+
+    Raises:
+        BadInput: a file, column or setting cannot be used, or the workdir was begun with others.
+        TrainingStopped: updates were skipped because they were not finite.
+    """
+    columns = {"text_column": text_column, "label_column": label_column, "pair_column": pair_column}
+    for name, column in columns.items():
+        if not isinstance(column, str | int) and (name, column) != ("pair_column", None):
+            raise BadInput(
+                f"{name}={column!r}: expected the name of a column, or its number from 0"
+            )
+    for name, file in (("task_file", task_file), ("dev_file", dev_file)):
+        whole = isinstance(file, str | os.PathLike) and bool(os.fspath(file))
+        if not whole and (name, file) != ("dev_file", None):
+            raise BadInput(
+                f"{name}={file!r}: expected the path of a table with a text and a label in each row"
+            )
+    if not isinstance(epochs, int | float) or not 0 < epochs < math.inf:
+        raise BadInput(f"epochs={shortened(epochs)}: expected a number above 0")
+    workdir = as_folder(workdir, "workdir")
+    folder = conversion.locate(model_dir, network)
+    if sequence_length is None:
+        sequence_length = min(128, interop.read_config(folder).max_positions)
+    config = load_config(shipped_recipes()["finetune"])
+    task, stage = config.feeds.task, config.stages.finetune
+    for section, field, value in (
+        (config.networks.model, "init", os.fspath(folder)),
+        (task, "source", os.fspath(task_file)),
+        (task, "heldout", os.fspath(dev_file or "")),
+        *((task, name, "" if column is None else str(column)) for name, column in columns.items()),
+        (task, "sequence_length", sequence_length),
+        (stage, "epochs", epochs),
+        (stage, "batch_size", batch_size),
+        (stage, "learning_rate", learning_rate),
+        (config.evaluation, "batch_size", batch_size),
+        (config, "seed", seed),
+    ):
+        try:
+            section[field] = value
+        except TypeError as error:
+            raise BadInput(f"{field}={shortened(value)!r}: expected a number") from error
+    # Every device, or one if the batch does not split over them.
+    whole = isinstance(batch_size, int) and batch_size % len(jax.devices()) == 0
+    config.mesh.data = -1 if whole else 1
+    results = run.train(config, workdir)
+    network_row, facts = results["networks"]["model"], results["tasks"]["task"]
+    stage_row = results["stages"]["finetune"]
+    return {
+        "task_file": facts["train"],
+        "train_examples": facts["rows"],
+        "dev_examples": facts["heldout_rows"],
+        "labels": facts["labels"],
+        "classifier": network_row["heads"]["sequence_classification"],
+        **{name: stage_row[name] for name in ("steps", "seconds", "skipped")},
+        **network_row["task"],
+        **{name: results[name] for name in ("hardware", "versions", "seed", "warnings")},
+        "model": os.fspath(workdir / "model"),
+        "predictions": os.fspath(Workdir(workdir).predictions("task") / "model.tsv"),
+    }
+
+
 def parse_seeds(text: str) -> tuple[int, ...]:
     """ "0,1,2" -> (0, 1, 2)."""
     try:
@@ -286,51 +386,71 @@ def seeds(
 
     Writes `seeds.json`: for every network the held-out MLM loss by seed, mean and range; for every
     baseline the margin student - baseline by seed (paired: one seed has one teacher, one data order
-    and the same held-out rows)."""
+    and the same held-out rows). `tasks` has the same of the score of each task."""
     config, workdir = as_config(config, overrides), as_folder(workdir, "workdir")
     numbers = parse_seeds(numbers) if isinstance(numbers, str) else numbers
     refuse_links(workdir)
+    feeds = inputs.outline(config)
     resolve(
         config,
         vocab_size=config.data.vocab_size,
-        num_records=MANY,
+        feeds=feeds,
         mesh=sharding.make_mesh(**config.mesh),
     )
     losses: dict[str, list[float]] = {}
+    scores: dict[str, dict[str, list[float]]] = {name: {} for name in inputs.tasks_to_bind(feeds)}
     folders = [workdir / f"seed-{seed}" for seed in numbers]
     for seed, folder in zip(numbers, folders):
         check_same_text(config, folders[0], folder, numbers[0], seed)
+        binding.check_tasks(binding.read(folders[0]), inputs.tasks_to_bind(feeds))
         seeded = config.copy_and_resolve_references()
         seeded.seed = seed
-        results = run.train(seeded, folder)
-        for name, row in results["networks"].items():
-            losses.setdefault(name, []).append(row["mlm_loss"])
-    found: dict[str, Any] = {"seeds": list(numbers), "mlm_loss": losses, "spread": {}, "margin": {}}
-    lines = [f"held-out MLM loss over seeds {', '.join(map(str, numbers))}"]
-    for name, values in losses.items():
-        found["spread"][name] = {
-            "mean": statistics.mean(values),
-            "range": max(values) - min(values),
-        }
-        lines.append(
-            f"  {name:<14} mean {statistics.mean(values):.4f}, range {max(values) - min(values):.4f}, by seed "
-            + ", ".join(f"{value:.4f}" for value in values)
-        )
-    for name, values in losses.items():
-        if name in ("teacher", "student") or "student" not in losses:
-            continue
-        margins = [base - own for base, own in zip(values, losses["student"])]
-        widest = max(found["spread"][name]["range"], found["spread"]["student"]["range"])
-        found["margin"][name] = {
-            "by_seed": margins,
-            "smallest": min(margins),
-            "beyond_spread": min(margins) > widest,
-        }
-        verdict = "beyond" if min(margins) > widest else "not beyond"
-        lines.append(
-            f"  student against {name}: lower by {min(margins):.4f} to {max(margins):.4f}, {verdict} the spread "
-            f"over seeds ({widest:.4f})"
-        )
-    found["table"] = "\n".join(lines)
+        for name, row in run.train(seeded, folder)["networks"].items():
+            if "mlm_loss" in row:
+                losses.setdefault(name, []).append(row["mlm_loss"])
+            for task, held in scores.items():
+                if task in row:
+                    held.setdefault(name, []).append(row[task][SCORES[feeds[task].score].higher[0]])
+    found: dict[str, Any] = {"seeds": list(numbers), "mlm_loss": losses}
+    shown = f"over seeds {', '.join(map(str, numbers))}"
+    tables = []
+    if losses:
+        table, facts = _spread(losses, higher=False)
+        tables.append(f"held-out MLM loss {shown}\n{table}")
+        found |= facts
+    for task, held in scores.items():
+        metric = SCORES[feeds[task].score].higher[0]
+        table, facts = _spread(held, higher=True)
+        tables.append(f"held-out {metric} on {task} {shown}\n{table}")
+        found.setdefault("tasks", {})[task] = {metric: held, **facts}
+    found["table"] = "\n\n".join(tables)
     report.write_results(workdir, found, "seeds.json")
     return found
+
+
+def _spread(values: dict[str, list[float]], higher: bool) -> tuple[str, dict[str, Any]]:
+    """(lines, facts) about one number of each network, by seed: mean, range, and the student's margin
+    over every other network but the teacher. `higher`: more of it is better."""
+    spread = {
+        name: {"mean": statistics.mean(row), "range": max(row) - min(row)}
+        for name, row in values.items()
+    }
+    lines = [
+        f"  {name:<14} mean {spread[name]['mean']:.4f}, range {spread[name]['range']:.4f}, by seed "
+        + ", ".join(f"{value:.4f}" for value in row)
+        for name, row in values.items()
+    ]
+    margin = {}
+    for name, row in values.items():
+        if name in ("teacher", "student") or "student" not in values:
+            continue
+        sign = -1 if higher else 1
+        margins = [sign * (base - own) for base, own in zip(row, values["student"])]
+        widest = max(spread[name]["range"], spread["student"]["range"])
+        beyond = min(margins) > widest
+        margin[name] = {"by_seed": margins, "smallest": min(margins), "beyond_spread": beyond}
+        lines.append(
+            f"  student against {name}: {'higher' if higher else 'lower'} by {min(margins):.4f} to "
+            f"{max(margins):.4f}, {'beyond' if beyond else 'not beyond'} the spread over seeds ({widest:.4f})"
+        )
+    return "\n".join(lines), {"spread": spread, "margin": margin}

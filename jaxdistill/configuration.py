@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from jaxdistill import defaults
+from jaxdistill.data import tasks
 from jaxdistill.errors import BadInput, listed, nearest, shortened
 from jaxdistill.methods.kinds import Kind, check_setting, kind_named
 from jaxdistill.registry import adds_rows, reading
@@ -204,11 +205,18 @@ def _stored(file: epath.Path, variant: str) -> ConfigDict:
             section = dict(section)
             begins = {field: section.pop(field) for field in ("init", "start", "of", "like")}
             preset = "" if begins["like"] else "bert_base"
-            model = _tuples(section.pop("model", {}))
+            model = _tuples({"heads": section.pop("heads", ()), **section.pop("model", {})})
             config.networks[name] = defaults.network(preset, **begins, **model)
             _fill(config.networks[name], section, f"networks.{name}")
         for name, section in values.pop("stages").items():
             config.stages[name] = defaults.stage(**_tuples(section))
+        for name, section in values.pop("feeds", {}).items():
+            if "derived" in section:
+                config.feeds[name] = defaults.derived(
+                    section["derived"], section["of"], section["by"]
+                )
+            else:
+                config.feeds[name] = defaults.task(**_tuples(section))
         _fill(config, values, "")
     except (AttributeError, TypeError, ValueError, KeyError) as error:
         raise BadInput(f"config {shown!r} cannot be used: {error}") from error
@@ -245,7 +253,20 @@ def check_fields(config: ConfigDict) -> None:
         if name in config:
             raise BadInput(moved(f"config.{name}"))
     defaults.check_schema(config, "config")
-    stages, networks = {}, {}
+    stages, networks, feeds = {}, {}, {}
+    held = config.get("feeds")
+    for name, section in held.items() if isinstance(held, ConfigDict) else ():
+        where = f"config.feeds.{name}"
+        if isinstance(section, ConfigDict) and "derived" in section:
+            feeds[name] = _fields_of(defaults.derived("outputs", "", ""))
+            continue
+        kind = section.get("kind") if isinstance(section, ConfigDict) else None
+        if not isinstance(kind, str):
+            raise BadInput(
+                f"{where}={shortened(repr(section))}; expected a feed, as jaxdistill.defaults.task(KIND) "
+                "or derived(KIND, of=TASK, by=NETWORK) makes one"
+            )
+        feeds[name] = _fields_of_task(tasks.task_named(kind, f"{where}.kind="))
     held = config.get("networks")
     for name, section in held.items() if isinstance(held, ConfigDict) else ():
         like = isinstance(section, ConfigDict) and bool(section.get("like"))
@@ -262,7 +283,9 @@ def check_fields(config: ConfigDict) -> None:
         for field in section:
             check_setting(kind, field, where)
     _check_section(
-        config, {**_fields_of_recipe(), "stages": stages, "networks": networks}, "config"
+        config,
+        {**_fields_of_recipe(), "stages": stages, "networks": networks, "feeds": feeds},
+        "config",
     )
 
 
@@ -284,6 +307,11 @@ def _fields_of_network(like: bool) -> dict[str, Any]:
 @functools.cache
 def _fields_of_stage(kind: Kind) -> dict[str, Any]:
     return _fields_of(defaults.stage(kind.__name__, "student"))
+
+
+@functools.cache
+def _fields_of_task(kind: tasks.Task) -> dict[str, Any]:
+    return _fields_of(defaults.task(kind.__name__))
 
 
 def _fields_of(section: ConfigDict) -> dict[str, Any]:
@@ -386,6 +414,9 @@ def _check_used(config: ConfigDict, overridden: Sequence[str]) -> None:
             why = tokenizer and f"the tokenizer is that of {tokenizer!r}"
         elif field == "data.heldout_fraction":
             why = d.heldout and f"held-out text is config.data.heldout={d.heldout!r}"
+        elif section.startswith("feeds.") and last == "heldout_fraction":
+            held = config.feeds[section.removeprefix("feeds.")].heldout
+            why = held and f"held-out rows are those of config.{section}.heldout={held!r}"
         if why:
             raise BadInput(f"config.{field} would do nothing: {why}; leave one of the two out")
 

@@ -26,7 +26,7 @@ from jaxdistill.interop import tf1
 from jaxdistill.interop.hf_torch import read_json
 from jaxdistill.models import Model, Params
 from jaxdistill.models.parameters import count
-from jaxdistill.resolve import active_order
+from jaxdistill.resolve import active_order, main_network
 from jaxdistill.workdir import Workdir, is_recipe
 
 PathLike = str | os.PathLike[str]
@@ -82,7 +82,7 @@ def convert(
     path = epath.Path(model).expanduser()
     return _write(
         out,
-        _from_run(path, folder, network or "student")
+        _from_run(path, folder, network or main_network(_recipe(path)))
         if is_run(path)
         else _from_folder(model, folder),
         to,
@@ -162,8 +162,8 @@ def is_run(path: epath.Path) -> bool:
 
 def locate(model: PathLike, network: str | None = None) -> epath.Path:
     """The folder of a model however it is given: a folder or Hub name, as `from_pretrained` takes
-    it; the workdir of a run, of which `network` (default "student") is taken as of its last
-    finished stage; or a workdir of `finetune`.
+    it; or the workdir of a run, of which `network` (default "student" or, where none is called so,
+    that of the last stage) is taken as of its last finished stage.
 
     Raises `BadInput` if it is none of these, and for `network` of what is no run.
     """
@@ -174,18 +174,18 @@ def locate(model: PathLike, network: str | None = None) -> epath.Path:
         )
     path = epath.Path(model).expanduser()
     if is_run(path):
-        done = finished_networks(path)
-        if (network or "student") not in done:
+        done, wanted = finished_networks(path), network or main_network(_recipe(path))
+        if wanted not in done:
             raise BadInput(
-                f"network {network or 'student'!r} has no finished stage in {str(path)!r}; finished: "
+                f"network {wanted!r} has no finished stage in {str(path)!r}; finished: "
                 f"{', '.join(done) or '(none)'}"
             )
-        return done[network or "student"]
+        return done[wanted]
     if network:
         raise BadInput(
             f"network={network!r} was given, but {os.fspath(model)!r} is no workdir of a run: leave it away"
         )
-    return path / "model" if is_finetuned(path) else interop.locate(model)
+    return interop.locate(model)
 
 
 def finished_networks(path: epath.Path) -> dict[str, epath.Path]:
@@ -197,11 +197,6 @@ def finished_networks(path: epath.Path) -> dict[str, epath.Path]:
         for name in active_order(config)
         if folder.finished(name)
     }
-
-
-def is_finetuned(path: epath.Path) -> bool:
-    """Whether a folder is a workdir of `finetune` with its model."""
-    return (path / "predictions.tsv").exists() and (path / "model" / "config.json").exists()
 
 
 def load(
@@ -232,6 +227,7 @@ def _from_run(path: epath.Path, stage: epath.Path, network: str) -> Source:
         network,
         f"{network} of {path}",
         inputs.trained_with(_recipe(path), path),
+        interop.labels(read_json(stage / "config.json"), model.config),
         results=results,
     )
 

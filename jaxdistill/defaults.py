@@ -8,12 +8,14 @@ suggestion."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from jaxdistill.data import tasks
 from jaxdistill.errors import BadInput, listed, nearest, shortened
+from jaxdistill.evaluation.derived import DERIVED
 from jaxdistill.methods.kinds import check_setting, default_settings
 from jaxdistill.models import preset
 from jaxdistill.models.config import check_fields
@@ -47,6 +49,7 @@ def recipe(name: str) -> ConfigDict:
                 "packing": False,  # several examples in a row, each for itself; batch sizes and examples then count rows
                 "path": "",  # where prepared text is kept; "": under the workdir
             },
+            "feeds": {},  # labelled tasks: stages read them by name; "text" is what `data` describes
             "networks": {},
             "stages": {},
             "order": ("",)[:0],
@@ -102,6 +105,23 @@ def check_variant(variant: str, *valid: str) -> str:
     return variant
 
 
+def task(kind: str, **changes: Any) -> ConfigDict:
+    """One labelled task, a feed of the recipe: a name in `jaxdistill.data.tasks.TASKS`, its settings
+    and `changes` to them. Raises `BadInput` for a setting that tasks of this kind do not have."""
+    settings = tasks.default_settings(kind)
+    for name in changes:
+        tasks.check_setting(kind, name, f"task({kind!r})")
+    return ConfigDict({"kind": kind, **settings, **changes})
+
+
+def derived(kind: str, of: str, by: str) -> ConfigDict:
+    """A feed made of the task `of` and what the network `by` says of its rows, stored once: `kind` is a
+    name in `jaxdistill.evaluation.derived.DERIVED`, as "outputs"."""
+    if kind not in DERIVED:
+        raise BadInput(f"derived feed {kind!r} is unknown; {nearest(kind, DERIVED)}")
+    return ConfigDict({"derived": kind, "of": of, "by": by})
+
+
 def network(
     preset_name: str = "",
     *,
@@ -109,6 +129,7 @@ def network(
     start: str = "random",
     of: str = "teacher",
     init: str = "",
+    heads: Sequence[str] = (),
     **changes: Any,
 ) -> ConfigDict:
     """One network: the preset's fields with `changes` ("": BERT-base's), or `like` another network of
@@ -116,8 +137,10 @@ def network(
 
     How it begins: from `init`, a folder or Hub id, whose architecture it then has; else by `start`,
     at "random" or with a "copy" of the embeddings and heads of the network `of`. One that is `like`
-    another and no random start begins from that one's `init`, if it has any. `vocab_size` 0 means
-    the tokenizer's. Raises `BadInput` for a misspelt field."""
+    another and no random start begins from that one's `init`, if it has any. `heads`: those it has,
+    in place of the preset's or the folder's; one that the folder lacks is drawn anew. `vocab_size` 0
+    means the tokenizer's; a classifier has the classes of its task. Raises `BadInput` for a misspelt
+    field."""
     if not (preset_name or like):
         preset_name = "bert_base"  # to be replaced by what `init` holds
     if preset_name and like:
@@ -125,7 +148,7 @@ def network(
             f"network({preset_name!r}, like={like!r}): expected a preset, or like=NAME of another "
             "network of the recipe, not both"
         )
-    begins = {"init": init, "start": start, "of": of, "like": like}
+    begins = {"init": init, "start": start, "of": of, "like": like, "heads": tuple(heads)}
     check_fields(changes)
     if like:
         if changes:
@@ -135,6 +158,7 @@ def network(
             )
         return ConfigDict(begins)
     model = ConfigDict({**dataclasses.asdict(preset(preset_name)), "vocab_size": 0, **changes})
+    del model["heads"]  # a section's own `heads` say it
     for field in [field for field, value in model.items() if value is None]:
         # Of what type a value would be.
         model[field] = config_dict.placeholder(float if field.endswith("eps") else int)
@@ -194,9 +218,19 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.data.update({"vocab_size": 512, "sequence_length": 32, "max_predictions": 5})
     for section in config.stages.values():
         section.update(
-            {"steps": 4, "examples": 0, "epochs": 0.0, "batch_size": 8, "warmup_steps": 1}
+            {
+                "steps": 4,
+                "examples": 0,
+                "epochs": 0.0,
+                "batch_size": 8,
+                "warmup_steps": 1,
+                "warmup_ratio": 0.0,
+            }
         )
         section.accumulation = min(section.accumulation, 2)
+    for section in config.feeds.values():
+        if "sequence_length" in section:
+            section.sequence_length = 32
     config.evaluation.update({"batch_size": 8, "max_examples": 32})
     config.checkpoint.every_steps = 2
     config.log_every = 1

@@ -1,9 +1,10 @@
-"""What a finished stage's numbers say against it. Called by `run` and `finetuning`, which put it
-into their results."""
+"""What the numbers of a stage or network say against it. Called by `run`, which puts it into its
+results."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from jaxdistill.errors import TrainingStopped
 
@@ -34,6 +35,17 @@ def stage_warnings(
             f"stage {name!r}: no parameter moved in {steps} steps; raise its learning rate or its steps"
         )
     return found
+
+
+def score_warnings(network: str, task: str, numbers: Mapping[str, float], rows: int) -> list[str]:
+    """A line if the network is no better on a task than an answer given without looking."""
+    right, usual = numbers.get("accuracy"), numbers.get("majority_accuracy")
+    if right is None or usual is None or right > usual:
+        return []
+    return [
+        f"network {network!r}: the accuracy on the {rows} held-out rows of {task!r}, {right:.4f}, is not above "
+        f"that of always answering the most frequent label, {usual:.4f}"
+    ]
 
 
 def check_trained(name: str, *, steps: int, skipped: int) -> None:

@@ -1,5 +1,4 @@
-"""What a run reads before it trains: the tokenizer, prepared text, and models given by folder.
-Called by run.
+"""What a run reads before it trains: the tokenizer, prepared text, and tasks. Called by startup.
 
 The first call makes or finds them; `binding` records them, and later calls find them by what it
 holds."""
@@ -16,20 +15,23 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
 from jaxdistill import binding, interop, remote
-from jaxdistill.binding import Inputs, Text
+from jaxdistill.binding import Inputs, Task, Text
 from jaxdistill.data import tfds_text
 from jaxdistill.data.default_corpus import default_corpus, installed_versions
 from jaxdistill.data.documents import BLANK_LINES
+from jaxdistill.data.feeds import Feed
 from jaxdistill.data.files import cache_directory, digest_of
-from jaxdistill.data.loader import heldout_batches, make_loader, packing_plan
+from jaxdistill.data.loader import RowSettings
 from jaxdistill.data.prepare import prepare
-from jaxdistill.data.prepared import PreparedText, find_prepared
+from jaxdistill.data.prepared import find_prepared
 from jaxdistill.data.sources import check, is_default, more_documents, read_documents, source_digest
+from jaxdistill.data.tasks import open_task
+from jaxdistill.data.text import NAME as TEXT
+from jaxdistill.data.text import Parts, text_feed
 from jaxdistill.data.tokenizers import (
     describe,
     load_tokenizer,
@@ -39,13 +41,11 @@ from jaxdistill.data.tokenizers import (
 )
 from jaxdistill.defaults import given_folder
 from jaxdistill.errors import BadInput
-from jaxdistill.models import Model, Params
+from jaxdistill.models import Model
+from jaxdistill.resolve import active_order
 from jaxdistill.training import hosts
 from jaxdistill.training.progress import Progress
 
-Given = dict[
-    str, tuple[Model, Params]
-]  # "teacher" and "student", as far as a recipe gives them by folder or name
 PACKAGES = (
     "jax",
     "jaxlib",
@@ -61,24 +61,10 @@ PACKAGES = (
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Tokenizer, training text and held-out text of a run. `documentation`: as in
-    `binding.Inputs`."""
+    """The prepared text of a run. `documentation`: as in `binding.Inputs`."""
 
-    tokenizer: Any
-    vocab_size: int
-    train: PreparedText
-    heldout: PreparedText
+    parts: Parts
     documentation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def bound(self, config: ConfigDict, models: Mapping[str, str]) -> Inputs:
-        """What a run with this text and these given models is bound to."""
-        text = {
-            split: Text(source, part.source_digest, part.digest)
-            for (split, source), part in zip(
-                named_sources(config).items(), (self.train, self.heldout)
-            )
-        }
-        return Inputs(tokenizer_digest(self.tokenizer), text, models, self.documentation)
 
     def describe(self, config: ConfigDict) -> dict[str, Any]:
         """What `results.json` says about the text: digests, sizes, and the versions of what wrote
@@ -87,8 +73,7 @@ class Corpus:
             "source": config.data.source,
             "heldout": config.data.heldout or "a part kept apart",
         }
-        for name in ("train", "heldout"):
-            part: PreparedText = getattr(self, name)
+        for name, part in self.parts._asdict().items():
             facts[name] = {
                 "digest": part.digest,
                 "source_digest": part.source_digest,
@@ -96,34 +81,122 @@ class Corpus:
                 "records": part.num_records,
                 "tokens": part.num_tokens,
             }
-        return {**facts, "tokenizer_digest": self.train.tokenizer_digest, **self.documentation}
+        digest = self.parts.train.tokenizer_digest
+        return {**facts, "tokenizer_digest": digest, **self.documentation}
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """All that a run reads, given models apart. `corpus`: None if no stage reads text."""
+
+    tokenizer: Any
+    feeds: Mapping[str, Feed]
+    corpus: Corpus | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        return describe(self.tokenizer).size
+
+    def bound(self, config: ConfigDict, models: Mapping[str, str]) -> Inputs:
+        """What a run that reads this, and has these given models, is bound to."""
+        text: dict[str, Text] = {}
+        documentation: Mapping[str, Any] = {}
+        if self.corpus is not None:
+            documentation = self.corpus.documentation
+            text = {
+                split: Text(source, part.source_digest, part.digest)
+                for (split, source), part in zip(named_sources(config).items(), self.corpus.parts)
+            }
+        digest = tokenizer_digest(self.tokenizer)
+        return Inputs(digest, text, models, documentation, tasks_to_bind(self.feeds))
+
+
+def tasks_to_bind(feeds: Mapping[str, Feed]) -> dict[str, Task]:
+    """The tasks among `feeds`, as `binding` keeps them."""
+    return {
+        name: Task(dict(feed.tables), dict(feed.digests), list(feed.labels))
+        for name, feed in feeds.items()
+        if name != TEXT
+    }
+
+
+def outline(config: ConfigDict) -> dict[str, Feed]:
+    """The feeds of a recipe as known before its text is read; the tables of tasks that a stage reads
+    are. Raises `BadInput` for tables that cannot be used."""
+    named = feeds_read(config)
+    return {
+        TEXT: feed_of_text(config),
+        **{
+            name: open_task(name, section, config.seed)
+            for name, section in config.feeds.items()
+            if name in named and "derived" not in section
+        },
+    }
+
+
+def feeds_read(config: ConfigDict) -> set[str]:
+    """The feeds that stages read, by name, and those that these are made of."""
+    stages = [config.stages[name] for name in active_order(config)]
+    named = {name for stage in stages for name in (stage.feed, stage.best_on or stage.feed)}
+    sections = [config.feeds[name] for name in named if name in config.feeds]
+    return named | {section.of for section in sections if "derived" in section}
+
+
+def reads_text(config: ConfigDict) -> bool:
+    """Whether any stage does."""
+    return TEXT in feeds_read(config)
+
+
+def feed_of_text(config: ConfigDict, parts: Parts | None = None) -> Feed:
+    """The feed that `config.data` describes, with its text if that is prepared."""
+    d = config.data
+    settings = RowSettings(config.seed, d.max_predictions, d.mask_rate, d.whole_word)
+    return text_feed(settings, d.sequence_length, d.packing, parts)
 
 
 def named_sources(config: ConfigDict) -> dict[str, str]:
-    """The source of each part of the text, as the recipe names it."""
+    """The source of each part of the text, as the recipe names it; none if no stage reads text."""
+    if not reads_text(config):
+        return {}
     return {"train": config.data.source, "heldout": config.data.heldout or config.data.source}
 
 
-def load_corpus(config: ConfigDict, workdir: epath.Path, beam_options: str | None = None) -> Corpus:
-    """Tokenizer and both parts of the text, made (with `beam_options` by Apache Beam) or found. In
-    a workdir where something was trained they are those that it was trained with.
+def read(
+    config: ConfigDict,
+    workdir: epath.Path,
+    feeds: Mapping[str, Feed],
+    beam_options: str | None = None,
+) -> Read:
+    """All that a run reads, made (text with `beam_options` by Apache Beam) or found; `feeds` are those
+    of `outline`. In a workdir where something was trained it is what that was trained with.
 
     Raises `BadInput` for unusable text or vocabulary, and where those of a run that goes on cannot
     be had again."""
-    d = config.data
     sources = named_sources(config)
     held = binding.read(workdir)
     for source in sources.values():
         if beam_options is not None and source.startswith("tfds:"):
             tfds_text.ready(source, beam_options)
-    if held is None and d.source.startswith("default"):
-        with Progress(None, "reading the installed documentation", unit="files") as bar:
-            default_corpus(progress=bar.reach)
-    tokenizer = (
-        find_tokenizer(config, tokenizer_home(config, workdir))
-        if held is None
-        else binding.bound_tokenizer(workdir, held)
-    )
+    if held is None:
+        wanted = sources or not (config.data.tokenizer or given_folder(config))
+        if wanted and config.data.source.startswith("default"):
+            with Progress(None, "reading the installed documentation", unit="files") as bar:
+                default_corpus(progress=bar.reach)
+        tokenizer = find_tokenizer(config, tokenizer_home(config, workdir))
+    else:
+        tokenizer = binding.bound_tokenizer(workdir, held)
+    if not sources:
+        return Read(tokenizer, feeds)
+    corpus = read_corpus(config, workdir, tokenizer, beam_options)
+    return Read(tokenizer, {**feeds, TEXT: feed_of_text(config, corpus.parts)}, corpus)
+
+
+def read_corpus(
+    config: ConfigDict, workdir: epath.Path, tokenizer: Any, beam_options: str | None = None
+) -> Corpus:
+    """Both parts of the text, prepared now or found. Raises as `read`."""
+    d = config.data
+    held = binding.read(workdir)
     folder = data_folder(config, workdir)
     options: dict[str, Any] = {
         "sequence_length": d.sequence_length,
@@ -133,8 +206,9 @@ def load_corpus(config: ConfigDict, workdir: epath.Path, beam_options: str | Non
         "beam_options": beam_options,
     }
     found = {}
-    for split, source in sources.items():
-        kept = None if held is None else find_prepared(folder, held.text[split].digest)
+    for split, source in named_sources(config).items():
+        before = None if held is None else held.text.get(split)
+        kept = None if before is None else find_prepared(folder, before.digest)
         if kept is not None:
             found[split] = kept
             continue
@@ -147,17 +221,15 @@ def load_corpus(config: ConfigDict, workdir: epath.Path, beam_options: str | Non
                 split=part,
                 progress=bar.reach,
                 **options,
-                expected=None if held is None else held.text[split].digest,
+                expected=None if before is None else before.digest,
             )
     for split, text in found.items():
         check_several(text.num_documents, split, d.documents)
     documentation: Mapping[str, Any] = {} if held is None else held.documentation
-    if held is None and is_default(d.source):
+    if not documentation and is_default(d.source):
         corpus = default_corpus()
         documentation = {"digest": corpus.digest, "documentation_of": dict(corpus.versions)}
-    return Corpus(
-        tokenizer, describe(tokenizer).size, found["train"], found["heldout"], documentation
-    )
+    return Corpus(Parts(**found), documentation)
 
 
 def check_sources(config: ConfigDict, workdir: epath.Path) -> None:
@@ -177,7 +249,8 @@ def check_kept(config: ConfigDict, held: Inputs) -> list[str]:
     named tokenizer, that is another one."""
     notices = []
     for split, source in named_sources(config).items():
-        before = held.text[split]
+        if (before := held.text.get(split)) is None:  # no stage read text when it began
+            continue
         changed = changes(source, before, held.documentation)
         if changed and source != before.source:
             raise BadInput(
@@ -363,67 +436,6 @@ def find_tokenizer(config: ConfigDict, folder: epath.Path) -> Any:
         trained = train_wordpiece(texts(), d.vocab_size, d.lowercase)
         save_tokenizer(trained, kept)
     return load_tokenizer(kept)
-
-
-def batches(
-    config: ConfigDict, prepared: PreparedText, *, batch_size: int, start_example: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """Training batches from global example (with packing: packed row) `start_example` on; this
-    host's rows."""
-    return make_loader(
-        prepared,
-        batch_size=batch_size,
-        start_example=start_example,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        pack=config.data.packing,
-        **row_options(config),
-    )
-
-
-def rows_an_epoch(config: ConfigDict, prepared: PreparedText) -> int:
-    """How many rows of training batches hold the whole text once."""
-    return (
-        packing_plan(prepared, seed=config.seed).num_bins
-        if config.data.packing
-        else prepared.num_records
-    )
-
-
-def heldout(
-    config: ConfigDict, prepared: PreparedText, max_examples: int | None = None
-) -> list[dict[str, np.ndarray]]:
-    """The held-out rows that every network is measured on: all of them, or a fixed shuffled sample;
-    this host's part. Never packed, so that numbers compare."""
-    return list(
-        heldout_batches(
-            prepared,
-            batch_size=config.evaluation.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            **row_options(config),
-            max_examples=max_examples or config.evaluation.max_examples,
-        )
-    )
-
-
-def row_options(config: ConfigDict) -> dict[str, Any]:
-    d = config.data
-    return {
-        "seed": config.seed,
-        "max_predictions": d.max_predictions,
-        "mask_rate": d.mask_rate,
-        "whole_word": d.whole_word,
-    }
-
-
-def load_models(config: ConfigDict) -> Given:
-    """The networks that the recipe gives by folder or name."""
-    return {
-        name: interop.from_pretrained(section.init)
-        for name, section in config.networks.items()
-        if section.init
-    }
 
 
 def check_vocabulary(config: ConfigDict, models: Mapping[str, Model], corpus_size: int) -> None:

@@ -115,11 +115,14 @@ def layer_transfer(layers: Sequence[tuple[int, float, float]]) -> Any | None:
     return figure
 
 
-def heldout(losses: Mapping[str, float]) -> Any | None:
-    """One bar a network: its held-out MLM loss in nats a masked token."""
-    if not losses:
+def heldout(
+    numbers: Mapping[str, float],
+    label: str = "held-out masked-LM loss (nats per masked token; lower is better)",
+) -> Any | None:
+    """One bar a network: `numbers` by network, of which `label` says what they are."""
+    if not numbers:
         return None
-    names, values = list(losses), list(losses.values())
+    names, values = list(numbers), list(numbers.values())
     colours = _colours(names)
     figure = _figure(width=7.0, height=1.5 + 0.55 * len(names))
     axes = figure.add_subplot()
@@ -132,7 +135,7 @@ def heldout(losses: Mapping[str, float]) -> Any | None:
     axes.bar_label(bars, fmt="%.3f", padding=4)
     axes.set_xlim(0, 1.14 * max(*values, 1e-12))
     axes.invert_yaxis()
-    axes.set_xlabel("held-out masked-LM loss (nats per masked token; lower is better)")
+    axes.set_xlabel(label)
     _tidy(axes)
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)

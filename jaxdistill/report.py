@@ -76,7 +76,13 @@ def format_table(results: Mapping[str, Any]) -> str:
     networks = _networks(results)
     if networks:
         rows = {NETWORKS.get(name, name): row for name, row in networks.items()}
-        blocks.append(_table("held-out text", rows, _COLUMNS))
+        blocks.append(_table("held-out text" if _losses(results) else "network", rows, _COLUMNS))
+    for task in results.get("tasks") or {}:
+        rows = {
+            NETWORKS.get(name, name): row[task] for name, row in networks.items() if task in row
+        }
+        if rows:
+            blocks.append(_table(f"held-out {task}", rows, _score_columns(rows)))
     stages = results.get("stages") or {}
     if stages:
         blocks.append(_table("stage", stages, _STAGE_COLUMNS))
@@ -85,7 +91,7 @@ def format_table(results: Mapping[str, Any]) -> str:
         blocks.append(
             f"Stage {stage} lowered the transfer loss of {better} of its {len(layers)} layers."
         )
-    if networks:
+    if _losses(results):
         blocks.append("\n".join(comparison(results)))
     shown = (
         {**results, "corpus": corpus_line(results["corpus"])} if results.get("corpus") else results
@@ -107,6 +113,15 @@ def format_table(results: Mapping[str, Any]) -> str:
         f"WARNING: {line}" for line in results.get("warnings") or ()
     ]  # last, where they are read
     return "\n\n".join([*blocks, *("\n".join(lines) for lines in (facts, warnings) if lines)])
+
+
+def _score_columns(rows: Mapping[str, Mapping[str, float]]) -> list[tuple[str, str, str]]:
+    """Columns for all numbers of a task; shares of rows in percent."""
+    names = dict.fromkeys(name for row in rows.values() for name in row)
+    return [
+        (name, name.replace("_", " "), "{:.1%}" if name.endswith("accuracy") else "{:.4f}")
+        for name in names
+    ]
 
 
 def corpus_line(corpus: Any) -> str:
@@ -167,6 +182,14 @@ def write_plots(workdir: epath.PathLike, results: Mapping[str, Any]) -> list[epa
         ),
         "heldout.png": plots.heldout(_losses(results)),
     }
+    for task in results.get("tasks") or {}:
+        scores = {
+            name: value
+            for name, row in _networks(results).items()
+            if (value := _finite((row.get(task) or {}).get("accuracy"))) is not None
+        }
+        label = f"accuracy on the held-out rows of {task} (higher is better)"
+        figures[f"heldout_{task}.png"] = plots.heldout(scores, label)
     transfers = _layers(results)
     for stage, layers in transfers.items():
         figures["layer_transfer.png" if len(transfers) == 1 else f"layer_transfer_{stage}.png"] = (

@@ -22,19 +22,21 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxdistill import binding, inputs, interop, report, startup
+from jaxdistill import binding, health, interop, report, startup
 from jaxdistill.configuration import Overrides, as_config, as_folder, as_names
+from jaxdistill.data.feeds import Batch
 from jaxdistill.errors import BadInput, TrainingStopped
-from jaxdistill.evaluation import heldout
-from jaxdistill.health import check_trained, stage_warnings
+from jaxdistill.measure import Measure, score_of
 from jaxdistill.methods.base import Cast, Stage
 from jaxdistill.methods.kinds import KINDS, default_settings
 from jaxdistill.models import Model, Params
 from jaxdistill.models.encoder import in_compute_dtype
-from jaxdistill.models.parameters import count, digest
+from jaxdistill.models.parameters import digest
 from jaxdistill.models.sizes import parameter_shapes
 from jaxdistill.objectives import projections
-from jaxdistill.resolve import TEACHER, predictions_a_row, stage_seed
+from jaxdistill.readers import Readers
+from jaxdistill.recipe import TEACHER
+from jaxdistill.resolve import main_network, stage_seed
 from jaxdistill.startup import Start
 from jaxdistill.students.copying import copy_embeddings_and_heads, random_start
 from jaxdistill.training import hosts, loop, programs, sharding, state
@@ -81,7 +83,7 @@ def _train(run: Run, started: float) -> dict[str, Any]:
     for stage in recipe.stages:
         if stage in run.wanted or folder.finished(stage.name) is not None:
             run.stage(stage)
-    results = run.results()
+    results = run.measure.results()
     hosts.together(lambda: run.report(results, started) if hosts.first() else None)
     if len(run.pages) == len(recipe.stages):  # all of them, not only those of --stages
         hosts.together(lambda: folder.mark_done(list(run.pages)) if hosts.first() else None)
@@ -92,21 +94,33 @@ class Run:
     """The state of a run between stages: the networks trained so far."""
 
     def __init__(self, start: Start) -> None:
-        self.config, self.folder, self.corpus, self.recipe, self.mesh = (
+        self.config, self.folder, self.read, self.recipe, self.mesh = (
             start.config,
             start.folder,
-            start.corpus,
+            start.read,
             start.recipe,
             start.mesh,
         )
-        self.loaded, self.bound, self.wanted = start.loaded, start.bound, start.wanted
-        self.networks: Networks = dict(self.loaded)
+        self.fitted, self.bound, self.wanted = start.fitted, start.bound, start.wanted
+        self.networks: Networks = {
+            name: self._whole(name) for name in self.fitted if self.config.networks[name].init
+        }
         self.pages: dict[str, dict[str, Any]] = {}
         # Of each network there is: where it is, and its digest.
         self.origins: dict[str, dict[str, str]] = {
             name: {"path": self.config.networks[name].init, "sha256": digest(params)}
-            for name, params in self.loaded.items()
+            for name, params in self.networks.items()
         }
+        self.readers = Readers(start, self.networks, self.origins)
+        self.measure = Measure(start, self.readers, self.networks, self.pages)
+
+    def _whole(self, name: str) -> Params:
+        """The parameters of a network that begins from a folder, heads that it lacks drawn anew."""
+        params = self.fitted[name].params
+        if self.fitted[name].new:
+            fresh = random_start(self.recipe.networks[name], self.config.seed)
+            params = {**jax.device_get(fresh), **params}
+        return params
 
     def stage(self, stage: Stage) -> None:
         """Runs one stage, or reads its result if it is finished; its network is then in
@@ -129,14 +143,16 @@ class Run:
     def _train(self, cast: Cast) -> tuple[Params, dict[str, Any]]:
         stage = cast.stage
         checkpoints = Checkpoints(
-            self.folder.checkpoints(stage.name), self.config.checkpoint.keep, bool(stage.best)
+            self.folder.checkpoints(stage.name),
+            self.config.checkpoint.keep,
+            stage.until is not None,
         )
         try:
             params, page = self._train_from(checkpoints, cast)
             with StopRequest() as stop:  # what was trained is kept first
                 page = hosts.together(
                     lambda: self.folder.save_stage(
-                        stage.name, cast.model, params, page, self.corpus.tokenizer
+                        stage.name, cast.model, params, page, self.read.tokenizer
                     )
                 )
                 if stop.agreed():
@@ -158,9 +174,11 @@ class Run:
             "seconds": 0.0,
             "first_example": self.recipe.first_example[stage.name],
             "lineage": self._lineage(stage),
-            "teachers": {name: self.origins[name] for name in stage.teachers},
-            "inputs": self.bound.digest,
+            "teachers": {name: self.origins[name] for name in self.recipe.teachers(stage)},
+            "inputs": self.bound.digest(self.recipe.base(stage.feed)),
         }
+        if stage.network in self.recipe.labels:
+            page["labels"] = list(self.recipe.labels[stage.network])
         like = state.shapes(cast)
         if checkpoints.latest() is not None:
             train_state, held = checkpoints.restore(like, self.mesh)
@@ -188,9 +206,7 @@ class Run:
                 for name, layer_map in self.recipe.maps.get(stage.name, {}).items()
             },
         )
-        batches = inputs.batches(
-            config, self.corpus.train, batch_size=stage.batch_size, start_example=example
-        )
+        batches = self.batches(stage, example)
         flops = self._flops(stage)
         with self._reporting(stage, done, flops) as reporting:
             reporting = dataclasses.replace(
@@ -203,7 +219,7 @@ class Run:
                 60 * config.watchdog_minutes,
                 (config.profile, self.folder.trace(stage.name, stage.network)),
             )
-            measured = stage.progressive or stage.best
+            measured = stage.progressive or stage.until is not None
             train_state = loop.run_stage(
                 cast,
                 train_state,
@@ -225,7 +241,7 @@ class Run:
         """Raises `TrainingStopped` if a stage hardly trained its network; `results.json` says so
         too."""
         try:
-            check_trained(stage.name, steps=stage.steps, skipped=page["skipped"])
+            health.check_trained(stage.name, steps=stage.steps, skipped=page["skipped"])
         except TrainingStopped as error:
             if hosts.first():
                 before = {
@@ -241,7 +257,7 @@ class Run:
         self, stage: Stage, done: int, flops: dict[str, float]
     ) -> Iterator[loop.Reporting]:
         """Metric files and a progress bar on the first process; the others are silent."""
-        length, every = self.config.data.sequence_length, self.config.log_every
+        length, every = self.recipe.feed(stage).length, self.config.log_every
         rates(
             1.0, stage.batch_size, length, flops, self.mesh
         )  # the peak of a CPU is measured here, not beside a step
@@ -269,8 +285,8 @@ class Run:
 
     def _flops(self, stage: Stage) -> dict[str, float]:
         """Of a step."""
-        length, words = self.config.data.sequence_length, predictions_a_row(self.config.data)
-        return step_flops(self.recipe.cast(stage), length, words)
+        feed = self.recipe.feed(stage)
+        return step_flops(self.recipe.cast(stage), feed.length, feed.predictions)
 
     def _later(self, stage: Stage) -> float:
         """FLOPs of the stages that this call runs after `stage`."""
@@ -289,10 +305,12 @@ class Run:
         the host's arrays."""
         name, model = cast.stage.network, cast.model
         begin = self.recipe.begins[name]
-        given = self.networks.get(
-            name, self.loaded.get(begin.of) if begin.how == "folder" else None
-        )
+        given = self.networks.get(name)
+        if given is None and begin.how == "folder":
+            given = self._whole(name)
         if given is not None:
+            if all(page["network"] != name for page in self.pages.values()):  # its first stage
+                self._say_heads(name)
             return sharding.place(self.mesh, jax.tree.map(np.array, given))
         where = sharding.shardings(self.mesh, parameter_shapes(model.config))
         # All networks but the teacher from one seed, so that comparisons between them are paired.
@@ -302,10 +320,17 @@ class Run:
             params, _ = copy_embeddings_and_heads(model, params, other, self.networks[begin.of])
         return params
 
+    def _say_heads(self, name: str) -> None:
+        """Tells which heads of a network are drawn anew, and which classifier goes on learning."""
+        said = self.fitted[name].said if name in self.fitted else {}
+        for head, what in said.items() if hosts.first() else ():
+            print(f"jaxdistill: the head {head!r} of {name!r} is {what}", file=sys.stderr)
+
     def _check_page(self, stage: Stage, page: dict[str, Any]) -> None:
         """Raises `BadInput` unless a stage's page, or that of its checkpoint, is of this run: text,
         teacher, stages before it."""
-        if page.get("inputs", self.bound.digest) != self.bound.digest:
+        reads = self.bound.digest(self.recipe.base(stage.feed))
+        if page.get("inputs", reads) != reads:
             raise BadInput(
                 f"stage {stage.name!r} in this workdir was run on other text, or with another tokenizer, than its "
                 f"{binding.FILE} says; use another workdir"
@@ -315,7 +340,7 @@ class Run:
 
     def _check_teachers(self, stage: Stage, page: dict[str, Any]) -> None:
         held = page.get("teachers") or {}
-        for name in stage.teachers:
+        for name in self.recipe.teachers(stage):
             before, now = (held.get(name) or {}).get("sha256"), self.origins[name]["sha256"]
             if before != now:
                 raise BadInput(
@@ -328,19 +353,24 @@ class Run:
         of the stages of its network before it, and how that began."""
         own = [s for s in self.recipe.stages if s.network == stage.network]
         begin = self.recipe.begins[stage.network]
-        chosen = {
-            "checkpoint_every_steps": self.config.checkpoint.every_steps,
-            "heldout_rows": rows_to_choose_by(self.config),
-        }
         return [
             {
                 "stage": s.name,
                 "begins": [begin.how, begin.of],
                 **json.loads(json.dumps(self.config.stages[s.name].to_dict())),
-                **(chosen if s.best else {}),
+                **self._chosen_by(s),
             }
             for s in own[: own.index(stage) + 1]
         ]
+
+    def _chosen_by(self, stage: Stage) -> dict[str, int]:
+        """The settings that the choice of a best state depends on, beside the stage's own."""
+        until, config = stage.until, self.config
+        if until is None:
+            return {}
+        of_losses = until.metric in stage.measured
+        rows = rows_to_choose_by(config) if of_losses else config.evaluation.max_examples
+        return {"checkpoint_every_steps": config.checkpoint.every_steps, "heldout_rows": rows}
 
     def _check_lineage(self, stage: Stage, page: dict[str, Any]) -> None:
         now = self._lineage(stage)
@@ -361,20 +391,18 @@ class Run:
             )
 
     def _evaluator(self, cast: Cast, given: Given) -> loop.Evaluator:
+        """What measures a stage while it goes on: a task's score, or the losses of its terms."""
+        until = cast.stage.until
+        if until is not None and until.metric not in cast.stage.measured:
+            feed = self.recipe.feeds[until.feed]
+            rows = list(self.readers.heldout(feed.name))
+
+            def score(layer: int, params: Params) -> dict[str, float]:
+                return score_of(feed, cast.model, params, rows, self.mesh)[0]
+
+            return score
         stage, losses = cast.stage, programs.compile_losses(cast)
-        rows = inputs.heldout(
-            self.config, self.corpus.heldout, max_examples=rows_to_choose_by(self.config)
-        )
-        # Rows that only fill the last batch are copies: to losses over tokens they must look like
-        # padding.
-        batches = [
-            {
-                **row,
-                "attention_mask": row["attention_mask"]
-                * row["example_weights"].astype(np.int32)[:, None],
-            }
-            for row in rows
-        ]
+        batches = list(self.readers.heldout(stage.feed, rows_to_choose_by(self.config)))
 
         def evaluate(layer: int, params: Params) -> dict[str, float]:
             sums: dict[str, float] = {}
@@ -392,122 +420,19 @@ class Run:
 
         return evaluate
 
-    def reported(self) -> dict[str, Any] | None:
-        """What `results.json` holds, if it is of just these networks and stages, measured as the
-        recipe asks."""
-        found = report.read_results(self.folder.path)
-        measured = {name: row.get("sha256") for name, row in (found.get("networks") or {}).items()}
-        same = (
-            measured == {name: digest(params) for name, params in self.networks.items()}
-            and (found.get("stages") or {}).keys() == self.pages.keys()
-            and found.get("evaluation") == measured_as(self.config)
-            and found.get("inputs") == self.bound.digest
-        )
-        return found if same else None
-
-    def results(self) -> dict[str, Any]:
-        """Measures every network on held-out text and gathers what `results.json` holds."""
-        before = self.reported()
-        if not hosts.largest(int(before is None)):  # measured by all processes, or by none
-            return before or {}
-        config, recipe = self.config, self.recipe
-        rows = inputs.heldout(config, self.corpus.heldout)
-        networks: dict[str, Any] = {}
-        measured = 0
-        with Progress(len(self.networks), "evaluating", unit="networks") as bar:
-            for name, params in self.networks.items():
-                model = recipe.networks[name]
-                pair: dict[str, Any] = (
-                    {}
-                    if name == TEACHER or TEACHER not in self.networks
-                    else {
-                        "teacher": recipe.networks[TEACHER],
-                        "teacher_params": self.networks[TEACHER],
-                    }
-                )
-                numbers = heldout.evaluate(model, params, rows, mesh=self.mesh, **pair)
-                measured = int(numbers.pop("rows"))
-                own = [
-                    self.pages[s.name]
-                    for s in recipe.stages
-                    if s.network == name and s.name in self.pages
-                ]
-                networks[name] = {
-                    **numbers,
-                    "parameters": count(params),
-                    "steps": sum(p["steps"] for p in own),
-                    "seconds": round(sum(p["seconds"] for p in own), 1),
-                    "sha256": digest(params),
-                }
-                bar.update(1)
-        stages = {}
-        for stage in recipe.stages:
-            if stage.name in self.pages:
-                page = self.pages[stage.name]
-                rate = page["steps"] * stage.batch_size / max(page["seconds"], 1e-9)
-                stages[stage.name] = {
-                    "network": stage.network,
-                    "steps": page["steps"],
-                    "seconds": round(page["seconds"], 1),
-                    "sequences_per_second": round(rate, 1),
-                    "skipped": page["skipped"],
-                    "tokens_per_second": round(rate * config.data.sequence_length, 1),
-                }
-        found: dict[str, Any] = {
-            "config_name": config.name,
-            "seed": config.seed,
-            "networks": networks,
-            "stages": stages,
-            "corpus": self.corpus.describe(config),
-            "heldout_rows": measured,
-            "evaluation": measured_as(config),
-            "inputs": self.bound.digest,
-            "warnings": self.warnings(networks),
-            "hardware": inputs.hardware(),
-            "versions": inputs.versions(),
-        }
-        layered = [name for name in stages if "layers" in self.pages[name]]
-        for name in layered:
-            stages[name]["layers"] = self.pages[name]["layers"]
-        if layered:
-            found["transfer"] = {"stage": layered[0], "layers": self.pages[layered[0]]["layers"]}
-        if "student" in networks:
-            found["student_sha256"] = networks["student"]["sha256"]
-        return found
-
-    def warnings(self, networks: dict[str, Any]) -> list[str]:
-        """What the numbers say against stages and networks, a line each."""
-        found = []
-        for name, page in self.pages.items():
-            last = page.get("last_loss", 0.0)  # None: it was not finite
-            found += stage_warnings(
-                name,
-                steps=page["steps"],
-                skipped=page["skipped"],
-                moved=page.get("moved", True),
-                last_loss=math.nan if last is None else last,
-            )
-        for name, row in networks.items():
-            bad = [
-                key
-                for key, value in row.items()
-                if isinstance(value, float) and not math.isfinite(value)
-            ]
-            found += (
-                [f"network {name!r}: {', '.join(bad)} on held-out text is not finite"]
-                if bad
-                else []
-            )
-        return found
+    def batches(self, stage: Stage, first_row: int) -> Iterator[Batch]:
+        """Training batches of a stage from global row `first_row` of its feed on; this host's rows."""
+        return self.readers.train(stage, first_row)
 
     def report(self, results: dict[str, Any], started: float) -> None:
         """Writes results, the student as a Hugging Face folder (loaded back, its outputs compared),
         and plots; of a run that was reported before only what is missing."""
-        before, student = report.read_results(self.folder.path), self.folder.path / "student"
+        main = main_network(self.config)
+        before, student = report.read_results(self.folder.path), self.folder.path / main
         again = "seconds" in results
         # What was exported is the user's: it is left alone as long as the run has no other student.
         kept = (
-            before.get("student_sha256") == results.get("student_sha256")
+            before.get(f"{main}_sha256") == results.get(f"{main}_sha256")
             and "export" in before
             and interop.has_weights(student)
         )
@@ -520,10 +445,15 @@ class Run:
             report.write_results(
                 self.folder.path, results
             )  # before the export, so that nothing measured can be lost to it
-        if self.config.export and "student" in self.networks and not kept:
-            model, params = self.recipe.networks["student"], self.networks["student"]
+        if self.config.export and main in self.networks and not kept:
+            model, params = self.recipe.networks[main], self.networks[main]
             results["export"] = export_model(
-                student, model, params, self.corpus.tokenizer, results, overwrite=True
+                student,
+                model,
+                params,
+                self.read.tokenizer,
+                results,
+                labels=self.recipe.labels.get(main),
             )
             again = False
         if again and (self.folder.path / "plots").exists():
@@ -549,11 +479,6 @@ def keeping_last_loss(page: dict[str, Any], write: Write) -> Write:
     return keep
 
 
-def measured_as(config: ConfigDict) -> dict[str, Any]:
-    """The settings that results on held-out text depend on beside the recipe's fixed fields."""
-    return config.evaluation.to_dict()
-
-
 def rows_to_choose_by(config: ConfigDict) -> int:
     """How many held-out rows losses are measured on while a stage goes on."""
     return 2 * config.evaluation.batch_size
@@ -565,12 +490,13 @@ def export_model(
     params: Params,
     tokenizer: Any,
     results: dict[str, Any],
-    overwrite: bool = False,
+    labels: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Saves a model with its card into `directory`, loads it back and proves that outputs are
-    equal."""
+    """Saves a model with its card into `directory`, in place of one that is there; loads it back and
+    proves that outputs are equal. `labels`: the classes of its classifier."""
+    card = run_card(model, results)
     exported = interop.save_pretrained(
-        directory, model, params, tokenizer, card=run_card(model, results), overwrite=overwrite
+        directory, model, params, tokenizer, card=card, labels=labels, overwrite=True
     )
     verified = interop.verify_export(directory, model, params)
     return {

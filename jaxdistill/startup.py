@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 from etils import epath
@@ -19,37 +19,33 @@ from ml_collections import ConfigDict
 
 from jaxdistill import binding, inputs, interop, report
 from jaxdistill.binding import Inputs
+from jaxdistill.checks import check_memory, check_settings
+from jaxdistill.data.feeds import Feed
+from jaxdistill.data.text import NAME as TEXT
 from jaxdistill.data.tokenizers import describe
 from jaxdistill.errors import BadInput, nearest
 from jaxdistill.forward.side_by_side import walks
-from jaxdistill.inputs import Corpus
+from jaxdistill.given import Fitted, Loaded, fit, load_networks
+from jaxdistill.inputs import Corpus, Read
 from jaxdistill.methods.base import Stage
-from jaxdistill.models import Params
 from jaxdistill.models.sizes import tap_shapes
-from jaxdistill.resolve import (
-    MANY,
-    Recipe,
-    check_memory,
-    check_settings,
-    how_it_begins,
-    resolve,
-    trace,
-)
+from jaxdistill.recipe import Recipe
+from jaxdistill.resolve import how_it_begins, main_network, resolve, trace
 from jaxdistill.training import hosts, sharding
 from jaxdistill.workdir import DONE, Workdir, begun, check, claim, lock, read_page
 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """All that a run knows before its first step. `loaded`: parameters of given networks; `wanted`:
-    the stages to run."""
+    """All that a run knows before its first step. `fitted`: what networks that begin from a folder
+    take over; `wanted`: the stages to run."""
 
     config: ConfigDict
     folder: Workdir
-    corpus: Corpus
+    read: Read
     recipe: Recipe
     mesh: Mesh
-    loaded: dict[str, Params]
+    fitted: dict[str, Fitted]
     bound: Inputs
     wanted: Sequence[Stage]
 
@@ -61,73 +57,71 @@ def begin(
     `BadInput`."""
     mesh = sharding.make_mesh(**config.mesh)
     check_settings(config, mesh)
-    loaded = hosts.together(lambda: check_before(config, path, mesh, stages))
+    loaded, feeds = hosts.together(lambda: check_before(config, path, mesh, stages))
     folder = hosts.in_turn(lambda: open_workdir(path, config))
     hosts.check_same("the workdir they see", folder.contents())
     hosts.check_same("their recipes", [config.to_dict(), list(stages or ())])
     hosts.in_turn(lambda: hold(held, folder, config) if hosts.first() else None)
-    corpus = hosts.in_turn(lambda: inputs.load_corpus(config, folder.path))
+    read = hosts.in_turn(lambda: inputs.read(config, folder.path, feeds))
     hosts.check_same(
-        "prepared text (source, settings or versions)", [corpus.train.digest, corpus.heldout.digest]
+        "what they read (source, settings or versions)",
+        {name: dict(feed.digests) for name, feed in read.feeds.items()},
     )
     recipe, wanted = hosts.together(
-        lambda: resolve_and_trace(config, folder, corpus, mesh, stages, loaded)
+        lambda: resolve_and_trace(config, folder, read, mesh, stages, loaded)
     )
-    given = {name: binding.model_digest(model, params) for name, (model, params) in loaded.items()}
+    given = digests(loaded)
     hosts.check_same("given models", given)
-    bound = hosts.together(lambda: bind(config, folder, corpus, given))
-    return Start(
-        config,
-        folder,
-        corpus,
-        recipe,
-        mesh,
-        {name: params for name, (_, params) in loaded.items()},
-        bound,
-        wanted,
-    )
+    bound = hosts.together(lambda: bind(config, folder, read, given))
+    return Start(config, folder, read, recipe, mesh, fit(recipe, loaded), bound, wanted)
 
 
 def check_before(
     config: ConfigDict, path: epath.Path, mesh: Mesh, stages: Sequence[str] | None
-) -> inputs.Given:
-    """The given models. Raises `BadInput` for all that is wrong with a recipe and what it names, as
-    far as that can be told before its text is read: sizes that only the text can tell are
-    guessed."""
+) -> tuple[dict[str, Loaded], dict[str, Feed]]:
+    """The given models, and the feeds as known so far. Raises `BadInput` for all that is wrong with a
+    recipe and what it names, as far as that can be told before its text is read: sizes that only the
+    text can tell are guessed."""
     for name in config.networks:
         how_it_begins(config, name)
-    loaded = inputs.load_models(config)
-    models = {name: model for name, (model, _) in loaded.items()}
+    feeds = inputs.outline(config)
+    loaded = load_networks(config)
+    models = {name: found.model for name, found in loaded.items()}
+    check(path, config.to_dict())  # before what its run is bound to is compared with the recipe's
     tokenizer = inputs.known_tokenizer(config, path)
     words = config.data.vocab_size if tokenizer is None else describe(tokenizer).size
     inputs.check_vocabulary(config, models, words)
-    recipe = resolve(config, vocab_size=words, num_records=MANY, mesh=mesh, loaded=models)
+    recipe = resolve(config, vocab_size=words, feeds=feeds, mesh=mesh, loaded=models)
+    fit(recipe, loaded)
     check_memory(recipe, config, mesh)
     choose_stages(recipe, stages)
-    check(path, config.to_dict())
     if (held := binding.read(path)) is not None:
-        check_given(
-            config,
-            held,
-            {name: binding.model_digest(model, params) for name, (model, params) in loaded.items()},
-        )
+        check_given(config, held, digests(loaded), feeds)
     inputs.check_sources(config, path)
     if config.export and not (path / DONE).exists():  # a finished run leaves its export alone
-        interop.check_replaceable(path / "student")
-    return loaded
+        interop.check_replaceable(path / main_network(config))
+    return loaded, feeds
 
 
-def check_given(config: ConfigDict, held: Inputs, given: dict[str, str]) -> None:
-    """Raises `BadInput` for a given model, by digest, that is not the one that a run began with."""
-    binding.check_models(
-        held, given, {name: config.networks[name].init for name in given if name in config.networks}
-    )
+def digests(loaded: Mapping[str, Loaded]) -> dict[str, str]:
+    """By network, of a given model."""
+    return {name: binding.model_digest(found.model, found.params) for name, found in loaded.items()}
 
 
-def bind(config: ConfigDict, folder: Workdir, corpus: Corpus, given: dict[str, str]) -> Inputs:
+def check_given(
+    config: ConfigDict, held: Inputs, given: dict[str, str], feeds: Mapping[str, Feed]
+) -> None:
+    """Raises `BadInput` for a given model, by digest, or a task that is not the one that a run began
+    with."""
+    places = {name: config.networks[name].init for name in given if name in config.networks}
+    binding.check_tasks(held, inputs.tasks_to_bind(feeds))
+    binding.check_models(held, given, places)
+
+
+def bind(config: ConfigDict, folder: Workdir, read: Read, given: dict[str, str]) -> Inputs:
     """Binds the workdir to what its run reads, or compares that with what it is bound to. Raises
     `BadInput` if it differs."""
-    held, now = binding.read(folder.path), corpus.bound(config, given)
+    held, now = binding.read(folder.path), read.bound(config, given)
     if held is None:
         older = report.read_results(folder.path).get("corpus") if begun(folder.path) else None
         if older and any(
@@ -138,51 +132,53 @@ def bind(config: ConfigDict, folder: Workdir, corpus: Corpus, given: dict[str, s
                 "changed since; use another workdir, or install what was installed then"
             )
         pages = [read_page(file) for file in folder.path.glob("stages/*/stage.json")]
-        if any(page.get("inputs", now.digest) != now.digest for page in pages):
+        of_text = now.digest(TEXT)
+        if any(page.get("inputs", of_text) != of_text for page in pages):
             raise BadInput(
                 f"workdir {str(folder.path)!r} lacks {binding.FILE}, and its stages were run on other text or with "
                 "another tokenizer than are there now; put back a copy of it, or use another workdir"
             )
         if hosts.first():
-            binding.write(folder.path, now, corpus.tokenizer)
+            binding.write(folder.path, now, read.tokenizer)
         return now
-    check_given(config, held, given)
-    if hosts.first() and held.text != now.text:  # the same text at another place
-        binding.record(folder.path, dataclasses.replace(held, text=now.text))
-    return held
+    check_given(config, held, given, read.feeds)
+    # The same text at another place; text or a task that no stage read before.
+    later = dataclasses.replace(
+        held,
+        text=now.text or held.text,
+        tasks={**held.tasks, **now.tasks},
+        documentation=held.documentation or now.documentation,
+    )
+    if hosts.first() and later != held:
+        binding.record(folder.path, later)
+    return later
 
 
 def resolve_and_trace(
     config: ConfigDict,
     folder: Workdir,
-    corpus: Corpus,
+    read: Read,
     mesh: Mesh,
     stages: Sequence[str] | None,
-    loaded: inputs.Given,
+    loaded: Mapping[str, Loaded],
 ) -> tuple[Recipe, list[Stage]]:
     """(recipe, stages to run), everything checked and every step traced."""
-    models = {name: model for name, (model, _) in loaded.items()}
-    inputs.check_vocabulary(config, models, corpus.vocab_size)
-    recipe = resolve(
-        config,
-        vocab_size=corpus.vocab_size,
-        num_records=inputs.rows_an_epoch(config, corpus.train),
-        mesh=mesh,
-        loaded=models,
-    )
+    models = {name: found.model for name, found in loaded.items()}
+    inputs.check_vocabulary(config, models, read.vocab_size)
+    recipe = resolve(config, vocab_size=read.vocab_size, feeds=read.feeds, mesh=mesh, loaded=models)
     wanted = choose_stages(recipe, stages)
     check_predecessors(recipe, wanted, folder)
-    if config.data.packing:
-        check_pad(recipe, corpus)
+    if config.data.packing and read.corpus is not None:
+        check_pad(recipe, read.corpus)
     check_memory(recipe, config, mesh)
     for stage in wanted:
-        trace(recipe, stage, config.data, mesh)
-        if (notice := kept_taps(recipe, stage, config.data.sequence_length)) and hosts.first():
+        trace(recipe, stage, mesh)
+        if (notice := kept_taps(recipe, stage)) and hosts.first():
             print(f"jaxdistill: {notice}", file=sys.stderr)
     return recipe, wanted
 
 
-def kept_taps(recipe: Recipe, stage: Stage, length: int) -> str:
+def kept_taps(recipe: Recipe, stage: Stage) -> str:
     """A line about a stage whose losses cannot be fused although they should be; "" if there is
     nothing to say."""
     layered = any(term.per_layer for term in stage.terms)
@@ -190,7 +186,7 @@ def kept_taps(recipe: Recipe, stage: Stage, length: int) -> str:
         return ""
     cast = recipe.cast(stage)
     shapes = [
-        (tap_shapes(model.config, 1, length), stage.taps(name))
+        (tap_shapes(model.config, 1, recipe.feed(stage).length), stage.taps(name))
         for name, model in ((None, cast.model), *cast.others)
     ]
     numbers = sum(
@@ -255,8 +251,9 @@ def check_pad(recipe: Recipe, corpus: Corpus) -> None:
     """Raises `BadInput` if a network's [PAD], which ends the trigrams of packed texts, is not the
     tokenizer's."""
     for model in recipe.networks.values():
-        if model.config.trigram_input and model.config.pad_token_id != corpus.train.special.pad:
+        pad = corpus.parts.train.special.pad
+        if model.config.trigram_input and model.config.pad_token_id != pad:
             raise BadInput(
-                f"config.data.packing=True needs one [PAD], but the tokenizer's is {corpus.train.special.pad} and a "
+                f"config.data.packing=True needs one [PAD], but the tokenizer's is {pad} and a "
                 f"network's pad_token_id {model.config.pad_token_id}; make them equal, or set packing=False"
             )

@@ -7,6 +7,8 @@ data/                prepared text and vocabularies trained on it (of a remote w
 stages/NAME/         the network after stage NAME with its tokenizer, in our own format; stage.json is written last and
                      marks it whole
 checkpoints/NAME/    the stage in progress
+derived/             what a network says of each row of a task, of feeds that are made so
+predictions/TASK/NETWORK.tsv    each network's answers to the held-out rows of a task
 metrics.jsonl, tensorboard/, results.json, plots/, student/ (the exported folder)
 DONE                 written last of all, when every stage of the recipe is finished and reported; launchers wait for it
 """
@@ -18,9 +20,10 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -28,7 +31,7 @@ from jaxdistill import defaults, remote
 from jaxdistill.data.files import write_whole
 from jaxdistill.data.tokenizers import save_tokenizer
 from jaxdistill.errors import BadInput
-from jaxdistill.interop import own_format
+from jaxdistill.interop import hf_torch, own_format
 from jaxdistill.models import Model, Params
 from jaxdistill.models.parameters import digest
 from jaxdistill.training import hosts
@@ -52,7 +55,9 @@ FREE = (
 )
 # Places of what a run reads: what lies there is compared by content (see `binding`), so it may be
 # moved.
-PLACES = re.compile(r"data\.(source|heldout|tokenizer)|networks\..+\.init")
+PLACES = re.compile(
+    r"data\.(source|heldout|tokenizer)|networks\..+\.init|feeds\..+\.(source|heldout)"
+)
 
 MOST_DIFFERENCES = 10  # named in one message
 INPUTS = "inputs.json"
@@ -89,6 +94,10 @@ class Workdir:
 
     def stage(self, stage: str) -> epath.Path:
         return self.path / "stages" / stage
+
+    def predictions(self, feed: str) -> epath.Path:
+        """Where the answers to a task are."""
+        return self.path / "predictions" / feed
 
     def trace(self, stage: str, network: str) -> epath.Path:
         """Where a profile of `stage` goes: TensorBoard looks for it beside the scalars."""
@@ -128,11 +137,36 @@ class Workdir:
             return page
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            own_format.write(folder, model.config, params)
+            own_format.write(folder, model.config, params, page.get("labels"))
             if tokenizer is not None:
                 save_tokenizer(tokenizer, folder)
             write_whole(folder / "stage.json", json.dumps(page, indent=2) + "\n")
         return page
+
+    def write_predictions(self, feed: str, network: str, files: Mapping[str, str]) -> None:
+        """Writes a network's answers to the held-out rows of a task: text by the ending of its file."""
+        folder = self.predictions(feed)
+        with disk_errors(self.path):
+            folder.mkdir(parents=True, exist_ok=True)
+            for ending, text in files.items():
+                write_whole(folder / f"{network}.{ending}", text)
+
+    def read_derived(self, name: str) -> dict[str, np.ndarray] | None:
+        """The stored arrays of a derived feed; None if there are none, or none that can be read."""
+        file = self.path / "derived" / f"{name}.safetensors"
+        try:
+            return hf_torch.read_file(file) if file.exists() else None
+        except BadInput:  # they are made again
+            return None
+
+    def write_derived(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Stores the arrays of a derived feed."""
+        file = self.path / "derived" / f"{name}.safetensors"
+        with disk_errors(self.path):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            partial = file.with_name(file.name + ".partial")
+            hf_torch.write_file(partial, arrays, {})
+            partial.replace(file)
 
     def load_stage(self, stage: str, model: Model) -> Params:
         """The parameters after a finished stage, checked against the digest in its page."""
@@ -173,18 +207,17 @@ def check(path: epath.Path, config: dict[str, Any]) -> None:
         file = path / "config.json"
         if file.exists():
             held = read_page(file, "put back a copy of it")
-            if not (is_recipe(held) or "task_file" in held or "digests" in held):
+            if not is_recipe(held) and ("task_file" in held or "digests" in held):
+                raise BadInput(
+                    f"workdir {str(path)!r} is one of 'finetune' of an earlier version of jaxdistill; give a new one"
+                )
+            if not is_recipe(held):
                 raise BadInput(
                     f"workdir {str(path)!r} is a model's folder, or another program's: its config.json is not that of a "
                     "run; give a new or empty folder"
                 )
-            if is_recipe(held) != is_recipe(config):
-                raise BadInput(
-                    f"workdir {str(path)!r} was begun by another command; give a new or empty folder"
-                )
             if begun(path):  # before that nothing depends on it
-                if is_recipe(held):
-                    defaults.check_schema(held, f"the run in workdir {str(path)!r}")
+                defaults.check_schema(held, f"the run in workdir {str(path)!r}")
                 _refuse_other(path, held, json.loads(json.dumps(config)))
         elif any(
             not entry.name.startswith(".") for entry in remote.entries(path)
@@ -283,12 +316,13 @@ def _refuse_other(path: epath.Path, held: dict[str, Any], wanted: dict[str, Any]
         },
         **flat(held),
     }
-    # A stage or network that was added or taken away says nothing about the others.
+    # A stage, network or task that was added or taken away says nothing about the others.
     names = [
         name
         for name in sorted(before.keys() | now.keys())
         if not (
-            name.startswith(("stages.", "networks.")) and (name not in before or name not in now)
+            name.startswith(("stages.", "networks.", "feeds."))
+            and (name not in before or name not in now)
         )
         and before.get(name) != now.get(name)
     ]

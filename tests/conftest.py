@@ -36,6 +36,8 @@ import numpy as np
 import pytest
 
 from jaxdistill import defaults, registry
+from jaxdistill.data.tasks import TASKS
+from jaxdistill.evaluation.scores import SCORES
 from jaxdistill.forward.scene import At
 from jaxdistill.methods.base import Cast
 from jaxdistill.methods.kinds import KINDS, build
@@ -286,6 +288,19 @@ def write_text(path, documents=60, seed=0):
     return path
 
 
+def write_table(path, labels=("dry", "wet"), rows=90, seed=0):
+    """A task that any encoder learns: in the sentences of the second label (of the odd rows) there
+    is a river."""
+    rng = random.Random(seed)
+    others = [word for word in WORDS if word != "river"]
+    lines = ["text\tlabel"]
+    for i in range(rows):
+        words = [rng.choice(others) for _ in range(5)] + (["river"] if i % 2 else [])
+        lines.append(f"{' '.join(words)}\t{labels[i % 2]}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
 @pytest.fixture
 def text_source(tmp_path):
     """A small text file."""
@@ -316,7 +331,9 @@ def finished(tmp_path_factory):
 def tables(monkeypatch):
     """What a test registers is gone after it."""
     monkeypatch.setattr(registry, "_added", set())
-    held = [(table, dict(table), dict(table._owners)) for table in (KINDS, LOSSES, HEADS)]
+    held = [
+        (table, dict(table), dict(table._owners)) for table in (KINDS, LOSSES, HEADS, TASKS, SCORES)
+    ]
     yield
     for table, rows, owners in held:
         table.clear()

@@ -2,12 +2,13 @@
 
 import errno
 import json
+import pathlib
 
 import jax
 import numpy as np
 import pytest
 
-from jaxdistill import commands, defaults, finetuning, interop
+from jaxdistill import commands, defaults, interop, run
 from jaxdistill.errors import BadInput, TrainingStopped
 from jaxdistill.models import Model
 from jaxdistill.workdir import lock
@@ -93,6 +94,15 @@ def test_seeds_reports_spread_and_paired_margins(tmp_path):
     assert json.loads((tmp_path / "runs" / "seeds.json").read_text())["seeds"] == [0, 1]
 
 
+def test_the_margin_of_a_score_is_upwards():
+    table, facts = commands._spread({"student": [0.9, 0.8], "alone": [0.7, 0.75]}, higher=True)
+    margin = facts["margin"]["alone"]
+    assert margin["by_seed"] == pytest.approx([0.2, 0.05]) and not margin["beyond_spread"]
+    assert "student against alone: higher by 0.0500 to 0.2000, not beyond" in table
+    _, facts = commands._spread({"student": [1.0, 1.1], "alone": [2.0, 2.1]}, higher=False)
+    assert facts["margin"]["alone"]["beyond_spread"]
+
+
 def task_file(path, rows=160):
     """The label is whether the word "river" is in the sentence: learnable by any encoder."""
     rng = np.random.default_rng(0)
@@ -109,39 +119,39 @@ def task_file(path, rows=160):
 
 def test_finetune_learns_writes_predictions_and_a_model(finished, tmp_path):
     file = task_file(tmp_path / "task.tsv")
-    results = finetuning.finetune(
+    results = commands.finetune(
         str(finished[1] / "student"),
         str(file),
         tmp_path / "ft",
         text_column="sentence",
         label_column="label",
-        epochs=30,
+        epochs=4,
         batch_size=8,
         learning_rate=3e-3,
         sequence_length=16,
     )
     assert results["accuracy"] > max(results["majority_accuracy"], 0.5) + 0.2
-    rows = (tmp_path / "ft" / "predictions.tsv").read_text().splitlines()
+    rows = pathlib.Path(results["predictions"]).read_text().splitlines()
     assert rows[0] == "label\tprediction\ttext" and len(rows) == 1 + results["dev_examples"]
     right = np.mean([row.split("\t")[0] == row.split("\t")[1] for row in rows[1:]])
     assert right == pytest.approx(results["accuracy"])
     model, params = interop.from_pretrained(tmp_path / "ft" / "model")
     assert isinstance(model, Model) and model.config.heads == ("sequence_classification",)
     assert jax.tree.leaves(params)
-    again = finetuning.finetune(
+    again = commands.finetune(
         str(finished[1] / "student"),
         str(file),
         tmp_path / "ft",
         text_column="sentence",
         label_column="label",
-        epochs=30,
+        epochs=4,
         batch_size=8,
         learning_rate=3e-3,
         sequence_length=16,
     )
     assert again["accuracy"] == results["accuracy"]
     with pytest.raises(BadInput, match="epochs"):
-        finetuning.finetune(
+        commands.finetune(
             str(finished[1] / "student"),
             str(file),
             tmp_path / "ft",
@@ -160,9 +170,9 @@ def test_finetune_holds_its_workdir_and_says_when_the_disk_is_full(finished, tmp
             pass
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(finetuning, "_train", train)
+    monkeypatch.setattr(run.Run, "batches", train)
     with pytest.raises(TrainingStopped, match="cannot write .*make room"):
-        finetuning.finetune(
+        commands.finetune(
             str(finished[1] / "student"),
             str(task_file(tmp_path / "task.tsv")),
             tmp_path / "ft",
@@ -174,7 +184,7 @@ def test_finetune_refuses_what_it_cannot_use(finished, tmp_path):
     student = str(finished[1] / "student")
     file = task_file(tmp_path / "task.tsv")
     with pytest.raises(BadInput, match="did you mean 'label'"):
-        finetuning.finetune(
+        commands.finetune(
             student,
             str(file),
             tmp_path / "a",
@@ -183,7 +193,7 @@ def test_finetune_refuses_what_it_cannot_use(finished, tmp_path):
             sequence_length=16,
         )
     with pytest.raises(BadInput, match="max_positions"):
-        finetuning.finetune(
+        commands.finetune(
             student, str(file), tmp_path / "a", text_column=0, label_column=1, sequence_length=128
         )
     assert not (tmp_path / "a").exists()

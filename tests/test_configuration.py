@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from jaxdistill import configuration, resolve
+from jaxdistill import configuration, inputs, interop, resolve
 from jaxdistill.configuration import load_config
 from jaxdistill.errors import BadInput
 from jaxdistill.training import sharding
@@ -83,16 +83,19 @@ def test_a_recipe_that_returns_something_else(tmp_path):
 def test_every_recipe_traces_in_smoke_size(name):
     """Built, checked and traced: names, shapes and stages of each recipe agree."""
     config = load_config(f"{name}:smoke")
-    loaded = {}
-    if config.networks.teacher.init:
-        from jaxdistill.interop import from_pretrained
-
-        loaded["teacher"] = from_pretrained(config.networks.teacher.init)[0]
-    vocab = loaded["teacher"].config.vocab_size if loaded else config.data.vocab_size
+    loaded = {
+        name: interop.from_pretrained(section.init)[0]
+        for name, section in config.networks.items()
+        if section.init
+    }
+    words = [model.config.vocab_size for model in loaded.values()]
+    vocab = max(words, default=config.data.vocab_size)
     mesh = sharding.make_mesh(1)
-    recipe = resolve.resolve(config, vocab_size=vocab, num_records=100, mesh=mesh, loaded=loaded)
+    recipe = resolve.resolve(
+        config, vocab_size=vocab, feeds=inputs.outline(config), mesh=mesh, loaded=loaded
+    )
     for stage in recipe.stages:
-        state, metrics = resolve.trace(recipe, stage, config.data, mesh)
+        state, metrics = resolve.trace(recipe, stage, mesh)
         assert metrics["loss"].shape == () and state.step.shape == ()
 
 
@@ -104,10 +107,10 @@ def test_the_published_recipe_traces_at_full_size(variant):
     allocated."""
     config = load_config(variant, ["data.source=x"])
     mesh = sharding.make_mesh(8)
-    recipe = resolve.resolve(config, vocab_size=30522, num_records=10**7, mesh=mesh)
+    recipe = resolve.resolve(config, vocab_size=30522, feeds=inputs.outline(config), mesh=mesh)
     assert [stage.steps for stage in recipe.stages] == [500_000, 240_000, 500_000]
     for stage in recipe.stages:
-        state, _ = resolve.trace(recipe, stage, config.data, mesh)
+        state, _ = resolve.trace(recipe, stage, mesh)
     moments = state.optimizer.mu
     assert sum(x.size for x in moments.values()) == 36_597_564
     layers = jax.eval_shape(recipe.networks["student"].init, jax.random.key(0))["layers"]

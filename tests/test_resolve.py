@@ -1,23 +1,19 @@
 """Every mistake in a recipe is found before anything compiles, and the message says which line to
 change."""
 
+import dataclasses
 import types
 
 import numpy as np
 import pytest
 
+from jaxdistill import inputs
 from jaxdistill.data import packing
+from jaxdistill.data.text import pretraining_row
 from jaxdistill.errors import BadInput
 from jaxdistill.models import Model
-from jaxdistill.resolve import (
-    Begin,
-    abstract_batch,
-    choose_fused,
-    model_config,
-    resolve,
-    stage_seed,
-    trace,
-)
+from jaxdistill.recipe import Begin, abstract_batch
+from jaxdistill.resolve import choose_fused, model_config, resolve, stage_seed, trace
 from jaxdistill.training import sharding
 from tests.conftest import cast_of, make_stage, pretraining_batch, tiny_config
 
@@ -83,12 +79,12 @@ MISTAKES = {
     ),
     "vocabularies": ({"networks.student.model.vocab_size": 130}, "have 120 and 130 rows"),
     "no head": (
-        {"networks.student.model.heads": ("mlm",)},
+        {"networks.student.heads": ("mlm",)},
         "stage 'distill' needs the head 'nsp', which 'student' does not have",
     ),
     "teacher without head": (
         {
-            "networks.teacher.model.heads": ("nsp",),
+            "networks.teacher.heads": ("nsp",),
             "order": ("distill",),
             "networks.teacher.init": "folder",
         },
@@ -156,7 +152,7 @@ MISTAKES = {
     ),
     "best by nothing": (
         {"stages.distill.best": "los"},
-        "config.stages.distill.best='los' is not measured there; did you mean 'loss'.*mlm_distillation",
+        "config.stages.distill.best='los' is not measured on 'text'; did you mean 'loss'.*mlm_distillation",
     ),
     "best of layers": (
         {"stages.transfer.best": "loss"},
@@ -200,12 +196,10 @@ def changed(changes, source="text.txt"):
 
 
 def resolved(config, num_records=100, **loaded):
+    feeds = inputs.outline(config)
+    feeds["text"] = dataclasses.replace(feeds["text"], rows=num_records)
     return resolve(
-        config,
-        vocab_size=120,
-        num_records=num_records,
-        mesh=sharding.make_mesh(**config.mesh),
-        **loaded,
+        config, vocab_size=120, feeds=feeds, mesh=sharding.make_mesh(**config.mesh), **loaded
     )
 
 
@@ -238,7 +232,7 @@ def test_mistakes(mistake):
 def test_what_the_messages_advise_works(changes):
     recipe = resolved(changed(changes))
     for stage in recipe.stages:
-        trace(recipe, stage, tiny_config("").data, sharding.make_mesh(1))
+        trace(recipe, stage, sharding.make_mesh(1))
 
 
 def test_the_recipe_as_written():
@@ -313,7 +307,10 @@ def test_loaded_models_take_the_place_of_the_sections():
 
 def test_a_traced_batch_is_like_a_real_one():
     """Names, shapes and dtypes of what the loader gives."""
-    real, abstract = pretraining_batch(rows=4, length=6, predictions=2), abstract_batch(4, 6, 2)
+    real, abstract = (
+        pretraining_batch(rows=4, length=6, predictions=2),
+        abstract_batch(pretraining_row(6, 2), 4),
+    )
     assert real.keys() == abstract.keys()
     assert all(
         (real[k].shape, real[k].dtype) == (abstract[k].shape, abstract[k].dtype) for k in real
@@ -324,7 +321,7 @@ def test_a_traced_packed_batch_is_like_a_real_one():
     plain = pretraining_batch(rows=4, length=6, predictions=2)
     row = np.arange(4)
     real = packing.join(plain, row, num_rows=4, pad=0, predictions=3, max_segments=2)
-    abstract = abstract_batch(4, 6, 3, segments=2)
+    abstract = abstract_batch(pretraining_row(6, 3, segments=2), 4)
     assert real.keys() == abstract.keys()
     assert all(
         (real[k].shape, real[k].dtype) == (abstract[k].shape, abstract[k].dtype) for k in real
@@ -335,7 +332,7 @@ def test_packed_batches_are_traced_and_tf1_padding_is_refused():
     config = changed({"data.packing": True})
     recipe = resolved(config)
     for stage in recipe.stages:
-        trace(recipe, stage, config.data, sharding.make_mesh(1))
+        trace(recipe, stage, sharding.make_mesh(1))
     with pytest.raises(BadInput, match="packing=True.*'transfer'.*tf1_unmasked"):
         resolved(changed({"data.packing": True, "stages.transfer.tf1_unmasked": True}))
 
@@ -372,10 +369,13 @@ def test_losses_are_fused_where_memory_is_dear(text_source):
     config = tiny_config(text_source)
     cast = cast_of(make_stage("joint"))
     assert not choose_fused(config, cpu, cast) and choose_fused(config, tpu, cast)
-    assert not resolve(config, vocab_size=120, num_records=9, mesh=cpu).stages[0].fused
+    assert (
+        not resolve(config, vocab_size=120, feeds=inputs.outline(config), mesh=cpu).stages[0].fused
+    )
     config.objectives.fused = True
     assert all(
-        stage.fused for stage in resolve(config, vocab_size=120, num_records=9, mesh=cpu).stages
+        stage.fused
+        for stage in resolve(config, vocab_size=120, feeds=inputs.outline(config), mesh=cpu).stages
     )
     config.objectives.fused = False
     assert not choose_fused(config, tpu, cast)
@@ -391,7 +391,11 @@ def test_a_model_from_a_folder_computes_as_the_recipe_says(text_source):
     config.networks.teacher.model.dtype = config.networks.student.model.residual_dtype = "bfloat16"
     given = {whose: Model(resolve_config(config, whose)) for whose in ("teacher", "student")}
     recipe = resolve(
-        config, vocab_size=120, num_records=9, mesh=sharding.make_mesh(1), loaded=given
+        config,
+        vocab_size=120,
+        feeds=inputs.outline(config),
+        mesh=sharding.make_mesh(1),
+        loaded=given,
     )
     teacher, student = (recipe.networks[name].config for name in ("teacher", "student"))
     assert (teacher.dtype, teacher.residual_dtype) == ("bfloat16", "float32")
@@ -414,7 +418,7 @@ def test_a_padded_table_of_a_given_model_sets_the_length_of_the_other(text_sourc
     found = resolve(
         config,
         vocab_size=120,
-        num_records=99,
+        feeds=inputs.outline(config),
         mesh=sharding.make_mesh(1),
         loaded={"teacher": padded},
     )
@@ -427,7 +431,7 @@ def test_a_padded_table_of_a_given_model_sets_the_length_of_the_other(text_sourc
         resolve(
             config,
             vocab_size=120,
-            num_records=99,
+            feeds=inputs.outline(config),
             mesh=sharding.make_mesh(1),
             loaded={"teacher": padded},
         )

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from jaxdistill import inputs, run, startup
+from jaxdistill.data.feeds import only
 from jaxdistill.errors import BadInput, Interrupted, TrainingStopped
 from jaxdistill.interop import from_pretrained
 from jaxdistill.models.parameters import digest
@@ -52,10 +53,10 @@ def untimed(results):
 
 def interrupt(monkeypatch, stage, after):
     """Sends SIGINT while batch number `after` of the stage that follows is fetched."""
-    real, names = inputs.batches, []
+    real, names = run.Run.batches, []
 
-    def batches(config, prepared, **options):
-        for i, batch in enumerate(real(config, prepared, **options)):
+    def batches(self, *given):
+        for i, batch in enumerate(real(self, *given)):
             if current() == stage and i == after:
                 os.kill(os.getpid(), signal.SIGINT)
             yield batch
@@ -70,7 +71,7 @@ def interrupt(monkeypatch, stage, after):
         return names[-1]
 
     monkeypatch.setattr(run.Run, "stage", tracked)
-    monkeypatch.setattr(inputs, "batches", batches)
+    monkeypatch.setattr(run.Run, "batches", batches)
 
 
 def metrics(workdir):
@@ -281,16 +282,16 @@ def test_losses_that_cannot_be_fused_say_what_they_cost(source):
     config = tiny_config(source)
     config.objectives.fused = True
     mesh = sharding.make_mesh(1)
-    recipe = resolve(config, vocab_size=120, num_records=9, mesh=mesh)
+    recipe = resolve(config, vocab_size=120, feeds=inputs.outline(config), mesh=mesh)
     stage = dataclasses.replace(make_stage("joint", num_layers=2, layer_map=(1, 0)), fused=True)
     # Two layers of 24 tokens: hidden 16 wide and two maps of scores, float32, of both networks.
     expected = 2 * 2 * 4 * (24 * 16 + 2 * 24 * 24) / 2**20
     assert f"keeps every layer's taps, {expected:,.2g} MiB a row" in startup.kept_taps(
-        recipe, stage, 24
+        recipe, stage
     )
-    assert startup.kept_taps(recipe, make_stage("joint", num_layers=2), 24) == ""
-    assert startup.kept_taps(recipe, dataclasses.replace(stage, fused=False), 24) == ""
-    assert all(startup.kept_taps(recipe, stage, 24) == "" for stage in recipe.stages)
+    assert startup.kept_taps(recipe, make_stage("joint", num_layers=2)) == ""
+    assert startup.kept_taps(recipe, dataclasses.replace(stage, fused=False)) == ""
+    assert all(startup.kept_taps(recipe, stage) == "" for stage in recipe.stages)
 
 
 def test_a_packed_run_needs_one_pad(source, tmp_path):
@@ -306,7 +307,7 @@ def test_killed_within_a_stage(finished, source, tmp_path, monkeypatch):
     folder = tmp_path / "w"
     shutil.copytree(workdir, folder)
     shutil.rmtree(folder / "stages" / "distill")
-    config, real = tiny_config(source), inputs.batches
+    config, real = tiny_config(source), run.Run.batches
     config.checkpoint.every_steps = 2
 
     def crashing(*args, **options):
@@ -318,7 +319,7 @@ def test_killed_within_a_stage(finished, source, tmp_path, monkeypatch):
             yield batch
 
     with monkeypatch.context() as patch:
-        patch.setattr(inputs, "batches", crashing)
+        patch.setattr(run.Run, "batches", crashing)
         patch.setattr(run.Checkpoints, "save", save_once(run.Checkpoints.save))
         with pytest.raises(RuntimeError, match="power cut"):
             run.train(config, folder)
@@ -498,24 +499,19 @@ def test_the_number_of_devices_changes_no_result(finished, source, tmp_path):
 
 
 def test_rows_that_only_fill_a_batch_do_not_count_in_layer_losses(
-    source, teacher_params, student_params, monkeypatch
+    source, teacher_params, student_params
 ):
     """The last held-out batch is filled with copies: the same losses as without them."""
     rows = pretraining_batch(3)
-    filled = {**rows, "example_weights": np.float32([1, 1, 1, 1, 1, 0, 0, 0])}
-    fake = types.SimpleNamespace(
-        config=tiny_config(source),
-        mesh=sharding.make_mesh(1),
-        corpus=types.SimpleNamespace(heldout=None),
-    )
+    fake = types.SimpleNamespace(config=tiny_config(source), mesh=sharding.make_mesh(1))
 
     def losses(batch):
-        monkeypatch.setattr(inputs, "heldout", lambda *_, **__: [batch])
+        fake.readers = types.SimpleNamespace(heldout=lambda feed, most: [only(batch, 5)])
         cast = cast_of(make_stage("progressive"))
         evaluate = run.Run._evaluator(fake, cast, given(cast, teacher_params))
         return evaluate(1, student_params)
 
-    assert losses(filled) == pytest.approx(
+    assert losses(rows) == pytest.approx(
         losses({name: value[:5] for name, value in rows.items()}), rel=1e-5
     )
 

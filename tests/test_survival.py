@@ -33,12 +33,12 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(tmp_path):
 
 FULL_DISK = """
 import json, os, sys, time
-from jaxdistill import inputs, run
+from jaxdistill import run
 from jaxdistill.errors import TrainingStopped
 from tests.conftest import tiny_config
 
 workdir, filler = "disk/run", "disk/filler"
-config, real = tiny_config(sys.argv[1]), inputs.batches
+config, real = tiny_config(sys.argv[1]), run.Run.batches
 
 def fill():
     with open(filler, "wb", buffering=0) as file:
@@ -52,12 +52,12 @@ def batches(*args, **options):
         if i == 3: fill()
         yield batch
 
-inputs.batches = batches
+run.Run.batches = batches
 try:
     run.train(config, workdir, stages=["transfer"])
 except TrainingStopped as error:
     print(json.dumps([error.exit_code, str(error)]))
-inputs.batches = real
+run.Run.batches = real
 os.remove(filler)
 left = sorted(name for name in os.listdir(workdir + "/checkpoints/transfer") if name.isdigit())
 print(json.dumps(left))

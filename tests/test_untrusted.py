@@ -236,8 +236,8 @@ class TestBombs:
 import io, contextlib, json, resource, sys, time
 from jaxdistill import cli, interop
 from tests.test_untrusted import *
-from jaxdistill.data import classification
-classification.LARGEST_TABLE = 2**26
+from jaxdistill.data import tables
+tables.LARGEST_TABLE = 2**26
 commands = json.load(sys.stdin)
 interop.from_pretrained(commands["good"]); load_tokenizer(commands["good"])
 held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

@@ -21,10 +21,10 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from jaxdistill.data import masking, packing, pairs, randomness, records, sources
+from jaxdistill.data.feeds import Batch, only
 from jaxdistill.data.prepared import PreparedText
 from jaxdistill.errors import BadInput
 
-Batch = dict[str, np.ndarray]
 _PREFETCHED_BATCHES = 8
 ENDLESS = 2**62  # examples
 
@@ -282,8 +282,7 @@ def heldout_batches(
     in `make_loader`.
 
     Of more than `max_examples` records a shuffled sample is taken, the first rows of `make_loader`.
-    The last global batch is filled up with other rows whose `example_weights` and `mlm_weights` are
-    0. Every host gets the same number of batches."""
+    The last global batch is filled up with other rows whose masks and weights are 0. Every host gets the same number of batches."""
     if max_examples is not None and prepared.num_records > max_examples:
         sample = make_loader(
             prepared,
@@ -300,7 +299,7 @@ def heldout_batches(
         )
         first = process_index * rows_a_host(batch_size, process_index, process_count)
         for begin in range(first, _round_up(max_examples, batch_size), batch_size):
-            yield _only(next(sample), max_examples - begin)
+            yield only(next(sample), max_examples - begin)
         return
     _check(prepared, max_predictions, mask_rate, nsp)
     num_rows = rows_a_host(batch_size, process_index, process_count)
@@ -314,17 +313,7 @@ def heldout_batches(
     ):
         place = np.arange(begin, begin + num_rows)
         batch = rows(np.minimum(place, prepared.num_records - 1), np.zeros_like(place))
-        yield _only(batch, prepared.num_records - begin)
-
-
-def _only(batch: Batch, number: int) -> Batch:
-    """The batch with only its first `number` rows counting; the others fill it up."""
-    counts = (np.arange(len(batch["example_weights"])) < number).astype(np.float32)
-    return {
-        **batch,
-        "example_weights": counts,
-        "mlm_weights": batch["mlm_weights"] * counts[:, None],
-    }
+        yield only(batch, prepared.num_records - begin)
 
 
 def rows_a_host(batch_size: int, process_index: int, process_count: int) -> int:

@@ -68,6 +68,8 @@ def _outputs(
     sums = {}
     for name, term in terms.items():
         read = term.row.teacher
-        target = None if read is None else targets[term.teacher][read]
+        target = scene.batch.get(term.stored)
+        if read is not None and not term.stored:
+            target = targets[term.teacher][read]
         sums[name] = term.sum(outputs[term.row.student], target, scene.masks)
     return weighted(sums, scene.scales)

@@ -102,7 +102,9 @@ def plain(scene: Scene) -> Result:
 
 def _whole_sum(term: Term, ours: Arrays, theirs: Arrays, scene: Scene) -> jax.Array:
     """The raw sum of a term, over all its layers, from taps and outputs of both networks."""
-    target = None if term.row.teacher is None else theirs[term.row.teacher]
+    target = None if term.row.teacher is None else theirs.get(term.row.teacher)
+    if term.stored:
+        target = scene.batch[term.stored]
     if not term.per_layer:
         return term.sum(ours[term.reads], target, scene.masks)
     assert target is not None

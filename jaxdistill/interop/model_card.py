@@ -7,7 +7,7 @@ Every key of `results` may be missing; what is missing is left out, never guesse
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxdistill.interop.configs import architecture, family_of, why_not_huggingface
@@ -64,7 +64,7 @@ def model_card(
         "Made with jaxdistill.",
         _architecture(config),
         _loading(config, reason),
-        _networks(results.get("networks") or {}),
+        _networks(results.get("networks") or {}, results.get("tasks") or ()),
         _facts(results),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -146,14 +146,24 @@ def _code(lines: list[str]) -> str:
     return "\n".join(["```python", *lines, "```"])
 
 
-def _networks(networks: Mapping[str, Mapping[str, Any]]) -> str:
-    columns = [key for key in COLUMNS if any(key in values for values in networks.values())]
+def _networks(networks: Mapping[str, Mapping[str, Any]], tasks: Iterable[str] = ()) -> str:
+    """A table of held-out numbers: of text, and of `tasks`, which stand under their names."""
+    shown = {
+        name: {COLUMNS[key]: values[key] for key in COLUMNS if key in values}
+        | {
+            f"{task}: {key.replace('_', ' ')}": number
+            for task in tasks
+            for key, number in values.get(task, {}).items()
+        }
+        for name, values in networks.items()
+    }
+    columns = dict.fromkeys(key for values in shown.values() for key in values)
     if not columns:
         return ""
-    rows = [
-        [name, *(_number(values.get(key)) for key in columns)] for name, values in networks.items()
-    ]
-    return "## Evaluation\n\n" + _table(["network", *(COLUMNS[key] for key in columns)], rows)
+    order = [*(key for key in COLUMNS.values() if key in columns), *columns]
+    titles = list(dict.fromkeys(order))
+    rows = [[name, *(_number(row.get(key)) for key in titles)] for name, row in shown.items()]
+    return "## Evaluation\n\n" + _table(["network", *titles], rows)
 
 
 def _facts(results: Mapping[str, Any]) -> str:

@@ -8,14 +8,16 @@ compiled step."""
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Literal, get_args
 
-from jaxdistill.errors import BadInput, nearest
+from jaxdistill.errors import BadInput
 from jaxdistill.forward.progressive import progressive as one_layer
 from jaxdistill.forward.scene import Forward
 from jaxdistill.forward.side_by_side import side_by_side
 from jaxdistill.models import Model
-from jaxdistill.objectives.terms import Term, heads_of, taps_of, teacher_depth
+from jaxdistill.objectives.terms import BATCH, Term, heads_of, taps_of, teacher_depth
 
 DEPTHS = ("full", "progressive_soft", "progressive_strict")
 OptimizerName = Literal["adamw", "lamb"]
@@ -89,8 +91,36 @@ class Schedule:
 
 
 @dataclasses.dataclass(frozen=True)
+class Patience:
+    """By which held-out number of `feed` the best state of a stage is kept and handed on, and when it
+    ends early.
+
+    `metric`: "loss", the sum of the stage's terms, or one of them, on the stage's own feed; or a number
+    of a task's score. `every`: steps from one measurement to the next, 0: at each step-based
+    checkpoint. `evaluations`: the stage ends once so many in a row are no better than the best before
+    them; 0: it runs all steps. `higher`: whether more of it is better."""
+
+    feed: str
+    metric: str
+    every: int = 0
+    evaluations: int = 0
+    higher: bool = False
+
+    def cost(self, value: float | None) -> float:
+        """`value` as a number of which less is better; None, for what was not finite, is the worst."""
+        if value is None or not math.isfinite(value):
+            return math.inf
+        return -value if self.higher else value
+
+    def worn_out(self, values: Sequence[float | None]) -> bool:
+        """Whether the last `evaluations` of all `values` so far are no better than the best before."""
+        costs, last = [self.cost(value) for value in values], self.evaluations
+        return 0 < last < len(costs) and min(costs[-last:]) >= min(costs[:-last])
+
+
+@dataclasses.dataclass(frozen=True)
 class Stage:
-    """One run of the loop over one network.
+    """One run of the loop over one network, on the rows of one feed.
 
     `moves`: regular expressions matched at the start of a parameter's name ("layers/",
     "embeddings/word"); what none matches is frozen, and absent from gradients and optimizer.
@@ -99,11 +129,10 @@ class Stage:
     ("progressive_soft", as published) or not at all ("progressive_strict"), and moments restart at
     each phase. `fused`: losses with their gradient taken in the forward pass; False: the plain
     ones, for comparison. `skip_above`: how many standard deviations above the mean of recent losses
-    a loss is a spike, whose update is skipped; 0: none is. `best`: the held-out loss ("loss", or
-    one of its terms) by which the best state is kept and handed on; "": the last is. `patience`: the
-    stage ends once so many of those losses in a row are no better than the best before them, `steps`
-    at the latest; 0: it does not. `forward`:
-    how its networks are composed; left out, side by side, or one layer of a progressive stage."""
+    a loss is a spike, whose update is skipped; 0: none is. `until`: by which held-out number the best
+    state is handed on, and the stage ends early, `steps` at the latest; None: it hands on the last.
+    `forward`: how its networks are composed; left out, side by side, or one layer of a progressive
+    stage."""
 
     name: str
     network: str
@@ -112,6 +141,7 @@ class Stage:
     optimizer: Optimizer
     schedule: Schedule
     batch_size: int
+    feed: str = "text"
     accumulation: int = 1
     moves: tuple[str, ...] = ("",)
     depth: str = "full"
@@ -120,8 +150,7 @@ class Stage:
     tf1_unmasked: bool = False
     fused: bool = True
     skip_above: float = 0.0
-    best: str = ""
-    patience: int = 0
+    until: Patience | None = None
     forward: Forward | None = None
 
     def __post_init__(self) -> None:
@@ -152,6 +181,12 @@ class Stage:
                     f"stage {self.name!r} reads {output!r} of two heads, of which a batch has one; "
                     "train them in stages of their own"
                 )
+        for term in self.terms:
+            if term.stored and (not term.head or term.head == "mlm"):
+                raise BadInput(
+                    f"stage {self.name!r}: the loss {term.loss!r} cannot be learned from stored outputs, which are "
+                    f"those of a task's head; name a network by config.stages.{self.name}.teacher"
+                )
         if self.accumulation < 1 or self.batch_size % self.accumulation:
             raise BadInput(
                 f"stage {self.name!r}: batch_size={self.batch_size} is not divisible by accumulation="
@@ -162,19 +197,9 @@ class Stage:
                 f"config.stages.{self.name}.dropout=True: progressive transfer runs without dropout, as "
                 "published; set it to False"
             )
-        measured = ("loss", *names)
-        if self.best and self.best not in measured:
+        if self.progressive and self.until:
             raise BadInput(
-                f"config.stages.{self.name}.best={self.best!r} is not measured there; {nearest(self.best, measured)}"
-            )
-        if self.patience and not self.best:
-            raise BadInput(
-                f"config.stages.{self.name}.patience={self.patience} needs a held-out loss to judge by; set "
-                f"config.stages.{self.name}.best, as 'loss'"
-            )
-        if self.progressive and self.best:
-            raise BadInput(
-                f"config.stages.{self.name}.best={self.best!r}: losses of different layers do not compare, so a "
+                f"config.stages.{self.name}.best={self.until.metric!r}: losses of different layers do not compare, so a "
                 "progressive stage has no best state; set it to ''"
             )
         if self.progressive and any(not term.per_layer for term in self.terms):
@@ -202,9 +227,20 @@ class Stage:
         return tuple(sorted({term.projection for term in self.terms} - {""}))
 
     @property
+    def feeds(self) -> tuple[str, ...]:
+        """The feeds it reads: what it learns, and what it is measured on while it goes on."""
+        return tuple(dict.fromkeys((self.feed, *((self.until.feed,) if self.until else ()))))
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The held-out losses of its own feed."""
+        return ("loss", *(term.name for term in self.terms))
+
+    @property
     def teachers(self) -> tuple[str, ...]:
         """The networks its terms read beside the one that learns, in a fixed order."""
-        return tuple(sorted({t.teacher for t in self.terms if t.row.teacher is not None}))
+        read = {t.teacher for t in self.terms if t.row.teacher is not None}
+        return tuple(sorted(read - {BATCH}))
 
     @property
     def needs_teacher(self) -> bool:

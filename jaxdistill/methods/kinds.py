@@ -10,10 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxdistill.errors import BadInput, listed, nearest
-from jaxdistill.methods import minilm, mobilebert, tinybert
-from jaxdistill.methods.base import Facts, Objective, Optimizer, Schedule, Stage
-from jaxdistill.methods.settings import Common, arguments, check, settings_of
+from jaxdistill.methods import minilm, mobilebert, soft_labels, tinybert
+from jaxdistill.methods.base import Facts, Objective, Optimizer, Patience, Schedule, Stage
+from jaxdistill.methods.settings import Common
 from jaxdistill.registry import Table
+from jaxdistill.settings import arguments, check, settings_of
 
 Kind = Callable[..., Objective]
 TEACHER = "teacher"  # of a term: the network that its stage names
@@ -31,6 +32,7 @@ KINDS: Table[Kind] = Table(
             mobilebert.classify,
             minilm.relations,
             tinybert.intermediate,
+            soft_labels.soft_labels,
         )
     },
 )
@@ -90,10 +92,16 @@ def build(name: str, section: Any, num_layers: int) -> Stage:
         check_setting(section.kind, field, where)
     check(Common, section, where)
     check(kind, section, where)
+    if section.warmup_steps and section.warmup_ratio:
+        raise BadInput(
+            f"{where}.warmup_steps={section.warmup_steps} and warmup_ratio={section.warmup_ratio}: give one of "
+            "the two, set the other to 0"
+        )
     objective = kind(Facts(name, num_layers, section.steps), **arguments(kind, section))
     return Stage(
         name=name,
         network=section.network,
+        feed=section.feed,
         steps=section.steps,
         terms=tuple(
             dataclasses.replace(term, teacher=section.teacher) if term.teacher == TEACHER else term
@@ -106,7 +114,10 @@ def build(name: str, section: Any, num_layers: int) -> Stage:
             bias_correction=section.bias_correction,
         ),
         schedule=Schedule(
-            section.learning_rate, section.warmup_steps, section.decay, section.end_ratio
+            section.learning_rate,
+            section.warmup_steps or int(section.warmup_ratio * section.steps),
+            section.decay,
+            section.end_ratio,
         ),
         batch_size=section.batch_size,
         accumulation=section.accumulation,
@@ -117,6 +128,22 @@ def build(name: str, section: Any, num_layers: int) -> Stage:
         dropout=section.dropout,
         tf1_unmasked=section.tf1_unmasked,
         skip_above=section.skip_above,
-        best=section.best,
-        patience=section.patience,
+        until=_until(section, where),
     )
+
+
+def _until(section: Any, where: str) -> Patience | None:
+    """What a section says about the best state, and an early end."""
+    if section.best:
+        feed = section.best_on or section.feed
+        return Patience(feed, section.best, section.best_every, section.patience)
+    for name, value in (
+        ("patience", section.patience),
+        ("best_on", section.best_on),
+        ("best_every", section.best_every),
+    ):
+        if value:
+            raise BadInput(
+                f"{where}.{name}={value!r} needs a held-out number to judge by; set {where}.best, as 'loss'"
+            )
+    return None

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from jaxdistill.errors import BadInput
 from jaxdistill.methods.base import Facts, Objective
-from jaxdistill.methods.settings import Count, Weight
 from jaxdistill.objectives.terms import Term
+from jaxdistill.settings import Count, Weight
 
 
 def relations(

@@ -12,8 +12,9 @@ from typing import Annotated, Literal
 
 from jaxdistill.errors import BadInput
 from jaxdistill.methods.base import Facts, Objective
-from jaxdistill.methods.settings import LayerMap, Weight, Within
+from jaxdistill.methods.settings import LayerMap
 from jaxdistill.objectives.terms import Term
+from jaxdistill.settings import Weight, Within
 
 # Blocks move, embeddings and heads stay as copied from the teacher (spec: "non-encoder variables:
 # rate 0").

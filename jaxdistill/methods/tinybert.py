@@ -9,8 +9,9 @@ Published: 4 layers that follow layers 3, 6, 9 and 12 of BERT-base."""
 from __future__ import annotations
 
 from jaxdistill.methods.base import Facts, Objective
-from jaxdistill.methods.settings import LayerMap, Weight
+from jaxdistill.methods.settings import LayerMap
 from jaxdistill.objectives.terms import Term
+from jaxdistill.settings import Weight
 
 # One map for the embeddings and all layers, as in the released code (the paper has W_e and W_h).
 PROJECTION = "hidden"

@@ -149,13 +149,15 @@ class Head:
     (hidden states [B, L, D]; these two also with `deterministic`, a bool) or "rows" (hidden states
     and the attention mask). `outputs` are the names of what it returns, split along the last axis if
     there are several. `macs(config, length, masked)`: multiply-accumulates of a row. `packed`:
-    whether it can read rows that hold several texts."""
+    whether it can read rows that hold several texts. `by_label`: whether it has a number for each of
+    a task's labels, in their order."""
 
     module: Callable[[ModelConfig], nn.Module]
     reads: str
     outputs: tuple[str, ...]
     macs: Callable[[ModelConfig, int, int], int]
     packed: bool = True
+    by_label: bool = False
 
 
 def num_classes(config: ModelConfig) -> int:
@@ -180,12 +182,14 @@ HEADS = Table(
             "pooled",
             ("logits",),
             lambda c, *_: num_classes(c) * c.hidden_size,
+            by_label=True,
         ),
         "token_classification": Head(
             lambda c: Dense(c, c.num_labels, c.classifier_dropout),
             "tokens",
             ("logits",),
             lambda c, length, _: length * c.num_labels * c.hidden_size,
+            by_label=True,
         ),
         "question_answering": Head(
             lambda c: Dense(c, 2),

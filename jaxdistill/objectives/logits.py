@@ -43,6 +43,20 @@ def classification(logits_BxC: jax.Array, _: jax.Array | None, batch: Batch) -> 
     return _labelled(logits_BxC, batch["labels"], batch["example_weights"])
 
 
+def classification_distillation(
+    logits_BxC: jax.Array, teacher_BxC: jax.Array | None, batch: Batch, *, temperature: float
+) -> jax.Array:
+    """T^2 KL(teacher || student) of the classes at temperature T (Hinton et al. 2015, section 2: the
+    square keeps the size of the gradient)."""
+    assert teacher_BxC is not None
+    ours, theirs = (
+        jax.nn.log_softmax(x.astype(jnp.float32) / temperature)
+        for x in (logits_BxC, jax.lax.stop_gradient(teacher_BxC))
+    )
+    distance_B = jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)
+    return temperature**2 * jnp.sum(distance_B * batch["example_weights"])
+
+
 def regression(logits_Bx1: jax.Array, _: jax.Array | None, batch: Batch) -> jax.Array:
     """Squared error of `labels` float[B]."""
     return jnp.sum((logits_Bx1[..., 0] - batch["labels"]) ** 2 * batch["example_weights"])

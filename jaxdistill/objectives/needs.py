@@ -68,6 +68,17 @@ def equal_vocabularies(pair: Pair) -> str:
     )
 
 
+def equal_labels(pair: Pair) -> str:
+    """As many classes."""
+    ours, theirs = pair.student.num_labels, pair.teacher.num_labels
+    if ours == theirs:
+        return ""
+    return (
+        f"the classifiers of teacher and student have {theirs} and {ours} classes, but the loss "
+        f"{pair.loss!r} of stage {pair.stage!r} compares them class by class; take networks of one task"
+    )
+
+
 def heads_divide(pair: Pair) -> str:
     """Relation heads that cut the queries, keys and values of both networks into equal parts."""
     heads = pair.options["heads"]

@@ -23,6 +23,7 @@ from jaxdistill.objectives import hidden, logits, relations
 from jaxdistill.objectives.needs import (
     Need,
     equal_heads,
+    equal_labels,
     equal_vocabularies,
     equal_widths,
     equal_widths_or_projection,
@@ -37,7 +38,8 @@ class Loss:
 
     `student` and `teacher` name a tap (then the loss is of one layer, or of the embeddings) or, with
     `head`, an output of that head; `teacher` None: no teacher is needed. `options`: what else the
-    sum must be told, by each term. `needs`: what must hold of the two networks. `relation`: the sum
+    sum must be told, by each term. `needs`: what must hold of the two networks. `batch`: which arrays
+    of the batch it reads beside the text itself, which every feed has. `relation`: the sum
     is a mean over relation heads, an option `heads`, and may be taken some heads at a time. `off`:
     the setting that leaves it out, if that is not its own weight, for messages."""
 
@@ -48,14 +50,19 @@ class Loss:
     head: str = ""
     needs: tuple[Need, ...] = ()
     options: tuple[str, ...] = ()
+    batch: tuple[str, ...] = ()
     relation: bool = False
     off: str = ""
+
+
+BATCH = "batch"  # a term's teacher whose outputs are not computed, but stored in the batch
+STORED = "stored_"  # how those are called there, before the name of the output
 
 
 @dataclasses.dataclass(frozen=True)
 class Term:
     """`weight` x `loss`, a name in `LOSSES`, between a tap or output of the network that learns and
-    that of another network, `teacher`, which is a name.
+    that of another network, `teacher`, which is a name ("batch": what is stored of one in the batch).
 
     `layer_map[i]` is the teacher layer that student layer i follows, -1 if none (None: i follows
     i). `traced_map`: the name of a layer map that is data of the step, in place of `layer_map`: one
@@ -89,6 +96,11 @@ class Term:
     def sum(self, student: jax.Array, teacher: jax.Array | None, batch: Batch) -> jax.Array:
         """The raw sum, before weight and count."""
         return self.row.sum(student, teacher, batch, **dict(self.options))
+
+    @property
+    def stored(self) -> str:
+        """The array of the batch that holds what it compares with; "" if a network gives it."""
+        return f"{STORED}{self.row.teacher}" if self.row.teacher and self.teacher == BATCH else ""
 
     def count(self, batch: Batch) -> jax.Array:
         """What its sum is divided by."""
@@ -166,6 +178,8 @@ WIDTHS = (equal_widths,)
 WIDTHS_OR_PROJECTION = (equal_widths_or_projection,)
 HEADS = (equal_heads,)
 WORDS = (equal_vocabularies,)
+CLASSES = (equal_labels,)
+MASKED = ("mlm_positions", "mlm_labels", "mlm_weights")
 
 
 def _relation(tap: str) -> Loss:
@@ -183,7 +197,7 @@ def _relation(tap: str) -> Loss:
 LOSSES = Table(
     "loss",
     {
-        "mlm": Loss(logits.mlm, masked_words, "mlm_logits", head="mlm"),
+        "mlm": Loss(logits.mlm, masked_words, "mlm_logits", head="mlm", batch=MASKED),
         "mlm_distillation": Loss(
             logits.mlm_distillation,
             masked_words,
@@ -191,13 +205,30 @@ LOSSES = Table(
             "mlm_logits",
             head="mlm",
             needs=WORDS,
+            batch=MASKED,
             off="alpha=1",
         ),
-        "nsp": Loss(logits.nsp, examples, "nsp_logits", head="nsp"),
+        "nsp": Loss(logits.nsp, examples, "nsp_logits", head="nsp", batch=("nsp_labels",)),
         "classification": Loss(
-            logits.classification, examples, "logits", head="sequence_classification"
+            logits.classification,
+            examples,
+            "logits",
+            head="sequence_classification",
+            batch=("labels",),
         ),
-        "regression": Loss(logits.regression, examples, "logits", head="sequence_classification"),
+        "classification_distillation": Loss(
+            logits.classification_distillation,
+            examples,
+            "logits",
+            "logits",
+            head="sequence_classification",
+            needs=CLASSES,
+            options=("temperature",),
+            off="hard_labels=1",
+        ),
+        "regression": Loss(
+            logits.regression, examples, "logits", head="sequence_classification", batch=("labels",)
+        ),
         "feature_map": Loss(hidden.feature_map, real_tokens, "hidden", "hidden", needs=WIDTHS),
         "mean": Loss(hidden.mean, real_tokens, "hidden", "hidden", needs=WIDTHS),
         "variance": Loss(hidden.variance, real_tokens, "hidden", "hidden", needs=WIDTHS),

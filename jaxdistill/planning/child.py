@@ -22,19 +22,19 @@ from etils import epath
 from jax.experimental import topologies as jax_topologies
 from ml_collections import ConfigDict
 
-from jaxdistill import interop, remote
+from jaxdistill import inputs, interop, remote
+from jaxdistill.checks import check_settings
 from jaxdistill.configuration import run_code
-from jaxdistill.data import packing
+from jaxdistill.data.feeds import MANY
 from jaxdistill.errors import BadInput, nearest
 from jaxdistill.methods.base import Stage
 from jaxdistill.models import Model
 from jaxdistill.planning import fit, roofline, topologies
 from jaxdistill.planning.compiled import Program
-from jaxdistill.resolve import Recipe, abstract_batch, check_settings, predictions_a_row, resolve
+from jaxdistill.recipe import Recipe, abstract_batch
+from jaxdistill.resolve import resolve
 from jaxdistill.training import programs, sharding, state
 from jaxdistill.training.speed import step_flops
-
-UNKNOWN = 10**9  # stands for the number of rows of a text that is not read
 
 
 def main(request: dict[str, Any]) -> None:
@@ -98,7 +98,7 @@ def resolve_without_text(config: ConfigDict, mesh: jax.sharding.Mesh) -> Recipe:
     return resolve(
         config,
         vocab_size=words,
-        num_records=UNKNOWN,
+        feeds=inputs.outline(config),
         mesh=mesh,
         loaded={name: Model(found) for name, found in given.items()},
     )
@@ -121,9 +121,9 @@ def plan_stage(
         "accumulation": stage.accumulation,
         "rows_per_device": rows // parts,
         "rows_per_chip": rows / topology.chips,
-        "length": config.data.sequence_length,
+        "length": recipe.feed(stage).length,
     }
-    compiled, memory = compile_stage(config, recipe, stage, mesh, found["rows_per_device"])
+    compiled, memory = compile_stage(recipe, stage, mesh, found["rows_per_device"])
     room = topology.generation.memory / shared
     per_chip = None if memory["total"] is None else memory["total"] * shared
     found |= {
@@ -137,7 +137,7 @@ def plan_stage(
     if with_fit:
         found |= {
             "largest_rows_per_device": search(
-                config, recipe, stage, mesh, room, memory["total"] if compiled else None
+                recipe, stage, mesh, room, memory["total"] if compiled else None
             )
         }
         found["largest_rows_per_chip"] = found["largest_rows_per_device"] * parts / topology.chips
@@ -145,7 +145,7 @@ def plan_stage(
 
 
 def compile_stage(
-    config: ConfigDict, recipe: Recipe, stage: Stage, mesh: jax.sharding.Mesh, rows: int
+    recipe: Recipe, stage: Stage, mesh: jax.sharding.Mesh, rows: int
 ) -> tuple[Any, dict[str, Any]]:
     """(the compiled step or None when it needs too much memory, bytes on one device by kind), with
     `rows` a device."""
@@ -154,12 +154,7 @@ def compile_stage(
     cast = recipe.cast(stage)
     now = state.shapes(cast)
     size = rows * sharding.batch_parts(mesh) * stage.accumulation
-    batch = abstract_batch(
-        size,
-        config.data.sequence_length,
-        predictions_a_row(config.data),
-        packing.segments_a_row(config.data.sequence_length) if config.data.packing else None,
-    )
+    batch = abstract_batch(recipe.feed(stage).row, size)
     step = programs.compile_step(cast, mesh)
     try:
         compiled = step.lower(now, programs.given_shapes(cast), batch).compile()
@@ -215,30 +210,23 @@ def costs(
         branch_share=(layers - 1) / (2 * layers) if stage.progressive else 1.0,
     )
     totals = program.totals()
-    flops = step_flops(cast, config.data.sequence_length, predictions_a_row(config.data))
+    feed = recipe.feed(stage)
+    flops = step_flops(cast, feed.length, feed.predictions)
     section = config.stages[stage.name]
-    steps = None if section.epochs else stage.steps  # epochs of a text that was not read
+    # Epochs of a text that was not read.
+    steps = None if section.epochs and feed.rows == MANY else stage.steps
     numbers = roofline.estimate(totals, sum(flops.values()), topology)
     return {
         **numbers,
         "program": dataclasses.asdict(totals),
         **roofline.whole_stage(
-            numbers["step_seconds"],
-            steps,
-            stage.batch_size,
-            config.data.sequence_length,
-            topology.chips,
+            numbers["step_seconds"], steps, stage.batch_size, feed.length, topology.chips
         ),
     }
 
 
 def search(
-    config: ConfigDict,
-    recipe: Recipe,
-    stage: Stage,
-    mesh: jax.sharding.Mesh,
-    room: float,
-    first: float | None,
+    recipe: Recipe, stage: Stage, mesh: jax.sharding.Mesh, room: float, first: float | None
 ) -> int:
     """The most rows a device that fit. `first`: bytes with the recipe's own rows, None if they are
     too many."""
@@ -247,7 +235,7 @@ def search(
     def measure(rows: int) -> float | None:
         if rows == start:
             return first
-        compiled, memory = compile_stage(config, recipe, stage, mesh, rows)
+        compiled, memory = compile_stage(recipe, stage, mesh, rows)
         return memory["total"] if compiled is not None else None
 
     return fit.largest(measure, start, room)

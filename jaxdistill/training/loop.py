@@ -23,7 +23,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from jaxdistill.errors import TrainingStopped
-from jaxdistill.methods.base import Cast, Stage
+from jaxdistill.methods.base import Cast, Patience, Stage
 from jaxdistill.models import Model, Params
 from jaxdistill.training import schedules, sharding
 from jaxdistill.training.checkpoints import Checkpoints
@@ -86,12 +86,12 @@ def run_stage(
     """Runs a stage from `state.step` to its end; `batches` must begin at that step's first example.
 
     `page` is saved with each checkpoint; its `seconds` (training time alone), `steps` (how many there
-    were), `measured` (held-out numbers by step, of a stage with a `best`) and `layers` (what
+    were), `measured` (held-out numbers by step, of a stage with an `until`) and `layers` (what
     `evaluate` returned for the phases of a progressive stage) are kept up to date here. The result
-    is the last state, or of a stage with a `best` the one that `evaluate` found so, its step then
+    is the last state, or of a stage with an `until` the best that `evaluate` found, its step then
     in `page`. Raises `TrainingStopped` after too many skipped updates in a row, `Interrupted` or
     `Preempted` when asked to stop; the state is saved before the latter two."""
-    stage, model = cast.stage, cast.model
+    stage, model, until = cast.stage, cast.model, cast.stage.until
     state, given = sharding.place(mesh, state), sharding.place(mesh, given)
     step_fn = compile_step(cast, mesh)
     done = int(state.step)
@@ -128,12 +128,18 @@ def run_stage(
         page["seconds"] = clock.seconds
         with clock.paused():
             metric = None
-            if measure and stage.best and evaluate is not None and not checkpoints.holds(done):
+            if (
+                measure
+                and until is not None
+                and evaluate is not None
+                and not checkpoints.holds(done)
+            ):
                 with watchdog.paused():
                     found = evaluate(0, state.params)
                 reporting.write(done, {f"heldout/{name}": value for name, value in found.items()})
-                metric = found[stage.best] if np.isfinite(found[stage.best]) else None
-                page.setdefault("measured", []).append([done, metric])
+                value = found[until.metric] if np.isfinite(found[until.metric]) else None
+                page.setdefault("measured", []).append([done, value])
+                metric = None if value is None else until.cost(value)
             reporting.flush()
             with (
                 watchdog.paused() if not saves.restarts else contextlib.nullcontext()
@@ -148,7 +154,7 @@ def run_stage(
         watchdog,
         Profile(*limits.profile) as profile,
     ):
-        while done < stage.steps and not worn_out(stage, page):
+        while done < stage.steps and not worn_out(until, page):
             if phases is not None and at_border(stage, model, done):
                 wait(0)  # steps still under way are training time
                 with clock.paused(), watchdog.paused():
@@ -169,10 +175,11 @@ def run_stage(
             pending = (done, metrics) if reported(done) else None
             page["seconds"] = clock.seconds
             by_step = done % limits.checkpoint_every == 0
+            measured = done % ((until and until.every) or limits.checkpoint_every) == 0
             if stop.agreed(done, saves.due()):
                 break
-            if (by_step or stop.save) and done < stage.steps:
-                save(measure=by_step)
+            if (by_step or measured or stop.save) and done < stage.steps:
+                save(measure=measured)
         report()
         wait(0)
         page["seconds"], page["steps"] = clock.seconds, done
@@ -180,11 +187,10 @@ def run_stage(
             with watchdog.paused():
                 record_phase(stage, model, page, done, state.params, phases)
         if stop.agreed():  # perhaps only now, during the last evaluation
-            save(
-                measure=done % limits.checkpoint_every == 0 or done == stage.steps, wait_for_it=True
-            )
+            every = (until and until.every) or limits.checkpoint_every
+            save(measure=done % every == 0 or done == stage.steps, wait_for_it=True)
             raise stop.error(f"in stage {stage.name!r} after {done} of {stage.steps} steps")
-        if stage.best and evaluate is not None:
+        if until is not None and evaluate is not None:
             save(measure=True, wait_for_it=True)
             best = checkpoints.restore_best(state, mesh)
             state = state if best is None else best  # no held-out loss was finite
@@ -194,12 +200,9 @@ def run_stage(
     return state
 
 
-def worn_out(stage: Stage, page: dict[str, Any]) -> bool:
-    """Whether the last `stage.patience` held-out numbers are no better than the best before them."""
-    values = [math.inf if value is None else value for _, value in page.get("measured", ())]
-    if not stage.patience or len(values) <= stage.patience:
-        return False
-    return min(values[-stage.patience :]) >= min(values[: -stage.patience])
+def worn_out(until: Patience | None, page: dict[str, Any]) -> bool:
+    """Whether the held-out numbers so far end a stage early."""
+    return until is not None and until.worn_out([value for _, value in page.get("measured", ())])
 
 
 def at_border(stage: Stage, model: Model, done: int) -> bool:

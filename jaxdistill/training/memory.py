@@ -2,7 +2,7 @@
 before anything is made.
 
 A lower bound from shapes alone, so that nothing is refused that might fit; whether a stage does fit
-is known once it is compiled (`jaxdistill plan`). Called by resolve."""
+is known once it is compiled (`jaxdistill plan`). Called by checks."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import lzma
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,10 @@ import pytest
 
 from jaxdistill.data.classification import (
     TokenizedTask,
-    classification_batches,
-    classification_eval_batches,
     read_classification_tsv,
     split_examples,
     tokenize_examples,
 )
-from jaxdistill.data.loader import Batch
 from jaxdistill.errors import BadInput
 
 ROWS = [
@@ -136,47 +132,3 @@ def test_rows_are_framed_as_hugging_face_does(tokenizer: Any, tmp_path: Path) ->
     )
     theirs = tokenizer(list(examples.texts), **options)
     assert (single.input_ids == theirs["input_ids"]).all() and (single.token_type_ids == 0).all()
-
-
-def _equal(one: Batch, other: Batch) -> bool:
-    return one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
-
-
-def test_training_resumes_covers_and_slices(task: TokenizedTask) -> None:
-    options: dict[str, Any] = {"batch_size": 8, "seed": 1, "prefetch": False}
-    whole = list(itertools.islice(classification_batches(task, **options), 12))
-    resumed = list(
-        itertools.islice(classification_batches(task, start_example=8 * 4, **options), 8)
-    )
-    assert all(map(_equal, resumed, whole[4:]))
-    parts = [
-        list(
-            itertools.islice(
-                classification_batches(task, process_index=p, process_count=4, **options), 5
-            )
-        )
-        for p in range(4)
-    ]
-    for k in range(5):
-        assert _equal(
-            {key: np.concatenate([part[k][key] for part in parts]) for key in whole[k]}, whole[k]
-        )
-    (epoch,) = itertools.islice(classification_batches(task, batch_size=37, seed=1), 1)
-    assert sorted(map(tuple, epoch["input_ids"])) == sorted(map(tuple, task.input_ids))
-    assert not np.array_equal(epoch["input_ids"], task.input_ids)
-
-
-@pytest.mark.parametrize("hosts", [1, 2])
-def test_evaluation_is_one_pass(task: TokenizedTask, hosts: int) -> None:
-    parts = [
-        list(classification_eval_batches(task, batch_size=16, process_index=p, process_count=hosts))
-        for p in range(hosts)
-    ]
-    joined = {
-        key: np.concatenate([part[k][key] for k in range(3) for part in parts])
-        for key in ("labels", "input_ids", "example_weights")
-    }
-    assert joined["example_weights"].tolist() == [1.0] * 37 + [0.0] * 11
-    assert (joined["labels"][:37] == task.labels).all() and (
-        joined["input_ids"][:37] == task.input_ids
-    ).all()

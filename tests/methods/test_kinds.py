@@ -8,9 +8,11 @@ import pytest
 from jaxdistill import defaults
 from jaxdistill.errors import BadInput
 from jaxdistill.methods import kinds
-from jaxdistill.methods.base import Objective
-from jaxdistill.methods.settings import Common, Count, LayerMap, Weight, Within, settings_of
+from jaxdistill.methods.base import Objective, Patience
+from jaxdistill.methods.settings import Common, LayerMap
 from jaxdistill.objectives.terms import Term
+from jaxdistill.settings import Count, Weight, Within, settings_of
+from tests.conftest import make_stage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,3 +110,27 @@ def test_a_section_made_by_hand_with_a_field_of_another_kind():
         BadInput, match="no field 'relation_heads', a setting of relations; .*alpha, nsp"
     ):
         kinds.build("it", section, 7)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"patience": 2}, {"best_on": "task"}, {"best_every": 5}], ids=lambda c: min(c)
+)
+def test_what_says_how_to_choose_needs_a_number_to_choose_by(changes):
+    name = min(changes)
+    with pytest.raises(
+        BadInput, match=rf"{name}=.* needs a held-out number.*set config.stages.it.best"
+    ):
+        make_stage("pretrain", **changes)
+    until = make_stage("pretrain", best="mlm", **changes).until
+    assert until.metric == "mlm" and until.feed == changes.get("best_on", "text")
+
+
+@pytest.mark.parametrize("higher", [False, True])
+def test_patience_ends_after_numbers_that_are_no_better(higher):
+    sign = -1 if higher else 1
+    until = Patience("task", "number", evaluations=2, higher=higher)
+    told = [sign * value for value in (5.0, 4.0, 4.5, 4.0)]
+    assert [until.worn_out(told[:n]) for n in range(5)] == [False] * 4 + [True]
+    assert not until.worn_out([*told[:3], sign * 3.0])
+    assert until.worn_out([*told[:2], None, float("nan")])
+    assert not dataclasses.replace(until, evaluations=0).worn_out(told)

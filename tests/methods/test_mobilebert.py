@@ -191,4 +191,5 @@ def test_a_misspelt_field_or_kind_is_named_with_its_neighbour():
         "relations",
         "intermediate",
         "classify",
+        "soft_labels",
     }

@@ -16,13 +16,15 @@ from jaxdistill.errors import BadInput
 from jaxdistill.models import Model, preset
 from jaxdistill.models.encoder import MASKED_SCORE, attention_bias
 from jaxdistill.models.parameters import flatten
-from jaxdistill.objectives.terms import LOSSES, Term
+from jaxdistill.objectives.terms import CLASSES, LOSSES, Term
 from tests.conftest import SMALL, STUDENT, TEACHER, pretraining_batch, random_params
 
 LENGTH, SLOTS = 15, 4
 BERT = Model(preset("bert_base").replace(**{**SMALL, "embedding_size": None}))
 NETWORKS = {"teacher": TEACHER, "student": STUDENT, "bert": BERT}
-PRETRAINING = tuple(name for name in LOSSES if name not in ("classification", "regression"))
+PRETRAINING = tuple(
+    name for name, loss in LOSSES.items() if "labels" not in loss.batch and loss.needs != CLASSES
+)
 
 
 def rows_of(seed):

@@ -9,9 +9,10 @@ from jaxdistill.objectives import terms
 
 LENGTHS = (6, 4, 1)
 HEADS, WIDTH, STATES, WORDS, CLASSES = 2, 5, 4, 7, 3
-RELATION_HEADS = 3
+RELATION_HEADS, TEMPERATURE = 3, 1.7
+OPTIONS = {"heads": RELATION_HEADS, "temperature": TEMPERATURE}
 LOSSES = {
-    name: Term(name, 1.0, options=(("heads", RELATION_HEADS),) if row.options else ())
+    name: Term(name, 1.0, options=tuple((option, OPTIONS[option]) for option in row.options))
     for name, row in terms.LOSSES.items()
 }
 PER_LAYER = [name for name, loss in LOSSES.items() if loss.per_layer]
@@ -114,6 +115,14 @@ def _mlm_distillation(student, teacher, batch):
     return total
 
 
+def _classification_distillation(student, teacher, batch):
+    total = 0.0
+    for row, weight in enumerate(batch["example_weights"]):
+        ours, theirs = (log_softmax(x[row] / TEMPERATURE) for x in (student, teacher))
+        total += weight * sum(np.exp(theirs[c]) * (theirs[c] - ours[c]) for c in range(CLASSES))
+    return TEMPERATURE**2 * total
+
+
 def _regression(student, _, batch):
     return sum(
         w * (x[0] - y) ** 2 for x, y, w in zip(student, batch["labels"], batch["example_weights"])
@@ -202,6 +211,7 @@ REFERENCES = {
     "mlm": _cross_entropy("mlm"),
     "nsp": _cross_entropy("nsp"),
     "classification": _cross_entropy("classification"),
+    "classification_distillation": _classification_distillation,
     "mlm_distillation": _mlm_distillation,
     "regression": _regression,
     "feature_map": _feature_map,
@@ -223,6 +233,7 @@ COUNTS = {
     "mlm_distillation": lambda batch: sum(batch["mlm_weights"].ravel()),
     "nsp": lambda batch: sum(batch["example_weights"]),
     "classification": lambda batch: sum(batch["example_weights"]),
+    "classification_distillation": lambda batch: sum(batch["example_weights"]),
     "regression": lambda batch: sum(batch["example_weights"]),
     **{name: lambda batch: len(real(batch)) for name in (*PER_LAYER, "embedding_mse")},
     "attention_mse": lambda batch: sum(

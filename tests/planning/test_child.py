@@ -8,7 +8,7 @@ import types
 import jax
 import pytest
 
-from jaxdistill import interop
+from jaxdistill import inputs, interop
 from jaxdistill.configuration import load_config, shipped_recipes
 from jaxdistill.errors import BadInput
 from jaxdistill.planning import child, plan
@@ -82,7 +82,7 @@ def test_two_devices_of_one_chip(four_devices, capsys, monkeypatch):
 
 def student_layers(config):
     mesh = sharding.make_mesh(4)
-    recipe = resolve(config, vocab_size=512, num_records=1, mesh=mesh)
+    recipe = resolve(config, vocab_size=512, feeds=inputs.outline(config), mesh=mesh)
     return jax.eval_shape(recipe.networks["student"].init, jax.random.key(0))["layers"]
 
 

@@ -21,10 +21,11 @@ from jaxdistill.configuration import load_config
 from jaxdistill.errors import BadInput, JaxDistillError, Preempted
 from jaxdistill.training import hosts
 from jaxdistill.training.metrics import read_metrics
-from tests.conftest import write_text
+from tests.conftest import write_table, write_text
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 RECIPE = """
+from jaxdistill import defaults
 from tests.conftest import tiny_config
 
 def get_config(variant=""):
@@ -33,6 +34,15 @@ def get_config(variant=""):
     config.stages.transfer.steps, config.checkpoint.every_steps = 120, 5
     config.stages.transfer.learning_rate = 1e-4  # at a large one the order of sums in float32 grows to anything
     config.order = ("teacher", "transfer", "distill")
+    if variant == "task":
+        config.feeds.rivers = defaults.task("classification", source={table!r}, sequence_length=16)
+        config.networks.student.start = "random"
+        config.networks.student.heads = ("sequence_classification",)
+        config.stages.task = defaults.stage(
+            "classify", "student", feed="rivers", steps=80, batch_size=8, optimizer="adamw", dropout=True,
+            learning_rate=3e-3, best="accuracy", best_every=5, patience=3,
+        )
+        config.order = ("task",)
     return config
 """
 
@@ -40,8 +50,8 @@ def get_config(variant=""):
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hosts")
-    source = write_text(folder / "text.txt")
-    (folder / "recipe.py").write_text(RECIPE.format(source=str(source)))
+    source, table = write_text(folder / "text.txt"), write_table(folder / "task.tsv")
+    (folder / "recipe.py").write_text(RECIPE.format(source=str(source), table=str(table)))
     return folder / "recipe.py"
 
 
@@ -119,10 +129,29 @@ def kill_after(processes, path, timeout=240):
 
 
 def losses(workdir):
-    return [(row["stage"], row["step"], row["loss"]) for row in read_metrics(workdir)]
+    return [
+        (row["stage"], row["step"], row["loss"]) for row in read_metrics(workdir) if "loss" in row
+    ]
 
 
 def test_two_processes_killed_and_resumed_by_one(recipe, tmp_path):
+    """A task's stage, whose program is small: losses of every step and the score are those of one
+    uninterrupted process (float32 sums in another order)."""
+    task, settings = f"{recipe}:task", ["stages.task.patience=0", "stages.task.steps=40"]
+    config = load_config(task, settings)
+    processes = launch(task, tmp_path / "two", settings=[f"--config.{text}" for text in settings])
+    kill_after(processes, tmp_path / "two" / "checkpoints" / "task" / "10")
+    assert losses(tmp_path / "two")[-1][1] < 40
+    resumed, whole = run.train(config, tmp_path / "two"), run.train(config, tmp_path / "one")
+    ours, theirs = losses(tmp_path / "two"), losses(tmp_path / "one")
+    assert [row[:2] for row in ours] == [row[:2] for row in theirs]
+    np.testing.assert_allclose([row[2] for row in ours], [row[2] for row in theirs], rtol=1e-3)
+    scores = [found["networks"]["student"]["rivers"] for found in (resumed, whole)]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_killed_within_a_transfer_and_resumed_by_one(recipe, tmp_path):
     """Through a stage border: the teacher's stage is finished and read back, the next one resumes
     from its checkpoint; losses of every step and the final numbers are those of one uninterrupted
     process (float32 sums in another order)."""
@@ -243,6 +272,30 @@ def test_the_same_processes_resume_to_the_bit(recipe, tmp_path):
         for name in ("whole", "killed")
     ]
     assert shas[0] == shas[1]
+
+
+@pytest.mark.slow
+def test_a_task_ends_early_on_all_processes_alike(recipe, tmp_path):
+    """Two processes, killed and resumed, and one by itself: the same scores at the same steps, the same
+    end, the same best state; the answers are those of the whole held-out set."""
+    task = f"{recipe}:task"
+    kill_after(launch(task, tmp_path / "two"), tmp_path / "two" / "checkpoints" / "task" / "10")
+    found = finish(launch(task, tmp_path / "two"))
+    assert [code for code, _, _ in found] == [0, 0], found
+    assert [code for code, _, _ in finish(launch(task, tmp_path / "whole"))] == [0, 0]
+    whole = run.train(load_config(task), tmp_path / "one")
+    pages, rows, answers = [], [], []
+    for name in ("two", "whole", "one"):
+        folder = tmp_path / name
+        pages.append(json.loads((folder / "stages" / "task" / "stage.json").read_text()))
+        rows.append(json.loads((folder / "results.json").read_text())["networks"]["student"])
+        answers.append((folder / "predictions" / "rivers" / "student.tsv").read_text())
+    for page, row, text in zip(pages, rows, answers):
+        assert page["measured"] == pages[2]["measured"] and page["best"] == pages[2]["best"]
+        assert page["steps"] == pages[2]["steps"] < 80
+        assert row["rivers"]["accuracy"] == whole["networks"]["student"]["rivers"]["accuracy"]
+        assert text == answers[2]
+    assert pages[0]["sha256"] == pages[1]["sha256"]
 
 
 def complaints(found):

@@ -62,7 +62,7 @@ class Log:
 
 def run(folder, given, stage=PRETRAIN, log=None, page=None, evaluate=None, **limits):
     """One call of the loop: resumes if there is a checkpoint. `given`: first example -> batches."""
-    mesh, checkpoints = sharding.make_mesh(1), Checkpoints(folder, best=bool(stage.best))
+    mesh, checkpoints = sharding.make_mesh(1), Checkpoints(folder, best=stage.until is not None)
     page, cast = {} if page is None else page, cast_of(stage)
     now = state.create(cast_of(stage), random_params(STUDENT, 2))
     if checkpoints.latest() is not None:
@@ -325,7 +325,7 @@ def test_the_best_state_is_handed_on(tmp_path, fourth, stop):
 def test_patience_ends_a_stage_and_hands_on_the_best_state(tmp_path, stop):
     """After two numbers no better than the best, also when the run is stopped before, between or
     at them; the state is that of the uninterrupted run, to the bit."""
-    stage = dataclasses.replace(BEST, patience=2)
+    stage = dataclasses.replace(BEST, until=dataclasses.replace(BEST.until, evaluations=2))
 
     def evaluate(layer, params):
         calls.append(layer)
@@ -348,7 +348,7 @@ def test_patience_ends_a_stage_and_hands_on_the_best_state(tmp_path, stop):
 
 def test_steps_are_the_most_that_patience_waits_for(tmp_path):
     page, values = {}, iter([5.0, 4.0, 4.5, 3.0, 3.5, 2.0, 2.5])
-    stage = dataclasses.replace(BEST, patience=2)
+    stage = dataclasses.replace(BEST, until=dataclasses.replace(BEST.until, evaluations=2))
     found = run(
         tmp_path,
         batches,

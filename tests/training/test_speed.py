@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 
 from jaxdistill import defaults
+from jaxdistill.data.text import pretraining_row
 from jaxdistill.models import Model, preset
-from jaxdistill.resolve import abstract_batch, build_stage
+from jaxdistill.recipe import abstract_batch
+from jaxdistill.resolve import build_stage
 from jaxdistill.training import state
 from jaxdistill.training.sharding import make_mesh
 from jaxdistill.training.speed import mfu, peak_flops, rates, step_flops
@@ -82,7 +84,9 @@ def test_flops_of_a_step(kind, options):
     key = jax.random.key(0)
     start = jax.eval_shape(lambda k: state.create(cast, STUDENT.init(k)), key)
     theirs = given(cast, jax.eval_shape(TEACHER.init, key))
-    program = jax.make_jaxpr(make_step(cast))(start, theirs, abstract_batch(ROWS, LENGTH, WORDS))
+    program = jax.make_jaxpr(make_step(cast))(
+        start, theirs, abstract_batch(pretraining_row(LENGTH, WORDS), ROWS)
+    )
     counted, claimed = (products(program.jaxpr), sum(step_flops(cast, LENGTH, WORDS).values()))
     # The program also computes attention scores again and multiplies terms' own products; it spares
     # the gradient with respect to what does not move.

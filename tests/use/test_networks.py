@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from jaxdistill import defaults, interop, run
+from jaxdistill import defaults, inputs, interop, run
 from jaxdistill.errors import BadInput
 from jaxdistill.interop import own_format
 from jaxdistill.resolve import resolve
@@ -84,7 +84,7 @@ def test_an_assistant_that_no_stage_trains(assisted):
     config = assisted[0].copy_and_resolve_references()
     config.order = ("teacher", "last", "assistant")
     with pytest.raises(BadInput, match="'last' needs a teacher.*network 'assistant' before it"):
-        resolve(config, vocab_size=120, num_records=9, mesh=sharding.make_mesh(1))
+        resolve(config, vocab_size=120, feeds=inputs.outline(config), mesh=sharding.make_mesh(1))
 
 
 def test_a_network_like_another_begins_from_its_folder(assisted, tmp_path):

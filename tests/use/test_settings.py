@@ -89,7 +89,7 @@ def test_an_override_beside_one_that_makes_it_idle(refused, other, setting, word
 
 def test_every_setting_of_a_kind_changes_its_stage_and_other_kinds_refuse_it():
     from jaxdistill.methods.kinds import KINDS, build
-    from jaxdistill.methods.settings import settings_of
+    from jaxdistill.settings import settings_of
 
     other = {
         "layer_map": (1, 0),
@@ -99,9 +99,10 @@ def test_every_setting_of_a_kind_changes_its_stage_and_other_kinds_refuse_it():
         "relation_heads": 2,
         "teacher_layer": 0,
         "alpha": 0.25,
+        "hard_labels": 0.25,
     }
     every = {field for kind in KINDS.values() for field in settings_of(kind)}
-    assert len(every) == 19
+    assert len(every) == 21
     for name, kind in KINDS.items():
         base = {"steps": 4, **({"teacher_layer": 1} if name == "relations" else {})}
 
@@ -178,11 +179,12 @@ def test_what_no_memory_holds_is_refused_by_arithmetic(refused, setting, words):
 def test_the_least_memory_is_a_lower_bound(monkeypatch):
     """The published recipe on eight devices of 16 GiB passes, and on eight of a twentieth of that
     does not."""
-    from jaxdistill.resolve import MANY, check_memory, resolve
+    from jaxdistill.checks import check_memory
+    from jaxdistill.resolve import resolve
 
     config = configuration.load_config("mobilebert", ["data.source=x"])
     mesh = sharding.make_mesh(8)
-    recipe = resolve(config, vocab_size=30522, num_records=MANY, mesh=mesh)
+    recipe = resolve(config, vocab_size=30522, feeds=inputs.outline(config), mesh=mesh)
     monkeypatch.setattr(
         memory, "room", lambda _: 95 * 2**30
     )  # the published batch is 2048 rows of 512 tokens
@@ -206,7 +208,8 @@ def test_a_seed_beside_seeds_is_refused(refused):
 
 def test_epochs_of_a_text_that_is_not_read_yet_are_no_mistake():
     """The stand-in for its length would make more steps than there can be."""
-    from jaxdistill.resolve import MANY, build_stage
+    from jaxdistill.data.feeds import MANY
+    from jaxdistill.resolve import build_stage
 
     section = defaults.stage("pretrain", "teacher", epochs=1000.0)
     assert build_stage("it", section, MANY, 2).steps == 2**31 - 1

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxdistill import cli, inputs, run, signals
+from jaxdistill import cli, run, signals
 from jaxdistill.training import loop, programs
 from tests.conftest import write_text
 
@@ -53,7 +53,7 @@ def train(recipe, workdir, *settings):
 
 def at_batch(monkeypatch, number, act):
     """Calls `act` when that batch of the first stage is asked for."""
-    real = inputs.batches
+    real = run.Run.batches
 
     def batches(*arguments, **options):
         for i, batch in enumerate(real(*arguments, **options)):
@@ -61,7 +61,7 @@ def at_batch(monkeypatch, number, act):
                 act()
             yield batch
 
-    monkeypatch.setattr(inputs, "batches", batches)
+    monkeypatch.setattr(run.Run, "batches", batches)
 
 
 def slow_steps(monkeypatch, products):

@@ -120,19 +120,23 @@ def test_in_processes_of_their_own(folder: Path, tokenizer: Any, tmp_path: Path)
     )
 
 
+def read(config, folder):
+    return inputs.read(config, folder, inputs.outline(config))
+
+
 def test_a_run_finds_what_beam_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text.txt").write_text(make_text(30, 5))
     config = tiny_config(tmp_path / "text.txt")
-    expected = inputs.load_corpus(config, tmp_path / "here")
+    expected = read(config, tmp_path / "here").corpus
     found = commands.prepare(config, tmp_path / "w", beam_options="")
     monkeypatch.setattr(preparing, "_write", None)
-    corpus = inputs.load_corpus(config, tmp_path / "w")
+    corpus = read(config, tmp_path / "w").corpus
     assert (
         corpus.describe(config) == found
         and found["train"]["records"] > found["heldout"]["records"] > 0
     )
-    assert_equal(corpus.train, expected.train)
-    assert_equal(corpus.heldout, expected.heldout)
+    assert_equal(corpus.parts.train, expected.parts.train)
+    assert_equal(corpus.parts.heldout, expected.parts.heldout)
 
 
 KILLED = """

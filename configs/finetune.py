@@ -1,0 +1,41 @@
+"""Fine-tuning on one text classification task, as MobileBERT's code does it: AdamW, linear decay, a
+tenth of warm-up.
+
+    jaxdistill train --config=finetune --config.networks.model.init=FOLDER_OR_HUB_NAME \\
+        --config.feeds.task.source=TRAIN.tsv --config.feeds.task.heldout=DEV.tsv --workdir=DIR
+
+`jaxdistill finetune` is this recipe with shorter options. Without a model it trains a small BERT from
+a random start, and without a file it learns which package a paragraph of the installed documentation
+is from: enough to see it work, not to judge it."""
+
+from ml_collections import ConfigDict
+
+from jaxdistill import defaults
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """`variant`: "" or "smoke"."""
+    defaults.check_variant(variant, "smoke")
+    config = defaults.recipe("finetune")
+    config.feeds.task = defaults.task("classification", source="default", sequence_length=128)
+    config.networks.model = defaults.network(
+        "bert_base",
+        heads=("sequence_classification",),
+        num_layers=4,
+        hidden_size=128,
+        num_heads=4,
+        intermediate_size=512,
+    )
+    config.stages.finetune = defaults.stage(
+        "classify",
+        "model",
+        feed="task",
+        epochs=3.0,
+        batch_size=32,
+        optimizer="adamw",
+        learning_rate=1e-4,
+        warmup_ratio=0.1,
+        dropout=True,
+    )
+    config.order = ("finetune",)
+    return defaults.smoke(config) if variant == "smoke" else config

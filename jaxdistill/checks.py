@@ -1,0 +1,262 @@
+"""What must hold of a recipe before anything compiles; each check raises `BadInput` with the line to
+change. Called by resolve and startup."""
+
+from __future__ import annotations
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxdistill.data import prepare, sources, tokenizers
+from jaxdistill.data.feeds import Feed
+from jaxdistill.data.text import NAME as TEXT
+from jaxdistill.defaults import given_folder
+from jaxdistill.errors import BadInput, listed, shortened
+from jaxdistill.methods.base import Cast, Stage
+from jaxdistill.models.sizes import parameter_shapes
+from jaxdistill.objectives.needs import Pair
+from jaxdistill.objectives.terms import Term
+from jaxdistill.recipe import Recipe, abstract_batch
+from jaxdistill.settings import LARGEST_COUNT
+from jaxdistill.students.copying import copied_names
+from jaxdistill.training import memory, sharding, state
+
+LARGEST_SEED = 2**31 - 1  # jax takes 32 bits, and students start from the next one
+
+
+def check_settings(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """Raises `BadInput` for settings outside their range, and for evaluation batches that do not
+    split over devices."""
+    if jax.local_device_count() % mesh.shape["tensor"] and jax.process_count() > 1:
+        raise BadInput(
+            f"config.mesh.tensor={mesh.shape['tensor']} does not divide the {jax.local_device_count()} devices of "
+            "each process, so processes would have to share rows; use a divisor"
+        )
+    check_text_settings(config)
+    for name in (
+        "evaluation.batch_size",
+        "evaluation.max_examples",
+        "checkpoint.every_steps",
+        "checkpoint.keep",
+        "log_every",
+        "max_skipped_in_a_row",
+        "data.max_predictions",
+    ):
+        section, _, field = name.rpartition(".")
+        value = (config[section] if section else config)[field]
+        if not 1 <= value <= LARGEST_COUNT:
+            raise BadInput(f"config.{name}={value}; expected 1 to {LARGEST_COUNT}")
+    for name in ("checkpoint.every_minutes", "watchdog_minutes"):
+        section, _, field = name.rpartition(".")
+        value = (config[section] if section else config)[field]
+        if not 0 <= value <= 1e6:
+            raise BadInput(f"config.{name}={value}; expected 0 (off) to a million")
+    if not 0 < config.data.mask_rate < 1:
+        raise BadInput(
+            f"config.data.mask_rate={config.data.mask_rate}; expected between 0 and 1, as 0.15"
+        )
+    if config.data.max_predictions > config.data.sequence_length:
+        raise BadInput(
+            f"config.data.max_predictions={config.data.max_predictions} exceeds sequence_length="
+            f"{config.data.sequence_length}; lower it"
+        )
+    if config.evaluation.batch_size % sharding.batch_parts(mesh):
+        raise BadInput(
+            f"config.evaluation.batch_size={config.evaluation.batch_size} does not divide by "
+            f"{sharding.batch_parts(mesh)} devices; use a multiple"
+        )
+
+
+def check_memory(recipe: Recipe, config: ConfigDict, mesh: Mesh) -> None:
+    """Raises `BadInput` for sizes that cannot fit into the memory that is there, whatever
+    compiles."""
+    for stage in recipe.stages:
+        cast, feed = recipe.cast(stage), recipe.feed(stage)
+        needs = memory.step_bytes(cast, abstract_batch(feed.row, stage.batch_size), mesh)
+        memory.check(
+            f"stage {stage.name!r}",
+            needs,
+            mesh,
+            f"config.stages.{stage.name}.batch_size={stage.batch_size}, {length_field(recipe, feed)}="
+            f"{feed.length} or vocab_size={cast.model.config.vocab_size}, or take a smaller network",
+        )
+    rows, parts = config.evaluation.batch_size, sharding.batch_parts(mesh)
+    trained = {recipe.networks[stage.network] for stage in recipe.stages}
+    for feed in {stage.feed: recipe.feed(stage) for stage in recipe.stages}.values():
+        needs = {
+            "a batch": memory.tree_bytes(abstract_batch(feed.row, rows)) // parts,
+            "hidden states and attention": max(
+                memory.forward_bytes(model, rows // parts, feed.length, mesh) for model in trained
+            ),
+        }
+        memory.check("evaluation", needs, mesh, f"config.evaluation.batch_size={rows}")
+
+
+def length_field(recipe: Recipe, feed: Feed) -> str:
+    """Where a recipe says how long the rows of a feed are."""
+    base = recipe.base(feed.name)
+    where = "data" if base == TEXT else f"feeds.{base}"
+    return f"config.{where}.sequence_length"
+
+
+def check_seed(seed: int, shown: str = "config.seed") -> None:
+    """Raises `BadInput` unless networks and data can be drawn from `seed`."""
+    if not 0 <= seed <= LARGEST_SEED:
+        raise BadInput(
+            f"{shown}={shortened(seed)}; expected a whole number from 0 to {LARGEST_SEED}"
+        )
+
+
+def check_text_settings(config: ConfigDict) -> None:
+    """Raises `BadInput` for settings of the prepared text outside their range."""
+    check_seed(config.seed)
+    d = config.data
+    if not (d.tokenizer or given_folder(config)):
+        tokenizers.check_size(d.vocab_size, "config.data.vocab_size")
+    prepare.check_length(d.sequence_length, "config.data.sequence_length")
+    if not d.heldout:
+        sources.check_split("train", d.heldout_fraction, "config.data.heldout_fraction")
+
+
+def check_order(recipe: Recipe) -> None:
+    """Raises `BadInput` when a stage needs a network that no earlier one trains."""
+    there = {name for name, begin in recipe.begins.items() if begin.how == "folder"}
+    for stage in recipe.stages:
+        begin = recipe.begins[stage.network]
+        if stage.network not in there and begin.how == "copy" and begin.of not in there:
+            raise BadInput(
+                f"stage {stage.name!r}: its network {stage.network!r} starts from the embeddings and heads "
+                f"of {begin.of!r}, but no earlier stage trains one; set "
+                f"config.networks.{stage.network}.start='random', put a stage of network {begin.of!r} "
+                f"before it in config.order, or set config.networks.{begin.of}.init=FOLDER"
+            )
+        for other in recipe.teachers(stage):
+            if other == stage.network:
+                raise BadInput(
+                    f"config.stages.{stage.name}.teacher={other!r}: a network cannot be its own teacher; "
+                    "name another one"
+                )
+            if other not in there:
+                raise BadInput(
+                    f"stage {stage.name!r} needs a teacher, but no earlier stage trains one; put a stage of "
+                    f"network {other!r} before it in config.order, or set "
+                    f"config.networks.{other}.init=FOLDER"
+                )
+        there.add(stage.network)
+
+
+def check_data(recipe: Recipe, stage: Stage) -> None:
+    """Raises `BadInput` when rows are longer than the position table of a network that reads them,
+    lack what a loss reads, or are packed where pads count as words."""
+    feed = recipe.feed(stage)
+    for term in stage.terms:
+        wanted = (*term.row.batch, *((term.stored,) if term.stored else ()))
+        if lacks := [name for name in wanted if name not in feed.row]:
+            raise BadInput(
+                f"stage {stage.name!r} reads the feed {feed.name!r}, which has no {lacks[0]} for the loss "
+                f"{term.loss!r}; set config.stages.{stage.name}.feed to one that has; feeds of this recipe: "
+                f"{listed(recipe.feeds)}"
+            )
+    if "segment_ids" in feed.row and stage.tf1_unmasked:
+        raise BadInput(
+            f"config.data.packing=True, but stage {stage.name!r} counts pads as words (tf1_unmasked), and packing "
+            f"takes them away; set config.stages.{stage.name}.tf1_unmasked=False, or packing=False"
+        )
+    for name in (stage.network, *recipe.teachers(stage)):
+        positions = recipe.networks[name].config.max_positions
+        if feed.length > positions:
+            raise BadInput(
+                f"{length_field(recipe, feed)}={feed.length} exceeds max_positions={positions} of {name!r}; "
+                "shorten one or widen the other"
+            )
+
+
+def check_fit(cast: Cast) -> None:
+    """Raises `BadInput` when the terms of a stage cannot compare its networks, or a head is
+    missing."""
+    stage, ours = cast.stage, cast.model.config
+    for head in stage.heads():
+        if head not in ours.heads:
+            raise BadInput(
+                f"stage {stage.name!r} needs the head {head!r}, which {stage.network!r} does not have; name it in "
+                f"config.networks.{stage.network}.heads; its heads: {', '.join(ours.heads) or '(none)'}"
+            )
+    others = {name: other.config for name, other in cast.others}
+    for term in stage.terms:
+        if term.row.teacher is None or term.stored:
+            continue
+        theirs = others[term.teacher]
+        if term.head and term.head not in theirs.heads:
+            raise BadInput(
+                f"stage {stage.name!r} needs the teacher's head {term.head!r} for the loss {term.loss!r}, "
+                f"which {term.teacher!r} does not have (its heads: {', '.join(theirs.heads) or 'none'}); set "
+                f"config.stages.{stage.name}.{term.row.off or f'{term.loss}=0'} to train without that loss, or "
+                "take another teacher"
+            )
+        if term.per_layer:
+            check_layer_map(stage, term, ours.num_layers, theirs.num_layers)
+        pair = Pair(
+            stage.name, stage.network, term.loss, ours, theirs, dict(term.options), term.projection
+        )
+        for need in term.row.needs:
+            if wrong := need(pair):
+                raise BadInput(wrong)
+
+
+def check_layer_map(stage: Stage, term: Term, ours: int, theirs: int) -> None:
+    """Raises `BadInput` unless each of `ours` layers of the student follows one of `theirs`."""
+    if term.layer_map is None:
+        if ours != theirs:
+            raise BadInput(
+                f"stage {stage.name!r} transfers layer by layer, but the teacher has {theirs} layers and "
+                f"the student {ours}; give config.stages.{stage.name}.layer_map, one teacher layer for "
+                "each student layer, or make the depths equal"
+            )
+        return
+    lowest = 0 if stage.progressive else -1
+    inside = all(lowest <= i < theirs for i in term.layer_map)
+    if not inside or max(term.layer_map) < 0:
+        none = "" if stage.progressive else " (-1: none, for some of the student's layers)"
+        raise BadInput(
+            f"config.stages.{stage.name}.layer_map={term.layer_map}: the teacher's layers are 0 to "
+            f"{theirs - 1}{none}"
+        )
+
+
+def check_frozen(recipe: Recipe) -> None:
+    """Raises `BadInput` for a frozen parameter in use that nothing has set, following each network
+    through its stages."""
+    set_by: dict[str, set[str]] = {}
+    for stage in recipe.stages:
+        model, begin = recipe.networks[stage.network], recipe.begins[stage.network]
+        shapes = parameter_shapes(model.config)
+        if stage.network not in set_by:
+            set_by[stage.network] = set(state.flatten(shapes)) if begin.how == "folder" else set()
+            if begin.how == "copy":
+                copied = copied_names(model, recipe.networks[begin.of])
+                if not copied:
+                    raise BadInput(
+                        f"config.networks.{stage.network}.start='copy', but no embedding or head of "
+                        f"{begin.of!r} has its shape; set start='random', or give it the widths of "
+                        f"{begin.of!r}"
+                    )
+                set_by[stage.network] |= copied
+        state.check_moves(stage, shapes, set_by[stage.network], model.config.norm)
+        set_by[stage.network] |= state.moving_names(stage, shapes)
+
+
+def check_profile(window: tuple[int, ...], longest: int) -> None:
+    """Raises `BadInput` unless the steps to trace are none, or two in order that a stage of
+    `longest` steps reaches."""
+    if window and not (
+        len(window) == 2
+        and all(isinstance(step, int) for step in window)
+        and 0 <= window[0] < window[1]
+    ):
+        raise BadInput(
+            f"config.profile={window}; expected two steps, the second one after the first, as (100, 105)"
+        )
+    if window and window[0] >= longest:
+        raise BadInput(
+            f"config.profile={window}: nothing to trace, no stage has more than {longest} steps"
+        )

@@ -1,0 +1,209 @@
+"""What a run's networks are worth: every one measured on held-out rows, as `results.json` holds it.
+Called by run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxdistill import health, inputs, report
+from jaxdistill.data.feeds import Batch, Feed
+from jaxdistill.data.text import NAME as TEXT
+from jaxdistill.evaluation import heldout
+from jaxdistill.evaluation.predictions import predict
+from jaxdistill.evaluation.scores import SCORES
+from jaxdistill.models import Model, Params
+from jaxdistill.models.parameters import count, digest
+from jaxdistill.readers import Readers
+from jaxdistill.recipe import TEACHER
+from jaxdistill.resolve import main_network
+from jaxdistill.startup import Start
+from jaxdistill.training import hosts
+from jaxdistill.training.progress import Progress
+
+
+class Measure:
+    """Measures the `networks` that a run has, after the stages that have a page in `pages`."""
+
+    def __init__(
+        self,
+        start: Start,
+        readers: Readers,
+        networks: Mapping[str, Params],
+        pages: Mapping[str, dict[str, Any]],
+    ) -> None:
+        self.config, self.folder, self.read, self.recipe = (
+            start.config,
+            start.folder,
+            start.read,
+            start.recipe,
+        )
+        self.fitted, self.bound, self.mesh = start.fitted, start.bound, start.mesh
+        self.readers, self.networks, self.pages = readers, networks, pages
+
+    def reported(self) -> dict[str, Any] | None:
+        """What `results.json` holds, if it is of just these networks and stages, measured as the
+        recipe asks."""
+        found = report.read_results(self.folder.path)
+        measured = {name: row.get("sha256") for name, row in (found.get("networks") or {}).items()}
+        same = (
+            measured == {name: digest(params) for name, params in self.networks.items()}
+            and (found.get("stages") or {}).keys() == self.pages.keys()
+            and found.get("evaluation") == measured_as(self.config)
+            and found.get("inputs") == self.bound.whole
+            and all(
+                self.folder.predictions(feed.name).exists()
+                for name in self.networks
+                for feed in self.tasks_of(name)
+            )
+        )
+        return found if same else None
+
+    def results(self) -> dict[str, Any]:
+        """Measures every network on held-out rows and gathers what `results.json` holds."""
+        before = self.reported()
+        if not hosts.largest(int(before is None)):  # measured by all processes, or by none
+            return before or {}
+        config, networks = self.config, dict[str, Any]()
+        text = [] if self.read.corpus is None else list(self.readers.heldout(TEXT))
+        with Progress(len(self.networks), "evaluating", unit="networks") as bar:
+            for name, params in self.networks.items():
+                own = [page for page in self.pages.values() if page["network"] == name]
+                networks[name] = {
+                    **self._measured_on_text(name, text),
+                    **self._measured_on_tasks(name),
+                    "parameters": count(params),
+                    "steps": sum(p["steps"] for p in own),
+                    "seconds": round(sum(p["seconds"] for p in own), 1),
+                    "sha256": digest(params),
+                }
+                if name in self.fitted and self.fitted[name].said:
+                    networks[name]["heads"] = self.fitted[name].said
+                bar.update(1)
+        rows = [row.pop("rows") for row in networks.values() if "rows" in row]
+        found: dict[str, Any] = {
+            "config_name": config.name,
+            "seed": config.seed,
+            "networks": networks,
+            "stages": self._stage_rows(),
+            **({} if self.read.corpus is None else {"corpus": self.read.corpus.describe(config)}),
+            **({"tasks": tasks} if (tasks := self._task_rows()) else {}),
+            **({"heldout_rows": rows[-1]} if rows else {}),
+            "evaluation": measured_as(config),
+            "inputs": self.bound.whole,
+            "warnings": self.warnings(networks),
+            "hardware": inputs.hardware(),
+            "versions": inputs.versions(),
+        }
+        layered = [name for name, page in self.pages.items() if "layers" in page]
+        if layered:
+            found["transfer"] = {"stage": layered[0], "layers": self.pages[layered[0]]["layers"]}
+        main = main_network(config)
+        if main in networks:
+            found[f"{main}_sha256"] = networks[main]["sha256"]
+        return found
+
+    def _measured_on_text(self, name: str, rows: list[Batch]) -> dict[str, Any]:
+        """Held-out numbers of a network on text, if the run reads any."""
+        networks, pair = self.recipe.networks, dict[str, Any]()
+        if name != TEACHER and TEACHER in self.networks:
+            pair = {"teacher": networks[TEACHER], "teacher_params": self.networks[TEACHER]}
+        model, params = networks[name], self.networks[name]
+        return heldout.evaluate(model, params, rows, mesh=self.mesh, **pair) if rows else {}
+
+    def _measured_on_tasks(self, name: str) -> dict[str, dict[str, float]]:
+        """Scores of a network by the tasks that its classifier is for; its answers are written."""
+        found: dict[str, dict[str, float]] = {}
+        for feed in self.tasks_of(name):
+            rows = self.readers.heldout(feed.name, feed.heldout_rows)
+            model, params = self.recipe.networks[name], self.networks[name]
+            found[feed.name], outputs = score_of(feed, model, params, rows, self.mesh)
+            if hosts.first():
+                self.folder.write_predictions(feed.name, name, feed.files(outputs))
+        return found
+
+    def tasks_of(self, name: str) -> list[Feed]:
+        """The tasks that a network can be measured on."""
+        feeds = [self.recipe.feeds[task] for task in self._task_rows()]
+        labels, heads = self.recipe.labels.get(name), self.recipe.networks[name].config.heads
+        return [feed for feed in feeds if feed.labels == labels and feed.head in heads]
+
+    def _task_rows(self) -> dict[str, Any]:
+        """What `results.json` says about each task that a stage reads."""
+        return {
+            name: {
+                **dict(feed.tables),
+                "rows": feed.rows,
+                "heldout_rows": feed.heldout_rows,
+                "labels": list(feed.labels),
+                "digests": dict(feed.digests),
+            }
+            for name, feed in self.recipe.feeds.items()
+            if name in self.readers.readers and name not in (TEXT, *self.recipe.derived)
+        }
+
+    def _stage_rows(self) -> dict[str, Any]:
+        """What `results.json` says about each stage that is finished."""
+        stages: dict[str, Any] = {}
+        for stage in self.recipe.stages:
+            if stage.name not in self.pages:
+                continue
+            page = self.pages[stage.name]
+            rate = page["steps"] * stage.batch_size / max(page["seconds"], 1e-9)
+            stages[stage.name] = {
+                "network": stage.network,
+                "steps": page["steps"],
+                "seconds": round(page["seconds"], 1),
+                "sequences_per_second": round(rate, 1),
+                "skipped": page["skipped"],
+                "tokens_per_second": round(rate * self.recipe.feed(stage).length, 1),
+            }
+            if "layers" in page:
+                stages[stage.name]["layers"] = page["layers"]
+        return stages
+
+    def warnings(self, networks: dict[str, Any]) -> list[str]:
+        """What the numbers say against stages and networks, a line each."""
+        found = []
+        for name, page in self.pages.items():
+            last = page.get("last_loss", 0.0)  # None: it was not finite
+            found += health.stage_warnings(
+                name,
+                steps=page["steps"],
+                skipped=page["skipped"],
+                moved=page.get("moved", True),
+                last_loss=math.nan if last is None else last,
+            )
+        for name, row in networks.items():
+            tasks = self.tasks_of(name)
+            for what, numbers in (("text", row), *((f.name, row[f.name]) for f in tasks)):
+                if bad := [key for key, value in numbers.items() if _not_finite(value)]:
+                    found.append(
+                        f"network {name!r}: {', '.join(bad)} on held-out {what} is not finite"
+                    )
+            for feed in tasks:
+                found += health.score_warnings(name, feed.name, row[feed.name], feed.heldout_rows)
+        return found
+
+
+def _not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def score_of(
+    feed: Feed, model: Model, params: Params, rows: Iterable[Batch], mesh: Mesh
+) -> tuple[dict[str, float], np.ndarray]:
+    """(score, outputs) of a network on rows of a task."""
+    score = SCORES[feed.score]
+    outputs, targets = predict(model, params, rows, feed.head, score, mesh)
+    return score.of(outputs, targets, feed.usual), outputs
+
+
+def measured_as(config: ConfigDict) -> dict[str, Any]:
+    """The settings that results on held-out text depend on beside the recipe's fixed fields."""
+    return config.evaluation.to_dict()

@@ -1,0 +1,74 @@
+"""Where a run's batches come from, by feed; a derived feed is made when it is first read. Called by
+run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import jax
+
+from jaxdistill.data import files
+from jaxdistill.data.feeds import Batch, Reader, Rows, Share
+from jaxdistill.evaluation import derived
+from jaxdistill.methods.base import Stage
+from jaxdistill.models import Params
+from jaxdistill.startup import Start
+from jaxdistill.training import hosts
+from jaxdistill.training.progress import Progress
+
+
+class Readers:
+    """The readers of the feeds that stages read. `networks` and `origins` are the run's own: they grow
+    with its stages."""
+
+    def __init__(
+        self, start: Start, networks: Mapping[str, Params], origins: Mapping[str, dict[str, str]]
+    ) -> None:
+        self.config, self.folder, self.recipe = start.config, start.folder, start.recipe
+        self.bound, self.mesh = start.bound, start.mesh
+        self.networks, self.origins = networks, origins
+        bases = {self.recipe.base(name) for stage in self.recipe.stages for name in stage.feeds}
+        self.readers = {
+            name: self.recipe.feeds[name].read(start.read.tokenizer) for name in sorted(bases)
+        }
+        self.share = Share(jax.process_index(), jax.process_count())
+
+    def train(self, stage: Stage, first_row: int) -> Iterator[Batch]:
+        """Training batches of a stage from global row `first_row` of its feed on; this host's rows."""
+        return self.reader(stage.feed).train(stage.batch_size, first_row, self.share)
+
+    def heldout(self, feed: str, most: int | None = None) -> Iterator[Batch]:
+        """Held-out rows that every network is measured on: all of them, or of many a fixed sample;
+        this host's part."""
+        config = self.config.evaluation
+        return self.reader(feed).heldout(config.batch_size, most or config.max_examples, self.share)
+
+    def reader(self, feed: str) -> Reader:
+        """The reader of a feed; a derived one is made at first use."""
+        if feed not in self.readers:
+            base = self.readers[self.recipe.derived[feed].of]
+            assert base.parts is not None
+            train, held = (
+                self._derived(feed, part, rows)
+                for part, rows in zip(("train", "heldout"), base.parts)
+            )
+            self.readers[feed] = derived.reader(base, (train, held), self.config.seed)
+        return self.readers[feed]
+
+    def _derived(self, feed: str, part: str, rows: Rows) -> derived.Arrays:
+        """What a derived feed adds to the rows of a part: as this run has stored it, or made now."""
+        made = self.recipe.derived[feed]
+        base, model = self.recipe.feeds[made.of], self.recipe.networks[made.by]
+        of = [made.kind, self.bound.digest(made.of), self.origins[made.by]["sha256"]]
+        name = f"{feed}-{part}-{files.digest_of([*of, model.config.dtype])[:12]}"
+        found = self.folder.read_derived(name)
+        if not hosts.largest(int(found is None)):  # made by all processes, or by none
+            assert found is not None
+            return found
+        derivation = derived.DERIVED[made.kind](base, model)
+        batch_size, params = self.config.evaluation.batch_size, self.networks[made.by]
+        with Progress(None, f"making {feed} ({part})", unit="rows") as bar:
+            arrays = derivation.make(params, rows, batch_size, self.mesh)
+            bar.update(rows.number)
+        hosts.together(lambda: self.folder.write_derived(name, arrays) if hosts.first() else None)
+        return arrays

@@ -1,0 +1,76 @@
+"""A resolved recipe as plain data: networks, feeds and stages. Made by resolve, which finds every
+mistake first; read by all that runs it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from jaxdistill.data.feeds import Feed, Shape
+from jaxdistill.evaluation.derived import Derived
+from jaxdistill.methods.base import Cast, Stage
+from jaxdistill.models import Model
+
+TEACHER = "teacher"
+
+
+@dataclasses.dataclass(frozen=True)
+class Begin:
+    """How a network begins: "random", a "copy" of what it can take over of the network `of`, or from
+    the "folder" given for `of`, which may be itself."""
+
+    how: str
+    of: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a run will do. `networks`: those of its stages, those that they read, and all that are
+    given by a folder. `labels`: the classes that a network's classifier tells apart, of those that
+    have to do with a task. `derived`: the feeds that a network makes. `first_example`: where each
+    stage's data begins. `maps`: by stage, the layer maps that are data."""
+
+    networks: dict[str, Model]
+    begins: dict[str, Begin]
+    stages: tuple[Stage, ...]
+    feeds: Mapping[str, Feed]
+    labels: dict[str, tuple[str, ...]]
+    derived: dict[str, Derived]
+    first_example: dict[str, int]
+    maps: dict[str, dict[str, tuple[int, ...]]]
+
+    def feed(self, stage: Stage) -> Feed:
+        """What the stage reads."""
+        return self.feeds[stage.feed]
+
+    def base(self, feed: str) -> str:
+        """The feed of data that `feed` is, or is made of."""
+        return self.derived[feed].of if feed in self.derived else feed
+
+    def teachers(self, stage: Stage) -> tuple[str, ...]:
+        """The networks that the stage's result depends on beside its own: those that its terms read,
+        and those that made its feeds."""
+        makers = [self.derived[feed].by for feed in stage.feeds if feed in self.derived]
+        return tuple(dict.fromkeys((*stage.teachers, *makers)))
+
+    def cast(self, stage: Stage) -> Cast:
+        """The stage and its networks."""
+        others = tuple((name, self.networks[name]) for name in stage.teachers)
+        return Cast(stage, self.networks[stage.network], others)
+
+    def sources(self, stage: Stage) -> set[str]:
+        """The networks that must be there before `stage`, beside its own: those it reads, and what
+        its own begins with a copy of."""
+        begin = self.begins[stage.network]
+        return {*self.teachers(stage), *((begin.of,) if begin.how == "copy" else ())}
+
+
+def abstract_batch(row: Mapping[str, Shape], batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a batch of such rows."""
+    return {
+        name: jax.ShapeDtypeStruct((batch_size, *shape), np.dtype(dtype))
+        for name, (shape, dtype) in row.items()
+    }
