@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from jaxdistill import cli, commands, remote, run
+from jaxdistill import cli, commands, defaults, remote, run
 from jaxdistill.data.prepare import prepare
 from jaxdistill.data.records import open_reader
 from jaxdistill.data.tokenizers import load_tokenizer, train_wordpiece
@@ -44,15 +44,17 @@ def test_a_run_in_a_bucket_is_stopped_and_resumed_and_equals_a_local_one(
     monkeypatch.setenv("JAXDISTILL_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     config = tiny_config(write_text(tmp_path / "text.txt"))
-    config.export, config.order = True, ("teacher", "transfer")
+    config.export, config.order = True, ("words",)
+    config.networks.student.start = "random"
+    config.stages.words = defaults.stage("pretrain", "student", steps=6, batch_size=8)
     expected = run.train(config, tmp_path / "local")
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        interrupt(patch, "transfer", 3)
+        interrupt(patch, "words", 3)
         run.train(config, bucket / "w")
     assert not (bucket / "w" / "DONE").exists()
     (bucket / "w" / "DONE").write_text("of a shorter order, which the next call takes away")
     shutil.rmtree(tmp_path / "cache")  # another machine goes on
-    steps = sorted(path.name for path in (bucket / "w" / "checkpoints" / "transfer").iterdir())
+    steps = sorted(path.name for path in (bucket / "w" / "checkpoints" / "words").iterdir())
     assert steps and all(step.isdigit() for step in steps)
     results = run.train(config, bucket / "w")
     assert results["student_sha256"] == expected["student_sha256"]
@@ -76,7 +78,7 @@ def test_a_run_in_a_bucket_is_stopped_and_resumed_and_equals_a_local_one(
         "tensorboard",
     } <= names
     assert not list((bucket / "w" / "checkpoints").glob("*/*"))
-    assert (bucket / "w" / "DONE").read_text() == "teacher\ntransfer\n"
+    assert (bucket / "w" / "DONE").read_text() == "words\n"
     assert (
         json.loads((bucket / "w" / "results.json").read_text())["student_sha256"]
         == expected["student_sha256"]

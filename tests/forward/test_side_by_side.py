@@ -25,6 +25,7 @@ from tests.conftest import (
     make_stage,
     pretraining_batch,
     random_params,
+    rarely,
     run_forward,
     shallower,
 )
@@ -193,7 +194,7 @@ def test_fused_equals_plain(name, teacher_params):
         assert any(float(jnp.max(jnp.abs(g))) > 0 for g in both[1][2].values())
 
 
-@pytest.mark.parametrize("fused_on", [False, True])
+@pytest.mark.parametrize("fused_on", rarely([False, True], False))
 @pytest.mark.parametrize(
     "maps",
     [
@@ -231,7 +232,7 @@ def test_two_terms_of_one_loss_have_sums_of_their_own(maps, fused_on, teacher_pa
 
 
 @pytest.mark.parametrize(
-    "name", ["auxiliary", "strict", pytest.param("relations", marks=pytest.mark.slow)]
+    "name", rarely(["auxiliary", "strict", "relations"], "auxiliary", "relations")
 )
 def test_the_number_of_rows_at_once_changes_nothing(name, teacher_params, monkeypatch):
     """Rows of a layer in chunks, on one device and on several: whose rows they are, and in which
@@ -353,7 +354,7 @@ def test_which_stages_walk_both_stacks(name, layer_map, expected):
     [
         ("distill", True),
         pytest.param("distill", False, marks=pytest.mark.slow),
-        ("auxiliary", True),
+        pytest.param("auxiliary", True, marks=pytest.mark.slow),
     ],
 )
 def test_every_term_reads_the_network_that_it_names(name, fused_on):

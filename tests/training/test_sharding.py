@@ -36,16 +36,11 @@ STAGES = {
     "distill": dict(accumulation=2, batch_size=16),
     "relations": dict(relation_heads=4, teacher_layer=1),
     "intermediate": dict(layer_map=(0, 0, 2)),
-    "packed": dict(kind="auxiliary", accumulation=2, batch_size=16),
+    "packed": dict(kind="distill", accumulation=2, batch_size=16, steps=21),
+    "packed, all losses": dict(kind="auxiliary", accumulation=2, batch_size=16),
 }
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 4, 1), "tensor": (1, 1, 2), "mixed": (2, 2, 2)}
-FAST = {
-    ("relations", "tensor"),
-    ("soft", "mixed"),
-    ("distill", "fsdp"),
-    ("packed", "mixed"),
-    ("intermediate", "mixed"),
-}
+FAST = {("relations", "tensor"), ("soft", "mixed"), ("distill", "fsdp"), ("packed", "mixed")}
 
 
 def train(name, sizes, steps=20):
@@ -68,7 +63,7 @@ def train(name, sizes, steps=20):
 
 
 def global_batch(name, seed, rows):
-    if name != "packed":
+    if not name.startswith("packed"):
         return pretraining_batch(seed=seed, rows=rows)
     plain = pretraining_batch(seed=seed, rows=2 * rows)
     wide = {k: np.pad(v, ((0, 0), (0, 7))) if v.shape[1:] == (7,) else v for k, v in plain.items()}

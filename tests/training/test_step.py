@@ -24,6 +24,7 @@ from tests.conftest import (
     make_stage,
     pretraining_batch,
     random_params,
+    rarely,
     shallower,
 )
 from tests.training.by_hand import ByHand, unstack
@@ -157,12 +158,7 @@ def train_by_hand(stage, model, teacher_params, steps):
 
 @pytest.mark.parametrize(
     "kind",
-    [
-        pytest.param(
-            kind, marks=() if kind in ("soft", "strict, fewer layers, tf1") else pytest.mark.slow
-        )
-        for kind in PROGRESSIVE
-    ],
+    [pytest.param(kind, marks=() if kind == "soft" else pytest.mark.slow) for kind in PROGRESSIVE],
 )
 def test_progressive_training_is_the_training_one_would_write_by_hand(kind, teacher_params):
     """Losses and parameters over all phases; one executable for all of them; embeddings and heads
@@ -285,10 +281,7 @@ def test_distillation_loss_is_that_of_the_outputs(teacher_params):
         np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [*(pytest.param(kind, marks=pytest.mark.slow) for kind in ("soft", "strict")), "auxiliary"],
-)
+@pytest.mark.parametrize("kind", rarely(["soft", "strict", "auxiliary"], "soft", "auxiliary"))
 def test_micro_batches_are_one_batch(kind, teacher_params):
     """With unequal numbers of words and tokens in the parts: losses, gradients (in the moments),
     then parameters."""
