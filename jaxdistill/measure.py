@@ -3,6 +3,7 @@ Called by run."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -123,8 +124,8 @@ class Measure:
             rows = self.readers.heldout(feed.name, feed.heldout_rows)
             model, params = self.recipe.networks[name], self.networks[name]
             found[feed.name], outputs = score_of(feed, model, params, rows, self.mesh)
-            if hosts.first():
-                self.folder.write_predictions(feed.name, name, feed.files(outputs))
+            write = self.folder.write_predictions
+            hosts.together(functools.partial(write, feed.name, name, feed.files(outputs)))
         return found
 
     def tasks_of(self, name: str) -> list[Feed]:

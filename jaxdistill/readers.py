@@ -70,5 +70,5 @@ class Readers:
         with Progress(None, f"making {feed} ({part})", unit="rows") as bar:
             arrays = derivation.make(params, rows, batch_size, self.mesh)
             bar.update(rows.number)
-        hosts.together(lambda: self.folder.write_derived(name, arrays) if hosts.first() else None)
+        hosts.together(lambda: self.folder.write_derived(name, arrays))
         return arrays

@@ -15,6 +15,8 @@ from jaxdistill.methods.base import Cast, Stage
 from jaxdistill.models import Model
 
 TEACHER = "teacher"
+# What results say of a network beside its feeds' numbers, which stand under the feeds' names.
+NO_FEED = ("heads", "parameters", "rows", "seconds", "sha256", "steps")
 
 
 @dataclasses.dataclass(frozen=True)

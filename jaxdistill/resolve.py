@@ -24,7 +24,7 @@ from jaxdistill.evaluation.scores import SCORES
 from jaxdistill.methods.base import Cast, Stage
 from jaxdistill.methods.kinds import build
 from jaxdistill.models import Model, ModelConfig
-from jaxdistill.recipe import Begin, Recipe, abstract_batch
+from jaxdistill.recipe import NO_FEED, Begin, Recipe, abstract_batch
 from jaxdistill.settings import LARGEST_COUNT
 from jaxdistill.training import programs, sharding
 
@@ -140,8 +140,13 @@ def with_labels(model: Model, labels: Sequence[str]) -> Model:
 
 def derived_feeds(config: ConfigDict, feeds: Mapping[str, Feed]) -> dict[str, Derived]:
     """The derived feeds of a recipe whose base is among `feeds`. Raises `BadInput` for one of what is
-    no task, or by no network."""
+    no task, or by no network, and for a feed whose name results have taken."""
     found = {}
+    for name in config.feeds:
+        if name in NO_FEED:
+            raise BadInput(
+                f"config.feeds.{name}: results call something else {name!r}; give the feed another name"
+            )
     for name, section in config.feeds.items():
         if "derived" not in section:
             continue

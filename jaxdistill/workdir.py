@@ -144,8 +144,11 @@ class Workdir:
         return page
 
     def write_predictions(self, feed: str, network: str, files: Mapping[str, str]) -> None:
-        """Writes a network's answers to the held-out rows of a task: text by the ending of its file."""
+        """Writes a network's answers to the held-out rows of a task (the first process does): text by
+        the ending of its file."""
         folder = self.predictions(feed)
+        if not hosts.first():
+            return
         with disk_errors(self.path):
             folder.mkdir(parents=True, exist_ok=True)
             for ending, text in files.items():
@@ -160,7 +163,9 @@ class Workdir:
             return None
 
     def write_derived(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Stores the arrays of a derived feed."""
+        """Stores the arrays of a derived feed (the first process does)."""
+        if not hosts.first():
+            return
         file = self.path / "derived" / f"{name}.safetensors"
         with disk_errors(self.path):
             file.parent.mkdir(parents=True, exist_ok=True)

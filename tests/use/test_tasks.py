@@ -240,6 +240,9 @@ def test_stages_and_feeds_that_do_not_fit_are_refused(folder, tmp_path):
     config.stages.distill.teacher = "batch"
     refused(config, tmp_path / "w", "no stored_logits", "stages.distill.feed")
     config = recipe(folder)
+    config.feeds.steps = config.feeds.rivers
+    refused(config, tmp_path / "w", "config.feeds.steps", "another name")
+    config = recipe(folder)
     config.feeds.rivers.sequence_length = 17
     refused(config, tmp_path / "w", "config.feeds.rivers.sequence_length=17", "max_positions=16")
     config = recipe(folder)
