@@ -389,6 +389,33 @@ def test_every_term_reads_the_network_that_it_names(name, fused_on):
     check(both, jax.tree.map(lambda first, second: (first + second) / 2, *alone))
 
 
+@pytest.mark.parametrize("fused_on", [False, True])
+def test_stored_outputs_teach_as_their_network_does(fused_on):
+    """A term whose teacher is "batch" reads what stands there; no network is asked."""
+    heads = dict(heads=("sequence_classification",), num_labels=3)
+    student, teacher = (Model(m.config.replace(**heads)) for m in (STUDENT, TEACHER))
+    params, theirs = random_params(student, 2), random_params(teacher, 1)
+    batch = {**pretraining_batch(3), "labels": np.arange(8, dtype=np.int32) % 3}
+    live = dataclasses.replace(make_stage("soft_labels"), fused=fused_on)
+    stored = dataclasses.replace(make_stage("soft_labels", teacher="batch"), fused=fused_on)
+    assert stored.teachers == () and live.teachers == ("teacher",)
+    logits = teacher.apply(theirs, batch)[0]["logits"]
+
+    def run(stage, batch):
+        def total(moving):
+            scales = {term.name: jnp.float32(term.weight) for term in stage.terms}
+            cast = cast_of(stage, student, teacher)
+            return run_forward(cast, (moving, {}), theirs, batch, scales)[0]
+
+        return jax.jit(jax.value_and_grad(total))(flatten(params))
+
+    ours, expected = run(stored, {**batch, "stored_logits": logits}), run(live, batch)
+    for a, b in zip(*map(jax.tree.leaves, (ours, expected)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    other = run(stored, {**batch, "stored_logits": logits + jnp.array([3.0, 0.0, 0.0])})
+    assert abs(float(other[0] - ours[0])) > 1e-3
+
+
 LARGE = dict(hidden_size=32, num_heads=4, intermediate_size=32, max_positions=128)
 
 
