@@ -42,8 +42,8 @@ from jaxdistill.models import Model, preset
 from jaxdistill.models.encoder import in_compute_dtype
 from jaxdistill.models.parameters import flatten
 from jaxdistill.objectives.fused import Asked, layer_sums, relation_terms, weighted
-from jaxdistill.recipe import abstract_batch
 from jaxdistill.training import sharding, state
+from jaxdistill.training.programs import abstract_batch
 from jaxdistill.training.step import Split, count_terms, make_scene
 
 OBJECTIVES: dict[str, dict[str, Any]] = {

@@ -16,10 +16,11 @@ from jaxdistill.methods.base import Cast, Stage
 from jaxdistill.models.sizes import parameter_shapes
 from jaxdistill.objectives.needs import Pair
 from jaxdistill.objectives.terms import Term
-from jaxdistill.recipe import Recipe, abstract_batch
+from jaxdistill.recipe import Recipe
 from jaxdistill.settings import LARGEST_COUNT
 from jaxdistill.students.copying import copied_names
 from jaxdistill.training import memory, sharding, state
+from jaxdistill.training.programs import abstract_batch
 
 LARGEST_SEED = 2**31 - 1  # jax takes 32 bits, and students start from the next one
 

@@ -24,7 +24,7 @@ from ml_collections.config_flags import config_flags
 from jaxdistill import defaults
 from jaxdistill.data import tasks
 from jaxdistill.errors import BadInput, listed, nearest, shortened
-from jaxdistill.methods.kinds import Kind, check_setting, kind_named
+from jaxdistill.methods.kinds import KINDS, Kind, check_setting
 from jaxdistill.registry import adds_rows, reading
 
 _EXPECTED = {
@@ -266,7 +266,7 @@ def check_fields(config: ConfigDict) -> None:
                 f"{where}={shortened(repr(section))}; expected a feed, as jaxdistill.defaults.task(KIND) "
                 "or derived(KIND, of=TASK, by=NETWORK) makes one"
             )
-        feeds[name] = _fields_of_task(tasks.task_named(kind, f"{where}.kind="))
+        feeds[name] = _fields_of_task(tasks.TASKS.named(kind, f"{where}.kind="))
     held = config.get("networks")
     for name, section in held.items() if isinstance(held, ConfigDict) else ():
         like = isinstance(section, ConfigDict) and bool(section.get("like"))
@@ -279,7 +279,7 @@ def check_fields(config: ConfigDict) -> None:
                 f"{where}={shortened(repr(section))}; expected a stage, as jaxdistill.defaults.stage"
                 "(KIND, NETWORK) makes one"
             )
-        stages[name] = _fields_of_stage(kind_named(kind, f"{where}.kind="))
+        stages[name] = _fields_of_stage(KINDS.named(kind, f"{where}.kind="))
         for field in section:
             check_setting(kind, field, where)
     _check_section(
@@ -371,7 +371,7 @@ def _override(config: ConfigDict, override: str) -> None:
     if _is_kind(override):
         name = field.split(".")[1]
         where = f"config.stages.{name}"
-        kind_named(value, f"{where}.kind=")
+        KINDS.named(value, f"{where}.kind=")
         config.stages[name] = defaults.as_kind(config.stages[name], value, where)
         return
     if isinstance(section := config_flags.GetValue(field, config), ConfigDict):

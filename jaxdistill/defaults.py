@@ -117,8 +117,7 @@ def task(kind: str, **changes: Any) -> ConfigDict:
 def derived(kind: str, of: str, by: str) -> ConfigDict:
     """A feed made of the task `of` and what the network `by` says of its rows, stored once: `kind` is a
     name in `jaxdistill.evaluation.derived.DERIVED`, as "outputs"."""
-    if kind not in DERIVED:
-        raise BadInput(f"derived feed {kind!r} is unknown; {nearest(kind, DERIVED)}")
+    DERIVED.named(kind)
     return ConfigDict({"derived": kind, "of": of, "by": by})
 
 

@@ -9,6 +9,7 @@ import jax
 
 from jaxdistill.data import files
 from jaxdistill.data.feeds import Batch, Reader, Rows, Share
+from jaxdistill.errors import BadInput
 from jaxdistill.evaluation import derived
 from jaxdistill.methods.base import Stage
 from jaxdistill.models import Params
@@ -31,6 +32,12 @@ class Readers:
         self.readers = {
             name: self.recipe.feeds[name].read(start.read.tokenizer) for name in sorted(bases)
         }
+        for name, made in self.recipe.derived.items():
+            if made.of in self.readers and self.readers[made.of].parts is None:
+                raise BadInput(
+                    f"config.feeds.{name}: the rows of {made.of!r} differ from epoch to epoch, so nothing can be "
+                    "stored of them; its reader must have parts, as jaxdistill.data.rows.reader_of makes one"
+                )
         self.share = Share(jax.process_index(), jax.process_count())
 
     def train(self, stage: Stage, first_row: int) -> Iterator[Batch]:

@@ -6,10 +6,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-import jax
-import numpy as np
-
-from jaxdistill.data.feeds import Feed, Shape
+from jaxdistill.data.feeds import Feed
 from jaxdistill.evaluation.derived import Derived
 from jaxdistill.methods.base import Cast, Stage
 from jaxdistill.models import Model
@@ -68,11 +65,3 @@ class Recipe:
         its own begins with a copy of."""
         begin = self.begins[stage.network]
         return {*self.teachers(stage), *((begin.of,) if begin.how == "copy" else ())}
-
-
-def abstract_batch(row: Mapping[str, Shape], batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and dtypes of a batch of such rows."""
-    return {
-        name: jax.ShapeDtypeStruct((batch_size, *shape), np.dtype(dtype))
-        for name, (shape, dtype) in row.items()
-    }

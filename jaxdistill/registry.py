@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
-from jaxdistill.errors import BadInput
+from jaxdistill.errors import BadInput, nearest
 
 Row = TypeVar("Row")
 OURS, NO_FILE = "jaxdistill", "code outside a recipe"
@@ -25,6 +25,13 @@ class Table(dict[str, Row]):
         super().__init__(rows)
         self.what = what
         self._owners = dict.fromkeys(rows, OURS)
+
+    def named(self, name: str, where: str = "") -> Row:
+        """The row `name`. Raises `BadInput` with the nearest name if there is none; `where` says what
+        was given, default what the rows are."""
+        if name not in self:
+            raise BadInput(f"{where or self.what + ' '}{name!r} is unknown; {nearest(name, self)}")
+        return self[name]
 
     def register(self, name: str, row: Row) -> None:
         """Adds a row. Raises `BadInput` if the name is taken."""

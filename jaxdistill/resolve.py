@@ -24,9 +24,10 @@ from jaxdistill.evaluation.scores import SCORES
 from jaxdistill.methods.base import Cast, Stage
 from jaxdistill.methods.kinds import build
 from jaxdistill.models import Model, ModelConfig
-from jaxdistill.recipe import NO_FEED, Begin, Recipe, abstract_batch
+from jaxdistill.recipe import NO_FEED, Begin, Recipe
 from jaxdistill.settings import LARGEST_COUNT
 from jaxdistill.training import programs, sharding
+from jaxdistill.training.programs import abstract_batch
 
 STARTS = ("copy", "random")
 
@@ -60,6 +61,9 @@ def resolve(
     `vocab_size`: of the tokenizer; `feeds`: those that stages name, perhaps as known before they are
     read; `loaded`: networks given by a folder."""
     order, derived = active_order(config), derived_feeds(config, feeds)
+    for task in feeds.values():
+        if task.head:  # its score is taken at the very end
+            SCORES.named(task.score, f"config.feeds.{task.name}: the score ")
     feeds = {
         **feeds,
         **{name: dataclasses.replace(feeds[d.of], name=name) for name, d in derived.items()},
@@ -151,10 +155,7 @@ def derived_feeds(config: ConfigDict, feeds: Mapping[str, Feed]) -> dict[str, De
         if "derived" not in section:
             continue
         where = f"config.feeds.{name}"
-        if section.derived not in DERIVED:
-            raise BadInput(
-                f"{where}.derived={section.derived!r} is unknown; {nearest(section.derived, DERIVED)}"
-            )
+        DERIVED.named(section.derived, f"{where}.derived=")
         tasks = [task for task, other in config.feeds.items() if "derived" not in other]
         if section.of not in tasks:
             raise BadInput(

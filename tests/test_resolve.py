@@ -12,9 +12,10 @@ from jaxdistill.data import packing
 from jaxdistill.data.text import pretraining_row
 from jaxdistill.errors import BadInput
 from jaxdistill.models import Model
-from jaxdistill.recipe import Begin, abstract_batch
+from jaxdistill.recipe import Begin
 from jaxdistill.resolve import choose_fused, model_config, resolve, stage_seed, trace
 from jaxdistill.training import sharding
+from jaxdistill.training.programs import abstract_batch
 from tests.conftest import cast_of, make_stage, pretraining_batch, tiny_config
 
 MISTAKES = {

@@ -32,16 +32,9 @@ def register(task: Task) -> Task:
     return task
 
 
-def task_named(name: str, where: str = "task ") -> Task:
-    """The kind of task `name`. Raises `BadInput` with the nearest name if there is none."""
-    if name not in TASKS:
-        raise BadInput(f"{where}{name!r} is unknown; {nearest(name, TASKS)}")
-    return TASKS[name]
-
-
 def default_settings(kind: str) -> dict[str, Any]:
     """Every setting of a task of `kind`, at its default."""
-    return {name: setting.default for name, setting in settings_of(task_named(kind)).items()}
+    return {name: setting.default for name, setting in settings_of(TASKS.named(kind)).items()}
 
 
 def check_setting(kind: str, name: str, where: str) -> None:
@@ -60,7 +53,7 @@ def open_task(name: str, section: Any, seed: int) -> Feed:
     where = f"config.feeds.{name}"
     if name == TEXT:
         raise BadInput(f"{where}: {TEXT!r} is the feed of config.data; give the task another name")
-    task = task_named(section.kind, f"{where}.kind=")
+    task = TASKS.named(section.kind, f"{where}.kind=")
     for field in section:
         check_setting(section.kind, field, where)
     check(task, section, where)

@@ -17,11 +17,13 @@ from jax.sharding import Mesh
 from jaxdistill.data.feeds import Batch, Feed, Reader, Rows, Shape, Share
 from jaxdistill.data.rows import evaluation_batches, reader_of
 from jaxdistill.errors import BadInput, listed
+from jaxdistill.evaluation.predictions import compile_outputs
 from jaxdistill.models import Model, Params
-from jaxdistill.models.heads import HEADS
+from jaxdistill.models.sizes import parameter_shapes
 from jaxdistill.objectives.terms import STORED
 from jaxdistill.registry import Table
 from jaxdistill.training import hosts, sharding
+from jaxdistill.training.programs import abstract_batch
 
 Arrays = dict[str, np.ndarray]
 
@@ -38,35 +40,31 @@ def outputs(base: Feed, model: Model) -> Derivation:
     """What the head of a task gives for each row, float32: a term with `teacher="batch"` learns from
     it, and no teacher runs beside the student. Dropout is off."""
     head = base.head
-    names = HEADS[head].outputs if head else ()
     if not head or head not in model.config.heads:
         raise BadInput(
             f"what a network says of {base.name!r} is stored as the output of its head "
             f"{head or '(none)'!r}; its heads: {listed(model.config.heads)}"
         )
 
-    @jax.jit
-    def run(params: Params, batch: Batch) -> dict[str, jax.Array]:
-        found = model.apply(params, batch, heads=(head,))[0]
-        return {STORED + name: found[name] for name in names}
-
     def make(params: Params, rows: Rows, batch_size: int, mesh: Mesh) -> Arrays:
-        placed = sharding.place(mesh, params)
+        run, placed = compile_outputs(model, head, mesh), sharding.place(mesh, params)
         share = Share(jax.process_index(), jax.process_count())
         parts = [
             hosts.to_host(run(placed, sharding.put_batch(mesh, batch)))
             for batch in evaluation_batches(rows, batch_size, share)
         ]
         return {
-            name: np.concatenate([part[name] for part in parts])[: rows.number] for name in parts[0]
+            STORED + name: np.concatenate([part[name] for part in parts])[: rows.number]
+            for name in parts[0]
         }
 
-    batch = {
-        name: jax.ShapeDtypeStruct((1, *shape), np.dtype(dtype))
-        for name, (shape, dtype) in base.row.items()
-    }
-    shapes = jax.eval_shape(run, jax.eval_shape(model.init, jax.random.key(0)), batch)
-    return Derivation({name: Shape(x.shape[1:], str(x.dtype)) for name, x in shapes.items()}, make)
+    shapes = jax.eval_shape(
+        lambda params, batch: model.apply(params, batch, heads=(head,))[0],
+        parameter_shapes(model.config),
+        abstract_batch(base.row, 1),
+    )
+    row = {STORED + name: Shape(x.shape[1:], str(x.dtype)) for name, x in shapes.items()}
+    return Derivation(row, make)
 
 
 DERIVED: Table[Callable[[Feed, Model], Derivation]] = Table("derived feed", {"outputs": outputs})

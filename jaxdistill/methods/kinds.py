@@ -51,16 +51,9 @@ def register(kind: Kind) -> Kind:
     return kind
 
 
-def kind_named(name: str, where: str = "stage kind ") -> Kind:
-    """The kind `name`. Raises `BadInput` with the nearest name if there is none."""
-    if name not in KINDS:
-        raise BadInput(f"{where}{name!r} is unknown; {nearest(name, KINDS)}")
-    return KINDS[name]
-
-
 def default_settings(kind: str) -> dict[str, Any]:
     """Every setting of a stage of `kind`, at its default: those of all stages, then its own."""
-    declared = (Common, kind_named(kind))
+    declared = (Common, KINDS.named(kind))
     return {name: s.default for made in declared for name, s in settings_of(made).items()}
 
 
@@ -79,7 +72,7 @@ def check_setting(kind: str, name: str, where: str) -> None:
     hint = nearest(name, valid, " ").strip()
     raise BadInput(
         f"{where} has no field {name!r}{whose}; {hint}{' ' if hint else ''}beside the fields of every "
-        f"stage, one of kind {kind!r} has: {listed(sorted(settings_of(kind_named(kind))))}"
+        f"stage, one of kind {kind!r} has: {listed(sorted(settings_of(KINDS.named(kind))))}"
     )
 
 
@@ -87,7 +80,7 @@ def build(name: str, section: Any, num_layers: int) -> Stage:
     """The section of a recipe as a `Stage` of its kind, for a network of `num_layers`; its length in
     `steps`. Raises `BadInput` for settings outside their range, or that do not fit together."""
     where = f"config.stages.{name}"
-    kind = kind_named(section.kind, f"{where}.kind=")
+    kind = KINDS.named(section.kind, f"{where}.kind=")
     for field in section:
         check_setting(section.kind, field, where)
     check(Common, section, where)

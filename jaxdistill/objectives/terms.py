@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdistill.errors import BadInput, listed, nearest
+from jaxdistill.errors import BadInput, listed
 from jaxdistill.models import Batch
 from jaxdistill.models.block import BLOCK_TAPS
 from jaxdistill.models.encoder import attention_mask
@@ -84,7 +84,7 @@ class Term:
 
     def __post_init__(self) -> None:
         # Part of the term, so that a program is never that of an earlier loss of this name.
-        object.__setattr__(self, "row", loss_named(self.loss))
+        object.__setattr__(self, "row", LOSSES.named(self.loss))
         object.__setattr__(self, "name", self.name or self.loss)
         given, wanted = [name for name, _ in self.options], self.row.options
         if sorted(given) != sorted(wanted):
@@ -269,13 +269,6 @@ LOSSES = Table(
 def register(name: str, loss: Loss) -> None:
     """Adds a loss of one's own. Raises `BadInput` if the name is taken."""
     LOSSES.register(name, loss)
-
-
-def loss_named(name: str) -> Loss:
-    """The loss `name`; raises `BadInput` with the nearest name if there is none."""
-    if name not in LOSSES:
-        raise BadInput(f"loss {name!r} is unknown; {nearest(name, LOSSES)}")
-    return LOSSES[name]
 
 
 def count_everything(batch: Batch) -> dict[str, Any]:

@@ -31,9 +31,10 @@ from jaxdistill.methods.base import Stage
 from jaxdistill.models import Model
 from jaxdistill.planning import fit, roofline, topologies
 from jaxdistill.planning.compiled import Program
-from jaxdistill.recipe import Recipe, abstract_batch
+from jaxdistill.recipe import Recipe
 from jaxdistill.resolve import resolve
 from jaxdistill.training import programs, sharding, state
+from jaxdistill.training.programs import abstract_batch
 from jaxdistill.training.speed import step_flops
 
 

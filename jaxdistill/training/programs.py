@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -93,3 +94,13 @@ def trace(cast: Cast, mesh: Mesh, batch: Any) -> Any:
     }
     given = sharding.placed_shapes(mesh, given_shapes(cast))
     return jax.eval_shape(compile_step(cast, mesh), now, given, batch)
+
+
+def abstract_batch(
+    row: Mapping[str, tuple[tuple[int, ...], str]], batch_size: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a batch of such rows."""
+    return {
+        name: jax.ShapeDtypeStruct((batch_size, *shape), np.dtype(dtype))
+        for name, (shape, dtype) in row.items()
+    }

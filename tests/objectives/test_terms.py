@@ -7,7 +7,8 @@ import pytest
 
 from jaxdistill.errors import BadInput
 from jaxdistill.models.encoder import MASKED_SCORE
-from jaxdistill.objectives.terms import count_everything, loss_named
+from jaxdistill.objectives import terms
+from jaxdistill.objectives.terms import count_everything
 from tests.objectives.examples import (
     COUNTS,
     LOSSES,
@@ -214,4 +215,4 @@ def test_an_unknown_loss_is_named_with_its_neighbour():
     with pytest.raises(
         BadInput, match="loss 'feature_maps' is unknown; did you mean 'feature_map'"
     ):
-        loss_named("feature_maps")
+        terms.LOSSES.named("feature_maps")

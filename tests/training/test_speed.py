@@ -7,9 +7,9 @@ import pytest
 from jaxdistill import defaults
 from jaxdistill.data.text import pretraining_row
 from jaxdistill.models import Model, preset
-from jaxdistill.recipe import abstract_batch
 from jaxdistill.resolve import build_stage
 from jaxdistill.training import state
+from jaxdistill.training.programs import abstract_batch
 from jaxdistill.training.sharding import make_mesh
 from jaxdistill.training.speed import mfu, peak_flops, rates, step_flops
 from jaxdistill.training.step import make_step

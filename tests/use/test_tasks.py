@@ -349,5 +349,10 @@ def test_a_task_and_a_score_of_ones_own(folder, tmp_path, tables, capsys):
     page = json.loads((tmp_path / "w" / "stages" / "learn" / "stage.json").read_text())
     assert [step for step, _ in page["measured"]] == [3, 6]
     assert row["error_rate"] == min(value for _, value in page["measured"])
+    (tmp_path / "own.py").write_text(places + OWN.replace('score="errors"', 'score="erors"'))
+    assert cli.main(["train", options[0], f"--workdir={tmp_path / 'v'}"]) == 2
+    assert "the score 'erors' is unknown; did you mean 'errors'" in capsys.readouterr().err
+    assert not (tmp_path / "v").exists()  # and not at the very end
+    (tmp_path / "own.py").write_text(places + OWN)
     assert cli.main(["train", *options, "--config.feeds.lines.word=4"]) == 2
     assert "did you mean 'words'" in capsys.readouterr().err
