@@ -415,7 +415,7 @@ def _check_used(config: ConfigDict, overridden: Sequence[str]) -> None:
         elif field == "data.heldout_fraction":
             why = d.heldout and f"held-out text is config.data.heldout={d.heldout!r}"
         elif section.startswith("feeds.") and last == "heldout_fraction":
-            held = config.feeds[section.removeprefix("feeds.")].heldout
+            held = config.feeds[section.removeprefix("feeds.")].get("heldout")
             why = held and f"held-out rows are those of config.{section}.heldout={held!r}"
         if why:
             raise BadInput(f"config.{field} would do nothing: {why}; leave one of the two out")

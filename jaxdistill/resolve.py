@@ -24,6 +24,7 @@ from jaxdistill.evaluation.scores import SCORES
 from jaxdistill.methods.base import Cast, Stage
 from jaxdistill.methods.kinds import build
 from jaxdistill.models import Model, ModelConfig
+from jaxdistill.objectives.terms import BATCH
 from jaxdistill.recipe import NO_FEED, Begin, Recipe
 from jaxdistill.settings import LARGEST_COUNT
 from jaxdistill.training import programs, sharding
@@ -255,6 +256,10 @@ def check_network(config: ConfigDict, name: str, where: str) -> None:
 def how_it_begins(config: ConfigDict, name: str) -> Begin:
     """How the network `name` begins, by its section. Raises `BadInput` for what cannot be."""
     section, where = config.networks[name], f"config.networks.{name}"
+    if name == BATCH:
+        raise BadInput(
+            f"{where}: a teacher called {BATCH!r} is what is stored in the batch; give the network another name"
+        )
     if section.start not in STARTS:
         raise BadInput(
             f"{where}.start={section.start!r} is unknown; {nearest(section.start, STARTS)}"

@@ -94,6 +94,7 @@ def run_stage(
     stage, model, until = cast.stage, cast.model, cast.stage.until
     state, given = sharding.place(mesh, state), sharding.place(mesh, given)
     step_fn = compile_step(cast, mesh)
+    measure_every = (until and until.every) or limits.checkpoint_every
     done = int(state.step)
     pending: Ended | None = None
     ahead = Ahead()
@@ -175,7 +176,7 @@ def run_stage(
             pending = (done, metrics) if reported(done) else None
             page["seconds"] = clock.seconds
             by_step = done % limits.checkpoint_every == 0
-            measured = done % ((until and until.every) or limits.checkpoint_every) == 0
+            measured = done % measure_every == 0
             if stop.agreed(done, saves.due()):
                 break
             if (by_step or measured or stop.save) and done < stage.steps:
@@ -187,8 +188,7 @@ def run_stage(
             with watchdog.paused():
                 record_phase(stage, model, page, done, state.params, phases)
         if stop.agreed():  # perhaps only now, during the last evaluation
-            every = (until and until.every) or limits.checkpoint_every
-            save(measure=done % every == 0 or done == stage.steps, wait_for_it=True)
+            save(measure=done % measure_every == 0 or done == stage.steps, wait_for_it=True)
             raise stop.error(f"in stage {stage.name!r} after {done} of {stage.steps} steps")
         if until is not None and evaluate is not None:
             save(measure=True, wait_for_it=True)

@@ -240,6 +240,9 @@ def test_stages_and_feeds_that_do_not_fit_are_refused(folder, tmp_path):
     config.stages.distill.teacher = "batch"
     refused(config, tmp_path / "w", "no stored_logits", "stages.distill.feed")
     config = recipe(folder)
+    config.networks.batch = defaults.network(like="teacher")
+    refused(config, tmp_path / "w", "config.networks.batch", "another name")
+    config = recipe(folder)
     config.feeds.steps = config.feeds.rivers
     refused(config, tmp_path / "w", "config.feeds.steps", "another name")
     config = recipe(folder)
@@ -296,7 +299,7 @@ from jaxdistill.data.tables import LabelledText
 from jaxdistill.evaluation import scores
 
 
-def long_lines(about, *, source: str = "", words: int = 5) -> Feed:
+def long_lines(about, *, source: str = "", words: int = 5, heldout_fraction: float = 0.5) -> Feed:
     lines = open(source).read().splitlines()
     labels = np.array([len(line.split()) > words for line in lines], np.int32)
     text = LabelledText(tuple(lines), None, labels, ("short", "long"))
@@ -341,7 +344,11 @@ def test_a_task_and_a_score_of_ones_own(folder, tmp_path, tables, capsys):
     (tmp_path / "lines.txt").write_text("\n".join(lines))
     places = f"SOURCE, TOKENIZER = {str(tmp_path / 'lines.txt')!r}, {str(folder / 'tokenizer')!r}\n"
     (tmp_path / "own.py").write_text(places + OWN)
-    options = [f"--config={tmp_path / 'own.py'}", f"--workdir={tmp_path / 'w'}"]
+    options = [
+        f"--config={tmp_path / 'own.py'}",
+        f"--workdir={tmp_path / 'w'}",
+        "--config.feeds.lines.heldout_fraction=0.5",
+    ]
     assert cli.main(["train", *options, "--json"]) == 0
     results = json.loads(capsys.readouterr().out)
     row = results["networks"]["model"]["lines"]
