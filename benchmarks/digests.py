@@ -204,8 +204,14 @@ def numbers(case: str, folder: Path) -> dict[str, Any]:
         return found | metrics(workdir)
     results = jaxdistill.train(recipe(case, folder.parent / "text.txt"), workdir)
     for name, row in results["networks"].items():
+        flat = {
+            **row,
+            **row.get("text", {}),
+        }  # older commits have the numbers of text beside the rest
         found |= {
-            f"network {name}: {key}": value for key, value in row.items() if not key.endswith(TIMES)
+            f"network {name}: {key}": value
+            for key, value in flat.items()
+            if not key.endswith(TIMES) and key != "text"
         }
     for page in sorted(workdir.glob("stages/*/stage.json")):
         held = json.loads(page.read_text())

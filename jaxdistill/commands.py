@@ -22,6 +22,7 @@ from jaxdistill.data.beam_options import parse_options
 from jaxdistill.data.loader import heldout_batches
 from jaxdistill.data.prepare import prepare as prepare_text
 from jaxdistill.data.sources import check as check_source
+from jaxdistill.data.text import NAME as TEXT
 from jaxdistill.data.tokenizers import tokenizer_digest
 from jaxdistill.errors import BadInput, nearest, shortened
 from jaxdistill.evaluation import heldout
@@ -406,8 +407,8 @@ def seeds(
         seeded = config.copy_and_resolve_references()
         seeded.seed = seed
         for name, row in run.train(seeded, folder)["networks"].items():
-            if "mlm_loss" in row:
-                losses.setdefault(name, []).append(row["mlm_loss"])
+            if "mlm_loss" in row.get(TEXT, {}):
+                losses.setdefault(name, []).append(row[TEXT]["mlm_loss"])
             for task, held in scores.items():
                 if task in row:
                     held.setdefault(name, []).append(row[task][SCORES[feeds[task].score].higher[0]])

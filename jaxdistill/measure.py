@@ -51,12 +51,14 @@ class Measure:
         """What `results.json` holds, if it is of just these networks and stages, measured as the
         recipe asks."""
         found = report.read_results(self.folder.path)
-        measured = {name: row.get("sha256") for name, row in (found.get("networks") or {}).items()}
+        rows = found.get("networks") or {}
+        measured = {name: row.get("sha256") for name, row in rows.items()}
         same = (
             measured == {name: digest(params) for name, params in self.networks.items()}
             and (found.get("stages") or {}).keys() == self.pages.keys()
             and found.get("evaluation") == measured_as(self.config)
             and found.get("inputs") == self.bound.whole
+            and all({*self._feeds_of(name)} <= row.keys() for name, row in rows.items())
             and all(
                 self.folder.predictions(feed.name).exists()
                 for name in self.networks
@@ -76,7 +78,7 @@ class Measure:
             for name, params in self.networks.items():
                 own = [page for page in self.pages.values() if page["network"] == name]
                 networks[name] = {
-                    **self._measured_on_text(name, text),
+                    **({TEXT: self._measured_on_text(name, text)} if text else {}),
                     **self._measured_on_tasks(name),
                     "parameters": count(params),
                     "steps": sum(p["steps"] for p in own),
@@ -86,7 +88,7 @@ class Measure:
                 if name in self.fitted and self.fitted[name].said:
                     networks[name]["heads"] = self.fitted[name].said
                 bar.update(1)
-        rows = [row.pop("rows") for row in networks.values() if "rows" in row]
+        rows = [row[TEXT].pop("rows") for row in networks.values() if TEXT in row]
         found: dict[str, Any] = {
             "config_name": config.name,
             "seed": config.seed,
@@ -110,12 +112,12 @@ class Measure:
         return found
 
     def _measured_on_text(self, name: str, rows: list[Batch]) -> dict[str, Any]:
-        """Held-out numbers of a network on text, if the run reads any."""
+        """Held-out numbers of a network on text."""
         networks, pair = self.recipe.networks, dict[str, Any]()
         if name != TEACHER and TEACHER in self.networks:
             pair = {"teacher": networks[TEACHER], "teacher_params": self.networks[TEACHER]}
         model, params = networks[name], self.networks[name]
-        return heldout.evaluate(model, params, rows, mesh=self.mesh, **pair) if rows else {}
+        return heldout.evaluate(model, params, rows, mesh=self.mesh, **pair)
 
     def _measured_on_tasks(self, name: str) -> dict[str, dict[str, float]]:
         """Scores of a network by the tasks that its classifier is for; its answers are written."""
@@ -133,6 +135,11 @@ class Measure:
         feeds = [self.recipe.feeds[task] for task in self._task_rows()]
         labels, heads = self.recipe.labels.get(name), self.recipe.networks[name].config.heads
         return [feed for feed in feeds if feed.labels == labels and feed.head in heads]
+
+    def _feeds_of(self, name: str) -> list[str]:
+        """What a network is measured on."""
+        text = [] if self.read.corpus is None else [TEXT]
+        return [*text, *(feed.name for feed in self.tasks_of(name))]
 
     def _task_rows(self) -> dict[str, Any]:
         """What `results.json` says about each task that a stage reads."""
@@ -181,13 +188,12 @@ class Measure:
                 last_loss=math.nan if last is None else last,
             )
         for name, row in networks.items():
-            tasks = self.tasks_of(name)
-            for what, numbers in (("text", row), *((f.name, row[f.name]) for f in tasks)):
-                if bad := [key for key, value in numbers.items() if _not_finite(value)]:
+            for what in self._feeds_of(name):
+                if bad := [key for key, value in row[what].items() if _not_finite(value)]:
                     found.append(
                         f"network {name!r}: {', '.join(bad)} on held-out {what} is not finite"
                     )
-            for feed in tasks:
+            for feed in self.tasks_of(name):
                 found += health.score_warnings(name, feed.name, row[feed.name], feed.heldout_rows)
         return found
 

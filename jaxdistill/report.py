@@ -15,6 +15,7 @@ from typing import Any
 from etils import epath
 
 from jaxdistill import plots
+from jaxdistill.data.text import NAME as TEXT
 from jaxdistill.plots import NETWORKS
 from jaxdistill.training.metrics import read_metrics
 
@@ -75,7 +76,10 @@ def format_table(results: Mapping[str, Any]) -> str:
     blocks = []
     networks = _networks(results)
     if networks:
-        rows = {NETWORKS.get(name, name): row for name, row in networks.items()}
+        rows = {
+            NETWORKS.get(name, name): {**(row.get(TEXT) or {}), **row}
+            for name, row in networks.items()
+        }
         blocks.append(_table("held-out text" if _losses(results) else "network", rows, _COLUMNS))
     for task in results.get("tasks") or {}:
         rows = {
@@ -210,7 +214,10 @@ def _networks(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 def _losses(results: Mapping[str, Any]) -> dict[str, float]:
     """Held-out MLM losses of the networks that have one."""
-    every = {name: _finite(row.get("mlm_loss")) for name, row in _networks(results).items()}
+    every = {
+        name: _finite((row.get(TEXT) or {}).get("mlm_loss"))
+        for name, row in _networks(results).items()
+    }
     return {name: loss for name, loss in every.items() if loss is not None}
 
 

@@ -46,7 +46,7 @@ def test_export_gives_the_students_weights_and_the_runs_numbers(finished, tmp_pa
         atol=1e-6,
     )
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"{results['networks']['student']['mlm_loss']:.4g}" in card
+    assert f"{results['networks']['student']['text']['mlm_loss']:.4g}" in card
     with pytest.raises(BadInput, match="not empty"):
         commands.export(workdir, tmp_path / "out")
 

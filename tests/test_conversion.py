@@ -231,7 +231,9 @@ def test_a_workdir(finished, tmp_path):
     assert digest(interop.from_pretrained(tmp_path / "student")[1]) == digest(trained)
     assert weights(tmp_path / "student") == {"flax_model.msgpack"}
     assert len(load_tokenizer(tmp_path / "student")) > 5
-    loss = json.loads((workdir / "results.json").read_text())["networks"]["student"]["mlm_loss"]
+    loss = json.loads((workdir / "results.json").read_text())["networks"]["student"]["text"][
+        "mlm_loss"
+    ]
     assert f"{loss:.4g}" in (tmp_path / "student" / "README.md").read_text()
     conversion.convert(workdir, tmp_path / "teacher", network="teacher")
     assert interop.from_pretrained(tmp_path / "teacher")[0].config.bottleneck_size == 24

@@ -2,6 +2,7 @@
 without a network."""
 
 import ast
+import importlib
 import os
 import pathlib
 import re
@@ -94,6 +95,30 @@ def test_what_each_says_and_installs(name):
         any("hardware()" in source for source in others)
         and sum("Image(" in source for source in others) >= 1
     )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_each_calls_is_there(name):
+    """The notebooks that run only now and then do not outlive a name of ours."""
+    known, called = {}, 0
+    for cell in read(name).cells:
+        if cell.cell_type != "code" or "install" in cell.metadata.get("tags", ()):
+            continue
+        nodes = list(ast.walk(ast.parse(cell.source)))
+        for node in nodes:
+            if isinstance(node, ast.Import):
+                ours = [alias.name for alias in node.names if alias.name == "jaxdistill"]
+                known |= {ours: importlib.import_module(ours) for ours in ours}
+            elif isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "jaxdistill":
+                for alias in node.names:
+                    known[alias.name] = getattr(
+                        importlib.import_module(node.module), alias.name, None
+                    ) or importlib.import_module(f"{node.module}.{alias.name}")
+        for node in nodes:
+            if isinstance(node, ast.Attribute) and getattr(node.value, "id", None) in known:
+                assert hasattr(known[node.value.id], node.attr), f"{node.value.id}.{node.attr}"
+                called += 1
+    assert called > 1
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,7 @@ def results(student=2.5, copied=2.8, random=3.9, teacher=2.0, layers=4):
     return {
         "networks": {
             name: {
-                "mlm_loss": loss,
-                "mlm_accuracy": 0.5,
+                "text": {"mlm_loss": loss, "mlm_accuracy": 0.5},
                 "parameters": 24_581_888,
                 "steps": 720,
                 "seconds": 63.0,

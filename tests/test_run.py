@@ -88,28 +88,15 @@ def test_a_run_finishes_and_leaves_everything(finished):
         "transfer",
         "distill",
     }
-    measured = {
-        "mlm_loss",
-        "mlm_accuracy",
-        "nsp_loss",
-        "nsp_accuracy",
-        "parameters",
-        "steps",
-        "seconds",
-        "sha256",
-    }
-    assert networks["teacher"].keys() == measured
-    assert networks["student"].keys() == measured | {
-        "teacher_kl",
-        "top1_agreement",
-        "top5_agreement",
-    }
     assert all(
-        np.isfinite(value)
+        row.keys() == {"text", "parameters", "steps", "seconds", "sha256"}
         for row in networks.values()
-        for name, value in row.items()
-        if name != "sha256"
     )
+    measured = {"mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy"}
+    assert networks["teacher"]["text"].keys() == measured
+    agreement = {"teacher_kl", "top1_agreement", "top5_agreement"}
+    assert networks["student"]["text"].keys() == measured | agreement
+    assert all(np.isfinite([*row["text"].values()]).all() for row in networks.values())
     assert networks["student"]["steps"] == 11 and networks["teacher"]["steps"] == 6
     assert all(stage["skipped"] == 0 and stage["seconds"] > 0 for stage in stages.values())
     layers = stages["transfer"]["layers"]
@@ -476,7 +463,7 @@ def test_baselines_are_run_only_when_wanted_and_join_a_finished_run(finished, so
     found = run.train(config, tmp_path / "w")
     assert found["networks"].keys() == {"teacher", "student", "random_start", "copied_start"}
     assert untimed(found["networks"]["student"]) == untimed(results["networks"]["student"])
-    assert {"teacher_kl", "top1_agreement"} < found["networks"]["random_start"].keys()
+    assert {"teacher_kl", "top1_agreement"} < found["networks"]["random_start"]["text"].keys()
     assert len({row["sha256"] for row in found["networks"].values()}) == 4
 
 
@@ -490,8 +477,8 @@ def test_the_number_of_devices_changes_no_result(finished, source, tmp_path):
     found = run.train(config, tmp_path)
     for network in ("teacher", "student"):
         for name in ("mlm_loss", "nsp_loss"):
-            assert found["networks"][network][name] == pytest.approx(
-                results["networks"][network][name], rel=1e-4
+            assert found["networks"][network]["text"][name] == pytest.approx(
+                results["networks"][network]["text"][name], rel=1e-4
             )
     ours, theirs = metrics(tmp_path), metrics(workdir)
     assert [row[:2] for row in ours] == [row[:2] for row in theirs]

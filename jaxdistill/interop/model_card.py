@@ -13,9 +13,8 @@ from typing import Any
 from jaxdistill.interop.configs import architecture, family_of, why_not_huggingface
 from jaxdistill.models import ModelConfig
 
-# Columns of the evaluation table: key of results["networks"][name] -> heading.
+# Columns of the evaluation table: key of results["networks"][name]["text"] -> heading.
 COLUMNS = {
-    "parameters": "parameters",
     "mlm_loss": "MLM loss",
     "mlm_accuracy": "MLM accuracy",
     "nsp_accuracy": "NSP accuracy",
@@ -48,7 +47,8 @@ def model_card(
     """Markdown with front matter.
 
     Args:
-        results: `networks` {name: {column: number}}, and the facts of `FACTS` (texts, numbers or mappings).
+        results: `networks` {name: {"parameters": number, feed: {metric: number}}}, and the facts of `FACTS` (texts,
+            numbers or mappings).
         config: the architecture, for a line about it and for the tags.
         name: the title; default `results["config_name"]`.
         base_model: the Hub name or path of what it was distilled from, if it has one.
@@ -149,7 +149,8 @@ def _code(lines: list[str]) -> str:
 def _networks(networks: Mapping[str, Mapping[str, Any]], tasks: Iterable[str] = ()) -> str:
     """A table of held-out numbers: of text, and of `tasks`, which stand under their names."""
     shown = {
-        name: {COLUMNS[key]: values[key] for key in COLUMNS if key in values}
+        name: {key: values[key] for key in ("parameters",) if key in values}
+        | {COLUMNS[key]: number for key, number in values.get("text", {}).items() if key in COLUMNS}
         | {
             f"{task}: {key.replace('_', ' ')}": number
             for task in tasks
@@ -160,8 +161,8 @@ def _networks(networks: Mapping[str, Mapping[str, Any]], tasks: Iterable[str] = 
     columns = dict.fromkeys(key for values in shown.values() for key in values)
     if not columns:
         return ""
-    order = [*(key for key in COLUMNS.values() if key in columns), *columns]
-    titles = list(dict.fromkeys(order))
+    order = [key for key in ("parameters", *COLUMNS.values()) if key in columns]
+    titles = list(dict.fromkeys([*order, *columns]))
     rows = [[name, *(_number(row.get(key)) for key in titles)] for name, row in shown.items()]
     return "## Evaluation\n\n" + _table(["network", *titles], rows)
 

@@ -16,12 +16,10 @@ RESULTS = {
     "versions": {"jax": "0.10.2"},
     "networks": {
         "student": {
-            "mlm_loss": 2.34567,
-            "mlm_accuracy": 0.4321,
-            "teacher_kl": 0.25,
+            "text": {"mlm_loss": 2.34567, "mlm_accuracy": 0.4321, "teacher_kl": 0.25},
             "parameters": 24_581_888,
         },
-        "teacher": {"mlm_loss": 1.5, "nsp_accuracy": 0.9},
+        "teacher": {"text": {"mlm_loss": 1.5, "nsp_accuracy": 0.9}},
     },
 }
 

@@ -170,8 +170,8 @@ def test_two_processes_killed_within_a_transfer_and_resumed_by_one(recipe, tmp_p
     np.testing.assert_allclose([row[2] for row in ours], [row[2] for row in theirs], rtol=1e-3)
     for network in ("teacher", "student"):
         for name in ("mlm_loss", "nsp_loss"):
-            assert resumed["networks"][network][name] == pytest.approx(
-                whole["networks"][network][name], rel=1e-4
+            assert resumed["networks"][network]["text"][name] == pytest.approx(
+                whole["networks"][network]["text"][name], rel=1e-4
             )
 
 
@@ -221,8 +221,8 @@ def test_preempted_by_turns_one_process_hands_over_to_two_and_they_to_one(recipe
     ours, theirs = losses(workdir), losses(tmp_path / "one")
     assert [row[:2] for row in ours] == [row[:2] for row in theirs] and (workdir / "DONE").exists()
     np.testing.assert_allclose([row[2] for row in ours], [row[2] for row in theirs], rtol=1e-3)
-    assert resumed["networks"]["student"]["mlm_loss"] == pytest.approx(
-        whole["networks"]["student"]["mlm_loss"], rel=1e-4
+    assert resumed["networks"]["student"]["text"]["mlm_loss"] == pytest.approx(
+        whole["networks"]["student"]["text"]["mlm_loss"], rel=1e-4
     )
 
 
