@@ -24,6 +24,8 @@ from jaxdistill.errors import BadInput, JaxDistillError
 from jaxdistill.planning import roofline, topologies
 
 CHILD = (sys.executable, "-m", "jaxdistill.planning.child")
+# libtpu's compiler recurses deeply: with the usual 8 MiB of stack it dies on strict progressive stages.
+WITH_A_DEEP_STACK = ("/bin/sh", "-c", 'ulimit -S -s "$(ulimit -H -s)"; exec "$@"', "sh")
 # What a child must not take over: flags for this machine's devices, and the cache, whose programs
 # tell no memory.
 NOT_INHERITED = (
@@ -124,7 +126,7 @@ def ask_child(request: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
             json.dump(request, asked)
             asked.flush()
             with subprocess.Popen(
-                [*CHILD, asked.name],
+                [*WITH_A_DEEP_STACK, *CHILD, asked.name],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 
 import pytest
@@ -161,3 +162,13 @@ def test_the_environment_of_the_child(monkeypatch):
         and inner["LIBTPU_INIT_ARGS"] == "--xla_tpu_x=1"
     )
     assert dict(os.environ) == before
+
+
+def test_the_compiler_gets_all_the_stack_there_is():
+    """With 8 MiB libtpu dies on a full-size strict stage."""
+    limits = "import resource; print(*resource.getrlimit(resource.RLIMIT_STACK))"
+    said = subprocess.check_output(
+        [*planning.WITH_A_DEEP_STACK, sys.executable, "-c", limits], text=True
+    )
+    soft, hard = said.split()
+    assert soft == hard
