@@ -27,7 +27,7 @@ def get_config(variant: str = "") -> ConfigDict:
         intermediate_size=512,
     )
     config.stages.finetune = defaults.stage(
-        "classify",
+        "finetune",
         "model",
         feed="task",
         epochs=3.0,

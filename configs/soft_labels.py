@@ -38,10 +38,10 @@ def get_config(variant: str = "") -> ConfigDict:
         dropout=True,
     )
     thin_learning = {**learning, "learning_rate": 3e-4}
-    config.stages.finetune = defaults.stage("classify", "teacher", **learning)
+    config.stages.finetune = defaults.stage("finetune", "teacher", **learning)
     config.stages.distill = defaults.stage(
         "soft_labels", "student", temperature=2.0, hard_labels=0.5, **thin_learning
     )
-    config.stages.alone = defaults.stage("classify", "alone", baseline=True, **thin_learning)
+    config.stages.alone = defaults.stage("finetune", "alone", baseline=True, **thin_learning)
     config.order = ("finetune", "distill", "alone")
     return defaults.smoke(config) if variant == "smoke" else config

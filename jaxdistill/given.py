@@ -87,7 +87,9 @@ def _fit(recipe: Recipe, name: str, loaded: Loaded) -> Fitted:
         if head not in params:
             said[head] = "new: the model has none"
         elif labels is not None and HEADS[head].by_label:
-            if sorted(loaded.labels or ()) == sorted(labels):
+            if not labels and loaded.model.config.regression:
+                said[head] = "the model's own, which gives a number too"
+            elif labels and sorted(loaded.labels or ()) == sorted(labels):
                 params[head] = _in_order(params[head], list(loaded.labels or ()), labels)
                 said[head] = "the model's own, which has the same labels"
             else:
@@ -95,7 +97,7 @@ def _fit(recipe: Recipe, name: str, loaded: Loaded) -> Fitted:
                 said[head] = "new: that of the model " + (
                     "names no labels"
                     if loaded.labels is None
-                    else f"is for other labels ({listed(loaded.labels)}) than the task ({listed(labels)})"
+                    else f"is for other labels ({listed(loaded.labels)}) than the task ({listed(labels) or 'a number'})"
                 )
     return Fitted(params, said)
 

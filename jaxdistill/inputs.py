@@ -185,10 +185,21 @@ def read(
         tokenizer = find_tokenizer(config, tokenizer_home(config, workdir))
     else:
         tokenizer = binding.bound_tokenizer(workdir, held)
+    feeds = {name: _tokenized(feed, tokenizer) for name, feed in feeds.items()}
     if not sources:
         return Read(tokenizer, feeds)
     corpus = read_corpus(config, workdir, tokenizer, beam_options)
     return Read(tokenizer, {**feeds, TEXT: feed_of_text(config, corpus.parts)}, corpus)
+
+
+def _tokenized(feed: Feed, tokenizer: Any) -> Feed:
+    """A task with the number of its rows, which the tokenizer tells: a long text may be several."""
+    if feed.name == TEXT:
+        return feed
+    reader = feed.read(tokenizer)
+    if reader.parts is None:
+        return feed
+    return dataclasses.replace(feed, rows=reader.parts.train.number, read=lambda _: reader)
 
 
 def read_corpus(

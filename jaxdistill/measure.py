@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxdistill import health, inputs, report
-from jaxdistill.data.feeds import Batch, Feed
+from jaxdistill.data.feeds import MANY as WHOLE
+from jaxdistill.data.feeds import Answers, Batch, Feed
 from jaxdistill.data.text import NAME as TEXT
 from jaxdistill.evaluation import heldout
 from jaxdistill.evaluation.predictions import predict
@@ -22,7 +22,7 @@ from jaxdistill.models import Model, Params
 from jaxdistill.models.parameters import count, digest
 from jaxdistill.readers import Readers
 from jaxdistill.recipe import TEACHER
-from jaxdistill.resolve import main_network
+from jaxdistill.resolve import by_label, main_network
 from jaxdistill.startup import Start
 from jaxdistill.training import hosts
 from jaxdistill.training.progress import Progress
@@ -123,18 +123,21 @@ class Measure:
         """Scores of a network by the tasks that its classifier is for; its answers are written."""
         found: dict[str, dict[str, float]] = {}
         for feed in self.tasks_of(name):
-            rows = self.readers.heldout(feed.name, feed.heldout_rows)
             model, params = self.recipe.networks[name], self.networks[name]
-            found[feed.name], outputs = score_of(feed, model, params, rows, self.mesh)
+            found[feed.name], answers = score_of(feed, model, params, self.readers, self.mesh)
             write = self.folder.write_predictions
-            hosts.together(functools.partial(write, feed.name, name, feed.files(outputs)))
+            hosts.together(functools.partial(write, feed.name, name, answers.files))
         return found
 
     def tasks_of(self, name: str) -> list[Feed]:
         """The tasks that a network can be measured on."""
         feeds = [self.recipe.feeds[task] for task in self._task_rows()]
         labels, heads = self.recipe.labels.get(name), self.recipe.networks[name].config.heads
-        return [feed for feed in feeds if feed.labels == labels and feed.head in heads]
+        return [
+            feed
+            for feed in feeds
+            if feed.head in heads and (feed.labels == labels or not by_label(feed))
+        ]
 
     def _feeds_of(self, name: str) -> list[str]:
         """What a network is measured on."""
@@ -169,7 +172,7 @@ class Measure:
                 "seconds": round(page["seconds"], 1),
                 "sequences_per_second": round(rate, 1),
                 "skipped": page["skipped"],
-                "tokens_per_second": round(rate * self.recipe.feed(stage).length, 1),
+                "tokens_per_second": round(rate * self.readers.length(stage), 1),
             }
             if "layers" in page:
                 stages[stage.name]["layers"] = page["layers"]
@@ -203,12 +206,14 @@ def _not_finite(value: Any) -> bool:
 
 
 def score_of(
-    feed: Feed, model: Model, params: Params, rows: Iterable[Batch], mesh: Mesh
-) -> tuple[dict[str, float], np.ndarray]:
-    """(score, outputs) of a network on rows of a task."""
-    score = SCORES[feed.score]
-    outputs, targets = predict(model, params, rows, feed.head, score, mesh)
-    return score.of(outputs, targets, feed.usual), outputs
+    feed: Feed, model: Model, params: Params, readers: Readers, mesh: Mesh
+) -> tuple[dict[str, float], Answers]:
+    """(score, answers) of a network on all held-out rows of a task."""
+    reader = readers.reader(feed.name)
+    assert reader.answers is not None
+    rows = readers.heldout(feed.name, WHOLE)
+    answers = reader.answers(predict(model, params, rows, feed.head, mesh))
+    return SCORES[feed.score].of(answers, feed), answers
 
 
 def measured_as(config: ConfigDict) -> dict[str, Any]:

@@ -3,16 +3,19 @@ run."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 
 import jax
 
 from jaxdistill.data import files
-from jaxdistill.data.feeds import Batch, Reader, Rows, Share
+from jaxdistill.data.feeds import Batch, Order, Reader, Rows, Share
+from jaxdistill.data.rows import evaluation_batches, mean_length
 from jaxdistill.errors import BadInput
 from jaxdistill.evaluation import derived
 from jaxdistill.methods.base import Stage
 from jaxdistill.models import Params
+from jaxdistill.models.heads import HEADS
 from jaxdistill.startup import Start
 from jaxdistill.training import hosts
 from jaxdistill.training.progress import Progress
@@ -32,6 +35,9 @@ class Readers:
         self.readers = {
             name: self.recipe.feeds[name].read(start.read.tokenizer) for name in sorted(bases)
         }
+        for name, reader in self.readers.items() if hosts.first() else ():
+            for notice in (*self.recipe.feeds[name].notices, *reader.notices):
+                print(f"jaxdistill: {notice}", file=sys.stderr, flush=True)
         for name, made in self.recipe.derived.items():
             if made.of in self.readers and self.readers[made.of].parts is None:
                 raise BadInput(
@@ -43,6 +49,24 @@ class Readers:
     def train(self, stage: Stage, first_row: int) -> Iterator[Batch]:
         """Training batches of a stage from global row `first_row` of its feed on; this host's rows."""
         return self.reader(stage.feed).train(stage.batch_size, first_row, self.share)
+
+    def length(self, stage: Stage) -> float:
+        """Tokens that a row of a stage takes on average, pads included."""
+        parts = self.readers[self.recipe.base(stage.feed)].parts
+        if parts is None:
+            return self.recipe.feed(stage).length
+        return mean_length(parts.train, parts.order, stage.batch_size)
+
+    def pads(self, stage: Stage) -> str:
+        """A line about the pads of a stage's rows; "" of a feed whose rows are all of one length."""
+        feed, parts = self.recipe.feed(stage), self.readers[self.recipe.base(stage.feed)].parts
+        if parts is None:
+            return ""
+        real, padded = float(parts.train.lengths.mean()), self.length(stage)
+        return (
+            f"stage {stage.name!r}: a row of {feed.name!r} has {real:.1f} tokens on average, and {1 - real / padded:.0%} "
+            f"pads in batches of {stage.batch_size} (padded to {feed.length} they would be {1 - real / feed.length:.0%})"
+        )
 
     def heldout(self, feed: str, most: int | None = None) -> Iterator[Batch]:
         """Held-out rows that every network is measured on: all of them, or of many a fixed sample;
@@ -56,13 +80,14 @@ class Readers:
             base = self.readers[self.recipe.derived[feed].of]
             assert base.parts is not None
             train, held = (
-                self._derived(feed, part, rows)
-                for part, rows in zip(("train", "heldout"), base.parts)
+                self._derived(feed, part, rows, base.parts.order)
+                for part, rows in (("train", base.parts.train), ("heldout", base.parts.heldout))
             )
-            self.readers[feed] = derived.reader(base, (train, held), self.config.seed)
+            by_token = HEADS[self.recipe.feeds[feed].head].reads == "tokens"
+            self.readers[feed] = derived.reader(base, (train, held), by_token)
         return self.readers[feed]
 
-    def _derived(self, feed: str, part: str, rows: Rows) -> derived.Arrays:
+    def _derived(self, feed: str, part: str, rows: Rows, order: Order) -> derived.Arrays:
         """What a derived feed adds to the rows of a part: as this run has stored it, or made now."""
         made = self.recipe.derived[feed]
         base, model = self.recipe.feeds[made.of], self.recipe.networks[made.by]
@@ -75,7 +100,8 @@ class Readers:
         derivation = derived.DERIVED[made.kind](base, model)
         batch_size, params = self.config.evaluation.batch_size, self.networks[made.by]
         with Progress(None, f"making {feed} ({part})", unit="rows") as bar:
-            arrays = derivation.make(params, rows, batch_size, self.mesh)
+            batches = evaluation_batches(rows, order, batch_size, self.share)
+            arrays = derivation.make(params, batches, self.mesh)
             bar.update(rows.number)
         hosts.together(lambda: self.folder.write_derived(name, arrays))
         return arrays

@@ -24,6 +24,7 @@ from jaxdistill.evaluation.scores import SCORES
 from jaxdistill.methods.base import Cast, Stage
 from jaxdistill.methods.kinds import build
 from jaxdistill.models import Model, ModelConfig
+from jaxdistill.models.heads import HEADS
 from jaxdistill.objectives.terms import BATCH
 from jaxdistill.recipe import NO_FEED, Begin, Recipe
 from jaxdistill.settings import LARGEST_COUNT
@@ -91,8 +92,8 @@ def resolve(
         if section.best_on:
             check_feed(feeds, section.best_on, f"config.stages.{name}.best_on")
         model = networks.setdefault(section.network, build_network(section.network))
-        rows_an_epoch = feeds[section.feed].rows
-        stage = build_stage(name, section, rows_an_epoch, model.config.num_layers)
+        reads = feeds[section.feed]
+        stage = build_stage(name, section, reads.rows, model.config.num_layers, reads.losses)
         stage = with_direction(stage, feeds)
         copied = begins[section.network]
         for other in (*stage.teachers, *((copied.of,) if copied.how == "copy" else ())):
@@ -138,8 +139,8 @@ def with_heads(model: Model, section: ConfigDict) -> Model:
 
 
 def with_labels(model: Model, labels: Sequence[str]) -> Model:
-    """`model` with a classifier for `labels`."""
-    config = model.config.replace(num_labels=len(labels), regression=False)
+    """`model` with a classifier for `labels`; without any it gives a number."""
+    config = model.config.replace(num_labels=max(1, len(labels)), regression=not labels)
     return dataclasses.replace(model, config=config)
 
 
@@ -171,8 +172,8 @@ def derived_feeds(config: ConfigDict, feeds: Mapping[str, Feed]) -> dict[str, De
 def labels_of(
     stages: Sequence[Stage], feeds: Mapping[str, Feed], derived: Mapping[str, Derived]
 ) -> dict[str, tuple[str, ...]]:
-    """The classes that each network's classifier is for: those of the tasks that it learns, or that
-    others learn from it. Raises `BadInput` if they are not the same."""
+    """The classes that each network's classifier is for, () if it gives a number: those of the tasks
+    that it learns, or that others learn from it. Raises `BadInput` if they are not the same."""
     found: dict[str, tuple[str, ...]] = {}
     named: dict[str, str] = {}
     for stage in stages:
@@ -183,7 +184,7 @@ def labels_of(
         ]
         read += [(None, feeds[stage.until.feed])] if stage.until is not None else []
         read += [(derived[name].by, feeds[name]) for name in stage.feeds if name in derived]
-        for name, feed in ((name or stage.network, feed) for name, feed in read if feed.labels):
+        for name, feed in ((name or stage.network, feed) for name, feed in read if by_label(feed)):
             if found.setdefault(name, feed.labels) != feed.labels:
                 raise BadInput(
                     f"network {name!r} has one classifier, but the tasks {named[name]!r} "
@@ -192,6 +193,11 @@ def labels_of(
                 )
             named.setdefault(name, feed.name)
     return found
+
+
+def by_label(feed: Feed) -> bool:
+    """Whether a feed is a task whose head has a number for each of its labels."""
+    return bool(feed.head) and HEADS[feed.head].by_label
 
 
 def with_direction(stage: Stage, feeds: Mapping[str, Feed]) -> Stage:
@@ -340,8 +346,11 @@ def main_network(config: ConfigDict) -> str:
     )
 
 
-def build_stage(name: str, section: ConfigDict, num_records: int, num_layers: int) -> Stage:
-    """The section as a `Stage`, its length in steps, for a network of `num_layers`."""
+def build_stage(
+    name: str, section: ConfigDict, num_records: int, num_layers: int, losses: tuple[str, ...] = ()
+) -> Stage:
+    """The section as a `Stage`, its length in steps, for a network of `num_layers`; `losses`: those of
+    the task that it reads."""
     lengths = {field: section[field] for field in ("steps", "examples", "epochs") if section[field]}
     if len(lengths) != 1 or not 0 < min(lengths.values()) < math.inf:
         raise BadInput(
@@ -360,7 +369,7 @@ def build_stage(name: str, section: ConfigDict, num_records: int, num_layers: in
                 f"config.stages.{name}: {listed(f'{field}={value}' for field, value in lengths.items())} are "
                 f"{shown} steps of {section.batch_size} rows; expected at most {LARGEST_COUNT:,}"
             )
-    return build(name, settings, num_layers)
+    return build(name, settings, num_layers, losses)
 
 
 def trace(recipe: Recipe, stage: Stage, mesh: Mesh) -> Any:

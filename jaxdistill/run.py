@@ -177,7 +177,7 @@ class Run:
             "teachers": {name: self.origins[name] for name in self.recipe.teachers(stage)},
             "inputs": self.bound.digest(self.recipe.base(stage.feed)),
         }
-        if stage.network in self.recipe.labels:
+        if self.recipe.labels.get(stage.network):
             page["labels"] = list(self.recipe.labels[stage.network])
         like = state.shapes(cast)
         if checkpoints.latest() is not None:
@@ -208,6 +208,8 @@ class Run:
         )
         batches = self.batches(stage, example)
         flops = self._flops(stage)
+        if (said := self.readers.pads(stage)) and hosts.first():
+            print(f"jaxdistill: {said}", file=sys.stderr, flush=True)
         with self._reporting(stage, done, flops) as reporting:
             reporting = dataclasses.replace(
                 reporting, write=keeping_last_loss(page, reporting.write)
@@ -257,7 +259,7 @@ class Run:
         self, stage: Stage, done: int, flops: dict[str, float]
     ) -> Iterator[loop.Reporting]:
         """Metric files and a progress bar on the first process; the others are silent."""
-        length, every = self.recipe.feed(stage).length, self.config.log_every
+        length, every = self.readers.length(stage), self.config.log_every
         rates(
             1.0, stage.batch_size, length, flops, self.mesh
         )  # the peak of a CPU is measured here, not beside a step
@@ -286,7 +288,8 @@ class Run:
     def _flops(self, stage: Stage) -> dict[str, float]:
         """Of a step."""
         feed = self.recipe.feed(stage)
-        return step_flops(self.recipe.cast(stage), feed.length, feed.predictions)
+        length = round(self.readers.length(stage))
+        return step_flops(self.recipe.cast(stage), length, feed.predictions)
 
     def _later(self, stage: Stage) -> float:
         """FLOPs of the stages that this call runs after `stage`."""
@@ -369,8 +372,8 @@ class Run:
         if until is None:
             return {}
         of_losses = until.metric in stage.measured
-        rows = rows_to_choose_by(config) if of_losses else config.evaluation.max_examples
-        return {"checkpoint_every_steps": config.checkpoint.every_steps, "heldout_rows": rows}
+        rows = {"heldout_rows": rows_to_choose_by(config)} if of_losses else {}
+        return {"checkpoint_every_steps": config.checkpoint.every_steps, **rows}
 
     def _check_lineage(self, stage: Stage, page: dict[str, Any]) -> None:
         now = self._lineage(stage)
@@ -395,10 +398,9 @@ class Run:
         until = cast.stage.until
         if until is not None and until.metric not in cast.stage.measured:
             feed = self.recipe.feeds[until.feed]
-            rows = list(self.readers.heldout(feed.name))
 
             def score(layer: int, params: Params) -> dict[str, float]:
-                return score_of(feed, cast.model, params, rows, self.mesh)[0]
+                return score_of(feed, cast.model, params, self.readers, self.mesh)[0]
 
             return score
         stage, losses = cast.stage, programs.compile_losses(cast)
@@ -453,7 +455,7 @@ class Run:
                 params,
                 self.read.tokenizer,
                 results,
-                labels=self.recipe.labels.get(main),
+                labels=self.recipe.labels.get(main) or None,
             )
             again = False
         if again and (self.folder.path / "plots").exists():

@@ -236,7 +236,7 @@ class TestBombs:
 import io, contextlib, json, resource, sys, time
 from jaxdistill import cli, interop
 from tests.test_untrusted import *
-from jaxdistill.data import tables
+from jaxdistill.data import table_text as tables
 tables.LARGEST_TABLE = 2**26
 commands = json.load(sys.stdin)
 interop.from_pretrained(commands["good"]); load_tokenizer(commands["good"])

@@ -41,10 +41,47 @@ class About(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """`number` rows, counted from 0: `fetch(numbers)`, of int64[B], is the batch of those."""
+    """Rows by number, counted from 0. `lengths`: int64[N], tokens of each. `fetch(numbers, length)`: of
+    int64[B], the batch of those, padded to `length` tokens, which none of them exceeds."""
 
-    number: int
-    fetch: Callable[[np.ndarray], Batch]
+    lengths: np.ndarray
+    fetch: Callable[[np.ndarray, int], Batch]
+
+    @property
+    def number(self) -> int:
+        return len(self.lengths)
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """In which order the rows of a task come, and how long. `length`: the longest that a row can be;
+    `buckets`: rows of about equal length share a batch, which is padded no further than they need;
+    else every batch is padded to `length`."""
+
+    seed: int
+    length: int
+    buckets: bool = True
+
+
+class Parts(NamedTuple):
+    """The training and the held-out rows of a task, and the order they come in."""
+
+    train: Rows
+    heldout: Rows
+    order: Order
+
+
+Outputs = Mapping[str, np.ndarray]
+
+
+class Answers(NamedTuple):
+    """What a task makes of a network's outputs for its held-out rows. `truth` and `found`: of each
+    example, in the form that the task's score reads; `files`: what to write about them, text by the
+    ending of its file."""
+
+    truth: Any
+    found: Any
+    files: Mapping[str, str]
 
 
 class Reader(NamedTuple):
@@ -54,25 +91,31 @@ class Reader(NamedTuple):
     on; a row is a function of the seed and its number alone, so that a run resumes anywhere.
     `heldout(batch_size, most, share)`: every held-out row once, in order, or a fixed sample of `most`
     rows. Rows that fill the last batch count in no mask. Every host gets as many batches.
-    `parts`: the training and the held-out rows by number, of a feed whose rows stay what they are from
-    epoch to epoch."""
+    Batches may differ in length. `parts`: of a feed whose rows stay what they are from epoch to epoch.
+    Of a task, `answers(outputs)`: what a network says of all held-out rows, from its head's outputs
+    [N, ...] by name. `notices`: what the user should know of the rows."""
 
     train: Callable[[int, int, Share], Iterator[Batch]]
     heldout: Callable[[int, int | None, Share], Iterator[Batch]]
-    parts: tuple[Rows, Rows] | None = None
+    parts: Parts | None = None
+    answers: Callable[[Outputs], Answers] | None = None
+    notices: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Feed:
     """One feed.
 
-    `row`: shapes of the arrays of a training row, by name. `read`: the tokenizer -> its `Reader`.
-    `rows`: of an epoch, `MANY` if not known yet; `heldout_rows`. `digests`: of the contents of
-    "train" and "heldout", {} if not read yet; `tables`: where those are. Of a task, `head`: which of a network reads it;
-    `labels`: the classes in the order of their numbers; `score`: a row of `evaluation.scores.SCORES`;
-    `usual`: the answer to give without looking, the most frequent class of the training rows;
-    `files(outputs)`: what to write about the answers to the held-out rows, text by the ending of its
-    file."""
+    `row`: shapes of the arrays of a training row, by name; batches may be shorter than their tokens.
+    `read`: the tokenizer -> its `Reader`. `rows`: of an epoch, `MANY` if not known yet;
+    `heldout_rows`. `digests`: of the contents of "train" and "heldout", {} if not read yet; `tables`:
+    where those are. `notices`: what the user should know of them.
+
+    Of a task, `head`: which of a network reads it; `losses`: the rows of `objectives.terms.LOSSES` that
+    train it; `labels`: the classes in the order of their numbers, () of one that asks for a number;
+    `score`: a row of `evaluation.scores.SCORES`, and `metric` the number of it that counts, "" for its
+    first; `usual`: the answer to give without looking: the most frequent class of the training rows,
+    the mean of their numbers."""
 
     name: str
     row: Mapping[str, Shape]
@@ -82,10 +125,12 @@ class Feed:
     digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
     tables: Mapping[str, str] = dataclasses.field(default_factory=dict)
     head: str = ""
+    losses: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     score: str = ""
-    usual: int = 0
-    files: Callable[[np.ndarray], Mapping[str, str]] = lambda outputs: {}
+    metric: str = ""
+    usual: float = 0
+    notices: tuple[str, ...] = ()
 
     @property
     def length(self) -> int:

@@ -161,3 +161,10 @@ def quiet_logging() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
+
+
+def is_apart(text: str, fraction: float) -> bool:
+    """Whether `text` belongs to the `fraction` of all texts that is kept apart, by its digest: the
+    same everywhere, and equal texts stay together."""
+    digest = hashlib.sha256(text.encode()).digest()[:8]
+    return int.from_bytes(digest, "big") < fraction * 2.0**64

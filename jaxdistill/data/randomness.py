@@ -36,6 +36,7 @@ class Stream(enum.IntEnum):
     SHORT = 9
     SHORT_LENGTH = 10
     PACK = 11
+    BATCH_ORDER = 12
 
 
 def _mix(bits: np.ndarray) -> np.ndarray:

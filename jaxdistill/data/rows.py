@@ -1,30 +1,68 @@
 """Rows by number as batches: what a task needs beside making a row.
 
-Row n of a run is a function of (seed, n), so it resumes anywhere and hosts slice the global batch, as
-the pre-training loader has it. Called by every task, and by derived feeds."""
+Most texts are far shorter than the longest, so rows of about equal length share a batch, which is padded
+to one of a few lengths. Training rows come in an order that is shuffled anew in each epoch; stretches of
+`POOL` batches of it are sorted by padded length, cut into batches, and the batches shuffled. Batch k of a run is
+a function of the seed and k, so a run resumes anywhere and hosts slice the global batch, as the
+pre-training loader has it. Called by every task, and by derived feeds."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import SupportsIndex
 
 import numpy as np
 
 from jaxdistill.data import loader, randomness
-from jaxdistill.data.feeds import ALONE, Batch, Reader, Rows, Share, only
+from jaxdistill.data.feeds import (
+    ALONE,
+    Answers,
+    Batch,
+    Order,
+    Outputs,
+    Parts,
+    Reader,
+    Rows,
+    Share,
+    only,
+)
+
+# Each is a program of its own for every stage. Between neighbours lie at most half of the smaller.
+LENGTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+POOL = 50  # batches that are sorted together: more leave fewer pads, and less chance
 
 
-def reader_of(train: Rows, heldout: Rows, seed: int) -> Reader:
-    """The `Reader` of a task: `train` shuffled anew in each epoch, `heldout` in order."""
+def padded_length(tokens: int, most: int) -> int:
+    """The length that a batch whose longest row has so many `tokens` is padded to, of rows that have
+    `most`."""
+    return min(most, min((length for length in LENGTHS if tokens <= length), default=most))
+
+
+def _padded(lengths: np.ndarray, order: Order) -> int:
+    """What a batch of rows of these lengths is padded to."""
+    return padded_length(int(lengths.max()), order.length) if order.buckets else order.length
+
+
+def _buckets(lengths: np.ndarray) -> np.ndarray:
+    """Which of `LENGTHS` each length is padded to, by number."""
+    return np.searchsorted(LENGTHS, lengths)
+
+
+def reader_of(
+    parts: Parts, answers: Callable[[Outputs], Answers] | None = None, notices: tuple[str, ...] = ()
+) -> Reader:
+    """The `Reader` of a task: training rows shuffled anew in each epoch, held-out ones once."""
+    train, heldout, order = parts
 
     def batches(batch_size: int, first_row: int, share: Share) -> Iterator[Batch]:
-        return training_batches(train, seed, batch_size, first_row, share)
+        return training_batches(train, order, batch_size, first_row, share)
 
     def heldout_batches(batch_size: int, most: int | None, share: Share) -> Iterator[Batch]:
-        return evaluation_batches(sample(heldout, most, seed), batch_size, share)
+        return evaluation_batches(sample(heldout, most, order.seed), order, batch_size, share)
 
-    return Reader(batches, heldout_batches, (train, heldout))
+    return Reader(batches, heldout_batches, parts, answers, notices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +70,7 @@ class _Source:
     """Grain's view of the endless run over rows: item k is this host's part of batch k."""
 
     rows: Rows
-    seed: int
+    order: Order
     batch_size: int
     first_row: int
     share: Share
@@ -40,30 +78,63 @@ class _Source:
     def __len__(self) -> int:
         return (loader.ENDLESS - self.first_row) // self.batch_size
 
+    @functools.cached_property
+    def pool(self) -> Callable[[int], np.ndarray]:
+        """The rows of a stretch of batches: int64 [batches, batch size]. One is held, since batches are
+        asked for in order."""
+        return functools.lru_cache(2)(self._pool)
+
+    @property
+    def batches_together(self) -> int:
+        """How many batches are sorted together: no more than an epoch has, so that a batch hardly ever
+        has a row twice."""
+        return min(POOL, max(1, self.rows.number // self.batch_size)) if self.order.buckets else 1
+
+    def _pool(self, number: int) -> np.ndarray:
+        count, seed = self.batches_together, self.order.seed
+        size = count * self.batch_size
+        first = self.first_row % self.batch_size + number * size
+        epoch, place = np.divmod(np.arange(first, first + size), self.rows.number)
+        found = randomness.permute(place, self.rows.number, seed, epoch)
+        if count > 1:
+            # By what they are padded to and no finer: length often tells something of the label, and
+            # batches of one label teach badly.
+            found = found[np.argsort(_buckets(self.rows.lengths[found]), kind="stable")]
+        place, stream = np.arange(count), randomness.Stream.BATCH_ORDER
+        shuffled = randomness.permute(place, count, seed, np.full(count, number), stream)
+        return found.reshape(count, self.batch_size)[shuffled]
+
     def __getitem__(self, index: SupportsIndex) -> Batch:
+        pool, place = divmod(self.first_row // self.batch_size + int(index), self.batches_together)
+        numbers = self.pool(pool)[place]
         count = loader.rows_a_host(self.batch_size, *self.share)
-        first = self.first_row + int(index) * self.batch_size + self.share.process * count
-        epoch, place = np.divmod(np.arange(first, first + count), self.rows.number)
-        return self.rows.fetch(randomness.permute(place, self.rows.number, self.seed, epoch))
+        first = self.share.process * count
+        length = _padded(self.rows.lengths[numbers], self.order)
+        return self.rows.fetch(numbers[first : first + count], length)
 
 
 def training_batches(
-    rows: Rows, seed: int, batch_size: int, first_row: int = 0, share: Share = ALONE
+    rows: Rows, order: Order, batch_size: int, first_row: int = 0, share: Share = ALONE
 ) -> Iterator[Batch]:
     """Batches without end, in another order in each epoch. Raises `BadInput` for a batch that hosts
     cannot share out equally."""
     loader.rows_a_host(batch_size, *share)
-    return loader.read_through_grain(_Source(rows, seed, batch_size, first_row, share), True)
+    return loader.read_through_grain(_Source(rows, order, batch_size, first_row, share), True)
 
 
-def evaluation_batches(rows: Rows, batch_size: int, share: Share = ALONE) -> Iterator[Batch]:
-    """Every row once, in order; the last batch filled up with copies of the last row that count in no
-    mask."""
+def evaluation_batches(
+    rows: Rows, order: Order, batch_size: int, share: Share = ALONE
+) -> Iterator[Batch]:
+    """Every row once, the short ones first; `row` int32 [B] says which. The last batch is filled up with
+    copies of its last row that count in no mask."""
     count = loader.rows_a_host(batch_size, *share)
+    turn = np.argsort(rows.lengths, kind="stable") if order.buckets else np.arange(rows.number)
     for begin in range(0, rows.number, batch_size):
+        whole = turn[begin : begin + batch_size]
         place = np.arange(begin, begin + count) + share.process * count
-        batch = rows.fetch(np.minimum(place, rows.number - 1))
-        yield only(batch, rows.number - int(place[0]))
+        numbers = turn[np.minimum(place, rows.number - 1)]
+        batch = rows.fetch(numbers, _padded(rows.lengths[whole], order))
+        yield {**only(batch, rows.number - int(place[0])), "row": numbers.astype(np.int32)}
 
 
 def sample(rows: Rows, most: int | None, seed: int) -> Rows:
@@ -71,4 +142,16 @@ def sample(rows: Rows, most: int | None, seed: int) -> Rows:
     if most is None or rows.number <= most:
         return rows
     chosen = randomness.permute(np.arange(most), rows.number, seed, np.zeros(most, np.int64))
-    return Rows(most, lambda numbers: rows.fetch(chosen[numbers]))
+    return Rows(rows.lengths[chosen], lambda numbers, length: rows.fetch(chosen[numbers], length))
+
+
+def mean_length(rows: Rows, order: Order, batch_size: int) -> float:
+    """Tokens that a training row takes on average, pads included, in batches of this size."""
+    source = _Source(rows, order, batch_size, 0, ALONE)
+    pools = max(1, rows.number // (source.batches_together * batch_size))
+    found = [
+        _padded(rows.lengths[numbers], order)
+        for pool in range(min(pools, 20))
+        for numbers in source.pool(pool)
+    ]
+    return float(np.mean(found))

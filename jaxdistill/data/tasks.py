@@ -11,6 +11,10 @@ from typing import Any
 
 from jaxdistill.data.classification import classification
 from jaxdistill.data.feeds import About, Feed
+from jaxdistill.data.glue import GLUE_TASKS
+from jaxdistill.data.question_answering import question_answering
+from jaxdistill.data.regression import regression
+from jaxdistill.data.tagging import tagging
 from jaxdistill.data.text import NAME as TEXT
 from jaxdistill.errors import BadInput, listed, nearest
 from jaxdistill.registry import Table
@@ -18,7 +22,16 @@ from jaxdistill.settings import arguments, check, settings_of
 
 Task = Callable[..., Feed]
 
-TASKS: Table[Task] = Table("task", {"classification": classification})
+TASKS: Table[Task] = Table(
+    "task",
+    {
+        "classification": classification,
+        "regression": regression,
+        "tagging": tagging,
+        "question_answering": question_answering,
+        **GLUE_TASKS,
+    },
+)
 
 
 def register(task: Task) -> Task:

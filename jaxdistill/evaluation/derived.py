@@ -7,22 +7,21 @@ Called by resolve, which knows the shapes, and by readers, which make the conten
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxdistill.data.feeds import Batch, Feed, Reader, Rows, Shape, Share
-from jaxdistill.data.rows import evaluation_batches, reader_of
+from jaxdistill.data.feeds import Batch, Feed, Reader, Rows, Shape
+from jaxdistill.data.rows import reader_of
 from jaxdistill.errors import BadInput, listed
-from jaxdistill.evaluation.predictions import compile_outputs
+from jaxdistill.evaluation.predictions import outputs_of, predict
 from jaxdistill.models import Model, Params
 from jaxdistill.models.sizes import parameter_shapes
 from jaxdistill.objectives.terms import STORED
 from jaxdistill.registry import Table
-from jaxdistill.training import hosts, sharding
 from jaxdistill.training.programs import abstract_batch
 
 Arrays = dict[str, np.ndarray]
@@ -30,10 +29,11 @@ Arrays = dict[str, np.ndarray]
 
 class Derivation(NamedTuple):
     """What a derived feed adds to the rows of another. `row`: shapes of the arrays it adds; `make`:
-    (parameters, rows, batch size, mesh) -> those arrays for all the rows, [N, ...] by name."""
+    (parameters, batches, mesh) -> those arrays for all the rows that are in the batches, [N, ...] by
+    name."""
 
     row: Mapping[str, Shape]
-    make: Callable[[Params, Rows, int, Mesh], Arrays]
+    make: Callable[[Params, Iterable[Batch], Mesh], Arrays]
 
 
 def outputs(base: Feed, model: Model) -> Derivation:
@@ -46,22 +46,11 @@ def outputs(base: Feed, model: Model) -> Derivation:
             f"{head or '(none)'!r}; its heads: {listed(model.config.heads)}"
         )
 
-    def make(params: Params, rows: Rows, batch_size: int, mesh: Mesh) -> Arrays:
-        run, placed = compile_outputs(model, head, mesh), sharding.place(mesh, params)
-        share = Share(jax.process_index(), jax.process_count())
-        parts = [
-            hosts.to_host(run(placed, sharding.put_batch(mesh, batch)))
-            for batch in evaluation_batches(rows, batch_size, share)
-        ]
-        return {
-            STORED + name: np.concatenate([part[name] for part in parts])[: rows.number]
-            for name in parts[0]
-        }
+    def make(params: Params, batches: Iterable[Batch], mesh: Mesh) -> Arrays:
+        return {STORED + name: x for name, x in predict(model, params, batches, head, mesh).items()}
 
     shapes = jax.eval_shape(
-        lambda params, batch: model.apply(params, batch, heads=(head,))[0],
-        parameter_shapes(model.config),
-        abstract_batch(base.row, 1),
+        outputs_of(model, head), parameter_shapes(model.config), abstract_batch(base.row, 1)
     )
     row = {STORED + name: Shape(x.shape[1:], str(x.dtype)) for name, x in shapes.items()}
     return Derivation(row, make)
@@ -89,15 +78,29 @@ def outlined(name: str, derived: Derived, base: Feed, model: Model) -> Feed:
     return dataclasses.replace(base, name=name, row=row, read=not_yet)
 
 
-def reader(base: Reader, made: tuple[Arrays, Arrays], seed: int) -> Reader:
-    """The reader of rows with what was `made` for the training and the held-out ones."""
+def reader(base: Reader, made: tuple[Arrays, Arrays], by_token: bool) -> Reader:
+    """The reader of rows with what was `made` for the training and the held-out ones; `by_token`:
+    of each token."""
     assert base.parts is not None
-    train, held = (_with(rows, arrays) for rows, arrays in zip(base.parts, made))
-    return reader_of(train, held, seed)
+    train, held = (
+        _with(rows, arrays, by_token)
+        for rows, arrays in zip((base.parts.train, base.parts.heldout), made)
+    )
+    parts = base.parts._replace(train=train, heldout=held)
+    return reader_of(parts, base.answers, base.notices)
 
 
-def _with(rows: Rows, arrays: Arrays) -> Rows:
-    def fetch(numbers: np.ndarray) -> Batch:
-        return {**rows.fetch(numbers), **{name: x[numbers] for name, x in arrays.items()}}
+def _with(rows: Rows, arrays: Arrays, by_token: bool) -> Rows:
+    def of_length(x: np.ndarray, length: int) -> np.ndarray:
+        """[B, L, ...] cut or filled up to `length` tokens."""
+        x = x[:, :length]
+        missing = length - x.shape[1]
+        return np.pad(x, [(0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)]) if missing else x
 
-    return Rows(rows.number, fetch)
+    def fetch(numbers: np.ndarray, length: int) -> Batch:
+        found = {name: x[numbers] for name, x in arrays.items()}
+        if by_token:
+            found = {name: of_length(x, length) for name, x in found.items()}
+        return {**rows.fetch(numbers, length), **found}
+
+    return Rows(rows.lengths, fetch)

@@ -1,49 +1,92 @@
 """How good answers are: every score by name. A task's feed names its score. Add one: a row here.
 
-A score is over the whole held-out set, never averaged over batches. Called by run."""
+A score is over the whole held-out set, never averaged over batches. Called by measure and resolve."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
 
-import numpy as np
-
+from jaxdistill.data.feeds import Answers, Feed
+from jaxdistill.evaluation import numbers
+from jaxdistill.evaluation.entities import entity_scores
+from jaxdistill.evaluation.numbers import Numbers
+from jaxdistill.evaluation.spans import Search, evaluate
 from jaxdistill.registry import Table
-
-Numbers = dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """`of(outputs, targets, usual)`: numbers by name, from a head's `output` for N rows, what the
-    batch holds as `target`, and the answer to give without looking. `higher`: the numbers of which
-    more is better, and `lower` those of which less is; by these a stage may choose its best state."""
+    """`of(answers, feed)`: numbers by name, from what the task `feed` makes of a network's outputs.
+    `higher`: the numbers of which more is better, the one that counts first, and `lower` those of
+    which less is; by these a stage may choose its best state."""
 
-    of: Callable[[np.ndarray, np.ndarray, int], Numbers]
+    of: Callable[[Answers, Feed], Numbers]
     higher: tuple[str, ...]
     lower: tuple[str, ...] = ()
-    output: str = "logits"
-    target: str = "labels"
 
 
-def classification(logits_NxC: np.ndarray, labels_N: np.ndarray, usual: int) -> Numbers:
-    """Share of right answers, the mean cross-entropy (nats), and the share of always answering
-    `usual`."""
-    logits_NxC = logits_NxC.astype(np.float64)
-    shifted_NxC = logits_NxC - logits_NxC.max(axis=-1, keepdims=True)
-    log_sums_N = np.log(np.exp(shifted_NxC).sum(axis=-1))
-    losses_N = log_sums_N - np.take_along_axis(shifted_NxC, labels_N[:, None], -1)[:, 0]
-    return {
-        "accuracy": float(np.mean(np.argmax(logits_NxC, axis=-1) == labels_N)),
-        "loss": float(np.mean(losses_N)),
-        "majority_accuracy": float(np.mean(labels_N == usual)),
-    }
+def classification(answers: Answers, feed: Feed) -> Numbers:
+    """`accuracy`, `macro_f1` and `loss` (nats); of two classes also `f1`, of the second, and
+    `matthews`; `majority_accuracy`, of always answering the most frequent class of the training rows."""
+    logits_NxC, labels_N = answers.found, answers.truth
+    found = numbers.classification(logits_NxC, labels_N)
+    if len(feed.labels) == 2:
+        found |= numbers.binary(logits_NxC, labels_N, positive=1)
+    usual = numbers.majority(labels_N, int(feed.usual))
+    return {**found, "majority_accuracy": usual["accuracy"]}
 
 
-SCORES = Table("score", {"classification": Score(classification, ("accuracy",), ("loss",))})
+def regression(answers: Answers, feed: Feed) -> Numbers:
+    """`pearson`, `spearman`, `mse`; `mean_baseline_mse`, of always answering the mean."""
+    return numbers.regression(answers.found, answers.truth, feed.usual)
+
+
+def entities(answers: Answers, feed: Feed) -> Numbers:
+    """`entity_f1`, `entity_precision`, `entity_recall`; `token_accuracy`, `frame_accuracy`; and what
+    the most frequent tag for each word would give."""
+    usual = feed.labels[int(feed.usual)]
+    return entity_scores(answers.truth, answers.found, "BIO", usual)
+
+
+def tagging(answers: Answers, feed: Feed) -> Numbers:
+    """The same of tags that are no entities: `macro_f1` over the tags, `token_accuracy`,
+    `frame_accuracy`."""
+    usual = feed.labels[int(feed.usual)]
+    return entity_scores(answers.truth, answers.found, "plain", usual)
+
+
+def spans(answers: Answers, feed: Feed) -> Numbers:
+    """`exact` and `f1` as SQuAD's script has them; where questions may be impossible also of both sorts
+    apart, of never answering, and the best that a threshold would give."""
+    found = answers.found
+    search = None if found.null_odds is None else Search(found.spans, found.null_odds)
+    return evaluate(answers.truth, found.texts, search).numbers
+
+
+SCORES = Table(
+    "score",
+    {
+        "classification": Score(
+            classification, ("accuracy", "f1", "matthews", "macro_f1"), ("loss",)
+        ),
+        "entities": Score(
+            entities,
+            ("entity_f1", "entity_precision", "entity_recall", "token_accuracy", "frame_accuracy"),
+        ),
+        "tagging": Score(tagging, ("token_accuracy", "macro_f1", "frame_accuracy")),
+        "spans": Score(spans, ("f1", "exact")),
+        "regression": Score(regression, ("pearson", "spearman"), ("mse",)),
+    },
+)
 
 
 def register(name: str, score: Score) -> None:
     """Adds a score of one's own. Raises `BadInput` if the name is taken."""
     SCORES.register(name, score)
+
+
+def metric_of(feed: Feed) -> str:
+    """The number of a task that counts."""
+    score = SCORES[feed.score]
+    return feed.metric or (*score.higher, *score.lower)[0]

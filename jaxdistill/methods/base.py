@@ -28,11 +28,22 @@ OPTIMIZERS, DECAYS = get_args(OptimizerName), get_args(DecayName)
 @dataclasses.dataclass(frozen=True)
 class Facts:
     """What a kind knows beside its settings: the stage's name, how many layers the network that
-    moves has, and the stage's length in steps."""
+    moves has, the stage's length in steps, and the losses of the task that it reads, () of text."""
 
     stage: str
     num_layers: int
     steps: int
+    losses: tuple[str, ...] = ()
+
+    @property
+    def task_losses(self) -> tuple[str, ...]:
+        """The losses of the task. Raises `BadInput` if the stage reads text."""
+        if not self.losses:
+            raise BadInput(
+                f"stage {self.stage!r} learns a labelled task, and its feed is text; set config.stages."
+                f"{self.stage}.feed to a task, a section of config.feeds"
+            )
+        return self.losses
 
     def checked_layer_map(self, layer_map: tuple[int, ...]) -> tuple[int, ...] | None:
         """`layer_map`, None for the empty one. Raises `BadInput` unless it names one teacher layer

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxdistill.errors import BadInput, listed, nearest
-from jaxdistill.methods import minilm, mobilebert, soft_labels, tinybert
+from jaxdistill.methods import finetune, minilm, mobilebert, soft_labels, tinybert
 from jaxdistill.methods.base import Facts, Objective, Optimizer, Patience, Schedule, Stage
 from jaxdistill.methods.settings import Common
 from jaxdistill.registry import Table
@@ -29,7 +29,7 @@ KINDS: Table[Kind] = Table(
             mobilebert.joint,
             mobilebert.auxiliary,
             mobilebert.distill,
-            mobilebert.classify,
+            finetune.finetune,
             minilm.relations,
             tinybert.intermediate,
             soft_labels.soft_labels,
@@ -76,9 +76,10 @@ def check_setting(kind: str, name: str, where: str) -> None:
     )
 
 
-def build(name: str, section: Any, num_layers: int) -> Stage:
+def build(name: str, section: Any, num_layers: int, losses: tuple[str, ...] = ()) -> Stage:
     """The section of a recipe as a `Stage` of its kind, for a network of `num_layers`; its length in
-    `steps`. Raises `BadInput` for settings outside their range, or that do not fit together."""
+    `steps`. `losses`: those of the task that it reads. Raises `BadInput` for settings outside their
+    range, or that do not fit together."""
     where = f"config.stages.{name}"
     kind = KINDS.named(section.kind, f"{where}.kind=")
     for field in section:
@@ -90,7 +91,7 @@ def build(name: str, section: Any, num_layers: int) -> Stage:
             f"{where}.warmup_steps={section.warmup_steps} and warmup_ratio={section.warmup_ratio}: give one of "
             "the two, set the other to 0"
         )
-    objective = kind(Facts(name, num_layers, section.steps), **arguments(kind, section))
+    objective = kind(Facts(name, num_layers, section.steps, losses), **arguments(kind, section))
     return Stage(
         name=name,
         network=section.network,

@@ -102,9 +102,3 @@ def auxiliary(facts: Facts, *, distillation: Distillation, transfer: Transfer) -
 def distill(facts: Facts, *, distillation: Distillation) -> Objective:
     """Pre-training distillation: the second stage of PKT and JKT; everything moves."""
     return Objective(distillation.terms())
-
-
-def classify(facts: Facts) -> Objective:
-    """Fine-tuning on one labelled text classification task (section 4.3 of the paper fine-tunes so
-    on GLUE)."""
-    return Objective((Term("classification", 1.0),))

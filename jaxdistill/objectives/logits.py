@@ -1,10 +1,10 @@
 """Losses on head outputs: masked-LM cross-entropy with hard and soft targets, NSP, classification,
-regression.
+regression, tags, spans.
 
 Every function returns a *sum*; the matching count comes from the masks alone (`terms.py`). Labels
 and weights may have any shape, as long as it is that of the logits without their last axis: [B], or
 [B, S] in a packed batch. Letters: B batch, P masked positions, V vocabulary, C classes, S segments
-of a packed row."""
+of a packed row, L sequence length."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill.models import Batch
+
+_NOTHING = -1e9  # a logit
 
 
 def mlm(logits_BxPxV: jax.Array, _: jax.Array | None, batch: Batch) -> jax.Array:
@@ -48,18 +50,69 @@ def classification_distillation(
 ) -> jax.Array:
     """T^2 KL(teacher || student) of the classes at temperature T (Hinton et al. 2015, section 2: the
     square keeps the size of the gradient)."""
-    assert teacher_BxC is not None
-    ours, theirs = (
-        jax.nn.log_softmax(x.astype(jnp.float32) / temperature)
-        for x in (logits_BxC, jax.lax.stop_gradient(teacher_BxC))
-    )
-    distance_B = jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)
-    return temperature**2 * jnp.sum(distance_B * batch["example_weights"])
+    distance_B = _distance(logits_BxC, teacher_BxC, temperature)
+    return jnp.sum(distance_B * batch["example_weights"])
 
 
 def regression(logits_Bx1: jax.Array, _: jax.Array | None, batch: Batch) -> jax.Array:
     """Squared error of `labels` float[B]."""
     return jnp.sum((logits_Bx1[..., 0] - batch["labels"]) ** 2 * batch["example_weights"])
+
+
+def regression_distillation(
+    logits_Bx1: jax.Array, teacher_Bx1: jax.Array | None, batch: Batch
+) -> jax.Array:
+    """Squared distance from the teacher's number."""
+    assert teacher_Bx1 is not None
+    distance_B = logits_Bx1[..., 0] - jax.lax.stop_gradient(teacher_Bx1)[..., 0]
+    return jnp.sum(distance_B**2 * batch["example_weights"])
+
+
+def tagging(logits_BxLxC: jax.Array, _: jax.Array | None, batch: Batch) -> jax.Array:
+    """Cross-entropy of `tags` int[B, L], summed with `tag_weights`: 1 at the first piece of a word."""
+    return _labelled(logits_BxLxC, batch["tags"], batch["tag_weights"])
+
+
+def tagging_distillation(
+    logits_BxLxC: jax.Array, teacher_BxLxC: jax.Array | None, batch: Batch, *, temperature: float
+) -> jax.Array:
+    """`classification_distillation` of the tags, at the first piece of each word."""
+    distance_BxL = _distance(logits_BxLxC, teacher_BxLxC, temperature)
+    return jnp.sum(distance_BxL * batch["tag_weights"])
+
+
+def span_border(
+    logits_BxL: jax.Array, _: jax.Array | None, batch: Batch, *, positions: str
+) -> jax.Array:
+    """Cross-entropy of one end of the answer, int[B] in the array `positions`, among the real tokens
+    (Devlin et al. 2019, 4.2). Pads take no part, so that padding changes nothing."""
+    return _labelled(_of_tokens(logits_BxL, batch), batch[positions], batch["example_weights"])
+
+
+def span_border_distillation(
+    logits_BxL: jax.Array, teacher_BxL: jax.Array | None, batch: Batch, *, temperature: float
+) -> jax.Array:
+    """`classification_distillation` of one end of the answer, among the real tokens."""
+    assert teacher_BxL is not None
+    ours, theirs = (_of_tokens(x, batch) for x in (logits_BxL, teacher_BxL))
+    return jnp.sum(_distance(ours, theirs, temperature) * batch["example_weights"])
+
+
+def _of_tokens(logits_BxL: jax.Array, batch: Batch) -> jax.Array:
+    """The logits, so low at pads that these have no probability; finite, so that gradients are."""
+    return jnp.where(batch["attention_mask"] > 0, logits_BxL.astype(jnp.float32), _NOTHING)
+
+
+def _distance(
+    logits_BxC: jax.Array, teacher_BxC: jax.Array | None, temperature: float
+) -> jax.Array:
+    """T^2 KL(teacher || student) along the last axis."""
+    assert teacher_BxC is not None
+    ours, theirs = (
+        jax.nn.log_softmax(x.astype(jnp.float32) / temperature)
+        for x in (logits_BxC, jax.lax.stop_gradient(teacher_BxC))
+    )
+    return temperature**2 * jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)
 
 
 def _labelled(logits_BxC: jax.Array, labels_B: jax.Array, weights_B: jax.Array) -> jax.Array:

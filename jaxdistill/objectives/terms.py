@@ -9,6 +9,7 @@ gradient accumulation nor the number of devices changes a result. Add a loss: wr
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -174,11 +175,40 @@ def examples(batch: Batch) -> jax.Array:
     return jnp.sum(batch["example_weights"])
 
 
+def tagged_words(batch: Batch) -> jax.Array:
+    """How many words have a tag to learn."""
+    return jnp.sum(batch["tag_weights"])
+
+
+def _span(end: str) -> dict[str, Loss]:
+    """The losses of one end of an answer, "start" or "end"."""
+    positions, output = f"{end}_positions", f"{end}_logits"
+    head = "question_answering"
+    return {
+        f"span_{end}": Loss(
+            functools.partial(logits.span_border, positions=positions),
+            examples,
+            output,
+            head=head,
+            batch=(positions,),
+        ),
+        f"span_{end}_distillation": Loss(
+            logits.span_border_distillation,
+            examples,
+            output,
+            output,
+            head=head,
+            options=("temperature",),
+        ),
+    }
+
+
 WIDTHS = (equal_widths,)
 WIDTHS_OR_PROJECTION = (equal_widths_or_projection,)
 HEADS = (equal_heads,)
 WORDS = (equal_vocabularies,)
 CLASSES = (equal_labels,)
+TAGS = ("tags", "tag_weights")
 MASKED = ("mlm_positions", "mlm_labels", "mlm_weights")
 
 
@@ -229,6 +259,29 @@ LOSSES = Table(
         "regression": Loss(
             logits.regression, examples, "logits", head="sequence_classification", batch=("labels",)
         ),
+        "regression_distillation": Loss(
+            logits.regression_distillation,
+            examples,
+            "logits",
+            "logits",
+            head="sequence_classification",
+            needs=CLASSES,
+        ),
+        "tagging": Loss(
+            logits.tagging, tagged_words, "logits", head="token_classification", batch=TAGS
+        ),
+        "tagging_distillation": Loss(
+            logits.tagging_distillation,
+            tagged_words,
+            "logits",
+            "logits",
+            head="token_classification",
+            needs=CLASSES,
+            options=("temperature",),
+            batch=("tag_weights",),
+        ),
+        **_span("start"),
+        **_span("end"),
         "feature_map": Loss(hidden.feature_map, real_tokens, "hidden", "hidden", needs=WIDTHS),
         "mean": Loss(hidden.mean, real_tokens, "hidden", "hidden", needs=WIDTHS),
         "variance": Loss(hidden.variance, real_tokens, "hidden", "hidden", needs=WIDTHS),

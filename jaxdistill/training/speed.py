@@ -139,7 +139,7 @@ def _mean_up_to(model: Model, layers: tuple[int, ...], length: int) -> float:
 
 
 def rates(
-    steps_per_second: float, batch_size: int, length: int, flops: dict[str, float], mesh: Mesh
+    steps_per_second: float, batch_size: int, length: float, flops: dict[str, float], mesh: Mesh
 ) -> dict[str, float]:
     """Speeds of the loop, MFU of teacher and student apart; nothing before the first interval has
     passed."""

@@ -1,134 +1,128 @@
-from __future__ import annotations
-
-import lzma
-from pathlib import Path
-from typing import Any
+"""Classes and numbers as feeds: labels, weights, what was answered."""
 
 import numpy as np
 import pytest
 
-from jaxdistill.data.classification import (
-    TokenizedTask,
-    read_classification_tsv,
-    split_examples,
-    tokenize_examples,
-)
+from jaxdistill import defaults
+from jaxdistill.data import examples
+from jaxdistill.data.examples import Texts
+from jaxdistill.data.feeds import ALONE
+from jaxdistill.data.tasks import open_task
+from jaxdistill.data.tokenizers import train_wordpiece
 from jaxdistill.errors import BadInput
 
-ROWS = [
-    ('ba "ko', "pos", "mi tu"),
-    ("ren sal", "neg", "dor"),
-    ("vex lum qua", "pos", "pi"),
-    ("zan", "neg", "ko ko"),
-]
+KINDS = [("bako ko", "pos", "mi tu"), ("ren sal", "neg", "dor"), ("vex lum", "pos", "pi")]
+ROWS = [(f"{a} {n}", b, c) for n in range(20) for a, b, c in KINDS]
 
 
-def _tsv(path: Path, header: str | None = "sentence\tlabel\tother", rows: Any = ROWS) -> Path:
-    lines = ([header] if header else []) + ["\t".join(row) for row in rows]
-    path.write_text("\n".join(lines) + "\n")
-    return path
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_wordpiece([" ".join(row[0] for row in ROWS)], 100)
 
 
-def test_columns_by_name_or_number_with_or_without_header(tmp_path: Path) -> None:
-    with_header, without = _tsv(tmp_path / "a.tsv"), _tsv(tmp_path / "b.tsv", header=None)
-    packed = tmp_path / "a.tsv.xz"
-    packed.write_bytes(lzma.compress(with_header.read_bytes()))
-    for path, columns in [(with_header, ("sentence", "label", "other")), (with_header, (0, 1, 2)), (without, (0, 1, 2)),
-                          (without, ("0", "1", "2")), (packed, ("sentence", "label", "other"))]:  # fmt: skip
-        examples = read_classification_tsv(path, *columns)
-        assert examples.texts == tuple(row[0] for row in ROWS)
-        assert examples.pairs == tuple(row[2] for row in ROWS)
-        assert examples.label_names == ("neg", "pos") and examples.labels.tolist() == [1, 0, 1, 0]
-        assert examples.labels.dtype == np.int32
-    assert read_classification_tsv(with_header, "sentence", "label").pairs is None
+def table(path, rows=ROWS, header="sentence\tlabel\tother"):
+    path.write_text("\n".join([header, *("\t".join(row) for row in rows)]) + "\n")
+    return str(path)
 
 
-def test_csv_and_number_labels(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    path.write_text('label,content\n10,"one, two\nthree"\n9,plain\n10,"a ""quoted"" word"\n')
-    examples = read_classification_tsv(path, "content", "label")
-    assert examples.texts == ("one, two\nthree", "plain", 'a "quoted" word')
-    assert examples.label_names == ("9", "10") and examples.labels.tolist() == [1, 0, 1]
+def opened(kind="classification", **settings):
+    return open_task("it", defaults.task(kind, sequence_length=16, **settings), seed=0)
 
 
-def test_labels_may_be_numbered_by_another_file(tmp_path: Path) -> None:
-    path = _tsv(tmp_path / "dev.tsv", rows=ROWS[:1] * 2)
-    assert read_classification_tsv(
-        path, 0, 1, label_names=["neg", "other", "pos"]
-    ).labels.tolist() == [2, 2]
-    with pytest.raises(BadInput, match="line 2: label 'pos'"):
-        read_classification_tsv(path, "sentence", "label", label_names=["neg", "other"])
+def test_a_pair_and_its_class(tmp_path, tokenizer):
+    train, held = table(tmp_path / "t.tsv"), table(tmp_path / "h.tsv", ROWS[:4])
+    feed = opened(source=train, heldout=held, pair_column="2")
+    assert feed.labels == ("neg", "pos") and (feed.rows, feed.heldout_rows) == (60, 4)
+    assert feed.usual == 1 and feed.losses == ("classification",)
+    reader = feed.read(tokenizer)
+    (batch,) = reader.heldout(4, None, ALONE)
+    order = np.argsort(batch["row"])
+    assert batch["labels"][order].tolist() == [1, 0, 1, 1]
+    assert batch["token_type_ids"].any()
+    logits = np.array([[0.0, 1], [1, 0], [1, 0], [0, 1]])
+    answers = reader.answers({"logits": logits})
+    lines = answers.files["tsv"].splitlines()
+    assert lines[0] == "label\tprediction\ttext\tpair" and len(lines) == 5
+    assert lines[3].split("\t") == ["pos", "neg", "vex lum 0", "pi"]
 
 
-@pytest.mark.parametrize(
-    ("content", "columns", "words"),
-    [
-        ("", (0, 1), ["empty"]),
-        ("sentence\tlabel\n", ("sentence", "label"), ["no examples"]),
-        (
-            "sentence\tlabel\na\tx\nb\n",
-            ("sentence", "label"),
-            ["line 3", "1 columns", "at least 2"],
-        ),
-        ("sentence\tlabel\na\tx\nb\ty\n", ("sentense", "label"), ["did you mean 'sentence'"]),
-        ("a\tx\nb\tx\n", (0, 1), ["one label only", "'x'"]),
-    ],
-)
-def test_bad_tables(tmp_path: Path, content: str, columns: Any, words: list[str]) -> None:
-    (tmp_path / "a.tsv").write_text(content)
-    with pytest.raises(BadInput) as error:
-        read_classification_tsv(tmp_path / "a.tsv", *columns)
-    assert all(word in str(error.value) for word in words) and "\n" not in str(error.value), str(
-        error.value
-    )
+def test_a_cell_of_the_answers_stays_in_its_line(tmp_path, tokenizer):
+    (tmp_path / "t.csv").write_text('text,label\n"two\nlines",a\n"a\ttab",b\n')
+    feed = opened(source=str(tmp_path / "t.csv"), heldout=str(tmp_path / "t.csv"))
+    text = feed.read(tokenizer).answers({"logits": np.eye(2)}).files["tsv"]
+    assert text == "label\tprediction\ttext\na\ta\ttwo lines\nb\tb\ta tab\n"
 
 
-def test_missing_table(tmp_path: Path) -> None:
-    _tsv(tmp_path / "train.tsv")
-    with pytest.raises(BadInput, match="did you mean 'train.tsv'"):
-        read_classification_tsv(tmp_path / "trian.tsv", 0, 1)
+def test_a_list_says_the_order_of_the_classes(tmp_path, tokenizer):
+    train = table(tmp_path / "t.tsv")
+    assert opened(source=train, labels="pos,other,neg").labels == ("pos", "other", "neg")
+    (tmp_path / "labels.txt").write_text("pos\nneg\n")
+    feed = opened(source=train, labels=str(tmp_path / "labels.txt"))
+    assert feed.labels == ("pos", "neg")
+    batch = next(feed.read(tokenizer).train(8, 0, ALONE))
+    assert set(batch["labels"].tolist()) == {0, 1}
+    with pytest.raises(BadInput, match="'neg'"):
+        opened(source=train, labels="pos,other")
 
 
-def test_split_keeps_equal_texts_together(tmp_path: Path) -> None:
-    rows = [(f"text {n // 2}", "ab"[n % 3 == 0]) for n in range(600)]
-    examples = read_classification_tsv(_tsv(tmp_path / "a.tsv", "sentence\tlabel", rows), 0, 1)
-    train, dev = split_examples(examples, 0.2)
-    assert len(train.texts) + len(dev.texts) == 600 and 80 < len(dev.texts) < 160
-    assert not set(train.texts) & set(dev.texts)
-    assert len(train.labels) == len(train.texts)
+def test_a_heldout_class_that_training_lacks(tmp_path, tokenizer):
+    held = table(tmp_path / "h.tsv", [*ROWS[:2], ("mi", "new", "x")])
+    settings = dict(source=table(tmp_path / "t.tsv"), heldout=held)
+    with pytest.raises(BadInput, match="(?s)'new'.*unseen_labels"):
+        opened(**settings)
+    feed = opened(**settings, unseen_labels="wrong")
+    assert feed.labels == ("neg", "pos") and any("'new'" in said for said in feed.notices)
+    answers = feed.read(tokenizer).answers({"logits": np.eye(3)[:, :2]})
+    assert answers.truth.tolist() == [1, 0, -1]
+    assert "new\t" in answers.files["tsv"]
+
+
+def test_balanced_weights_give_each_class_the_same_share(tmp_path, tokenizer):
+    feed = opened(source=table(tmp_path / "t.tsv"), class_weights="balanced", heldout_fraction=0.5)
+    reader = feed.read(tokenizer)
+    rows = reader.parts.train
+    batch = rows.fetch(np.arange(rows.number), 16)
+    shares = [batch["example_weights"][batch["labels"] == c].sum() for c in (0, 1)]
+    assert shares[0] == pytest.approx(shares[1]) and sum(shares) == pytest.approx(rows.number)
+    held = [*reader.heldout(8, None, ALONE)]
+    assert {w for batch in held for w in batch["example_weights"]} <= {0.0, 1.0}
+    with pytest.raises(BadInput, match="no training row has the label 'third'"):
+        opened(source=table(tmp_path / "t.tsv"), class_weights="balanced", labels="neg,pos,third")
+
+
+def test_a_number_for_a_text(tmp_path, tokenizer):
+    rows = [(text, f"{n % 5}.25", pair) for n, (text, _, pair) in enumerate(ROWS)]
+    train = table(tmp_path / "t.tsv", rows)
+    feed = opened("regression", source=train, heldout=train, pair_column="2")
+    assert feed.labels == () and feed.usual == pytest.approx(2.25)
+    reader = feed.read(tokenizer)
+    batch = next(reader.train(8, 0, ALONE))
+    assert batch["labels"].dtype == np.float32
+    answers = reader.answers({"logits": np.zeros((60, 1), np.float32)})
+    assert answers.truth[:3].tolist() == [0.25, 1.25, 2.25] and answers.found.shape == (60,)
+    with pytest.raises(BadInput, match="task=regression"):
+        opened(source=train)  # never five classes
+    with pytest.raises(BadInput, match="'(pos|neg)' is no finite number"):
+        opened("regression", source=table(tmp_path / "u.tsv"))
+
+
+def test_split_keeps_equal_texts_together(tmp_path):
+    rows = [(f"ba {n % 25}", "ab"[n % 2], "x") for n in range(100)]
+    where = Texts(source=table(tmp_path / "a.tsv", rows), heldout_fraction=0.2)
+    train, held = examples.read_parts(where)
+    assert len(train) + len(held) == 100 and len(held) > 0
+    assert not set(train.texts) & set(held.texts)
+    again = examples.read_parts(where)
+    assert again[1] == held
     with pytest.raises(BadInput, match="too few"):
-        split_examples(examples.take([0]), 0.2)
+        examples.split(train.take([0]), 0.2)
 
 
-@pytest.fixture
-def task(tmp_path: Path, tokenizer: Any) -> TokenizedTask:
-    rows = [(f"bako mitu {'ren ' * (n % 20)}", "ab"[n % 2], "sal " * (n % 7)) for n in range(37)]
-    return tokenize_examples(
-        read_classification_tsv(_tsv(tmp_path / "t.tsv", rows=rows), 0, 1, 2), tokenizer, 16
-    )
-
-
-def test_rows_are_framed_as_hugging_face_does(tokenizer: Any, tmp_path: Path) -> None:
-    rows = [("bako " * a, "xy"[a % 2], "sal ren " * b) for a in (1, 4, 15) for b in (1, 3, 12)]
-    examples = read_classification_tsv(
-        _tsv(tmp_path / "t.tsv", rows=rows), "sentence", "label", "other"
-    )
-    ours = tokenize_examples(examples, tokenizer, 24)
-    options: dict[str, Any] = {
-        "max_length": 24,
-        "truncation": True,
-        "padding": "max_length",
-        "return_tensors": "np",
-    }
-    theirs = tokenizer(list(examples.texts), list(examples.pairs or ()), **options)
-    for key in ("input_ids", "attention_mask", "token_type_ids"):
-        assert getattr(ours, key).dtype == np.int32
-        # Where both are cut by an odd number, the two differ in which of them keeps the odd token.
-        same = (getattr(ours, key) == theirs[key]).all(axis=1)
-        assert same[[0, 1, 3]].all(), key
-        assert (ours.attention_mask.sum(axis=1) == theirs["attention_mask"].sum(axis=1)).all()
-    single = tokenize_examples(
-        read_classification_tsv(tmp_path / "t.tsv", "sentence", "label"), tokenizer, 24
-    )
-    theirs = tokenizer(list(examples.texts), **options)
-    assert (single.input_ids == theirs["input_ids"]).all() and (single.token_type_ids == 0).all()
+def test_two_files_and_several(tmp_path):
+    (tmp_path / "seq.in").write_text("play a song\nbook it\n" * 9)
+    (tmp_path / "label").write_text("Play\nBook\n" * 9)
+    feed = opened(source=str(tmp_path / "seq.in"), label_source=str(tmp_path / "label"),
+                  heldout=str(tmp_path / "seq.in"), heldout_label_source=str(tmp_path / "label"))  # fmt: skip
+    assert feed.labels == ("Book", "Play") and feed.rows == feed.heldout_rows == 18
+    one, two = table(tmp_path / "one.tsv"), table(tmp_path / "two.tsv", ROWS[:6])
+    assert opened(source=f"{one},{two}", heldout=two).rows == 66

@@ -3,7 +3,7 @@ away."""
 
 import pytest
 
-from jaxdistill.data.classification import read_classification_tsv
+from jaxdistill.data.columns import read_columns
 from jaxdistill.data.documentation_task import documentation_task
 from jaxdistill.errors import BadInput
 
@@ -12,14 +12,14 @@ PACKAGES = ("numpy", "optax")
 
 def test_balanced_disjoint_and_the_same_each_time(tmp_path):
     train, dev = documentation_task(tmp_path / "a", PACKAGES, examples=40)
-    parts = [read_classification_tsv(str(file), "text", "package") for file in (train, dev)]
-    assert [len(part.texts) for part in parts] == [64, 16]
-    for part in parts:
-        assert part.label_names == PACKAGES and sum(part.labels) == len(part.labels) / 2
-        assert not any(name in text.lower() for text in part.texts for name in PACKAGES)
-        assert all(8 <= len(text.split()) < 60 for text in part.texts)
-    assert not set(parts[0].texts) & set(parts[1].texts)
-    assert len(set(parts[0].texts)) == 64
+    parts = [read_columns(str(file), ("text", "package")).cells for file in (train, dev)]
+    assert [len(texts) for texts, _ in parts] == [64, 16]
+    for texts, labels in parts:
+        assert all(labels.count(name) == len(labels) / 2 for name in PACKAGES)
+        assert not any(name in text.lower() for text in texts for name in PACKAGES)
+        assert all(8 <= len(text.split()) < 60 for text in texts)
+    assert not set(parts[0][0]) & set(parts[1][0])
+    assert len(set(parts[0][0])) == 64
     documentation_task(tmp_path / "b", PACKAGES, examples=40)
     assert (tmp_path / "b" / "train.tsv").read_bytes() == train.read_bytes()
 

@@ -5,66 +5,136 @@ import itertools
 import numpy as np
 import pytest
 
-from jaxdistill.data.feeds import ALONE, Rows, Share
-from jaxdistill.data.rows import evaluation_batches, reader_of, sample, training_batches
+from jaxdistill.data.feeds import ALONE, Order, Parts, Rows, Share
+from jaxdistill.data.rows import (
+    LENGTHS,
+    POOL,
+    evaluation_batches,
+    mean_length,
+    padded_length,
+    reader_of,
+    sample,
+    training_batches,
+)
 from jaxdistill.errors import BadInput
 
 NUMBER = 37
 
 
-def fetch(numbers):
+def fetch(numbers, length):
+    ids = np.zeros((len(numbers), length), np.int32)
+    ids[:, 0] = numbers
     return {
-        "input_ids": np.stack([numbers, numbers**2], axis=1).astype(np.int32),
-        "attention_mask": np.ones((len(numbers), 2), np.int32),
+        "input_ids": ids,
+        "attention_mask": (np.arange(length) < LENGTHS_N[numbers][:, None]).astype(np.int32),
         "example_weights": np.ones(len(numbers), np.float32),
     }
 
 
-ROWS = Rows(NUMBER, fetch)
+LENGTHS_N = np.random.default_rng(0).integers(2, 30, NUMBER)
+ROWS = Rows(LENGTHS_N, fetch)
+PLAIN = Order(1, 32, buckets=False)
+BUCKETS = Order(1, 32)
 
 
 def numbers(batch):
     return batch["input_ids"][:, 0].tolist()
 
 
-def test_training_resumes_covers_and_slices():
-    whole = list(itertools.islice(training_batches(ROWS, 1, 8), 12))
-    resumed = itertools.islice(training_batches(ROWS, 1, 8, first_row=8 * 4), 8)
-    assert list(map(numbers, resumed)) == list(map(numbers, whole[4:]))
+ORDERS = pytest.mark.parametrize("order", [PLAIN, BUCKETS], ids=["plain", "buckets"])
+
+
+@ORDERS
+@pytest.mark.parametrize("first_row", [0, 5])
+def test_training_resumes_covers_and_slices(order, first_row):
+    whole = list(itertools.islice(training_batches(ROWS, order, 8, first_row), 12))
+    resumed = itertools.islice(training_batches(ROWS, order, 8, first_row + 8 * 3), 9)
+    assert list(map(numbers, resumed)) == list(map(numbers, whole[3:]))
     parts = [
-        list(itertools.islice(training_batches(ROWS, 1, 8, 0, Share(p, 4)), 5)) for p in range(4)
+        list(itertools.islice(training_batches(ROWS, order, 8, first_row, Share(p, 4)), 5))
+        for p in range(4)
     ]
     for k in range(5):
         assert sum((numbers(part[k]) for part in parts), []) == numbers(whole[k])
-    first, second = itertools.islice(training_batches(ROWS, 1, NUMBER), 2)
-    assert sorted(numbers(first)) == sorted(numbers(second)) == list(range(NUMBER))
-    assert numbers(first) not in (numbers(second), list(range(NUMBER)))
+        assert {part[k]["input_ids"].shape[1] for part in parts} == {whole[k]["input_ids"].shape[1]}
 
 
+@ORDERS
+def test_an_epoch_has_every_row_once_in_another_order(order):
+    rows = Rows(np.resize(LENGTHS_N, 32), fetch)
+    first, second = (
+        sum(map(numbers, itertools.islice(training_batches(rows, order, 8, first), 4)), [])
+        for first in (0, 32)
+    )
+    assert sorted(first) == sorted(second) == list(range(32))
+    assert first not in (second, list(range(32)))
+
+
+def test_batches_are_as_long_as_their_rows_need():
+    lengths = np.random.default_rng(1).geometric(1 / 13, 4000).clip(3, 120)
+    rows = Rows(
+        lengths, lambda n, length: {"input_ids": np.full((len(n), length), lengths[n].max())}
+    )
+    order = Order(0, 128)
+    batches = list(itertools.islice(training_batches(rows, order, 32), 2 * POOL))
+    for batch in batches:
+        length = batch["input_ids"].shape[1]
+        assert length == padded_length(int(batch["input_ids"][0, 0]), 128)
+    shapes = {batch["input_ids"].shape[1] for batch in batches}
+    assert shapes <= set(LENGTHS) and len(shapes) > 5
+    taken = np.mean([batch["input_ids"].shape[1] for batch in batches])
+    assert taken == pytest.approx(mean_length(rows, order, 32)) and taken < 1.4 * lengths.mean()
+    # The batches of a stretch are shuffled: they do not grow.
+    first = [batch["input_ids"].shape[1] for batch in batches[:POOL]]
+    assert first != sorted(first)
+    assert mean_length(rows, Order(0, 128, buckets=False), 32) == 128
+
+
+def test_rows_of_a_bucket_are_not_sorted_within_it():
+    """Where length tells of the label, a batch would have one label."""
+    lengths = np.resize(np.arange(33, 49), 800)  # all padded to 48
+    rows = Rows(lengths, lambda n, length: {"input_ids": lengths[n]})
+    for batch in itertools.islice(training_batches(rows, Order(0, 128), 16), 20):
+        assert len(set(batch["input_ids"].tolist())) > 4
+
+
+def test_a_length_is_the_next_of_a_few():
+    assert [padded_length(n, 128) for n in (1, 8, 9, 17, 100, 128)] == [8, 8, 12, 24, 128, 128]
+    assert [padded_length(n, 100) for n in (97, 96, 100)] == [100, 96, 100]
+    assert padded_length(3000, 4096) == 4096
+
+
+@ORDERS
 @pytest.mark.parametrize("processes", [1, 2])
-def test_evaluation_is_one_pass(processes):
-    parts = [list(evaluation_batches(ROWS, 16, Share(p, processes))) for p in range(processes)]
+def test_evaluation_is_one_pass(processes, order):
+    parts = [
+        list(evaluation_batches(ROWS, order, 16, Share(p, processes))) for p in range(processes)
+    ]
     joined = [
         {key: np.concatenate([part[k][key] for part in parts]) for key in parts[0][0]}
         for k in range(3)
     ]
     weights = np.concatenate([batch["example_weights"] for batch in joined])
     assert weights.tolist() == [1.0] * NUMBER + [0.0] * 11
-    assert sum(map(numbers, joined), [])[:NUMBER] == list(range(NUMBER))
-    assert joined[-1]["attention_mask"].sum() == 2 * (NUMBER - 32)
+    found = np.concatenate([batch["row"] for batch in joined])
+    assert sorted(found[:NUMBER].tolist()) == list(range(NUMBER))
+    assert found.tolist() == sum(map(numbers, joined), [])
+    assert joined[-1]["attention_mask"].sum() == LENGTHS_N[found[32:NUMBER]].sum()
+    if order.buckets:
+        assert joined[0]["input_ids"].shape[1] < 32 >= joined[-1]["input_ids"].shape[1]
 
 
 def test_a_sample_is_fixed_and_of_the_rows():
     drawn = sample(ROWS, 9, seed=4)
-    (batch,) = evaluation_batches(drawn, 9)
+    (batch,) = evaluation_batches(drawn, BUCKETS, 9)
     assert len(set(numbers(batch))) == 9 and set(numbers(batch)) < set(range(NUMBER))
-    assert numbers(batch) == numbers(next(evaluation_batches(sample(ROWS, 9, 4), 9)))
+    assert numbers(batch) == numbers(next(evaluation_batches(sample(ROWS, 9, 4), BUCKETS, 9)))
     assert sample(ROWS, NUMBER, 4) is ROWS and sample(ROWS, None, 4) is ROWS
 
 
 def test_a_batch_that_processes_cannot_share_is_refused():
     with pytest.raises(BadInput, match="batch_size=9 does not divide by 2"):
-        training_batches(ROWS, 1, 9, 0, Share(0, 2))
-    reader = reader_of(ROWS, ROWS, 1)
-    assert reader.parts == (ROWS, ROWS)
+        training_batches(ROWS, BUCKETS, 9, 0, Share(0, 2))
+    reader = reader_of(Parts(ROWS, ROWS, BUCKETS))
+    assert reader.parts == (ROWS, ROWS, BUCKETS)
     assert len(next(reader.train(4, 0, ALONE))["input_ids"]) == 4

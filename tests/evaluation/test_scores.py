@@ -1,49 +1,87 @@
-"""Scores against scikit-learn, and predictions that do not depend on batches or devices."""
+"""Every score from what a task answers, and predictions that do not depend on batches or devices."""
 
 import jax
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, log_loss
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from jaxdistill.data.feeds import only
+from jaxdistill.data.feeds import Answers, Feed, only
 from jaxdistill.evaluation.predictions import predict
-from jaxdistill.evaluation.scores import SCORES
+from jaxdistill.evaluation.scores import SCORES, metric_of
 from jaxdistill.models import Model
 from jaxdistill.training import sharding
 from tests.conftest import STUDENT, pretraining_batch, random_params
 
-CLASSIFIER = Model(STUDENT.config.replace(heads=("sequence_classification",), num_labels=3))
+RNG = np.random.default_rng(0)
 
 
-def test_classification_is_as_scikit_learn_has_it():
-    rng = np.random.default_rng(0)
-    logits = rng.normal(size=(50, 3)).astype(np.float32) * 3
-    labels = rng.integers(0, 3, 50)
-    found = SCORES["classification"].of(logits, labels, 2)
-    probabilities = np.exp(logits - logits.max(-1, keepdims=True)).astype(np.float64)
-    probabilities /= probabilities.sum(-1, keepdims=True)
-    assert found["accuracy"] == pytest.approx(accuracy_score(labels, logits.argmax(-1)))
-    assert found["majority_accuracy"] == pytest.approx(np.mean(labels == 2))
-    assert found["loss"] == pytest.approx(log_loss(labels, probabilities), rel=1e-6)
+def feed(score, labels=(), **facts):
+    return Feed("it", {}, lambda tokenizer: None, score=score, labels=labels, **facts)
 
 
-@pytest.mark.parametrize("devices", [1, 8])
-def test_predictions_are_of_the_rows_that_count_in_their_order(devices):
-    params = random_params(CLASSIFIER)
-    batches = [
-        {**pretraining_batch(seed, rows=8), "labels": np.arange(8, dtype=np.int32) + 8 * seed}
-        for seed in range(2)
-    ]
-    expected = np.concatenate([CLASSIFIER.apply(params, batch)[0]["logits"] for batch in batches])
-    batches[1] = only(batches[1], 3)
-    logits, labels = predict(
-        CLASSIFIER,
-        params,
-        batches,
-        "sequence_classification",
-        SCORES["classification"],
-        sharding.make_mesh(devices),
+def classifier(head, **changes):
+    return Model(STUDENT.config.replace(heads=(head,), num_labels=3, **changes))
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_classes_are_judged_as_scikit_learn_does(classes):
+    logits, labels = RNG.normal(size=(50, classes)), RNG.integers(0, classes, 50)
+    task = feed("classification", tuple("abcd"[:classes]), usual=1)
+    found = SCORES["classification"].of(Answers(labels, logits, {}), task)
+    answers = logits.argmax(-1)
+    assert found["accuracy"] == pytest.approx(accuracy_score(labels, answers))
+    assert found["macro_f1"] == pytest.approx(f1_score(labels, answers, average="macro"))
+    assert found["majority_accuracy"] == pytest.approx(np.mean(labels == 1))
+    assert ("f1" in found) == ("matthews" in found) == (classes == 2)
+    if classes == 2:
+        assert found["f1"] == pytest.approx(f1_score(labels, answers))
+        assert found["matthews"] == pytest.approx(matthews_corrcoef(labels, answers))
+    assert metric_of(task) == "accuracy"
+    assert metric_of(feed("classification", metric="matthews")) == "matthews"
+
+
+def test_numbers_are_judged_beside_the_mean():
+    targets = RNG.normal(size=30)
+    found = SCORES["regression"].of(
+        Answers(targets, 2 * targets + 1, {}), feed("regression", usual=0.0)
     )
-    assert labels.tolist() == list(range(11))
-    np.testing.assert_allclose(logits, expected[:11], rtol=1e-5, atol=1e-6)
-    assert isinstance(logits, np.ndarray) and not isinstance(logits, jax.Array)
+    assert found["pearson"] == pytest.approx(1) and found["spearman"] == pytest.approx(1)
+    assert found["mean_baseline_mse"] == pytest.approx(np.mean(targets**2))
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_what_a_score_names_it_has(score):
+    """A stage may choose its best state by any of them."""
+    row = SCORES[score]
+    assert row.higher and not set(row.higher) & set(row.lower)
+
+
+@pytest.mark.parametrize("head", ["sequence_classification", "token_classification"])
+@pytest.mark.parametrize("devices", [1, 8])
+def test_predictions_are_of_the_rows_that_count_at_their_places(head, devices):
+    """Batches of other lengths, their rows in any order, the last one filled up."""
+    model = classifier(head)
+    params = random_params(model)
+    batches, expected = [], []
+    for seed, length in enumerate((8, 12)):
+        batch = {**pretraining_batch(seed, rows=8, length=length)}
+        batch["row"] = np.arange(8, dtype=np.int32)[::-1] + 8 * seed
+        batches.append(batch)
+        expected.append(np.asarray(model.apply(params, batch)[0]["logits"])[::-1])
+    batches[1] = only(batches[1], 3)
+    batches[1]["row"] = np.int32([8, 10, 9, 9, 9, 9, 9, 9])
+    (name, logits), *rest = predict(
+        model, params, batches, head, sharding.make_mesh(devices)
+    ).items()
+    assert name == "logits" and not rest and isinstance(logits, np.ndarray)
+    assert not isinstance(logits, jax.Array) and len(logits) == 11
+    np.testing.assert_allclose(
+        logits[:8, ..., :8, :] if logits.ndim == 3 else logits[:8],
+        expected[0],
+        rtol=1e-5,
+        atol=1e-6,
+    )
+    last = expected[1][::-1]
+    np.testing.assert_allclose(logits[[8, 10, 9]], last[:3], rtol=1e-5, atol=1e-6)
+    if head == "token_classification":
+        assert not logits[:8, 8:].any()

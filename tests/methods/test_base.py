@@ -26,7 +26,7 @@ def test_a_stage_is_hashable_and_equal_to_its_twin():
             (("attention_scores", "hidden"), ("mlm",)),
         ),
         ("pretrain", ((), ("mlm", "nsp")), ((), ())),
-        ("classify", ((), ("sequence_classification",)), ((), ())),
+        ("finetune", ((), ("sequence_classification",)), ((), ())),
     ],
 )
 def test_only_what_the_losses_read_is_asked_for(kind, student, teacher):

@@ -38,8 +38,8 @@ def test_auxiliary_is_both_at_once():
 
 def test_pretraining_and_classification_need_no_teacher():
     assert weights(make_stage("pretrain")) == {"mlm": 1.0, "nsp": 1.0}
-    assert weights(make_stage("classify")) == {"classification": 1.0}
-    assert not make_stage("pretrain").needs_teacher and not make_stage("classify").needs_teacher
+    assert weights(make_stage("finetune")) == {"classification": 1.0}
+    assert not make_stage("pretrain").needs_teacher and not make_stage("finetune").needs_teacher
 
 
 @pytest.mark.parametrize(
@@ -190,6 +190,6 @@ def test_a_misspelt_field_or_kind_is_named_with_its_neighbour():
         "distill",
         "relations",
         "intermediate",
-        "classify",
+        "finetune",
         "soft_labels",
     }

@@ -32,6 +32,12 @@ def batch_of(length=6, seed=0, lengths=LENGTHS):
         "nsp_labels": rng.integers(0, 2, rows).astype(np.int32),
         "labels": rng.integers(0, CLASSES, rows).astype(np.int32),
         "example_weights": np.asarray([1, 1, 0], np.float32)[:rows],
+        "tags": rng.integers(0, CLASSES, (rows, length)).astype(np.int32),
+        "tag_weights": (np.arange(length) % 2 < np.asarray(lengths)[:, None] - 1).astype(
+            np.float32
+        ),
+        "start_positions": np.asarray([2, 3, 0], np.int32)[:rows],
+        "end_positions": np.asarray([5, 3, 0], np.int32)[:rows],
     }
 
 
@@ -50,21 +56,29 @@ def tap(kind, batch, seed):
     if kind == "attention_scores":
         pads = MASKED_SCORE * (1 - batch["attention_mask"])[:, None, None, :]
         return (rng.normal(size=(rows, HEADS, length, length)) + pads).astype(np.float32)
-    shape = {"mlm_logits": (rows, 3, WORDS), "nsp_logits": (rows, 2), "logits": (rows, CLASSES)}[
-        kind
-    ]
+    shape = {
+        "mlm_logits": (rows, 3, WORDS),
+        "nsp_logits": (rows, 2),
+        "logits": (rows, CLASSES),
+        "tag_logits": (rows, length, CLASSES),
+        "start_logits": (rows, length),
+        "end_logits": (rows, length),
+    }[kind]
     return rng.normal(size=shape).astype(np.float32)
 
 
 def example(name, length=6, seed=0):
     """(student tap, teacher tap or None, batch) for the loss `name`."""
     batch, loss = batch_of(length, seed), LOSSES[name]
-    student = tap(loss.row.student, batch, seed + 1)
+    reads = "tag_logits" if name.startswith("tagging") else loss.row.student
+    student = tap(reads, batch, seed + 1)
     if name == "regression":
         student, batch["labels"] = student[:, :1], batch["labels"].astype(np.float32) / 2
     return (
         student,
-        None if loss.row.teacher is None else tap(loss.row.teacher, batch, seed + 2),
+        None
+        if loss.row.teacher is None
+        else tap(reads if loss.head else loss.row.teacher, batch, seed + 2),
         batch,
     )
 
@@ -96,6 +110,7 @@ def _cross_entropy(name):
         "mlm": ("mlm_labels", "mlm_weights"),
         "nsp": ("nsp_labels", "example_weights"),
         "classification": ("labels", "example_weights"),
+        "tagging": ("tags", "tag_weights"),
     }[name]
 
     def loop(student, _, batch):
@@ -115,11 +130,39 @@ def _mlm_distillation(student, teacher, batch):
     return total
 
 
-def _classification_distillation(student, teacher, batch):
+def _soft(weights):
+    def loop(student, teacher, batch):
+        total = 0.0
+        for i in np.ndindex(batch[weights].shape):
+            ours, theirs = (log_softmax(x[i] / TEMPERATURE) for x in (student, teacher))
+            total += batch[weights][i] * sum(
+                np.exp(theirs[c]) * (theirs[c] - ours[c]) for c in range(CLASSES)
+            )
+        return TEMPERATURE**2 * total
+
+    return loop
+
+
+def _span(positions):
+    """The place of one end, among the real tokens of its row."""
+
+    def loop(student, _, batch):
+        total = 0.0
+        for row, weight in enumerate(batch["example_weights"]):
+            places = [l for b, l in real(batch) if b == row]
+            chosen = places.index(batch[positions][row])
+            total -= weight * log_softmax(student[row][places])[chosen]
+        return total
+
+    return loop
+
+
+def _soft_span(student, teacher, batch):
     total = 0.0
     for row, weight in enumerate(batch["example_weights"]):
-        ours, theirs = (log_softmax(x[row] / TEMPERATURE) for x in (student, teacher))
-        total += weight * sum(np.exp(theirs[c]) * (theirs[c] - ours[c]) for c in range(CLASSES))
+        places = [l for b, l in real(batch) if b == row]
+        ours, theirs = (log_softmax(x[row][places] / TEMPERATURE) for x in (student, teacher))
+        total += weight * sum(np.exp(t) * (t - o) for o, t in zip(ours, theirs))
     return TEMPERATURE**2 * total
 
 
@@ -211,7 +254,16 @@ REFERENCES = {
     "mlm": _cross_entropy("mlm"),
     "nsp": _cross_entropy("nsp"),
     "classification": _cross_entropy("classification"),
-    "classification_distillation": _classification_distillation,
+    "classification_distillation": _soft("example_weights"),
+    "tagging": _cross_entropy("tagging"),
+    "tagging_distillation": _soft("tag_weights"),
+    "span_start": _span("start_positions"),
+    "span_end": _span("end_positions"),
+    "span_start_distillation": _soft_span,
+    "span_end_distillation": _soft_span,
+    "regression_distillation": lambda student, teacher, batch: sum(
+        w * (x[0] - y[0]) ** 2 for x, y, w in zip(student, teacher, batch["example_weights"])
+    ),
     "mlm_distillation": _mlm_distillation,
     "regression": _regression,
     "feature_map": _feature_map,
@@ -234,7 +286,14 @@ COUNTS = {
     "nsp": lambda batch: sum(batch["example_weights"]),
     "classification": lambda batch: sum(batch["example_weights"]),
     "classification_distillation": lambda batch: sum(batch["example_weights"]),
-    "regression": lambda batch: sum(batch["example_weights"]),
+    **{
+        name: lambda batch: sum(batch["example_weights"])
+        for name in LOSSES
+        if name.startswith(("regression", "span"))
+    },
+    **dict.fromkeys(
+        ("tagging", "tagging_distillation"), lambda batch: sum(batch["tag_weights"].ravel())
+    ),
     **{name: lambda batch: len(real(batch)) for name in (*PER_LAYER, "embedding_mse")},
     "attention_mse": lambda batch: sum(
         len([k for row, k in real(batch) if row == b]) for b, _ in real(batch)

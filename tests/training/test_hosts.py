@@ -39,7 +39,7 @@ def get_config(variant=""):
         config.networks.student.start = "random"
         config.networks.student.heads = ("sequence_classification",)
         config.stages.task = defaults.stage(
-            "classify", "student", feed="rivers", steps=80, batch_size=8, optimizer="adamw", dropout=True,
+            "finetune", "student", feed="rivers", steps=80, batch_size=8, optimizer="adamw", dropout=True,
             learning_rate=3e-3, best="accuracy", best_every=5, patience=3,
         )
         config.order = ("task",)

@@ -292,33 +292,6 @@ def test_a_table_that_cannot_be_meant_is_refused(tmp_path, model, finetune, rows
     refused(finetune(model, tmp_path / "task.tsv", *SETTINGS, *options), *words)
 
 
-def test_the_first_row_of_a_dev_file_is_a_row_if_its_label_is_one(tmp_path):
-    from jaxdistill.data.tables import read_classification_tsv
-
-    (tmp_path / "dev.tsv").write_text("good day\ta\nbad day\tb\nworse day\tb\n")
-    assert len(read_classification_tsv(tmp_path / "dev.tsv", 0, 1, None, ("a", "b")).texts) == 3
-    (tmp_path / "named.tsv").write_text("text\tlabel\nbad day\tb\nworse day\tb\n")
-    assert len(read_classification_tsv(tmp_path / "named.tsv", 0, 1, None, ("a", "b")).texts) == 2
-
-
-def test_labels_have_one_order_even_if_one_is_no_number(tmp_path):
-    """Sets have another order in every process, and nan no place among numbers."""
-    from jaxdistill.data.tables import _label_order
-
-    for labels in (["0", "1", "2", "nan"], ["nan", "2", "1", "0"], ["2", "nan", "0", "1"]):
-        assert sorted(labels, key=_label_order) == ["0", "1", "2", "nan"]
-
-
-def test_predictions_have_a_line_for_each_row(tmp_path):
-    from jaxdistill.data.tables import LabelledText, predictions_table
-
-    text = LabelledText(("two\nlines", "a\ttab"), None, np.int32([0, 1]), ("a", "b"))
-    assert (
-        predictions_table(text, np.int32([1, 1]))
-        == "label\tprediction\ttext\na\tb\ttwo lines\nb\tb\ta tab\n"
-    )
-
-
 def test_a_damaged_model_of_a_finished_call_is_said(finetune, model, tmp_path):
     task = table(tmp_path / "task.tsv")
     assert finetune(model, task)[0] == 0

@@ -46,7 +46,7 @@ def recipe(folder, **task):
         learning_rate=2e-3,
         warmup_ratio=0.1,
     )
-    config.stages.finetune = defaults.stage("classify", "teacher", **learning)
+    config.stages.finetune = defaults.stage("finetune", "teacher", **learning)
     config.stages.distill = defaults.stage("soft_labels", "student", **learning)
     config.order = ("finetune", "distill")
     config.evaluation.batch_size, config.checkpoint.every_steps = 8, 20
@@ -221,7 +221,9 @@ def test_stages_and_feeds_that_do_not_fit_are_refused(folder, tmp_path):
     refused(
         changed(finetune__feed="river"), tmp_path / "w", "feed='river'", "did you mean 'rivers'"
     )
-    refused(changed(finetune__feed="text"), tmp_path / "w", "'text'", "no labels", "rivers")
+    refused(
+        changed(finetune__feed="text"), tmp_path / "w", "'finetune'", "its feed is text", "a task"
+    )
     config = recipe(folder)
     config.networks.teacher.heads = ("mlm", *HEADS)
     config.stages.words = defaults.stage("pretrain", "teacher", feed="rivers", steps=1, nsp=0.0)
@@ -254,7 +256,7 @@ def test_stages_and_feeds_that_do_not_fit_are_refused(folder, tmp_path):
         source=str(write_table(tmp_path / "o.tsv", ("no", "yes"))),
         sequence_length=12,
     )
-    config.stages.more = defaults.stage("classify", "teacher", feed="others", steps=1, batch_size=8)
+    config.stages.more = defaults.stage("finetune", "teacher", feed="others", steps=1, batch_size=8)
     config.order = ("finetune", "more")
     refused(config, tmp_path / "w", "one classifier", "'rivers' (dry, wet)", "'others' (no, yes)")
 
@@ -270,7 +272,7 @@ def test_text_and_a_task_in_one_run(tmp_path):
     config.networks.student.heads = ("mlm", "nsp", *HEADS)
     config.stages.words = defaults.stage("pretrain", "student", steps=3, batch_size=8)
     config.stages.task = defaults.stage(
-        "classify", "student", feed="rivers", epochs=1.0, batch_size=8, best="loss"
+        "finetune", "student", feed="rivers", epochs=1.0, batch_size=8, best="loss"
     )
     config.order = ("words", "task")
     results = run.train(config, tmp_path / "run")
@@ -288,37 +290,36 @@ def test_text_and_a_task_in_one_run(tmp_path):
 
 
 OWN = """
+import dataclasses
+
 import numpy as np
 
 from jaxdistill import defaults
 from jaxdistill.data import tasks
-from jaxdistill.data.classification import tokenize_examples
-from jaxdistill.data.feeds import Feed, Rows, Shape
+from jaxdistill.data import encoded
+from jaxdistill.data.feeds import Answers, Feed, Order, Parts, Shape
+from jaxdistill.data.files import digest_of
 from jaxdistill.data.rows import reader_of
-from jaxdistill.data.tables import LabelledText
 from jaxdistill.evaluation import scores
 
 
 def long_lines(about, *, source: str = "", words: int = 5, heldout_fraction: float = 0.5) -> Feed:
     lines = open(source).read().splitlines()
     labels = np.array([len(line.split()) > words for line in lines], np.int32)
-    text = LabelledText(tuple(lines), None, labels, ("short", "long"))
-    ids = Shape((16,), "int32")
 
     def read(tokenizer):
-        task = tokenize_examples(text, tokenizer, 16)
-        rows = Rows(len(task), task.rows)
-        return reader_of(rows, rows, about.seed)
+        rows = dataclasses.replace(encoded.encode(lines, None, tokenizer, 16), columns={"labels": labels}).rows
+        parts = Parts(rows, rows, Order(about.seed, 16))
+        return reader_of(parts, lambda outputs: Answers(labels, outputs["logits"], {}))
 
-    row = {"input_ids": ids, "attention_mask": ids, "token_type_ids": ids,
-           "labels": Shape((), "int32"), "example_weights": Shape((), "float32")}
-    return Feed(about.name, row, read, len(lines), len(lines), head="sequence_classification",
-                digests={"train": text.digest, "heldout": text.digest},
-                labels=text.label_names, score="errors")
+    digest = digest_of([lines, words])
+    return Feed(about.name, encoded.shapes(16, labels=Shape((), "int32")), read, len(lines), len(lines),
+                digests={"train": digest, "heldout": digest}, head="sequence_classification",
+                losses=("classification",), labels=("short", "long"), score="errors")
 
 
-def errors(logits, labels, usual):
-    return {"error_rate": float(np.mean(logits.argmax(-1) != labels))}
+def errors(answers, feed):
+    return {"error_rate": float(np.mean(answers.found.argmax(-1) != answers.truth))}
 
 
 tasks.register(long_lines)
@@ -333,7 +334,7 @@ def get_config():
         intermediate_size=16, max_positions=16)
     config.data.tokenizer = TOKENIZER
     config.stages.learn = defaults.stage(
-        "classify", "model", feed="lines", steps=6, batch_size=8, best="error_rate", best_every=3)
+        "finetune", "model", feed="lines", steps=6, batch_size=8, best="error_rate", best_every=3)
     config.order, config.mesh.data, config.evaluation.batch_size = ("learn",), 1, 8
     return config
 """
@@ -364,7 +365,7 @@ def test_a_task_and_a_score_of_ones_own(folder, tmp_path, tables, capsys):
     assert cli.main(["train", *options, "--config.feeds.lines.word=4"]) == 2
     assert "did you mean 'words'" in capsys.readouterr().err
     # Of rows that differ from epoch to epoch nothing can be stored.
-    loose = OWN.replace("about.seed)", "about.seed)._replace(parts=None)").replace(
+    loose = OWN.replace("{}))\n", "{}))._replace(parts=None)\n").replace(
         "    config.order,",
         """    config.feeds.stored = defaults.derived("outputs", of="lines", by="model")
     config.networks.small = defaults.network(like="model", start="random")

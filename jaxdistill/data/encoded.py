@@ -1,0 +1,120 @@
+"""Texts as rows of token ids: framed, cut to a length, and fetched by number padded as far as a batch
+needs.
+
+Called by every task."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxdistill.data import tokenizers
+from jaxdistill.data.feeds import Batch, Rows, Shape
+from jaxdistill.errors import BadInput
+
+SHORTEST = 8  # [CLS], [SEP] twice, and a few word pieces
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """N rows of tokens, one after the other in `ids`, int32 [sum of lengths]; row n begins at `begins`
+    [n], int64 [N + 1].
+
+    `second_begins`: int32 [N], where the second segment of each begins (its length if there is none).
+    `columns`: what else a row has, [N, ...] by name. `by_token`: what each token has, by name: values
+    along `ids`, and what stands at pads. `truncated`: how many rows were cut."""
+
+    ids: np.ndarray
+    begins: np.ndarray
+    second_begins: np.ndarray
+    pad: int
+    columns: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    by_token: Mapping[str, tuple[np.ndarray, Any]] = dataclasses.field(default_factory=dict)
+    truncated: int = 0
+
+    def __len__(self) -> int:
+        return len(self.second_begins)
+
+    @property
+    def rows(self) -> Rows:
+        """Its rows by number."""
+        return Rows(np.diff(self.begins), self.fetch)
+
+    def fetch(self, numbers: np.ndarray, length: int) -> Batch:
+        """The rows of these numbers, int64 [B], padded to `length` tokens, which none exceeds."""
+        begins_B, lengths_B = self.begins[numbers], np.diff(self.begins)[numbers]
+        places_L = np.arange(length)
+        real_BxL = places_L < lengths_B[:, None]
+        at_BxL = np.where(real_BxL, begins_B[:, None] + places_L, 0)
+        second_BxL = real_BxL & (places_L >= self.second_begins[numbers][:, None])
+        batch: Batch = {
+            "input_ids": np.where(real_BxL, self.ids[at_BxL], np.int32(self.pad)),
+            "attention_mask": real_BxL.astype(np.int32),
+            "token_type_ids": second_BxL.astype(np.int32),
+            "example_weights": np.ones(len(numbers), np.float32),
+        }
+        for name, (values, fill) in self.by_token.items():
+            batch[name] = np.where(real_BxL, values[at_BxL], np.asarray(fill, values.dtype))
+        return batch | {name: column[numbers] for name, column in self.columns.items()}
+
+
+def shapes(length: int, **columns: Shape) -> dict[str, Shape]:
+    """The arrays of a row of an `Encoded` with these columns."""
+    ids = Shape((length,), "int32")
+    return {
+        **dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), ids),
+        "example_weights": Shape((), "float32"),
+        **columns,
+    }
+
+
+def join(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(all values one after the other, where each row begins: int64 [N + 1])."""
+    begins = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum([len(row) for row in rows], out=begins[1:])
+    return (np.concatenate(rows) if len(rows) else np.zeros(0, np.int32)), begins
+
+
+def encode(
+    texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: Any, length: int
+) -> Encoded:
+    """Rows [CLS] A [SEP] or [CLS] A [SEP] B [SEP], cut to `length` tokens, the longer of A and B
+    first."""
+    if length < SHORTEST:
+        raise BadInput(f"sequence_length={length}: expected {SHORTEST} or more")
+    special = tokenizers.describe(tokenizer).special
+    first = pieces(texts, tokenizer)
+    second = [None] * len(first) if pairs is None else pieces(pairs, tokenizer)
+    framed = [_frame(a, b, length, special.cls, special.sep) for a, b in zip(first, second)]
+    ids, begins = join([np.array(row, np.int32) for row, _ in framed])
+    whole = [len(a) + 2 + (0 if b is None else len(b) + 1) for a, b in zip(first, second)]
+    return Encoded(
+        ids,
+        begins,
+        np.array([second_begins for _, second_begins in framed], np.int32),
+        special.pad,
+        truncated=sum(tokens > length for tokens in whole),
+    )
+
+
+def pieces(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
+    """The word pieces of each text, without special tokens."""
+    backend = tokenizers.plain_backend(tokenizer)
+    found = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+    return [encoding.ids for encoding in found]
+
+
+def _frame(
+    a: list[int], b: list[int] | None, length: int, cls: int, sep: int
+) -> tuple[list[int], int]:
+    """One row's ids, and where its second segment begins."""
+    if b is None:
+        ids = [cls, *a[: length - 2], sep]
+        return ids, len(ids)
+    room = length - 3
+    keep_b = min(len(b), max(room // 2, room - len(a)))
+    head = [cls, *a[: room - keep_b], sep]
+    return [*head, *b[:keep_b], sep], len(head)

@@ -1,0 +1,113 @@
+"""The nine tasks of GLUE (Wang et al. 2019, arXiv:1804.07461) in their official files, a row each.
+
+`source` is the folder that holds train.tsv and dev.tsv, or one such file. Where the number that counts
+is a mean of two on the leader board, both are reported and the first one is chosen by. Called by tasks."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import Literal
+
+from etils import epath
+
+from jaxdistill.data.classification import classification
+from jaxdistill.data.examples import Fraction, RowSettings, Texts
+from jaxdistill.data.feeds import About, Feed
+from jaxdistill.data.regression import regression
+from jaxdistill.errors import BadInput, listed
+
+ENDINGS = (".tsv", ".tsv.xz", ".tsv.gz")
+
+
+@dataclasses.dataclass(frozen=True)
+class GlueTask:
+    """One task. `text`, `pair`, `label`: its columns by name, or by number where `header` is "no".
+    `labels`: the classes in the order of their numbers, () of a score. `dev`: the file that is
+    reported. `metric`: the number that counts."""
+
+    text: str
+    label: str
+    pair: str = ""
+    labels: tuple[str, ...] = ("0", "1")
+    header: Literal["yes", "no"] = "yes"
+    dev: str = "dev"
+    metric: str = "accuracy"
+
+
+_ENTAILMENT = ("entailment", "not_entailment")
+_MNLI = GlueTask(
+    "sentence1",
+    "gold_label",
+    "sentence2",
+    ("contradiction", "entailment", "neutral"),
+    dev="dev_matched",
+)
+GLUE: dict[str, GlueTask] = {
+    "cola": GlueTask("3", "1", header="no", metric="matthews"),
+    "sst2": GlueTask("sentence", "label"),
+    "mrpc": GlueTask("#1 String", "Quality", "#2 String", metric="f1"),
+    "qqp": GlueTask("question1", "is_duplicate", "question2", metric="f1"),
+    "stsb": GlueTask("sentence1", "score", "sentence2", (), metric="pearson"),
+    "mnli": _MNLI,
+    "mnli_mm": dataclasses.replace(_MNLI, dev="dev_mismatched"),
+    "qnli": GlueTask("question", "label", "sentence", _ENTAILMENT),
+    "rte": GlueTask("sentence1", "label", "sentence2", _ENTAILMENT),
+    "wnli": GlueTask("sentence1", "label", "sentence2"),
+}
+
+
+def _task(name: str, row: GlueTask) -> Callable[..., Feed]:
+    """The kind of task that opens one of them."""
+
+    def task(
+        about: About,
+        *,
+        source: str = "",
+        heldout: str = "",
+        heldout_fraction: Fraction = 0.1,
+        skip_bad_rows: bool = False,
+        rows: RowSettings,
+    ) -> Feed:
+        if not source:
+            raise BadInput(
+                f"config.feeds.{about.name}.source is empty: give the folder of the files of {name!r}, "
+                f"train.tsv and {row.dev}.tsv"
+            )
+        folder = epath.Path(source).expanduser()
+        if folder.is_dir():
+            source, heldout = _file(folder, "train"), heldout or _file(folder, row.dev)
+        texts = Texts(
+            source=source,
+            heldout=heldout,
+            heldout_fraction=heldout_fraction,
+            text_column=row.text,
+            pair_column=row.pair,
+            label_column=row.label,
+            header=row.header,
+            quoting="none",
+            skip_bad_rows=skip_bad_rows,
+        )
+        if row.labels:
+            feed = classification(about, texts=texts, rows=rows, labels=",".join(row.labels))
+        else:
+            feed = regression(about, texts=texts, rows=rows)
+        return dataclasses.replace(feed, metric=row.metric)
+
+    task.__name__ = name
+    return task
+
+
+def _file(folder: epath.Path, part: str) -> str:
+    """The file of a part. Raises `BadInput` if the folder has none."""
+    for ending in ENDINGS:
+        if (folder / f"{part}{ending}").exists():
+            return os.fspath(folder / f"{part}{ending}")
+    there = sorted(file.name for file in folder.iterdir())
+    raise BadInput(
+        f"{os.fspath(folder)!r} has no {part}.tsv; it holds {listed(there)}; give a folder that has, or the files"
+    )
+
+
+GLUE_TASKS = {name: _task(name, row) for name, row in GLUE.items()}

@@ -1,0 +1,114 @@
+"""Answers as spans of a text, as a feed: SQuAD 1.1 and 2.0 (BERT's sections 4.2 and 4.3). Called by
+tasks."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+
+from jaxdistill.data import encoded, tokenizers
+from jaxdistill.data.answers import Decoding, answer_files, decode
+from jaxdistill.data.encoded import Encoded, join
+from jaxdistill.data.examples import Length
+from jaxdistill.data.feeds import About, Answers, Feed, Order, Outputs, Parts, Reader, Shape
+from jaxdistill.data.rows import reader_of
+from jaxdistill.data.squad import Questions, read_squad
+from jaxdistill.data.windows import Windows, windows
+from jaxdistill.errors import BadInput
+from jaxdistill.settings import Count
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuestionRows:
+    """How questions become rows. A context that is longer than a row is read in windows that begin
+    `stride` tokens apart; questions are cut to `question_length` tokens."""
+
+    sequence_length: Length = 384
+    stride: Count = 128
+    question_length: Count = 64
+    buckets: bool = True
+
+
+def question_answering(
+    about: About,
+    *,
+    source: str = "",
+    heldout: str = "",
+    without_articles_of: str = "",
+    heldout_without_articles_of: str = "",
+    rows: QuestionRows,
+    n_best: Count = 20,
+    max_answer_length: Count = 30,
+    null_threshold: float = 0.0,
+    skip_bad_rows: bool = False,
+) -> Feed:
+    """Questions about a text, each answered by a part of it, or not at all.
+
+    `source` and `heldout`: files in SQuAD's form, version 1.1 or 2.0. `without_articles_of`: another such file, whose
+    articles are left out of the training questions; `heldout_without_articles_of` likewise of the held-out
+    ones. `null_threshold`: how much better "no answer" must be than the best answer. Raises `BadInput`
+    for files that cannot be used."""
+    for name, given in (("source", source), ("heldout", heldout)):
+        if not given:
+            raise BadInput(
+                f"config.feeds.{about.name}.{name} is empty: give a file in SQuAD's form, as train-v2.0.json"
+            )
+    train = read_squad(source, without_articles_of=without_articles_of, skip_bad_rows=skip_bad_rows)
+    held = read_squad(
+        heldout, without_articles_of=heldout_without_articles_of, skip_bad_rows=skip_bad_rows
+    )
+    if not train.labelled:
+        raise BadInput(f"{source!r} has no answers to learn from; give a file with labels")
+    impossible = bool(train.impossible.any() or held.impossible.any())
+    settings = Decoding(n_best, max_answer_length, impossible, null_threshold)
+
+    def read(tokenizer: Any) -> Reader:
+        found = [
+            windows(part, tokenizer, rows.sequence_length, rows.stride, rows.question_length)
+            for part in (train, held)
+        ]
+        pad = tokenizers.describe(tokenizer).special.pad
+        order = Order(about.seed, rows.sequence_length, rows.buckets)
+        ours, theirs = found
+        parts = Parts(_rows(ours, pad).rows, _rows(theirs, pad).rows, order)
+        notices = tuple(_notice(about.name, part) for part in found if _notice(about.name, part))
+        return reader_of(parts, functools.partial(_answers, held, theirs, settings), notices)
+
+    position = Shape((), "int32")
+    return Feed(
+        about.name,
+        encoded.shapes(rows.sequence_length, start_positions=position, end_positions=position),
+        read,
+        heldout_rows=len(held),
+        digests={"train": train.digest, "heldout": held.digest},
+        tables={"train": source, "heldout": heldout},
+        head="question_answering",
+        losses=("span_start", "span_end"),
+        score="spans",
+        notices=(*train.notices, *held.notices),
+    )
+
+
+def _rows(found: Windows, pad: int) -> Encoded:
+    ids, begins = join(found.ids)
+    columns = {"start_positions": found.start_positions, "end_positions": found.end_positions}
+    return Encoded(ids, begins, found.second_begins, pad, columns)
+
+
+def _notice(name: str, found: Windows) -> str:
+    """What was cut; "" if nothing was."""
+    counts = {
+        "questions are longer than question_length, and cut": found.questions_cut,
+        "answers are in no window as a whole, and not learned": found.answers_unmarked,
+    }
+    said = [f"{number:,} {what}" for what, number in counts.items() if number]
+    return f"{name!r}: {'; '.join(said)}" if said else ""
+
+
+def _answers(held: Questions, rows: Windows, settings: Decoding, outputs: Outputs) -> Answers:
+    starts, ends = (outputs[f"{end}_logits"].astype(np.float64) for end in ("start", "end"))
+    found = decode(rows, held, starts, ends, settings)
+    return Answers(held, found, answer_files(held, found))

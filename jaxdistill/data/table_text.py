@@ -1,0 +1,159 @@
+"""A table's file as lines of text: unpacked, decoded and split. Called by columns and labels."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import dataclasses
+import gzip
+import io
+import itertools
+import lzma
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from etils import epath
+
+from jaxdistill import remote
+from jaxdistill.data import files, not_text, text_files
+from jaxdistill.errors import BadInput
+
+LARGEST_TABLE = 2**31  # bytes of memory, about; some kilobytes of .xz may unpack to gigabytes
+BOM = "\ufeff"
+_LINE_OVERHEAD = 200
+_CHUNK = 2**20
+_BOMS = (  # UTF-32 first: its mark begins as that of UTF-16
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A file's lines without `end`, which is "\\n", or "\\r" in a file of old Macs. A line of a file
+    with "\\r\\n" still ends in "\\r": inside a quoted cell it belongs to the cell."""
+
+    shown: str
+    lines: list[str]
+    end: str = "\n"
+
+    def plain_lines(self) -> list[str]:
+        """The lines as one reads them, without byte-order marks."""
+        return [plain(line) for line in self.lines]
+
+
+def plain(line: str) -> str:
+    """The line without what belongs to its end, and the byte-order mark of a file appended."""
+    return line.rstrip("\r").removeprefix(BOM)
+
+
+def read_text(path: epath.PathLike) -> Text:
+    """The lines of a file in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark; .xz and .gz unpacked.
+
+    Raises:
+        BadInput: no such file; it cannot be read, is no text, or has more than fits into memory.
+    """
+    file = _find(path)
+    shown = os.fspath(file)
+    try:
+        with files.clear_errors("reading", file), contextlib.ExitStack() as stack:
+            stream: Any = stack.enter_context(io.BufferedReader(file.open("rb")))
+            if file.name.lower().endswith(".xz"):
+                stream = stack.enter_context(lzma.open(stream, "rb"))
+            elif file.name.lower().endswith(".gz"):
+                stream = stack.enter_context(gzip.open(stream, "rb"))
+            encoding = _encoding(stream.peek(512)[:512], shown)
+            chunks: Iterator[bytes] = iter(lambda: stream.read(_CHUNK), b"")
+            return _split(chunks if encoding == "utf-8" else _in_utf8(chunks, encoding), shown)
+    except UnicodeDecodeError as error:  # of UTF-16 and UTF-32; see _decoded for UTF-8
+        raise BadInput(
+            f"{shown!r} begins as {error.encoding} text but is none ({error.reason}): is it cut short? Write it anew"
+        ) from error
+    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+        raise BadInput(
+            f"{shown!r} is cut short or damaged ({error}): fetch or pack it again"
+        ) from error
+
+
+def _find(path: epath.PathLike) -> epath.Path:
+    file = epath.Path(path).expanduser()
+    shown = os.fspath(file)
+    if not file.exists() or file.is_dir():
+        raise BadInput(
+            f"task file {shown!r} does not exist or is a folder; {files.nearest_beside(file)}"
+        )
+    if not remote.is_remote(file) and not os.path.isfile(file):
+        raise BadInput(f"task file {shown!r} is no regular file (a pipe or a device): give a file")
+    return file
+
+
+def _encoding(head: bytes, shown: str) -> str:
+    for mark, encoding in _BOMS:
+        if head.startswith(mark):
+            return encoding
+    # Some zero bytes are a fault of their lines, which the reader names; many are another format.
+    many = 4 * head.count(0) > len(head)
+    not_text.check_bytes(head if many else head.replace(b"\0", b""), shown)
+    return "utf-8"
+
+
+def _in_utf8(chunks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
+    decoder = codecs.getincrementaldecoder(encoding)()
+    for chunk in chunks:
+        yield decoder.decode(chunk).encode()
+    yield decoder.decode(b"", final=True).encode()
+
+
+def _split(chunks: Iterator[bytes], shown: str) -> Text:
+    """The lines end in line feeds, or in carriage returns where the file has no line feed at all."""
+    begin: list[bytes] = []
+    unbroken = size = 0
+    for chunk in chunks:
+        begin.append(chunk)
+        size += len(chunk)
+        unbroken = 0 if b"\r" in chunk else unbroken + len(chunk)
+        if b"\n" in chunk or max(unbroken - text_files.LARGEST_LINE, size - LARGEST_TABLE) > 0:
+            break
+    end = b"\n" if begin and b"\n" in begin[-1] else b"\r"
+    lines: list[str] = []
+    size = 0
+    for line in _pieces(itertools.chain(begin, chunks), end, shown):
+        size += len(line) + _LINE_OVERHEAD
+        if size > LARGEST_TABLE:
+            raise BadInput(
+                f"task file {shown!r} holds more than fits into {LARGEST_TABLE:,} bytes of memory: give a part of it"
+            )
+        lines.append(_decoded(line, len(lines) + 1, shown))
+    return Text(shown, lines, end.decode())
+
+
+def _pieces(chunks: Iterable[bytes], end: bytes, shown: str) -> Iterator[bytes]:
+    pending: list[bytes] = []
+    held, number = 0, 1
+    for chunk in chunks:
+        for position, piece in enumerate(chunk.split(end)):
+            if position:
+                yield b"".join(pending)
+                pending, held, number = [], 0, number + 1
+            pending.append(piece)
+            held += len(piece)
+            if held > text_files.LARGEST_LINE:
+                raise BadInput(
+                    f"{shown!r} line {number} has more than {text_files.LARGEST_LINE:,} bytes: is it text? Break the line"
+                )
+    if held:
+        yield b"".join(pending)
+
+
+def _decoded(line: bytes, number: int, shown: str) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        raise BadInput(
+            f"{shown!r} line {number} is not UTF-8 text (byte 0x{line[error.start]:02x}): "
+            "convert it, e.g. with iconv -f latin1 -t utf-8"
+        ) from error

@@ -1,0 +1,175 @@
+"""A tag for each word as a feed: named entities, chunks, parts of speech, slots (BERT's section 5.3:
+a word is read at its first piece). Called by tasks."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from jaxdistill.data import encoded, files, tokenizers
+from jaxdistill.data.classification import label_names
+from jaxdistill.data.conll import Tagged, read_conll, read_parallel_tags, with_bio_tags
+from jaxdistill.data.encoded import Encoded, join
+from jaxdistill.data.examples import Fraction, RowSettings, several
+from jaxdistill.data.feeds import About, Answers, Feed, Order, Outputs, Parts, Reader, Shape
+from jaxdistill.data.rows import reader_of
+from jaxdistill.data.tagged import NOT_READ, Pieces, decode, number_tags, pieces, tag_names
+from jaxdistill.errors import BadInput
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaggedTexts:
+    """Where tagged sentences are. `source`: a file with a token in each line, in columns, and a blank
+    line between sentences, or several with commas between them; or a sentence in each line, with the tags of each in the
+    same line of `tag_source`. `heldout` and `heldout_tag_source` likewise; "" keeps `heldout_fraction`
+    of `source` apart. Columns go by number, from the end if negative. `separator`: "" is any blanks."""
+
+    source: str = ""
+    tag_source: str = ""
+    heldout: str = ""
+    heldout_tag_source: str = ""
+    heldout_fraction: Fraction = 0.1
+    token_column: int = 0
+    tag_column: int = -1
+    separator: str = ""
+    scheme: Literal["auto", "BIO", "IOB1", "IOBES", "plain"] = "auto"
+    skip_bad_rows: bool = False
+
+
+def tagging(
+    about: About,
+    *,
+    texts: TaggedTexts,
+    rows: RowSettings,
+    labels: str = "",
+    unseen_labels: Literal["refuse", "wrong"] = "refuse",
+) -> Feed:
+    """A tag for each word. Tags in IOB1 and IOBES become BIO, whose entities are the same.
+
+    `labels`: the tags in the order of their numbers, with commas between them or a file with one in
+    each line; "": those of the training sentences. `unseen_labels`: what to do with held-out words of
+    another tag, "wrong" counts them as wrong answers. Raises `BadInput` for files that cannot be
+    used."""
+    if not texts.source:
+        raise BadInput(
+            f"config.feeds.{about.name}.source is empty: give a file with a token in each line and its tag in a column"
+        )
+    train, held, scheme = _parts(texts)
+    names = tag_names(train, label_names(labels) or ())
+    digests = {}
+    for part, tagged in (("train", train), ("heldout", held)):
+        number_tags(tagged, names, unseen_labels)  # refused before anything is made
+        digests[part] = files.digest_of([tagged.tokens, tagged.tags, names])
+    counts = Counter(tag for tags in train.tags or () for tag in tags)
+
+    def read(tokenizer: Any) -> Reader:
+        length = rows.sequence_length
+        ours = pieces(train, tokenizer, length, names)
+        theirs = pieces(held, tokenizer, length, names, unseen_labels)
+        pad = tokenizers.describe(tokenizer).special.pad
+        order = Order(about.seed, length, rows.buckets)
+        parts = Parts(_rows(ours, pad).rows, _rows(theirs, pad).rows, order)
+        answers = functools.partial(_answers, held, theirs, names)
+        return reader_of(parts, answers, (*ours.notices, *theirs.notices))
+
+    length = (rows.sequence_length,)
+    return Feed(
+        about.name,
+        encoded.shapes(
+            rows.sequence_length, tags=Shape(length, "int32"), tag_weights=Shape(length, "float32")
+        ),
+        read,
+        heldout_rows=len(held.tokens),
+        digests=digests,
+        tables={"train": texts.source, "heldout": texts.heldout or texts.source},
+        head="token_classification",
+        losses=("tagging",),
+        labels=names,
+        score="tagging" if scheme == "plain" else "entities",
+        usual=names.index(counts.most_common(1)[0][0]),
+        notices=(*train.notices, *held.notices),
+    )
+
+
+def _parts(texts: TaggedTexts) -> tuple[Tagged, Tagged, str]:
+    """The training and the held-out sentences, and the scheme that their tags had."""
+    whole = _read(texts.source, texts.tag_source, texts)
+    train, scheme = with_bio_tags(whole, texts.scheme)
+    if texts.heldout:
+        other = _read(texts.heldout, texts.heldout_tag_source, texts)
+        held, _ = with_bio_tags(other, scheme)
+        return train, held, scheme
+    return *_split(train, texts.heldout_fraction), scheme
+
+
+def _read(source: str, tag_source: str, texts: TaggedTexts) -> Tagged:
+    """The sentences of one file or of several, one after the other."""
+    if tag_source:
+        return read_parallel_tags(source, tag_source, skip_bad_rows=texts.skip_bad_rows)
+    found = [
+        read_conll(
+            path,
+            token_column=texts.token_column,
+            tag_column=texts.tag_column,
+            separator=texts.separator,
+            skip_bad_rows=texts.skip_bad_rows,
+        )
+        for path in several(source)
+    ]
+    return Tagged(
+        tuple(words for part in found for words in part.tokens),
+        tuple(tags for part in found for tags in part.tags or ()),
+        tuple(place for part in found for place in part.places),
+        tuple(notice for part in found for notice in part.notices),
+    )
+
+
+def _split(tagged: Tagged, fraction: float) -> tuple[Tagged, Tagged]:
+    """A training and a held-out part, by a digest of each sentence: equal ones stay together."""
+    apart = [files.is_apart(" ".join(words), fraction) for words in tagged.tokens]
+    if all(apart) or not any(apart):
+        raise BadInput(
+            f"{len(apart)} sentences are too few to keep {fraction:.0%} of them apart: give a second file"
+        )
+    parts = []
+    for wanted in (False, True):
+        chosen = [row for row, held in enumerate(apart) if held == wanted]
+        parts.append(
+            Tagged(
+                tuple(tagged.tokens[row] for row in chosen),
+                tuple((tagged.tags or ())[row] for row in chosen),
+                tuple(tagged.places[row] for row in chosen),
+                () if wanted else tagged.notices,
+            )
+        )
+    return parts[0], parts[1]
+
+
+def _rows(found: Pieces, pad: int) -> Encoded:
+    ids, begins = join(found.ids)
+    tags, _ = join(found.tags)
+    read = tags != NOT_READ
+    return Encoded(
+        ids,
+        begins,
+        np.diff(begins).astype(np.int32),
+        pad,
+        by_token={
+            "tags": (np.where(read, tags, 0).astype(np.int32), 0),
+            "tag_weights": (read.astype(np.float32), 0.0),
+        },
+    )
+
+
+def _answers(held: Tagged, rows: Pieces, names: Sequence[str], outputs: Outputs) -> Answers:
+    found = [[names[n] for n in tags] for tags in decode(rows, held, outputs["logits"])]
+    truth = [list(tags) for tags in held.tags or ()]
+    lines = []
+    for words, true, answer in zip(held.tokens, truth, found):
+        lines += [*map("\t".join, zip(words, true, answer)), ""]
+    return Answers(truth, found, {"tsv": "\n".join(lines)})
