@@ -199,7 +199,7 @@ def numbers(case: str, folder: Path) -> dict[str, Any]:
         found |= {
             name: results[name] for name in ("steps", "accuracy", "majority_accuracy", "skipped")
         }
-        found["predictions"] = sha(Path(results["predictions"]))
+        found["predictions"] = sha(next((workdir / "predictions" / "task").iterdir()))
         found["parameters"] = sha(workdir / "model" / "model.safetensors")
         return found | metrics(workdir)
     results = jaxdistill.train(recipe(case, folder.parent / "text.txt"), workdir)

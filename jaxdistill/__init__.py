@@ -15,7 +15,8 @@ _WHERE = {
     "load_config": "jaxdistill.configuration",
     "prepare": "jaxdistill.commands",
     "evaluate": "jaxdistill.commands",
-    "finetune": "jaxdistill.commands",
+    "finetune": "jaxdistill.task_commands",
+    "evaluate_task": "jaxdistill.task_commands",
     "seeds": "jaxdistill.commands",
     "export": "jaxdistill.commands",
     "convert": "jaxdistill.conversion",
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from jaxdistill.commands import describe as describe
     from jaxdistill.commands import evaluate as evaluate
     from jaxdistill.commands import export as export
-    from jaxdistill.commands import finetune as finetune
     from jaxdistill.commands import prepare as prepare
     from jaxdistill.commands import seeds as seeds
     from jaxdistill.configuration import load_config as load_config
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from jaxdistill.models import preset as preset
     from jaxdistill.planning.plan import plan as plan
     from jaxdistill.run import train as train
+    from jaxdistill.task_commands import evaluate_task as evaluate_task
+    from jaxdistill.task_commands import finetune as finetune
 
 __all__ = ["__version__", *_WHERE]
 

@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -56,7 +57,7 @@ def _main(argv: Sequence[str] | None) -> int:
             _print(parser.format_help())
             return 2
         recipe = (
-            options.command == "train"
+            options.command in ("train", "finetune")
             or bool(vars(options).get("config"))
             and options.command != "convert"
         )
@@ -142,7 +143,7 @@ def _leave_the_others(code: int) -> None:
 
 
 def with_underscores(argument: str) -> str:
-    """`--task-file=a-b` -> `--task_file=a-b`; fields of a recipe and values stay as they are."""
+    """`--text-column=a-b` -> `--text_column=a-b`; fields of a recipe and values stay as they are."""
     name, equals, value = argument.partition("=")
     if not name.startswith("--") or name.startswith("--config."):
         return argument
@@ -177,9 +178,13 @@ def not_finite(found: Any, name: str = "") -> Iterator[str]:
 
 
 def split_overrides(command: str, rest: Sequence[str], has_recipe: bool) -> list[str]:
-    """`--config.a.b=1` -> `a.b=1`; anything else left over is an error with the nearest option."""
+    """`--config.a.b=1` -> `a.b=1`, and of a command on a task `--task.b=1` -> `feeds.task.b=1`;
+    anything else left over is an error with the nearest option."""
     overrides = []
     for argument in rest:
+        if command in ("finetune", "evaluate") and re.match("--task\\.[a-z_]+=", argument):
+            overrides.append(f"feeds.task.{argument.removeprefix('--task.')}")
+            continue
         if not argument.startswith("--config.") or "=" not in argument or not has_recipe:
             options = (
                 [f"--{name}" for name in COMMANDS[command].options] if command in COMMANDS else []
@@ -373,8 +378,17 @@ def _convert(options: argparse.Namespace) -> str:
 
 
 def _evaluate(options: argparse.Namespace) -> str:
-    from jaxdistill import commands
+    from jaxdistill import commands, task_commands
 
+    if options.task:
+        use_compilation_cache()
+        given = {"network": options.network, "out": options.out}
+        return as_json(
+            options,
+            task_commands.evaluate_task(
+                options.model, options.task, options.data, overrides=options.overrides, **given
+            ),
+        )
     return as_json(
         options,
         commands.evaluate(
@@ -391,11 +405,13 @@ def _evaluate(options: argparse.Namespace) -> str:
 
 
 def _finetune(options: argparse.Namespace) -> str:
-    from jaxdistill import commands
+    from jaxdistill import task_commands
 
     use_compilation_cache()
     settings = {name: getattr(options, name) for name in FINETUNE_SETTINGS}
-    results = commands.finetune(options.model, options.task_file, options.workdir, **settings)
+    results = task_commands.finetune(
+        options.model, options.data, options.workdir, overrides=options.overrides, **settings
+    )
     options.warnings += results["warnings"]
     return as_json(options, results)
 
@@ -441,8 +457,15 @@ _LENGTH = dict(
     metavar="N",
     help="tokens a row (default: 128, or what the model can take)",
 )
+_TASK = dict(
+    default="classification",
+    metavar="NAME",
+    help="classification, regression, tagging, question_answering, or a task of GLUE: cola, sst2, mrpc, "
+    "qqp, stsb, mnli, mnli_mm, qnli, rte, wnli",
+)
 FINETUNE_SETTINGS = (
-    "dev_file",
+    "task",
+    "heldout",
     "text_column",
     "pair_column",
     "label_column",
@@ -574,10 +597,15 @@ COMMANDS = {
         vocab=dict(default=None, metavar="FILE", help="tf1: default is vocab.txt beside it"),
     ),
     "evaluate": Command(
-        "held-out masked-LM and NSP numbers of any model",
+        "scores of any model: on a labelled task, or masked-LM and NSP numbers on text",
         _evaluate,
         model=_MODEL,
         network=_NETWORK,
+        task={**_TASK, "default": "", "help": f"{_TASK['help']} (default: none, but text)"},
+        data=dict(
+            default="", metavar="FILE", help="the task's labelled rows; of a GLUE task its folder"
+        ),
+        out=dict(default="", metavar="DIR", help="also write the answers to the task's rows"),
         source=dict(
             default="default:heldout",
             metavar="TEXT",
@@ -601,23 +629,24 @@ COMMANDS = {
         json=_IS_JSON,
     ),
     "finetune": Command(
-        "fine-tune a model on one text classification file",
+        "fine-tune a model on a labelled task",
         _finetune,
         model=_MODEL,
         network=_NETWORK,
-        task_file=dict(
+        task=_TASK,
+        data=dict(
             required=True,
             metavar="FILE",
-            help="a table, .tsv or .csv, with a text and a label in each row",
+            help="labelled rows: .tsv, .csv, .jsonl, CoNLL, SQuAD's .json; of a GLUE task its folder",
         ),
         workdir=_WORKDIR,
-        dev_file=dict(
-            default=None, metavar="FILE", help="default: a part of the task file is kept apart"
+        heldout=dict(
+            default=None, metavar="FILE", help="default: a part of the data is kept apart"
         ),
-        text_column=dict(default="0", metavar="NAME", help="by name or number"),
+        text_column=dict(default=None, metavar="NAME", help="by name or number (default: 0)"),
         pair_column=dict(default=None, metavar="NAME", help="a second text (default: none)"),
-        label_column=dict(default="1", metavar="NAME", help="by name or number"),
-        epochs=dict(type=float, default=3.0, metavar="X", help="times that the task file is read"),
+        label_column=dict(default=None, metavar="NAME", help="by name or number (default: 1)"),
+        epochs=dict(type=float, default=3.0, metavar="X", help="times that the data is read"),
         batch_size=dict(type=int, default=32, metavar="N", help="rows a step"),
         learning_rate=dict(
             type=float, default=1e-4, metavar="X", help="highest rate, after 10%% of the steps"

@@ -4,14 +4,12 @@ Called by cli and by users."""
 from __future__ import annotations
 
 import json
-import math
 import os
 import statistics
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -245,98 +243,6 @@ def evaluate(
         max_predictions=max(1, round(0.15 * length)),
     )
     return heldout.evaluate(model, params, rows, mesh=sharding.make_mesh(1), **pair)
-
-
-def finetune(
-    model_dir: conversion.PathLike,
-    task_file: conversion.PathLike,
-    workdir: epath.PathLike,
-    *,
-    dev_file: conversion.PathLike | None = None,
-    text_column: str | int = 0,
-    label_column: str | int = 1,
-    pair_column: str | int | None = None,
-    epochs: float = 3.0,
-    batch_size: int = 32,
-    learning_rate: float = 1e-4,
-    sequence_length: int | None = None,
-    seed: int = 0,
-    network: str | None = None,
-) -> dict[str, Any]:
-    """Fine-tunes the model of `model_dir` on `task_file`: the recipe `finetune`, run in `workdir`.
-
-    Returns accuracies and where everything was written: `model/` (a folder with a classification
-    head) and the answers to the dev rows (label, prediction, text); `warnings` say what makes the
-    result doubtful. AdamW, linear decay, 10 % warm-up, clip 1.0 (as MobileBERT's code fine-tunes). A
-    classifier that the model has for the same labels goes on learning; else the head is new, and a
-    line on standard error says why. Called again on the same workdir it resumes, and reports what is
-    finished as it was. Files are known by content: they may be moved, but other texts, labels or
-    weights are refused.
-
-    Args:
-        model_dir: a folder, a Hub name, or the workdir of a run, of which `network` is taken (default as in
-            `conversion.locate`).
-        dev_file: default a part of the task file, kept apart.
-        sequence_length: default 128, or what the model can take.
-
-    Raises:
-        BadInput: a file, column or setting cannot be used, or the workdir was begun with others.
-        TrainingStopped: updates were skipped because they were not finite.
-    """
-    columns = {"text_column": text_column, "label_column": label_column, "pair_column": pair_column}
-    for name, column in columns.items():
-        if not isinstance(column, str | int) and (name, column) != ("pair_column", None):
-            raise BadInput(
-                f"{name}={column!r}: expected the name of a column, or its number from 0"
-            )
-    for name, file in (("task_file", task_file), ("dev_file", dev_file)):
-        whole = isinstance(file, str | os.PathLike) and bool(os.fspath(file))
-        if not whole and (name, file) != ("dev_file", None):
-            raise BadInput(
-                f"{name}={file!r}: expected the path of a table with a text and a label in each row"
-            )
-    if not isinstance(epochs, int | float) or not 0 < epochs < math.inf:
-        raise BadInput(f"epochs={shortened(epochs)}: expected a number above 0")
-    workdir = as_folder(workdir, "workdir")
-    folder = conversion.locate(model_dir, network)
-    if sequence_length is None:
-        sequence_length = min(128, interop.read_config(folder).max_positions)
-    config = load_config(shipped_recipes()["finetune"])
-    task, stage = config.feeds.task, config.stages.finetune
-    for section, field, value in (
-        (config.networks.model, "init", os.fspath(folder)),
-        (task, "source", os.fspath(task_file)),
-        (task, "heldout", os.fspath(dev_file or "")),
-        *((task, name, "" if column is None else str(column)) for name, column in columns.items()),
-        (task, "sequence_length", sequence_length),
-        (stage, "epochs", epochs),
-        (stage, "batch_size", batch_size),
-        (stage, "learning_rate", learning_rate),
-        (config.evaluation, "batch_size", batch_size),
-        (config, "seed", seed),
-    ):
-        try:
-            section[field] = value
-        except TypeError as error:
-            raise BadInput(f"{field}={shortened(value)!r}: expected a number") from error
-    # Every device, or one if the batch does not split over them.
-    whole = isinstance(batch_size, int) and batch_size % len(jax.devices()) == 0
-    config.mesh.data = -1 if whole else 1
-    results = run.train(config, workdir)
-    network_row, facts = results["networks"]["model"], results["tasks"]["task"]
-    stage_row = results["stages"]["finetune"]
-    return {
-        "task_file": facts["train"],
-        "train_examples": facts["rows"],
-        "dev_examples": facts["heldout_rows"],
-        "labels": facts["labels"],
-        "classifier": network_row["heads"]["sequence_classification"],
-        **{name: stage_row[name] for name in ("steps", "seconds", "skipped")},
-        **network_row["task"],
-        **{name: results[name] for name in ("hardware", "versions", "seed", "warnings")},
-        "model": os.fspath(workdir / "model"),
-        "predictions": os.fspath(Workdir(workdir).predictions("task") / "model.tsv"),
-    }
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

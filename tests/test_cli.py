@@ -74,7 +74,7 @@ def test_describe_a_recipe(capsys):
         (["evaluate", "--model=/nonexistent/model"], ["/nonexistent/model"]),
         (["seeds", "--config=quickstart", "--workdir=x", "--seeds=0,zwei"], ["0,1,2"]),
         (
-            ["finetune", "--model=/nonexistent/model", "--task_file=x.tsv", "--workdir=x"],
+            ["finetune", "--model=/nonexistent/model", "--data=x.tsv", "--workdir=x"],
             ["/nonexistent/model"],
         ),
     ],
@@ -296,7 +296,7 @@ def test_what_was_compiled_is_kept_for_the_next_start(tmp_path, monkeypatch):
     for command in (
         ["train", "--config=x.py"],
         ["seeds", "--config=x.py"],
-        ["finetune", "--model=x", "--task_file=x"],
+        ["finetune", "--model=x", "--data=x"],
     ):
         assert cli.main([*command, f"--workdir={tmp_path / 'w'}"]) == 2
     assert len(used) == 3

@@ -1,17 +1,12 @@
-"""prepare, evaluate, export, seeds and finetune as functions, on toy networks and texts."""
+"""prepare, evaluate, export and seeds as functions, on toy networks and texts."""
 
-import errno
 import json
-import pathlib
 
-import jax
 import numpy as np
 import pytest
 
-from jaxdistill import commands, defaults, interop, run
-from jaxdistill.errors import BadInput, TrainingStopped
-from jaxdistill.models import Model
-from jaxdistill.workdir import lock
+from jaxdistill import commands, defaults, interop
+from jaxdistill.errors import BadInput
 from tests.conftest import tiny_config, write_text
 
 
@@ -101,99 +96,3 @@ def test_the_margin_of_a_score_is_upwards():
     assert "student against alone: higher by 0.0500 to 0.2000, not beyond" in table
     _, facts = commands._spread({"student": [1.0, 1.1], "alone": [2.0, 2.1]}, higher=False)
     assert facts["margin"]["alone"]["beyond_spread"]
-
-
-def task_file(path, rows=160):
-    """The label is whether the word "river" is in the sentence: learnable by any encoder."""
-    rng = np.random.default_rng(0)
-    words = np.array(["stone", "engine", "winter", "paper", "garden", "signal"])
-    lines = ["sentence\tlabel"]
-    for i in range(rows):
-        sentence = list(rng.choice(words, 4))
-        if i % 2:
-            sentence[rng.integers(4)] = "river"
-        lines.append(" ".join(sentence) + "\t" + ("wet" if i % 2 else "dry"))
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
-def test_finetune_learns_writes_predictions_and_a_model(finished, tmp_path):
-    file = task_file(tmp_path / "task.tsv")
-    results = commands.finetune(
-        str(finished[1] / "student"),
-        str(file),
-        tmp_path / "ft",
-        text_column="sentence",
-        label_column="label",
-        epochs=4,
-        batch_size=8,
-        learning_rate=3e-3,
-        sequence_length=16,
-    )
-    assert results["accuracy"] > max(results["majority_accuracy"], 0.5) + 0.2
-    rows = pathlib.Path(results["predictions"]).read_text().splitlines()
-    assert rows[0] == "label\tprediction\ttext" and len(rows) == 1 + results["dev_examples"]
-    right = np.mean([row.split("\t")[0] == row.split("\t")[1] for row in rows[1:]])
-    assert right == pytest.approx(results["accuracy"])
-    model, params = interop.from_pretrained(tmp_path / "ft" / "model")
-    assert isinstance(model, Model) and model.config.heads == ("sequence_classification",)
-    assert jax.tree.leaves(params)
-    again = commands.finetune(
-        str(finished[1] / "student"),
-        str(file),
-        tmp_path / "ft",
-        text_column="sentence",
-        label_column="label",
-        epochs=4,
-        batch_size=8,
-        learning_rate=3e-3,
-        sequence_length=16,
-    )
-    assert again["accuracy"] == results["accuracy"]
-    with pytest.raises(BadInput, match="epochs"):
-        commands.finetune(
-            str(finished[1] / "student"),
-            str(file),
-            tmp_path / "ft",
-            text_column="sentence",
-            label_column="label",
-            epochs=3,
-            batch_size=8,
-            learning_rate=3e-3,
-            sequence_length=16,
-        )
-
-
-def test_finetune_holds_its_workdir_and_says_when_the_disk_is_full(finished, tmp_path, monkeypatch):
-    def train(*_):
-        with pytest.raises(BadInput, match="in use by another run"), lock(tmp_path / "ft"):
-            pass
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(run.Run, "batches", train)
-    with pytest.raises(TrainingStopped, match="cannot write .*make room"):
-        commands.finetune(
-            str(finished[1] / "student"),
-            str(task_file(tmp_path / "task.tsv")),
-            tmp_path / "ft",
-            sequence_length=16,
-        )
-
-
-def test_finetune_refuses_what_it_cannot_use(finished, tmp_path):
-    student = str(finished[1] / "student")
-    file = task_file(tmp_path / "task.tsv")
-    with pytest.raises(BadInput, match="did you mean 'label'"):
-        commands.finetune(
-            student,
-            str(file),
-            tmp_path / "a",
-            text_column="sentence",
-            label_column="lable",
-            sequence_length=16,
-        )
-    with pytest.raises(BadInput, match="max_positions"):
-        commands.finetune(
-            student, str(file), tmp_path / "a", text_column=0, label_column=1, sequence_length=128
-        )
-    assert not (tmp_path / "a").exists()

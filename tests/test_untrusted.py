@@ -130,7 +130,7 @@ def test_weights_that_are_a_pickle(
     refused(
         "finetune",
         f"--model={good}",
-        f"--task_file={whole / 'task.tsv'}",
+        f"--data={whole / 'task.tsv'}",
         f"--workdir={tmp_path / 'tuned'}",
     )
     refused(
@@ -288,7 +288,7 @@ print(json.dumps(found))
             bombs[name] = [
                 "finetune",
                 f"--model={whole / 'model'}",
-                f"--task_file={folder / name}",
+                f"--data={folder / name}",
                 f"--workdir={folder / 'tuned'}",
                 "--sequence_length=8",
             ]
@@ -522,7 +522,7 @@ def test_links_that_lead_out_of_a_workdir(
     line = refused(
         "finetune",
         f"--model={whole / 'model'}",
-        f"--task_file={whole / 'task.tsv'}",
+        f"--data={whole / 'task.tsv'}",
         f"--workdir={workdir}",
         "--sequence_length=8",
     )

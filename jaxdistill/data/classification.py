@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxdistill.data import encoded, examples
 from jaxdistill.data.encoded import Encoded
-from jaxdistill.data.examples import Examples, RowSettings, Texts
+from jaxdistill.data.examples import Examples, Names, RowSettings, Texts
 from jaxdistill.data.feeds import About, Answers, Feed, Order, Outputs, Parts, Reader, Shape
 from jaxdistill.data.labels import number_labels, read_label_file
 from jaxdistill.data.rows import reader_of
@@ -23,17 +23,18 @@ def classification(
     *,
     texts: Texts,
     rows: RowSettings,
-    labels: str = "",
+    labels: Names = (),
+    label_file: str = "",
     unseen_labels: Literal["refuse", "wrong"] = "refuse",
     class_weights: Literal["", "balanced"] = "",
 ) -> Feed:
     """One text or a pair of texts in each row, and its class.
 
-    `labels`: the classes in the order of their numbers: names with commas between them, or a file
-    with one in each line; "": those of the training rows, sorted. `unseen_labels`: what to do with held-out
+    `labels`: the classes in the order of their numbers, or `label_file` with one in each line; without
+    either those of the training rows, sorted. `unseen_labels`: what to do with held-out
     rows of another class, "wrong" counts them as wrong answers. `class_weights`: "balanced" gives
     every class the same weight in the loss. Raises `BadInput` for tables that cannot be used."""
-    known = label_names(labels)
+    known = label_names(labels, label_file)
     train, held = examples.read_parts(texts, known)
     ours = number_labels(train.labels, train.places, "the training rows", known)
     theirs = number_labels(
@@ -76,13 +77,11 @@ def classification(
     )
 
 
-def label_names(labels: str) -> tuple[str, ...] | None:
-    """The classes that a setting lists, or that stand in the file it names; None of ""."""
-    if not labels:
-        return None
-    if "," not in labels:
-        return read_label_file(labels)
-    return tuple(name.strip() for name in labels.split(","))
+def label_names(labels: Sequence[str], label_file: str) -> tuple[str, ...] | None:
+    """The classes that the settings list; None if they do not. Raises `BadInput` if both do."""
+    if labels and label_file:
+        raise BadInput(f"labels={tuple(labels)} and label_file={label_file!r}: give one of the two")
+    return read_label_file(label_file) if label_file else tuple(labels) or None
 
 
 def with_columns(

@@ -17,9 +17,10 @@ from jaxdistill.data.columns import Columns, Layout
 from jaxdistill.data.documentation_task import documentation_task
 from jaxdistill.data.encoded import SHORTEST
 from jaxdistill.errors import BadInput
-from jaxdistill.settings import LARGEST_COUNT, Within
+from jaxdistill.settings import LARGEST_COUNT, Each, Within
 
 Length = Annotated[int, Within(SHORTEST, LARGEST_COUNT)]
+Names = Annotated[tuple[str, ...], Each(str, "names, as ('no', 'yes')")]
 Fraction = Annotated[float, Within(0.001, 0.9, "a fraction of the rows, as 0.1")]
 DEFAULT = "default"  # a small task made of the installed documentation
 

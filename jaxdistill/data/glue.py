@@ -90,7 +90,7 @@ def _task(name: str, row: GlueTask) -> Callable[..., Feed]:
             skip_bad_rows=skip_bad_rows,
         )
         if row.labels:
-            feed = classification(about, texts=texts, rows=rows, labels=",".join(row.labels))
+            feed = classification(about, texts=texts, rows=rows, labels=row.labels)
         else:
             feed = regression(about, texts=texts, rows=rows)
         return dataclasses.replace(feed, metric=row.metric)

@@ -116,14 +116,14 @@ def _classes(counts: Counter[str], what: str) -> tuple[tuple[str, ...], bool]:
         broken = next(name for name in names if as_integer(name) is None)
         raise BadInput(
             f"{what} holds numbers that are no classes, as {shortened(broken)!r}: are they scores? Use "
-            "task=regression, or list the labels with labels=FILE"
+            "task=regression, or list the labels with label_file=FILE"
         )
     rows = counts.total()
     least = 10 if len(names) > VERY_MANY_LABELS else 2
     if len(names) > MANY_LABELS and rows < least * len(names):
         raise BadInput(
             f"{what} holds {len(names):,} labels in {rows:,} rows, as {shortened(names[0])!r}: it is text or "
-            "numbers, not classes; give the label column, or list the labels with labels=FILE"
+            "numbers, not classes; give the label column, or list the labels with label_file=FILE"
         )
     return names, are_integers
 
@@ -140,7 +140,7 @@ def _refuse_unseen(
         if of_spelling[label] < 0:
             raise BadInput(
                 f"{file!r} line {line}: label {shortened(label)!r} is not known: {nearest(shortened(label), names)}; "
-                "mend it, set unseen_labels=wrong to count such rows as wrong, or list all labels with labels=FILE"
+                "mend it, set unseen_labels=wrong to count such rows as wrong, or list all labels with label_file=FILE"
             )
 
 

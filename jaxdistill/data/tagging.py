@@ -15,7 +15,7 @@ from jaxdistill.data import encoded, files, tokenizers
 from jaxdistill.data.classification import label_names
 from jaxdistill.data.conll import Tagged, read_conll, read_parallel_tags, with_bio_tags
 from jaxdistill.data.encoded import Encoded, join
-from jaxdistill.data.examples import Fraction, RowSettings, several
+from jaxdistill.data.examples import Fraction, Names, RowSettings, several
 from jaxdistill.data.feeds import About, Answers, Feed, Order, Outputs, Parts, Reader, Shape
 from jaxdistill.data.rows import reader_of
 from jaxdistill.data.tagged import NOT_READ, Pieces, decode, number_tags, pieces, tag_names
@@ -46,13 +46,14 @@ def tagging(
     *,
     texts: TaggedTexts,
     rows: RowSettings,
-    labels: str = "",
+    labels: Names = (),
+    label_file: str = "",
     unseen_labels: Literal["refuse", "wrong"] = "refuse",
 ) -> Feed:
     """A tag for each word. Tags in IOB1 and IOBES become BIO, whose entities are the same.
 
-    `labels`: the tags in the order of their numbers, with commas between them or a file with one in
-    each line; "": those of the training sentences. `unseen_labels`: what to do with held-out words of
+    `labels`: the tags in the order of their numbers, or `label_file` with one in each line; without
+    either those of the training sentences. `unseen_labels`: what to do with held-out words of
     another tag, "wrong" counts them as wrong answers. Raises `BadInput` for files that cannot be
     used."""
     if not texts.source:
@@ -60,7 +61,7 @@ def tagging(
             f"config.feeds.{about.name}.source is empty: give a file with a token in each line and its tag in a column"
         )
     train, held, scheme = _parts(texts)
-    names = tag_names(train, label_names(labels) or ())
+    names = tag_names(train, label_names(labels, label_file) or ())
     digests = {}
     for part, tagged in (("train", train), ("heldout", held)):
         number_tags(tagged, names, unseen_labels)  # refused before anything is made

@@ -55,14 +55,14 @@ def test_a_cell_of_the_answers_stays_in_its_line(tmp_path, tokenizer):
 
 def test_a_list_says_the_order_of_the_classes(tmp_path, tokenizer):
     train = table(tmp_path / "t.tsv")
-    assert opened(source=train, labels="pos,other,neg").labels == ("pos", "other", "neg")
+    assert opened(source=train, labels=("pos", "other", "neg")).labels == ("pos", "other", "neg")
     (tmp_path / "labels.txt").write_text("pos\nneg\n")
-    feed = opened(source=train, labels=str(tmp_path / "labels.txt"))
+    feed = opened(source=train, label_file=str(tmp_path / "labels.txt"))
     assert feed.labels == ("pos", "neg")
     batch = next(feed.read(tokenizer).train(8, 0, ALONE))
     assert set(batch["labels"].tolist()) == {0, 1}
     with pytest.raises(BadInput, match="'neg'"):
-        opened(source=train, labels="pos,other")
+        opened(source=train, labels=("pos", "other"))
 
 
 def test_a_heldout_class_that_training_lacks(tmp_path, tokenizer):
@@ -87,7 +87,11 @@ def test_balanced_weights_give_each_class_the_same_share(tmp_path, tokenizer):
     held = [*reader.heldout(8, None, ALONE)]
     assert {w for batch in held for w in batch["example_weights"]} <= {0.0, 1.0}
     with pytest.raises(BadInput, match="no training row has the label 'third'"):
-        opened(source=table(tmp_path / "t.tsv"), class_weights="balanced", labels="neg,pos,third")
+        opened(
+            source=table(tmp_path / "t.tsv"),
+            class_weights="balanced",
+            labels=("neg", "pos", "third"),
+        )
 
 
 def test_a_number_for_a_text(tmp_path, tokenizer):

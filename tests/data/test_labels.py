@@ -82,7 +82,7 @@ def test_known_labels_are_listed_once() -> None:
 def test_scores_are_no_classes() -> None:
     cells = ["3.75", "1", "2", "2"] * 20
     said = _refusal(lambda: _number(cells))
-    assert "'3.75'" in said and "task=regression" in said and "labels=FILE" in said
+    assert "'3.75'" in said and "task=regression" in said and "label_file=FILE" in said
     assert _number(cells, ["1", "2", "3.75"]).numbers[:3].tolist() == [2, 0, 1]
 
 
@@ -105,7 +105,7 @@ def test_columns_that_hold_no_classes() -> None:
 def test_unseen_labels_are_refused() -> None:
     said = _refusal(lambda: _number(["pos", "nag"], ["neg", "pos"]))
     assert "'f.tsv' line 3: label 'nag'" in said and "did you mean 'neg'" in said
-    assert "unseen_labels=wrong" in said and "labels=FILE" in said and "valid: neg, pos" in said
+    assert "unseen_labels=wrong" in said and "label_file=FILE" in said and "valid: neg, pos" in said
     said = _refusal(lambda: _number(["1", "10"], ["0", "1"]))  # no number is near another
     assert "line 3: label '10'" in said and "did you mean" not in said and "valid: 0, 1" in said
     said = _refusal(lambda: _number(["pos"], ["neg", "pos"], unseen="wrng"))

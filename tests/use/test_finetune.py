@@ -65,7 +65,7 @@ def finetune(tmp_path, capsys):
             [
                 "finetune",
                 f"--model={model}",
-                f"--task_file={task}",
+                f"--data={task}",
                 f"--workdir={workdir}",
                 *(options or SETTINGS),
             ]
@@ -90,7 +90,7 @@ def refused(answer, *words):
 
 def test_a_workdir_knows_its_files_by_content(tmp_path, tokenizer, model, finetune):
     task, dev = table(tmp_path / "task.tsv"), table(tmp_path / "dev.tsv", seed=1)
-    options = (*SETTINGS, f"--dev_file={dev}")
+    options = (*SETTINGS, f"--heldout={dev}")
     code, out, err = finetune(model, task, *options)
     assert code == 0 and "is new: the model has none" in err
     exported = {
@@ -252,12 +252,12 @@ def test_paths_may_be_paths_and_a_long_text_is_cut(tmp_path, model):
         pathlib.Path(model),
         task,
         tmp_path / "ft",
-        dev_file=dev,
+        heldout=dev,
         epochs=1,
         batch_size=4,
         learning_rate=1e-3,
     )
-    assert results["task_file"] == str(task) and pathlib.Path(results["model"]).is_dir()
+    assert results["data"] == str(task) and pathlib.Path(results["model"]).is_dir()
 
 
 def test_a_models_folder_is_no_workdir(tmp_path, model, finetune):

@@ -246,11 +246,7 @@ def test_a_tokenizer_that_is_not_the_models_is_refused(capsys, tmp_path, monkeyp
     task = tmp_path / "task.tsv"
     task.write_text("river\ta\nstone\tb\n" * 20)
     code, out, err = run(
-        capsys,
-        "finetune",
-        f"--model={other}",
-        f"--task_file={task}",
-        f"--workdir={tmp_path / 'ft'}",
+        capsys, "finetune", f"--model={other}", f"--data={task}", f"--workdir={tmp_path / 'ft'}"
     )
     assert (
         code == 2
@@ -286,7 +282,7 @@ def test_a_number_that_is_not_finite_is_said_and_json_stays_json(capsys, tmp_pat
 
 
 def test_dashes_are_underscores_but_in_values():
-    assert cli.with_underscores("--task-file=a-b") == "--task_file=a-b"
+    assert cli.with_underscores("--text-column=a-b") == "--text_column=a-b"
     assert cli.with_underscores("--max-examples") == "--max_examples"
     for argument in ("--config.data.source=a-b", "--config.a-b=1", "-1", "a-b"):
         assert cli.with_underscores(argument) == argument

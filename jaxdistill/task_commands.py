@@ -1,0 +1,215 @@
+"""The commands on labelled tasks, as functions: finetune, and evaluate with a task. Called by cli and by
+users."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import jax
+from etils import epath
+
+from jaxdistill import conversion, defaults, interop, run
+from jaxdistill.configuration import Overrides, as_config, as_folder, load_config, shipped_recipes
+from jaxdistill.data import tasks
+from jaxdistill.data.feeds import ALONE, Feed
+from jaxdistill.errors import BadInput, listed, shortened
+from jaxdistill.evaluation.predictions import predict
+from jaxdistill.evaluation.scores import SCORES, metric_of
+from jaxdistill.interop.hf_torch import read_json
+from jaxdistill.models.heads import HEADS
+from jaxdistill.training import sharding
+from jaxdistill.workdir import Workdir
+
+
+def finetune(
+    model_dir: conversion.PathLike,
+    data: conversion.PathLike,
+    workdir: epath.PathLike,
+    *,
+    task: str = "classification",
+    heldout: conversion.PathLike | None = None,
+    text_column: str | int | None = None,
+    label_column: str | int | None = None,
+    pair_column: str | int | None = None,
+    epochs: float = 3.0,
+    batch_size: int = 32,
+    learning_rate: float = 1e-4,
+    sequence_length: int | None = None,
+    seed: int = 0,
+    network: str | None = None,
+    overrides: Overrides = (),
+) -> dict[str, Any]:
+    """Fine-tunes the model of `model_dir` on a labelled task: the recipe `finetune`, run in `workdir`.
+
+    Returns the scores of the held-out rows and where everything was written: `model/` (a folder with
+    the task's head) and the answers to those rows; `warnings` say what makes the result doubtful.
+    AdamW, linear decay, 10 % warm-up, clip 1.0 (as MobileBERT's code fine-tunes). A classifier that the
+    model has for the same labels goes on learning; else the head is new, and a line on standard error
+    says why. Called again on the same workdir it resumes, and reports what is finished as it was. Files
+    are known by content: they may be moved, but other texts, labels or weights are refused.
+
+    Args:
+        model_dir: a folder, a Hub name, or the workdir of a run, of which `network` is taken (default as in
+            `conversion.locate`).
+        data: the training rows: a file, or of GLUE's tasks their folder.
+        task: a name in `jaxdistill.data.tasks.TASKS`, as "classification", "tagging" or "mrpc".
+        heldout: another such file; default a part of `data`, kept apart, or the task's own dev file.
+        text_column, label_column, pair_column: names or numbers; default those of the task.
+        sequence_length: default that of the task, or what the model can take.
+        overrides: of any field of the recipe, as `train` takes them: "feeds.task.header=no".
+
+    Raises:
+        BadInput: a file, column or setting cannot be used, or the workdir was begun with others.
+        TrainingStopped: updates were skipped because they were not finite.
+    """
+    columns = {"text_column": text_column, "label_column": label_column, "pair_column": pair_column}
+    for name, column in columns.items():
+        if not isinstance(column, str | int | None):
+            raise BadInput(
+                f"{name}={column!r}: expected the name of a column, or its number from 0"
+            )
+    for name, file in (("data", data), ("heldout", heldout)):
+        given = isinstance(file, str | os.PathLike) and bool(os.fspath(file))
+        if not given and (name, file) != ("heldout", None):
+            raise BadInput(
+                f"{name}={file!r}: expected the path of a file with labelled rows, or the folder of a GLUE task"
+            )
+    if not isinstance(epochs, int | float) or not 0 < epochs < math.inf:
+        raise BadInput(f"epochs={shortened(epochs)}: expected a number above 0")
+    workdir = as_folder(workdir, "workdir")
+    folder = conversion.locate(model_dir, network)
+    config = load_config(shipped_recipes()["finetune"])
+    config.feeds.task = defaults.task(task, source=os.fspath(data))
+    given_settings = {
+        **{name: str(column) for name, column in columns.items() if column is not None},
+        **({} if heldout is None else {"heldout": os.fspath(heldout)}),
+    }
+    for name, value in given_settings.items():
+        tasks.check_setting(task, name, f"task {task!r}")
+        config.feeds.task[name] = value
+    if sequence_length is None and "sequence_length" in config.feeds.task:
+        most = interop.read_config(folder).max_positions
+        sequence_length = min(config.feeds.task.sequence_length, most)
+    stage = config.stages.finetune
+    for section, field, value in (
+        (config.networks.model, "init", os.fspath(folder)),
+        *(((config.feeds.task, "sequence_length", sequence_length),) if sequence_length else ()),
+        (stage, "epochs", epochs),
+        (stage, "batch_size", batch_size),
+        (stage, "learning_rate", learning_rate),
+        (config.evaluation, "batch_size", batch_size),
+        (config, "seed", seed),
+    ):
+        try:
+            section[field] = value
+        except TypeError as error:
+            raise BadInput(f"{field}={shortened(value)!r}: expected a number") from error
+    # Every device, or one if the batch does not split over them.
+    whole = isinstance(batch_size, int) and batch_size % len(jax.devices()) == 0
+    config.mesh.data = -1 if whole else 1
+    config = as_config(config, overrides)
+    feed = tasks.open_task("task", config.feeds.task, config.seed)
+    config.networks.model.heads = (feed.head,)
+    results = run.train(config, workdir)
+    row, facts = results["networks"]["model"], results["tasks"]["task"]
+    stage_row = results["stages"]["finetune"]
+    return {
+        "task": task,
+        "data": facts["train"],
+        "train_examples": facts["rows"],
+        "heldout_examples": facts["heldout_rows"],
+        "labels": facts["labels"],
+        "head": row.get("heads", {}).get(feed.head, "the model's own"),
+        **{name: stage_row[name] for name in ("steps", "seconds", "skipped")},
+        "metric": metric_of(feed),
+        **row["task"],
+        **{name: results[name] for name in ("hardware", "versions", "seed", "warnings")},
+        "model": os.fspath(workdir / "model"),
+        "predictions": [
+            os.fspath(path)
+            for path in sorted(Workdir(workdir).predictions("task").iterdir())
+            if path.name.startswith("model.")
+        ],
+    }
+
+
+def evaluate_task(
+    model_dir: conversion.PathLike,
+    task: str,
+    data: conversion.PathLike = "",
+    *,
+    network: str | None = None,
+    batch_size: int = 32,
+    out: epath.PathLike = "",
+    overrides: Overrides = (),
+) -> dict[str, Any]:
+    """The scores of a model on a labelled task, by the labels that its own config.json names.
+
+    Args:
+        model_dir: as in `finetune`; it must have the task's head.
+        task: a name in `jaxdistill.data.tasks.TASKS`.
+        data: the rows: a file, or of GLUE's tasks their folder, whose dev file is taken.
+        out: a folder for the answers to each row; "": none are written.
+        overrides: of the task's settings, as "feeds.task.text_column=sentence".
+
+    Raises:
+        BadInput: a file or setting cannot be used; the model lacks the head, or its labels are not the file's.
+    """
+    section = defaults.task(task)
+    section.source = os.fspath(data)
+    if "heldout" in section and not epath.Path(section.source).expanduser().is_dir():
+        section.heldout = section.source
+    config = load_config(shipped_recipes()["finetune"])
+    config.feeds.task = section
+    section = as_config(config, overrides).feeds.task
+    model, params, tokenizer = conversion.load(model_dir, network)
+    folder = conversion.locate(model_dir, network)
+    positions = model.config.max_positions
+    section.sequence_length = min(section.sequence_length, positions)
+    names = interop.labels(read_json(folder / "config.json"), model.config)
+    if names and "labels" in section and not section.labels and not section.label_file:
+        section.labels = tuple(names)
+    feed = tasks.open_task("task", section, 0)
+    check_answers(feed, model.config, names, os.fspath(model_dir))
+    reader = feed.read(tokenizer)
+    assert reader.answers is not None
+    rows = reader.heldout(batch_size, None, ALONE)
+    answers = reader.answers(predict(model, params, rows, feed.head, sharding.make_mesh(1)))
+    written = []
+    if out:
+        for ending, text in answers.files.items():
+            path = as_folder(out, "out") / f"answers.{ending}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+            written.append(os.fspath(path))
+    return {
+        "task": task,
+        "data": feed.tables["heldout"],
+        "examples": feed.heldout_rows,
+        "labels": list(feed.labels),
+        "metric": metric_of(feed),
+        **SCORES[feed.score].of(answers, feed),
+        "notices": [*feed.notices, *reader.notices],
+        **({"answers": written} if out else {}),
+    }
+
+
+def check_answers(feed: Feed, config: Any, names: Any, shown: str) -> None:
+    """Raises `BadInput` unless a model has the head of a task, for its labels in their order."""
+    if feed.head not in config.heads:
+        raise BadInput(
+            f"{shown!r} has no head {feed.head!r} (heads: {listed(config.heads)}), so it cannot answer; "
+            "fine-tune it on the task first: jaxdistill finetune"
+        )
+    if not HEADS[feed.head].by_label:
+        return
+    if bool(feed.labels) == config.regression:
+        gives, asks = ("a number", "classes") if config.regression else ("classes", "a number")
+        raise BadInput(f"{shown!r} gives {gives}, and the task asks for {asks}; take another task")
+    if feed.labels and list(feed.labels) != list(names or ()):
+        raise BadInput(
+            f"{shown!r} is for the labels {listed(names or ())}, the task has {listed(feed.labels)}; fine-tune "
+            "the model on it, or name its labels in config.json (id2label)"
+        )

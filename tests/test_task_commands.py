@@ -1,0 +1,303 @@
+"""finetune and evaluate on labelled tasks: every kind, small, from the file to the scores."""
+
+import errno
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from jaxdistill import cli, interop, run, task_commands
+from jaxdistill.data.tokenizers import train_wordpiece
+from jaxdistill.errors import BadInput, TrainingStopped
+from jaxdistill.models import Model, preset
+from jaxdistill.workdir import lock
+from tests.interop.tiny import SHRUNK, random_params
+
+WORDS = ("stone", "engine", "winter", "paper", "garden", "signal", "river", "Paris", "Anna")
+
+
+def task_file(path, rows=160):
+    """The label is whether the word "river" is in the sentence: learnable by any encoder."""
+    rng = np.random.default_rng(0)
+    words = np.array(["stone", "engine", "winter", "paper", "garden", "signal"])
+    lines = ["sentence\tlabel"]
+    for i in range(rows):
+        sentence = list(rng.choice(words, 4))
+        if i % 2:
+            sentence[rng.integers(4)] = "river"
+        lines.append(" ".join(sentence) + "\t" + ("wet" if i % 2 else "dry"))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_finetune_learns_writes_predictions_and_a_model(finished, tmp_path):
+    file = task_file(tmp_path / "task.tsv")
+    results = task_commands.finetune(
+        str(finished[1] / "student"),
+        str(file),
+        tmp_path / "ft",
+        text_column="sentence",
+        label_column="label",
+        epochs=4,
+        batch_size=8,
+        learning_rate=3e-3,
+        sequence_length=16,
+    )
+    assert results["accuracy"] > max(results["majority_accuracy"], 0.5) + 0.2
+    rows = pathlib.Path(results["predictions"][0]).read_text().splitlines()
+    assert rows[0] == "label\tprediction\ttext" and len(rows) == 1 + results["heldout_examples"]
+    right = np.mean([row.split("\t")[0] == row.split("\t")[1] for row in rows[1:]])
+    assert right == pytest.approx(results["accuracy"])
+    model, params = interop.from_pretrained(tmp_path / "ft" / "model")
+    assert isinstance(model, Model) and model.config.heads == ("sequence_classification",)
+    assert jax.tree.leaves(params)
+    again = task_commands.finetune(
+        str(finished[1] / "student"),
+        str(file),
+        tmp_path / "ft",
+        text_column="sentence",
+        label_column="label",
+        epochs=4,
+        batch_size=8,
+        learning_rate=3e-3,
+        sequence_length=16,
+    )
+    assert again["accuracy"] == results["accuracy"]
+    with pytest.raises(BadInput, match="epochs"):
+        task_commands.finetune(
+            str(finished[1] / "student"),
+            str(file),
+            tmp_path / "ft",
+            text_column="sentence",
+            label_column="label",
+            epochs=3,
+            batch_size=8,
+            learning_rate=3e-3,
+            sequence_length=16,
+        )
+
+
+def test_finetune_holds_its_workdir_and_says_when_the_disk_is_full(finished, tmp_path, monkeypatch):
+    def train(*_):
+        with pytest.raises(BadInput, match="in use by another run"), lock(tmp_path / "ft"):
+            pass
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run.Run, "batches", train)
+    with pytest.raises(TrainingStopped, match="cannot write .*make room"):
+        task_commands.finetune(
+            str(finished[1] / "student"),
+            str(task_file(tmp_path / "task.tsv")),
+            tmp_path / "ft",
+            sequence_length=16,
+        )
+
+
+def test_finetune_refuses_what_it_cannot_use(finished, tmp_path):
+    student = str(finished[1] / "student")
+    file = task_file(tmp_path / "task.tsv")
+    with pytest.raises(BadInput, match="did you mean 'label'"):
+        task_commands.finetune(
+            student,
+            str(file),
+            tmp_path / "a",
+            text_column="sentence",
+            label_column="lable",
+            sequence_length=16,
+        )
+    with pytest.raises(BadInput, match="max_positions"):
+        task_commands.finetune(
+            student, str(file), tmp_path / "a", text_column=0, label_column=1, sequence_length=128
+        )
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """An encoder without heads, in a folder."""
+    folder = tmp_path_factory.mktemp("encoder") / "model"
+    config = preset("bert_base").replace(
+        **{**SHRUNK, "vocab_size": 100, "max_positions": 48}, pooler="tanh", heads=()
+    )
+    tokenizer = train_wordpiece([" ".join(WORDS)] * 3, 100)
+    interop.save_pretrained(folder, Model(config), random_params(config), tokenizer)
+    return folder
+
+
+def conll(path, sentences=120):
+    """Paris is a place, Anna a person, two of them one person."""
+    rng = np.random.default_rng(1)
+    lines = []
+    for _ in range(sentences):
+        words = [str(word) for word in rng.choice(WORDS, 5)]
+        last = ""
+        for word in words:
+            kind = {"Paris": "LOC", "Anna": "PER"}.get(word, "")
+            tag = "O" if not kind else f"{'I' if last == kind else 'B'}-{kind}"
+            lines.append(f"{word} x {tag}")
+            last = kind
+        lines.append("")
+    path.write_text("\n".join(lines))
+    return path
+
+
+def squad(path, questions=40):
+    rng = np.random.default_rng(2)
+    rows = []
+    for number in range(questions):
+        words = [str(word) for word in rng.permutation(WORDS[:6])]
+        context = " ".join(words)
+        wanted = words[int(rng.integers(6))]
+        impossible = number % 4 == 0
+        answers = [] if impossible else [{"text": wanted, "answer_start": context.index(wanted)}]
+        rows.append(
+            {
+                "id": str(number),
+                "question": "where is Anna" if impossible else f"where is {wanted}",
+                "answers": answers,
+                "is_impossible": impossible,
+                "context": context,
+            }
+        )
+    paragraphs = [{"context": row.pop("context"), "qas": [row]} for row in rows]
+    page = {"version": "v2.0", "data": [{"title": "Things", "paragraphs": paragraphs}]}
+    path.write_text(json.dumps(page))
+    return path
+
+
+def scores_table(path, rows=80):
+    """A pair of texts and how many words they share."""
+    rng = np.random.default_rng(3)
+    lines = []
+    for _ in range(rows):
+        a, b = (set(map(str, rng.choice(WORDS, 3, replace=False))) for _ in range(2))
+        lines.append(f"{' '.join(sorted(a))}\t{' '.join(sorted(b))}\t{len(a & b)}.5")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def command(capsys, *arguments):
+    code = cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, json.loads(captured.out) if code == 0 else captured.err
+
+
+SETTINGS = ("--learning_rate=5e-3", "--batch_size=8", "--sequence_length=24")
+
+
+@pytest.mark.parametrize(
+    "task, write, options, head",
+    [
+        ("tagging", conll, ("--epochs=12",), "token_classification"),
+        (
+            "question_answering",
+            squad,
+            ("--epochs=2", "--task.stride=8", "--task.question_length=6"),
+            "question_answering",
+        ),
+        (
+            "regression",
+            scores_table,
+            ("--epochs=2", "--pair_column=1", "--label_column=2"),
+            "sequence_classification",
+        ),
+    ],
+)
+def test_every_kind_of_task_from_its_file_to_its_scores(
+    task, write, options, head, encoder, tmp_path, capsys
+):
+    """And the model that comes out scores the same when it is evaluated, as a Hugging Face folder."""
+    data = write(tmp_path / f"data{'.json' if task == 'question_answering' else '.tsv'}")
+    where = (f"--task={task}", f"--data={data}")
+    call = (
+        "finetune",
+        f"--model={encoder}",
+        *where,
+        f"--heldout={data}",
+        f"--workdir={tmp_path / 'w'}",
+    )
+    code, found = command(capsys, *call, *SETTINGS, *options)
+    assert code == 0, found
+    assert found["head"] == "new: the model has none" and found["warnings"] == []
+    settings = [option for option in options if option.startswith("--task.")]
+    settings += [f"--task.{o[2:]}" for o in options if "column" in o]
+    out = f"--out={tmp_path / 'out'}"
+    folder = tmp_path / "w" / "model"
+    assert interop.read_config(folder).heads == (head,)
+    code, again = command(
+        capsys, "evaluate", f"--model={folder}", *where, out, *settings, "--task.sequence_length=24"
+    )
+    assert code == 0, again
+    metric = found["metric"]
+    assert again["metric"] == metric
+    for name in again.keys() & found.keys() - {"task", "data", "labels", "metric"}:
+        assert again[name] == pytest.approx(found[name], abs=1e-5), name
+    written = {
+        pathlib.Path(path).name.split(".", 1)[1]: pathlib.Path(path)
+        for path in found["predictions"]
+    }
+    for path in map(pathlib.Path, again["answers"]):
+        ending = path.name.split(".", 1)[1]
+        if ending in ("tsv", "predictions.json"):  # the others hold long numbers
+            assert path.read_text() == written.pop(ending).read_text()
+    assert written.keys() <= {"nbest_predictions.json", "null_odds.json"}
+    if task == "tagging":
+        assert found["entity_f1"] > 0.7 > found["majority_entity_f1"]
+        assert found["labels"][0] == "O" and "B-PER" in found["labels"]
+    if task == "question_answering":
+        assert json.loads((tmp_path / "out" / "answers.predictions.json").read_text()).keys() == {
+            str(n) for n in range(40)
+        }
+
+
+def test_a_glue_folder_is_enough(encoder, tmp_path, capsys):
+    folder = tmp_path / "CoLA"
+    folder.mkdir()
+    rows = [
+        f"gj04\t{n % 2}\t{'' if n % 2 else '*'}\t{WORDS[n % 4]} {WORDS[n % 5]}" for n in range(24)
+    ]
+    (folder / "train.tsv").write_text("\n".join(rows) + "\n")
+    (folder / "dev.tsv").write_text("\n".join(rows[:6]) + "\n")
+    call = (f"--model={encoder}", "--task=cola", f"--data={folder}")
+    code, found = command(
+        capsys, "finetune", *call, f"--workdir={tmp_path / 'w'}", "--epochs=1", *SETTINGS
+    )
+    assert code == 0, found
+    assert found["metric"] == "matthews" and -1 <= found["matthews"] <= 1
+    assert (found["train_examples"], found["heldout_examples"]) == (24, 6)
+    assert found["labels"] == ["0", "1"]
+    (folder / "dev.tsv").unlink()
+    code, said = command(capsys, "evaluate", *call)
+    assert code == 2 and "has no dev.tsv" in said
+
+
+def test_a_model_is_judged_by_its_own_labels(encoder, tmp_path, capsys):
+    """Whatever their order; and what it has no name for is refused."""
+    task = task_file(tmp_path / "task.tsv")
+    options = ("--text_column=sentence", "--label_column=label", "--epochs=2", *SETTINGS)
+    code, found = command(
+        capsys, "finetune", f"--model={encoder}", f"--data={task}", f"--heldout={task}", f"--workdir={tmp_path / 'w'}", *options,
+    )  # fmt: skip
+    assert code == 0, found
+    model, params = interop.from_pretrained(tmp_path / "w" / "model")
+    tokenizer = tmp_path / "w" / "model"
+    turned = jax.tree.map(lambda x: x, params)
+    turned["sequence_classification"] = jax.tree.map(
+        lambda x: x[..., ::-1], params["sequence_classification"]
+    )
+    interop.save_pretrained(tmp_path / "turned", model, turned, tokenizer, labels=("wet", "dry"))
+    interop.save_pretrained(tmp_path / "others", model, params, tokenizer, labels=("no", "yes"))
+    columns = ("--task.text_column=sentence", "--task.label_column=label")
+    where = ("--task=classification", f"--data={task}", *columns, "--task.sequence_length=24")
+    code, again = command(capsys, "evaluate", f"--model={tmp_path / 'turned'}", *where)
+    assert code == 0, again
+    assert again["labels"] == ["wet", "dry"]
+    assert again["accuracy"] == pytest.approx(found["accuracy"])
+    code, said = command(capsys, "evaluate", f"--model={tmp_path / 'others'}", *where)
+    assert code == 2 and "'dry'" in said and "no, yes" in said
+    code, said = command(capsys, "evaluate", f"--model={encoder}", *where)
+    assert code == 2 and "no head 'sequence_classification'" in said
+    code, said = command(capsys, "evaluate", f"--model={encoder}", *where, "--task.heder=no")
+    assert code == 2 and "did you mean" in said and "header" in said
