@@ -36,8 +36,9 @@ POOL = 50  # batches that are sorted together: more leave fewer pads, and less c
 
 def padded_length(tokens: int, most: int) -> int:
     """The length that a batch whose longest row has so many `tokens` is padded to, of rows that have
-    `most`."""
-    return min(most, min((length for length in LENGTHS if tokens <= length), default=most))
+    `most`: longer by a pad at least, since MobileBERT's trigrams let the last token see whether one
+    follows, and no row may depend on the batch it is in."""
+    return min(most, min((length for length in LENGTHS if tokens < length), default=most))
 
 
 def _padded(lengths: np.ndarray, order: Order) -> int:
@@ -47,7 +48,7 @@ def _padded(lengths: np.ndarray, order: Order) -> int:
 
 def _buckets(lengths: np.ndarray) -> np.ndarray:
     """Which of `LENGTHS` each length is padded to, by number."""
-    return np.searchsorted(LENGTHS, lengths)
+    return np.searchsorted(LENGTHS, lengths, side="right")
 
 
 def reader_of(
