@@ -36,9 +36,16 @@ def classification(
     every class the same weight in the loss. Raises `BadInput` for tables that cannot be used."""
     known = label_names(labels, label_file)
     train, held = examples.read_parts(texts, known)
-    ours = number_labels(train.labels, train.places, "the training rows", known)
+    # Of a table that is parted here both parts tell the classes: a rare one may be in one of them.
+    both = (train,) if texts.heldout or texts.source == examples.DEFAULT else (train, held)
+    what = f"column {texts.label_column!r} of {texts.source!r}"
+    all_labels, all_places = (
+        [value for part in both for value in getattr(part, name)] for name in ("labels", "places")
+    )
+    names = number_labels(all_labels, all_places, what, known).names
+    ours = number_labels(train.labels, train.places, what, names)
     theirs = number_labels(
-        held.labels, held.places, "the held-out rows", ours.names, unseen=unseen_labels
+        held.labels, held.places, "the held-out rows", names, unseen=unseen_labels
     )
     counts = np.bincount(ours.numbers, minlength=len(ours.names))
     weights = np.ones(len(train), np.float32)

@@ -60,8 +60,14 @@ def tagging(
         raise BadInput(
             f"config.feeds.{about.name}.source is empty: give a file with a token in each line and its tag in a column"
         )
-    train, held, scheme = _parts(texts)
+    whole = _read(texts.source, texts.tag_source, texts)
+    train, scheme = with_bio_tags(whole, texts.scheme)
+    # Of a file that is parted here both parts tell the tags: a rare one may be in one of them.
     names = tag_names(train, label_names(labels, label_file) or ())
+    if texts.heldout:
+        held, _ = with_bio_tags(_read(texts.heldout, texts.heldout_tag_source, texts), scheme)
+    else:
+        train, held = _split(train, texts.heldout_fraction)
     digests = {}
     for part, tagged in (("train", train), ("heldout", held)):
         number_tags(tagged, names, unseen_labels)  # refused before anything is made
@@ -95,17 +101,6 @@ def tagging(
         usual=names.index(counts.most_common(1)[0][0]),
         notices=(*train.notices, *held.notices),
     )
-
-
-def _parts(texts: TaggedTexts) -> tuple[Tagged, Tagged, str]:
-    """The training and the held-out sentences, and the scheme that their tags had."""
-    whole = _read(texts.source, texts.tag_source, texts)
-    train, scheme = with_bio_tags(whole, texts.scheme)
-    if texts.heldout:
-        other = _read(texts.heldout, texts.heldout_tag_source, texts)
-        held, _ = with_bio_tags(other, scheme)
-        return train, held, scheme
-    return *_split(train, texts.heldout_fraction), scheme
 
 
 def _read(source: str, tag_source: str, texts: TaggedTexts) -> Tagged:

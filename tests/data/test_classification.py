@@ -122,6 +122,15 @@ def test_split_keeps_equal_texts_together(tmp_path):
         examples.split(train.take([0]), 0.2)
 
 
+def test_a_rare_class_may_be_held_out(tmp_path):
+    """A table that is parted by itself has the classes of both parts."""
+    for place in range(60):
+        rows = [*ROWS]
+        rows[place] = (rows[place][0], "rare", "x")
+        feed = opened(source=table(tmp_path / "t.tsv", rows), heldout_fraction=0.3)
+        assert feed.labels == ("neg", "pos", "rare")
+
+
 def test_two_files_and_several(tmp_path):
     (tmp_path / "seq.in").write_text("play a song\nbook it\n" * 9)
     (tmp_path / "label").write_text("Play\nBook\n" * 9)

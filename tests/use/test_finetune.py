@@ -168,7 +168,7 @@ def test_a_classifier_for_the_same_labels_is_kept(tmp_path, tokenizer, finetune)
         workdir=tmp_path / "new",
     )
     assert "is new: that of the model is for other labels (wet, dry) than the task (no, yes)" in err
-    assert json.loads(out)["classifier"].startswith("new")
+    assert json.loads(out)["head"].startswith("new")
 
 
 def test_a_doubtful_result_says_so(tmp_path, model, finetune):
@@ -273,7 +273,7 @@ def test_a_models_folder_is_no_workdir(tmp_path, model, finetune):
 @pytest.mark.parametrize(
     "rows, options, words",
     [
-        ("good\ta\nbad\t\nworse\tb\n", (), ["line 2 has no label"]),
+        ("text\tlabel\ngood\ta\nbad\t\nworse\tb\n", (), ["line 3 has no label"]),
         ("good\ta\nbad\tb\n" * 8, ("--text_column=0", "--label_column=0"), ["must differ"]),
         (
             "text\tlabel\n" + "good\ta\nbad\tb\n" * 8,
