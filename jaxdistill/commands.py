@@ -24,7 +24,7 @@ from jaxdistill.data.text import NAME as TEXT
 from jaxdistill.data.tokenizers import tokenizer_digest
 from jaxdistill.errors import BadInput, nearest, shortened
 from jaxdistill.evaluation import heldout
-from jaxdistill.evaluation.scores import SCORES
+from jaxdistill.evaluation.scores import SCORES, metric_of
 from jaxdistill.models import PRESETS, Model, ModelConfig, preset
 from jaxdistill.recipe import TEACHER
 from jaxdistill.resolve import model_config, resolve
@@ -317,7 +317,7 @@ def seeds(
                 losses.setdefault(name, []).append(row[TEXT]["mlm_loss"])
             for task, held in scores.items():
                 if task in row:
-                    held.setdefault(name, []).append(row[task][SCORES[feeds[task].score].higher[0]])
+                    held.setdefault(name, []).append(row[task][metric_of(feeds[task])])
     found: dict[str, Any] = {"seeds": list(numbers), "mlm_loss": losses}
     shown = f"over seeds {', '.join(map(str, numbers))}"
     tables = []
@@ -326,8 +326,8 @@ def seeds(
         tables.append(f"held-out MLM loss {shown}\n{table}")
         found |= facts
     for task, held in scores.items():
-        metric = SCORES[feeds[task].score].higher[0]
-        table, facts = _spread(held, higher=True)
+        metric = metric_of(feeds[task])
+        table, facts = _spread(held, higher=metric in SCORES[feeds[task].score].higher)
         tables.append(f"held-out {metric} on {task} {shown}\n{table}")
         found.setdefault("tasks", {})[task] = {metric: held, **facts}
     found["table"] = "\n\n".join(tables)

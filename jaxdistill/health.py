@@ -39,13 +39,22 @@ def stage_warnings(
 
 def score_warnings(network: str, task: str, numbers: Mapping[str, float], rows: int) -> list[str]:
     """A line if the network is no better on a task than an answer given without looking."""
-    right, usual = numbers.get("accuracy"), numbers.get("majority_accuracy")
-    if right is None or usual is None or right > usual:
-        return []
-    return [
-        f"network {network!r}: the accuracy on the {rows} held-out rows of {task!r}, {right:.4f}, is not above "
-        f"that of always answering the most frequent label, {usual:.4f}"
-    ]
+    for metric, baseline, answer in (
+        ("accuracy", "majority_accuracy", "of always answering the most frequent label"),
+        ("entity_f1", "majority_entity_f1", "of always answering the most frequent tag"),
+        ("macro_f1", "majority_macro_f1", "of always answering the most frequent tag"),
+        ("f1", "no_answer_f1_baseline", "of never answering"),
+        ("mse", "mean_baseline_mse", "of always answering the mean"),
+    ):
+        found, usual = numbers.get(metric), numbers.get(baseline)
+        if found is None or usual is None:
+            continue
+        if found >= usual if metric == "mse" else found <= usual:
+            return [
+                f"network {network!r}: the {metric.replace('_', ' ')} on the {rows} held-out rows of {task!r}, "
+                f"{found:.4f}, is not {'below' if metric == 'mse' else 'above'} that {answer}, {usual:.4f}"
+            ]
+    return []
 
 
 def check_trained(name: str, *, steps: int, skipped: int) -> None:

@@ -17,7 +17,7 @@ from jaxdistill.data.feeds import Answers, Batch, Feed
 from jaxdistill.data.text import NAME as TEXT
 from jaxdistill.evaluation import heldout
 from jaxdistill.evaluation.predictions import predict
-from jaxdistill.evaluation.scores import SCORES
+from jaxdistill.evaluation.scores import SCORES, metric_of
 from jaxdistill.models import Model, Params
 from jaxdistill.models.parameters import count, digest
 from jaxdistill.readers import Readers
@@ -152,6 +152,8 @@ class Measure:
                 "rows": feed.rows,
                 "heldout_rows": feed.heldout_rows,
                 "labels": list(feed.labels),
+                "metric": metric_of(feed),
+                "higher_is_better": metric_of(feed) in SCORES[feed.score].higher,
                 "digests": dict(feed.digests),
             }
             for name, feed in self.recipe.feeds.items()

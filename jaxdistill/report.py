@@ -186,13 +186,14 @@ def write_plots(workdir: epath.PathLike, results: Mapping[str, Any]) -> list[epa
         ),
         "heldout.png": plots.heldout(_losses(results)),
     }
-    for task in results.get("tasks") or {}:
+    for task, facts in (results.get("tasks") or {}).items():
+        metric, better = facts.get("metric", "accuracy"), facts.get("higher_is_better", True)
         scores = {
             name: value
             for name, row in _networks(results).items()
-            if (value := _finite((row.get(task) or {}).get("accuracy"))) is not None
+            if (value := _finite((row.get(task) or {}).get(metric))) is not None
         }
-        label = f"accuracy on the held-out rows of {task} (higher is better)"
+        label = f"{metric.replace('_', ' ')} on the held-out rows of {task} ({'higher' if better else 'lower'} is better)"
         figures[f"heldout_{task}.png"] = plots.heldout(scores, label)
     transfers = _layers(results)
     for stage, layers in transfers.items():
