@@ -169,7 +169,7 @@ def evaluate_task(
     positions = model.config.max_positions
     section.sequence_length = min(section.sequence_length, positions)
     names = interop.labels(read_json(folder / "config.json"), model.config)
-    if names and "labels" in section and not section.labels and not section.label_file:
+    if names and "labels" in section and not section.labels and not section.get("label_file"):
         section.labels = tuple(names)
     feed = tasks.open_task("task", section, 0)
     check_answers(feed, model.config, names, os.fspath(model_dir))

@@ -273,6 +273,35 @@ def test_a_glue_folder_is_enough(encoder, tmp_path, capsys):
     assert code == 2 and "has no dev.tsv" in said
 
 
+def test_mnli_is_judged_in_the_order_of_the_models_labels(encoder, tmp_path, capsys):
+    """Models on the Hub count entailment, neutral and contradiction in every order."""
+    names = ["entailment", "neutral", "contradiction"]
+    config = preset("bert_base").replace(
+        **{**SHRUNK, "vocab_size": 100, "max_positions": 48}, pooler="tanh",
+        heads=("sequence_classification",), num_labels=3)  # fmt: skip
+    params = random_params(config)
+    dev = tmp_path / "dev.tsv"
+    rows = [f"{WORDS[n % 4]}\t{WORDS[n % 5]}\t{names[n % 3]}" for n in range(30)]
+    dev.write_text("sentence1\tsentence2\tgold_label\n" + "\n".join(rows) + "\n")
+    found = []
+    for order in ([0, 1, 2], [2, 0, 1]):
+        head = jax.tree.map(lambda x, o=order: x[..., o], params["sequence_classification"])
+        folder = tmp_path / str(order[0])
+        turned = {**params, "sequence_classification": head}
+        labels = [names[i] for i in order]
+        interop.save_pretrained(folder, Model(config), turned, encoder, labels=labels)
+        code, one = command(capsys, "evaluate", f"--model={folder}", "--task=mnli", f"--data={dev}")
+        assert code == 0, one
+        found.append(one)
+    assert found[0]["labels"] == names != found[1]["labels"]
+    for metric in ("accuracy", "macro_f1", "loss"):
+        assert found[0][metric] == pytest.approx(found[1][metric])
+    model = tmp_path / "nameless"
+    interop.save_pretrained(model, Model(config), params, encoder)
+    code, said = command(capsys, "evaluate", f"--model={model}", "--task=mnli", f"--data={dev}")
+    assert code == 2 and "LABEL_0" in said and "contradiction" in said
+
+
 def test_a_model_is_judged_by_its_own_labels(encoder, tmp_path, capsys):
     """Whatever their order; and what it has no name for is refused."""
     task = task_file(tmp_path / "task.tsv")

@@ -13,7 +13,7 @@ from typing import Literal
 from etils import epath
 
 from jaxdistill.data.classification import classification
-from jaxdistill.data.examples import Fraction, RowSettings, Texts
+from jaxdistill.data.examples import Fraction, Names, RowSettings, Texts
 from jaxdistill.data.feeds import About, Feed
 from jaxdistill.data.regression import regression
 from jaxdistill.errors import BadInput, listed
@@ -67,6 +67,7 @@ def _task(name: str, row: GlueTask) -> Callable[..., Feed]:
         source: str = "",
         heldout: str = "",
         heldout_fraction: Fraction = 0.1,
+        labels: Names = (),
         skip_bad_rows: bool = False,
         rows: RowSettings,
     ) -> Feed:
@@ -90,7 +91,13 @@ def _task(name: str, row: GlueTask) -> Callable[..., Feed]:
             skip_bad_rows=skip_bad_rows,
         )
         if row.labels:
-            feed = classification(about, texts=texts, rows=rows, labels=row.labels)
+            if labels and sorted(labels) != sorted(row.labels):
+                raise BadInput(
+                    f"config.feeds.{about.name}.labels={tuple(labels)}: the labels of {name!r} are "
+                    f"{listed(row.labels)}; give those, in any order"
+                )
+            order = labels or row.labels
+            feed = classification(about, texts=texts, rows=rows, labels=order)
         else:
             feed = regression(about, texts=texts, rows=rows)
         return dataclasses.replace(feed, metric=row.metric)
