@@ -1,10 +1,10 @@
 """Rows a second of fine-tuning in batches of about equal length, against padding all to one length.
 
-    python benchmarks/lengths.py --model=FOLDER --task=sst2 --data=FOLDER [--sequence_length=128] [--batch_size=32]
-                                 [--steps=60] [--rounds=3] [--json=FILE]
+    python benchmarks/lengths.py --model=FOLDER --task=sst2 --data=FOLDER [--sequence_length=128]
+                                 [--batch_size=32] [--steps=50] [--plain_steps=5] [--rounds=3] [--json=FILE]
 
-Both ways run by turns, the same number of steps on training rows of the task, after every shape of
-theirs was compiled; what compiling took is told apart, and how many shapes there were. Minimum, median
+Both ways run by turns on training rows of the task, after every shape of theirs was compiled: `steps`
+batches that were sorted together, `plain_steps` of the one length, which all take the same time; what compiling took is told apart, and how many shapes there were. Minimum, median
 and maximum over the rounds."""
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--sequence_length", type=int, default=128)
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--plain_steps", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", default="")
     options = parser.parse_args()
@@ -72,7 +73,8 @@ def main() -> None:
     for name, order in orders.items():
         batches = list(
             itertools.islice(
-                training_batches(parts.train, order, options.batch_size), options.steps
+                training_batches(parts.train, order, options.batch_size),
+                options.steps if order.buckets else options.plain_steps,
             )
         )
         found[name] = Way(Cast(stage, learner), {**fresh, **params}, batches)

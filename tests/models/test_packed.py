@@ -16,14 +16,14 @@ from jaxdistill.errors import BadInput
 from jaxdistill.models import Model, preset
 from jaxdistill.models.encoder import MASKED_SCORE, attention_bias
 from jaxdistill.models.parameters import flatten
-from jaxdistill.objectives.terms import CLASSES, LOSSES, Term
+from jaxdistill.objectives.terms import LOSSES, Term
 from tests.conftest import SMALL, STUDENT, TEACHER, pretraining_batch, random_params
 
 LENGTH, SLOTS = 15, 4
 BERT = Model(preset("bert_base").replace(**{**SMALL, "embedding_size": None}))
 NETWORKS = {"teacher": TEACHER, "student": STUDENT, "bert": BERT}
 PRETRAINING = tuple(
-    name for name, loss in LOSSES.items() if "labels" not in loss.batch and loss.needs != CLASSES
+    name for name, loss in LOSSES.items() if not loss.head or loss.head in ("mlm", "nsp")
 )
 
 

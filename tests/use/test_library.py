@@ -228,7 +228,7 @@ def test_every_command_that_takes_a_model_takes_a_run(capsys, tmp_path, finished
         capsys,
         "finetune",
         f"--model={workdir}",
-        f"--task-file={task}",
+        f"--data={task}",
         f"--workdir={tmp_path / 'ft'}",
         "--batch-size=64",
         "--epochs=0.1",

@@ -107,7 +107,8 @@ def test_every_setting_of_a_kind_changes_its_stage_and_other_kinds_refuse_it():
         base = {"steps": 4, **({"teacher_layer": 1} if name == "relations" else {})}
 
         def built(name=name, base=base, **changes):
-            return build("it", defaults.stage(name, "student", **{**base, **changes}), 2)
+            section = defaults.stage(name, "student", **{**base, **changes})
+            return build("it", section, 2, ("classification",))
 
         for field in every:
             changes = {field: other.get(field, 0.125)}
