@@ -4,8 +4,9 @@
                                  [--batch_size=32] [--steps=50] [--plain_steps=5] [--rounds=3] [--json=FILE]
 
 Both ways run by turns on training rows of the task, after every shape of theirs was compiled: `steps`
-batches that were sorted together, `plain_steps` of the one length, which all take the same time; what compiling took is told apart, and how many shapes there were. Minimum, median
-and maximum over the rounds."""
+batches that were sorted together, `plain_steps` of the one length, which all take the same time. What
+compiling took is told apart, and how many shapes there were. Minimum, median and maximum over the
+rounds."""
 
 from __future__ import annotations
 
