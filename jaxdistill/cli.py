@@ -380,9 +380,20 @@ def _convert(options: argparse.Namespace) -> str:
 def _evaluate(options: argparse.Namespace) -> str:
     from jaxdistill import commands, task_commands
 
+    names = OF_A_TEXT if options.task else OF_A_TASK
+    for name in names:  # it would do nothing
+        if getattr(options, name) != COMMANDS["evaluate"].options[name]["default"]:
+            raise BadInput(
+                f"--{name} does not go with {'--task' if options.task else 'text; give --task=NAME too'}; see "
+                "'jaxdistill evaluate --help'"
+            )
+    if options.overrides and not options.task:
+        raise BadInput(
+            "--task.NAME=VALUE sets a task's setting, and no task is given by --task=NAME"
+        )
     if options.task:
         use_compilation_cache()
-        given = {"network": options.network, "out": options.out}
+        given = {name: getattr(options, name) for name in ("sequence_length", "network", "out")}
         return as_json(
             options,
             task_commands.evaluate_task(
@@ -463,6 +474,8 @@ _TASK = dict(
     help="classification, regression, tagging, question_answering, or a task of GLUE: cola, sst2, mrpc, "
     "qqp, stsb, mnli, mnli_mm, qnli, rte, wnli",
 )
+OF_A_TASK = ("data", "out")  # options of evaluate
+OF_A_TEXT = ("source", "teacher", "split", "documents", "max_examples")
 FINETUNE_SETTINGS = (
     "task",
     "heldout",

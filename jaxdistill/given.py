@@ -97,7 +97,7 @@ def _fit(recipe: Recipe, name: str, loaded: Loaded) -> Fitted:
                 said[head] = "new: that of the model " + (
                     "names no labels"
                     if loaded.labels is None
-                    else f"is for other labels ({listed(loaded.labels)}) than the task ({listed(labels) or 'a number'})"
+                    else f"is for other labels ({listed(loaded.labels)}) than the task ({listed(labels) if labels else 'a number'})"
                 )
     return Fitted(params, said)
 

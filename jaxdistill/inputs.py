@@ -197,9 +197,8 @@ def _tokenized(feed: Feed, tokenizer: Any) -> Feed:
     if feed.name == TEXT:
         return feed
     reader = feed.read(tokenizer)
-    if reader.parts is None:
-        return feed
-    return dataclasses.replace(feed, rows=reader.parts.train.number, read=lambda _: reader)
+    rows = feed.rows if reader.parts is None else reader.parts.train.number
+    return dataclasses.replace(feed, rows=rows, read=lambda _: reader)
 
 
 def read_corpus(

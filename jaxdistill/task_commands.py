@@ -106,9 +106,7 @@ def finetune(
             section[field] = value
         except TypeError as error:
             raise BadInput(f"{field}={shortened(value)!r}: expected a number") from error
-    # Every device, or one if the batch does not split over them.
-    whole = isinstance(batch_size, int) and batch_size % len(jax.devices()) == 0
-    config.mesh.data = -1 if whole else 1
+    config.mesh.data = devices_for(batch_size)
     config = as_config(config, overrides)
     feed = tasks.open_task("task", config.feeds.task, config.seed)
     config.networks.model.heads = (feed.head,)
@@ -140,6 +138,7 @@ def evaluate_task(
     task: str,
     data: conversion.PathLike = "",
     *,
+    sequence_length: int | None = None,
     network: str | None = None,
     batch_size: int = 32,
     out: epath.PathLike = "",
@@ -151,23 +150,28 @@ def evaluate_task(
         model_dir: as in `finetune`; it must have the task's head.
         task: a name in `jaxdistill.data.tasks.TASKS`.
         data: the rows: a file, or of GLUE's tasks their folder, whose dev file is taken.
+        sequence_length: default that of the task, or what the model can take.
         out: a folder for the answers to each row; "": none are written.
         overrides: of the task's settings, as "feeds.task.text_column=sentence".
 
     Raises:
         BadInput: a file or setting cannot be used; the model lacks the head, or its labels are not the file's.
     """
-    section = defaults.task(task)
-    section.source = os.fspath(data)
-    if "heldout" in section and not epath.Path(section.source).expanduser().is_dir():
-        section.heldout = section.source
-    config = load_config(shipped_recipes()["finetune"])
-    config.feeds.task = section
-    section = as_config(config, overrides).feeds.task
     model, params, tokenizer = conversion.load(model_dir, network)
     folder = conversion.locate(model_dir, network)
     positions = model.config.max_positions
-    section.sequence_length = min(section.sequence_length, positions)
+    config = load_config(shipped_recipes()["finetune"])
+    config.feeds.task = section = defaults.task(task)
+    for name in {*section} & {"source", "heldout"}:
+        section[name] = os.fspath(data)
+    if "sequence_length" in section:
+        section.sequence_length = sequence_length or min(section.sequence_length, positions)
+    section = as_config(config, overrides).feeds.task
+    if section.get("sequence_length", 0) > positions:
+        raise BadInput(
+            f"sequence_length={section.sequence_length} exceeds the max_positions={positions} of "
+            f"{os.fspath(model_dir)!r}"
+        )
     names = interop.labels(read_json(folder / "config.json"), model.config)
     if names and "labels" in section and not section.labels and not section.get("label_file"):
         section.labels = tuple(names)
@@ -175,8 +179,11 @@ def evaluate_task(
     check_answers(feed, model.config, names, os.fspath(model_dir))
     reader = feed.read(tokenizer)
     assert reader.answers is not None
-    rows = reader.heldout(batch_size, None, ALONE)
-    answers = reader.answers(predict(model, params, rows, feed.head, sharding.make_mesh(1)))
+    rows, mesh = (
+        reader.heldout(batch_size, None, ALONE),
+        sharding.make_mesh(devices_for(batch_size)),
+    )
+    answers = reader.answers(predict(model, params, rows, feed.head, mesh))
     written = []
     if out:
         for ending, text in answers.files.items():
@@ -191,9 +198,14 @@ def evaluate_task(
         "labels": list(feed.labels),
         "metric": metric_of(feed),
         **SCORES[feed.score].of(answers, feed),
-        "notices": [*feed.notices, *reader.notices],
+        "notices": list(dict.fromkeys((*feed.notices, *reader.notices))),
         **({"answers": written} if out else {}),
     }
+
+
+def devices_for(batch_size: int) -> int:
+    """Every device (-1), or one if the batch does not split over them."""
+    return -1 if isinstance(batch_size, int) and batch_size % len(jax.devices()) == 0 else 1
 
 
 def check_answers(feed: Feed, config: Any, names: Any, shown: str) -> None:

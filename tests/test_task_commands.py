@@ -34,17 +34,21 @@ def task_file(path, rows=160):
 
 def test_finetune_learns_writes_predictions_and_a_model(finished, tmp_path):
     file = task_file(tmp_path / "task.tsv")
-    results = task_commands.finetune(
-        str(finished[1] / "student"),
-        str(file),
-        tmp_path / "ft",
-        text_column="sentence",
-        label_column="label",
-        epochs=4,
-        batch_size=8,
-        learning_rate=3e-3,
-        sequence_length=16,
-    )
+
+    def finetune(epochs=4):
+        return task_commands.finetune(
+            str(finished[1] / "student"),
+            str(file),
+            tmp_path / "ft",
+            text_column="sentence",
+            label_column="label",
+            epochs=epochs,
+            batch_size=8,
+            learning_rate=3e-3,
+            sequence_length=16,
+        )
+
+    results = finetune()
     assert results["accuracy"] > max(results["majority_accuracy"], 0.5) + 0.2
     rows = pathlib.Path(results["predictions"][0]).read_text().splitlines()
     assert rows[0] == "label\tprediction\ttext" and len(rows) == 1 + results["heldout_examples"]
@@ -53,30 +57,9 @@ def test_finetune_learns_writes_predictions_and_a_model(finished, tmp_path):
     model, params = interop.from_pretrained(tmp_path / "ft" / "model")
     assert isinstance(model, Model) and model.config.heads == ("sequence_classification",)
     assert jax.tree.leaves(params)
-    again = task_commands.finetune(
-        str(finished[1] / "student"),
-        str(file),
-        tmp_path / "ft",
-        text_column="sentence",
-        label_column="label",
-        epochs=4,
-        batch_size=8,
-        learning_rate=3e-3,
-        sequence_length=16,
-    )
-    assert again["accuracy"] == results["accuracy"]
+    assert finetune()["accuracy"] == results["accuracy"]
     with pytest.raises(BadInput, match="epochs"):
-        task_commands.finetune(
-            str(finished[1] / "student"),
-            str(file),
-            tmp_path / "ft",
-            text_column="sentence",
-            label_column="label",
-            epochs=3,
-            batch_size=8,
-            learning_rate=3e-3,
-            sequence_length=16,
-        )
+        finetune(epochs=3)
 
 
 def test_finetune_holds_its_workdir_and_says_when_the_disk_is_full(finished, tmp_path, monkeypatch):
@@ -227,7 +210,7 @@ def test_every_kind_of_task_from_its_file_to_its_scores(
     folder = tmp_path / "w" / "model"
     assert interop.read_config(folder).heads == (head,)
     code, again = command(
-        capsys, "evaluate", f"--model={folder}", *where, out, *settings, "--task.sequence_length=24"
+        capsys, "evaluate", f"--model={folder}", *where, out, *settings, "--sequence_length=24"
     )
     assert code == 0, again
     metric = found["metric"]
@@ -330,3 +313,20 @@ def test_a_model_is_judged_by_its_own_labels(encoder, tmp_path, capsys):
     assert code == 2 and "no head 'sequence_classification'" in said
     code, said = command(capsys, "evaluate", f"--model={encoder}", *where, "--task.heder=no")
     assert code == 2 and "did you mean" in said and "header" in said
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (("--data=x.tsv",), ["--data", "--task"]),
+        (("--out=x",), ["--out", "--task"]),
+        (("--task.header=no",), ["--task=NAME"]),
+        (("--task=cola", "--source=x.txt"), ["--source does not go with --task"]),
+        (("--task=cola", "--teacher=x"), ["--teacher does not go with --task"]),
+        (("--task=cola", "--data=x", "--sequence_length=1000"), ["1000", "max_positions=48"]),
+        (("--task=colla", "--data=x"), ["did you mean 'cola'"]),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(encoder, capsys, options, words):
+    code, said = command(capsys, "evaluate", f"--model={encoder}", *options)
+    assert code == 2 and all(word in said for word in words), said

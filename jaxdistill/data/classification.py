@@ -78,9 +78,11 @@ def classification(
         head="sequence_classification",
         losses=("classification",),
         labels=ours.names,
-        score="classification",
+        score="binary" if len(names) == 2 else "classification",
         usual=int(counts.argmax()),
-        notices=(*train.notices, *ours.notices, *held.notices, *theirs.notices),
+        notices=tuple(
+            dict.fromkeys((*train.notices, *ours.notices, *held.notices, *theirs.notices))
+        ),
     )
 
 

@@ -1,5 +1,5 @@
 """The wanted columns of tables: .tsv, .txt, .csv or .jsonl, or of files whose lines belong together.
-Called by classification and tagging."""
+Called by examples."""
 
 from __future__ import annotations
 

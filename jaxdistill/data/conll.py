@@ -1,7 +1,7 @@
 """Tagged sentences from files: CoNLL columns, or words and tags in the same lines of two files.
 
-For named entities, chunks, parts of speech and slots. `tagged` makes rows of them. Called by the feed
-of sequence tagging."""
+For named entities, chunks, parts of speech and slots. `tagged` makes rows of them. Called by
+tagging."""
 
 from __future__ import annotations
 
@@ -150,12 +150,8 @@ def read_parallel_tags(
 
 def _all_lines(path: epath.PathLike) -> tuple[list[str], str]:
     """The lines of a file without their ends, and its name for messages."""
-    file = epath.Path(path).expanduser()
+    file = files.find(path, "tagged file")
     shown = os.fspath(file)
-    if not file.exists() or file.is_dir():
-        raise BadInput(
-            f"tagged file {shown!r} does not exist or is a folder; {files.nearest_beside(file)}"
-        )
     lines, size = [], 0
     for line in text_files.read_lines(file):
         size += len(line) + _LINE_OVERHEAD

@@ -104,6 +104,8 @@ def read_parts(
             where, source=train, heldout=held, text_column="text", label_column="package"
         )
     whole = read(where.source, where.label_source, where, known_labels)
+    if where.heldout == where.source:
+        return whole, whole
     if not where.heldout:
         return split(whole, where.heldout_fraction)
     known = known_labels or tuple(dict.fromkeys(whole.labels))
@@ -143,11 +145,19 @@ def split(examples: Examples, fraction: float = 0.1) -> tuple[Examples, Examples
     """A training and a held-out part of one file, by a digest of each text: equal texts stay
     together. Raises `BadInput` if one of the parts would be empty."""
     second = examples.pairs or ("",) * len(examples)
-    held = [files.is_apart(f"{a}\t{b}", fraction) for a, b in zip(examples.texts, second)]
-    if all(held) or not any(held):
+    train, held = parted([f"{a}\t{b}" for a, b in zip(examples.texts, second)], fraction)
+    return examples.take(train), dataclasses.replace(examples.take(held), notices=())
+
+
+def parted(texts: Sequence[str], fraction: float) -> tuple[list[int], list[int]]:
+    """The numbers of the texts to learn from, and of those that are kept apart, by a digest of each.
+    Raises `BadInput` if one of the parts would be empty."""
+    apart = [files.is_apart(text, fraction) for text in texts]
+    if all(apart) or not any(apart):
         raise BadInput(
-            f"{len(held)} examples are too few to keep {fraction:.0%} of them apart: give a second file"
+            f"{len(apart)} examples are too few to keep {fraction:.0%} of them apart: give a second file"
         )
-    parts = ([row for row, apart in enumerate(held) if apart == wanted] for wanted in (False, True))
-    train, heldout = (examples.take(rows) for rows in parts)
-    return train, heldout
+    train, held = (
+        [row for row, is_held in enumerate(apart) if is_held == wanted] for wanted in (False, True)
+    )
+    return train, held

@@ -89,8 +89,8 @@ class Reader(NamedTuple):
 
     `train(batch_size, first_row, share)`: batches without end, shuffled, from global row `first_row`
     on; a row is a function of the seed and its number alone, so that a run resumes anywhere.
-    `heldout(batch_size, most, share)`: every held-out row once, in order, or a fixed sample of `most`
-    rows. Rows that fill the last batch count in no mask. Every host gets as many batches.
+    `heldout(batch_size, most, share)`: every held-out row once, those of a task by their `row`, or a
+    fixed sample of `most` rows. Rows that fill the last batch count in no mask. Every host gets as many batches.
     Batches may differ in length. `parts`: of a feed whose rows stay what they are from epoch to epoch.
     Of a task, `answers(outputs)`: what a network says of all held-out rows, from its head's outputs
     [N, ...] by name. `notices`: what the user should know of the rows."""

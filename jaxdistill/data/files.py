@@ -5,16 +5,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gzip
 import hashlib
+import io
 import json
 import logging
+import lzma
 import os
 import uuid
+import zlib
 from collections.abc import Collection, Iterator
 from typing import Any
 
 from etils import epath
 
+from jaxdistill import remote
 from jaxdistill.errors import BadInput, nearest, shortened
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -80,6 +85,38 @@ def clear_errors(doing: str, path: epath.PathLike) -> Iterator[None]:
             if os.strerror(number) in str(error):
                 raise BadInput(_explain(number, str(error), doing, path)) from error
         raise
+
+
+def find(path: epath.PathLike, what: str) -> epath.Path:
+    """The file at a path. Raises BadInput, which says `what` it should be, if there is none: it is
+    read more than once, so it may be no pipe."""
+    file = epath.Path(path).expanduser()
+    shown = os.fspath(file)
+    if not file.exists() or file.is_dir():
+        raise BadInput(f"{what} {shown!r} does not exist or is a folder; {nearest_beside(file)}")
+    if not remote.is_remote(file) and not os.path.isfile(file):
+        raise BadInput(f"{what} {shown!r} is no regular file (a pipe or a device): give a file")
+    return file
+
+
+@contextlib.contextmanager
+def unpacked(path: epath.Path) -> Iterator[Any]:
+    """A stream of a file's bytes that can be peeked at, .xz and .gz unpacked. Raises BadInput in one
+    line if it cannot be read."""
+    name = path.name.lower()
+    try:
+        with clear_errors("reading", path), contextlib.ExitStack() as stack:
+            # A bucket's file has neither peek nor readline(size).
+            stream: Any = stack.enter_context(io.BufferedReader(path.open("rb")))
+            if name.endswith(".xz"):
+                stream = stack.enter_context(lzma.open(stream, "rb"))
+            elif name.endswith(".gz"):
+                stream = stack.enter_context(gzip.open(stream, "rb"))
+            yield stream
+    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+        raise BadInput(
+            f"{os.fspath(path)!r} is cut short or damaged ({error}): fetch or pack it again"
+        ) from error
 
 
 def _explain(number: int, error: str, doing: str, path: epath.PathLike) -> str:

@@ -1,6 +1,7 @@
 """The nine tasks of GLUE (Wang et al. 2019, arXiv:1804.07461) in their official files, a row each.
 
-`source` is the folder that holds train.tsv and dev.tsv, or one such file. Where the number that counts
+`source` is the folder that holds train.tsv and dev.tsv, or one such file; the folder as `heldout` too
+reads its dev file alone. Where the number that counts
 is a mean of two on the leader board, both are reported and the first one is chosen by. Called by tasks."""
 
 from __future__ import annotations
@@ -77,7 +78,9 @@ def _task(name: str, row: GlueTask) -> Callable[..., Feed]:
                 f"train.tsv and {row.dev}.tsv"
             )
         folder = epath.Path(source).expanduser()
-        if folder.is_dir():
+        if folder.is_dir() and heldout == source:
+            source = heldout = _file(folder, row.dev)
+        elif folder.is_dir():
             source, heldout = _file(folder, "train"), heldout or _file(folder, row.dev)
         texts = Texts(
             source=source,

@@ -47,9 +47,9 @@ def question_answering(
 ) -> Feed:
     """Questions about a text, each answered by a part of it, or not at all.
 
-    `source` and `heldout`: files in SQuAD's form, version 1.1 or 2.0. `without_articles_of`: another such file, whose
-    articles are left out of the training questions; `heldout_without_articles_of` likewise of the held-out
-    ones. `null_threshold`: how much better "no answer" must be than the best answer. Raises `BadInput`
+    `source` and `heldout`: files in SQuAD's form, version 1.1 or 2.0. `without_articles_of`: another
+    such file, whose articles are left out of the training questions; `heldout_without_articles_of`
+    likewise of the held-out ones. `null_threshold`: how much better "no answer" must be than the best answer. Raises `BadInput`
     for files that cannot be used."""
     for name, given in (("source", source), ("heldout", heldout)):
         if not given:
@@ -57,9 +57,11 @@ def question_answering(
                 f"config.feeds.{about.name}.{name} is empty: give a file in SQuAD's form, as train-v2.0.json"
             )
     train = read_squad(source, without_articles_of=without_articles_of, skip_bad_rows=skip_bad_rows)
-    held = read_squad(
-        heldout, without_articles_of=heldout_without_articles_of, skip_bad_rows=skip_bad_rows
-    )
+    held = train
+    if (heldout, heldout_without_articles_of) != (source, without_articles_of):
+        held = read_squad(
+            heldout, without_articles_of=heldout_without_articles_of, skip_bad_rows=skip_bad_rows
+        )
     if not train.labelled:
         raise BadInput(f"{source!r} has no answers to learn from; give a file with labels")
     impossible = bool(train.impossible.any() or held.impossible.any())
@@ -88,7 +90,7 @@ def question_answering(
         head="question_answering",
         losses=("span_start", "span_end"),
         score="spans",
-        notices=(*train.notices, *held.notices),
+        notices=tuple(dict.fromkeys((*train.notices, *held.notices))),
     )
 
 

@@ -38,7 +38,7 @@ def regression(about: About, *, texts: Texts, rows: RowSettings) -> Feed:
         losses=("regression",),
         score="regression",
         usual=float(ours.mean()),
-        notices=(*train.notices, *held.notices),
+        notices=tuple(dict.fromkeys((*train.notices, *held.notices))),
     )
 
 

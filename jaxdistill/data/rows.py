@@ -81,8 +81,8 @@ class _Source:
 
     @functools.cached_property
     def pool(self) -> Callable[[int], np.ndarray]:
-        """The rows of a stretch of batches: int64 [batches, batch size]. One is held, since batches are
-        asked for in order."""
+        """The rows of a stretch of batches: int64 [batches, batch size]. The last two are held,
+        since batches are asked for in order."""
         return functools.lru_cache(2)(self._pool)
 
     @property

@@ -6,13 +6,9 @@ answers are spans of a context, read from their files.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import gzip
 import json
-import lzma
 import os
-import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -218,18 +214,9 @@ def _json(text: str, place: str) -> Any:
 
 def _unpacked(file: epath.Path) -> str:
     """All of a UTF-8 file, .xz and .gz unpacked. Raises `BadInput` where that cannot be."""
-    shown = os.fspath(file)
-    if not file.exists() or file.is_dir():
-        raise BadInput(
-            f"SQuAD file {shown!r} does not exist or is a folder; {files.nearest_beside(file)}"
-        )
+    shown = os.fspath(files.find(file, "SQuAD file"))
     try:
-        with files.clear_errors("reading", file), contextlib.ExitStack() as stack:
-            stream: Any = stack.enter_context(file.open("rb"))
-            if file.name.endswith(".xz"):
-                stream = stack.enter_context(lzma.open(stream, "rb"))
-            elif file.name.endswith(".gz"):
-                stream = stack.enter_context(gzip.open(stream, "rb"))
+        with files.unpacked(file) as stream:
             content = stream.read(LARGEST_FILE + 1)
         not_text.check_bytes(content[:512], shown)
         if len(content) > LARGEST_FILE:
@@ -238,10 +225,6 @@ def _unpacked(file: epath.Path) -> str:
     except UnicodeDecodeError as error:
         raise BadInput(
             f"{shown!r} is not UTF-8 text at byte {error.start:,}: convert it, e.g. with iconv -f latin1 -t utf-8"
-        ) from error
-    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
-        raise BadInput(
-            f"{shown!r} is cut short or damaged ({error}): fetch or pack it again"
         ) from error
 
 

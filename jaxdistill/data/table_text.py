@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import codecs
-import contextlib
 import dataclasses
-import gzip
-import io
 import itertools
-import lzma
 import os
-import zlib
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from etils import epath
 
-from jaxdistill import remote
 from jaxdistill.data import files, not_text, text_files
 from jaxdistill.errors import BadInput
 
@@ -57,15 +50,10 @@ def read_text(path: epath.PathLike) -> Text:
     Raises:
         BadInput: no such file; it cannot be read, is no text, or has more than fits into memory.
     """
-    file = _find(path)
+    file = files.find(path, "task file")
     shown = os.fspath(file)
     try:
-        with files.clear_errors("reading", file), contextlib.ExitStack() as stack:
-            stream: Any = stack.enter_context(io.BufferedReader(file.open("rb")))
-            if file.name.lower().endswith(".xz"):
-                stream = stack.enter_context(lzma.open(stream, "rb"))
-            elif file.name.lower().endswith(".gz"):
-                stream = stack.enter_context(gzip.open(stream, "rb"))
+        with files.unpacked(file) as stream:
             encoding = _encoding(stream.peek(512)[:512], shown)
             chunks: Iterator[bytes] = iter(lambda: stream.read(_CHUNK), b"")
             return _split(chunks if encoding == "utf-8" else _in_utf8(chunks, encoding), shown)
@@ -73,22 +61,6 @@ def read_text(path: epath.PathLike) -> Text:
         raise BadInput(
             f"{shown!r} begins as {error.encoding} text but is none ({error.reason}): is it cut short? Write it anew"
         ) from error
-    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
-        raise BadInput(
-            f"{shown!r} is cut short or damaged ({error}): fetch or pack it again"
-        ) from error
-
-
-def _find(path: epath.PathLike) -> epath.Path:
-    file = epath.Path(path).expanduser()
-    shown = os.fspath(file)
-    if not file.exists() or file.is_dir():
-        raise BadInput(
-            f"task file {shown!r} does not exist or is a folder; {files.nearest_beside(file)}"
-        )
-    if not remote.is_remote(file) and not os.path.isfile(file):
-        raise BadInput(f"task file {shown!r} is no regular file (a pipe or a device): give a file")
-    return file
 
 
 def _encoding(head: bytes, shown: str) -> str:

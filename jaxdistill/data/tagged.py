@@ -1,7 +1,7 @@
 """Words to word pieces and back: rows for a token classifier, and a tag for every word again.
 
 A word is tagged at its first piece. Nothing is lost where text is longer than a row: sentences are cut
-between words into several rows, and every word is in exactly one. Called by the feed of sequence tagging."""
+between words into several rows, and every word is in exactly one. Called by tagging."""
 
 from __future__ import annotations
 

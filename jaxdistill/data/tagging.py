@@ -15,7 +15,7 @@ from jaxdistill.data import encoded, files, tokenizers
 from jaxdistill.data.classification import label_names
 from jaxdistill.data.conll import Tagged, read_conll, read_parallel_tags, with_bio_tags
 from jaxdistill.data.encoded import Encoded, join
-from jaxdistill.data.examples import Fraction, Names, RowSettings, several
+from jaxdistill.data.examples import Fraction, Names, RowSettings, parted, several
 from jaxdistill.data.feeds import About, Answers, Feed, Order, Outputs, Parts, Reader, Shape
 from jaxdistill.data.rows import reader_of
 from jaxdistill.data.tagged import NOT_READ, Pieces, decode, number_tags, pieces, tag_names
@@ -37,7 +37,7 @@ class TaggedTexts:
     token_column: int = 0
     tag_column: int = -1
     separator: str = ""
-    scheme: Literal["auto", "BIO", "IOB1", "IOBES", "plain"] = "auto"
+    scheme: Literal["auto", "BIO", "IOB1", "IOBES", "BILOU", "plain"] = "auto"
     skip_bad_rows: bool = False
 
 
@@ -64,14 +64,18 @@ def tagging(
     train, scheme = with_bio_tags(whole, texts.scheme)
     # Of a file that is parted here both parts tell the tags: a rare one may be in one of them.
     names = tag_names(train, label_names(labels, label_file) or ())
-    if texts.heldout:
+    held = train
+    if not texts.heldout:
+        sentences = [" ".join(words) for words in train.tokens]
+        ours, theirs = parted(sentences, texts.heldout_fraction)
+        train, held = train.take(ours), dataclasses.replace(train.take(theirs), notices=())
+    elif texts.heldout != texts.source:
         held, _ = with_bio_tags(_read(texts.heldout, texts.heldout_tag_source, texts), scheme)
-    else:
-        train, held = _split(train, texts.heldout_fraction)
-    digests = {}
-    for part, tagged in (("train", train), ("heldout", held)):
-        number_tags(tagged, names, unseen_labels)  # refused before anything is made
-        digests[part] = files.digest_of([tagged.tokens, tagged.tags, names])
+    number_tags(held, names, unseen_labels)  # refused before anything is made
+    digests = {
+        part: files.digest_of([tagged.digest, names])
+        for part, tagged in (("train", train), ("heldout", held))
+    }
     counts = Counter(tag for tags in train.tags or () for tag in tags)
 
     def read(tokenizer: Any) -> Reader:
@@ -82,7 +86,7 @@ def tagging(
         order = Order(about.seed, length, rows.buckets)
         parts = Parts(_rows(ours, pad).rows, _rows(theirs, pad).rows, order)
         answers = functools.partial(_answers, held, theirs, names)
-        return reader_of(parts, answers, (*ours.notices, *theirs.notices))
+        return reader_of(parts, answers, tuple(dict.fromkeys((*ours.notices, *theirs.notices))))
 
     length = (rows.sequence_length,)
     return Feed(
@@ -99,7 +103,7 @@ def tagging(
         labels=names,
         score="tagging" if scheme == "plain" else "entities",
         usual=names.index(counts.most_common(1)[0][0]),
-        notices=(*train.notices, *held.notices),
+        notices=tuple(dict.fromkeys((*train.notices, *held.notices))),
     )
 
 
@@ -123,27 +127,6 @@ def _read(source: str, tag_source: str, texts: TaggedTexts) -> Tagged:
         tuple(place for part in found for place in part.places),
         tuple(notice for part in found for notice in part.notices),
     )
-
-
-def _split(tagged: Tagged, fraction: float) -> tuple[Tagged, Tagged]:
-    """A training and a held-out part, by a digest of each sentence: equal ones stay together."""
-    apart = [files.is_apart(" ".join(words), fraction) for words in tagged.tokens]
-    if all(apart) or not any(apart):
-        raise BadInput(
-            f"{len(apart)} sentences are too few to keep {fraction:.0%} of them apart: give a second file"
-        )
-    parts = []
-    for wanted in (False, True):
-        chosen = [row for row, held in enumerate(apart) if held == wanted]
-        parts.append(
-            Tagged(
-                tuple(tagged.tokens[row] for row in chosen),
-                tuple((tagged.tags or ())[row] for row in chosen),
-                tuple(tagged.places[row] for row in chosen),
-                () if wanted else tagged.notices,
-            )
-        )
-    return parts[0], parts[1]
 
 
 def _rows(found: Pieces, pad: int) -> Encoded:

@@ -3,18 +3,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import gzip
 import hashlib
-import io
 import itertools
 import json
-import lzma
 import os
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 from etils import epath
 
@@ -141,14 +135,7 @@ def read_lines(path: epath.Path) -> Iterator[str]:
     shown = os.fspath(path)
     number = 0
     try:
-        with files.clear_errors("reading", path), contextlib.ExitStack() as stack:
-            stream: Any = stack.enter_context(
-                io.BufferedReader(path.open("rb"))
-            )  # a bucket's file has no readline(size)
-            if path.name.endswith(".xz"):
-                stream = stack.enter_context(lzma.open(stream, "rb"))
-            elif path.name.endswith(".gz"):
-                stream = stack.enter_context(gzip.open(stream, "rb"))
+        with files.unpacked(path) as stream:
             not_text.check_bytes(stream.peek(512)[:512], shown)
             for number, line in enumerate(
                 iter(lambda: stream.readline(LARGEST_LINE + 1), b""), start=1
@@ -162,10 +149,6 @@ def read_lines(path: epath.Path) -> Iterator[str]:
         raise BadInput(
             f"{shown!r} line {number} is not UTF-8 text (byte 0x{error.object[error.start]:02x}): "
             "convert it, e.g. with iconv -f latin1 -t utf-8"
-        ) from error
-    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
-        raise BadInput(
-            f"{shown!r} is cut short or damaged ({error}): fetch or pack it again"
         ) from error
 
 

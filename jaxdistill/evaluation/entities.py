@@ -1,6 +1,6 @@
 """How well sequences are tagged: entities as CoNLL's script counts them, words, and whole sentences.
 
-Called by the score of sequence tagging. Tags are BIO or plain (`data.conll.to_bio` converts others).
+Called by scores. Tags are BIO or plain (`data.conll.to_bio` converts others).
 Entities are scored by `seqeval` in its default mode, words by `scikit-learn`."""
 
 from __future__ import annotations

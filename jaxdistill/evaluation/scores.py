@@ -27,14 +27,17 @@ class Score:
 
 
 def classification(answers: Answers, feed: Feed) -> Numbers:
-    """`accuracy`, `macro_f1` and `loss` (nats); of two classes also `f1`, of the second, and
-    `matthews`; `majority_accuracy`, of always answering the most frequent class of the training rows."""
-    logits_NxC, labels_N = answers.found, answers.truth
-    found = numbers.classification(logits_NxC, labels_N)
-    if len(feed.labels) == 2:
-        found |= numbers.binary(logits_NxC, labels_N, positive=1)
-    usual = numbers.majority(labels_N, int(feed.usual))
+    """`accuracy`, `macro_f1` and `loss` (nats); `majority_accuracy`, of always answering the most
+    frequent class of the training rows."""
+    found = numbers.classification(answers.found, answers.truth)
+    usual = numbers.majority(answers.truth, int(feed.usual))
     return {**found, "majority_accuracy": usual["accuracy"]}
+
+
+def binary(answers: Answers, feed: Feed) -> Numbers:
+    """The same of two classes, and `f1`, of the second one, and `matthews`."""
+    of_two = numbers.binary(answers.found, answers.truth, positive=1)
+    return {**classification(answers, feed), **of_two}
 
 
 def regression(answers: Answers, feed: Feed) -> Numbers:
@@ -67,9 +70,8 @@ def spans(answers: Answers, feed: Feed) -> Numbers:
 SCORES = Table(
     "score",
     {
-        "classification": Score(
-            classification, ("accuracy", "f1", "matthews", "macro_f1"), ("loss",)
-        ),
+        "classification": Score(classification, ("accuracy", "macro_f1"), ("loss",)),
+        "binary": Score(binary, ("accuracy", "f1", "matthews", "macro_f1"), ("loss",)),
         "entities": Score(
             entities,
             ("entity_f1", "entity_precision", "entity_recall", "token_accuracy", "frame_accuracy"),

@@ -63,7 +63,8 @@ def test_columns_are_those_that_transformers_reads(name, tmp_path, monkeypatch):
         assert list(ours.pairs or [None] * 6) == [example.text_b for example in expected]
         assert list(ours.labels) == [example.label for example in expected]
     assert list(feed.labels) == [label for label in processor.get_labels() if label is not None]
-    assert feed.score == ("classification" if feed.labels else "regression")
+    scores = {0: "regression", 2: "binary", 3: "classification"}
+    assert feed.score == scores[len(feed.labels)]
 
 
 def test_a_heldout_file_of_ones_own_and_files_in_place_of_the_folder(tmp_path):
@@ -73,6 +74,8 @@ def test_a_heldout_file_of_ones_own_and_files_in_place_of_the_folder(tmp_path):
         "it", defaults.task("rte", source=folder, heldout=str(tmp_path / "other.tsv")), 0
     )
     assert feed.tables["heldout"].endswith("other.tsv")
+    both = open_task("it", defaults.task("rte", source=folder, heldout=folder), 0)
+    assert both.tables["train"] == both.tables["heldout"] == str(tmp_path / "dev.tsv")
     single = defaults.task("rte", source=str(tmp_path / "train.tsv"), heldout_fraction=0.5)
     feed = open_task("it", single, 0)
     assert feed.rows + feed.heldout_rows == 6 and feed.labels == ("entailment", "not_entailment")

@@ -1,11 +1,15 @@
 """Every score from what a task answers, and predictions that do not depend on batches or devices."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
+from jaxdistill.data.answers import Decoded
 from jaxdistill.data.feeds import Answers, Feed, only
+from jaxdistill.data.squad import Answer, Question, Questions
 from jaxdistill.evaluation.predictions import predict
 from jaxdistill.evaluation.scores import SCORES, metric_of
 from jaxdistill.models import Model
@@ -27,7 +31,8 @@ def classifier(head, **changes):
 def test_classes_are_judged_as_scikit_learn_does(classes):
     logits, labels = RNG.normal(size=(50, classes)), RNG.integers(0, classes, 50)
     task = feed("classification", tuple("abcd"[:classes]), usual=1)
-    found = SCORES["classification"].of(Answers(labels, logits, {}), task)
+    task = dataclasses.replace(task, score="binary" if classes == 2 else "classification")
+    found = SCORES[task.score].of(Answers(labels, logits, {}), task)
     answers = logits.argmax(-1)
     assert found["accuracy"] == pytest.approx(accuracy_score(labels, answers))
     assert found["macro_f1"] == pytest.approx(f1_score(labels, answers, average="macro"))
@@ -37,7 +42,7 @@ def test_classes_are_judged_as_scikit_learn_does(classes):
         assert found["f1"] == pytest.approx(f1_score(labels, answers))
         assert found["matthews"] == pytest.approx(matthews_corrcoef(labels, answers))
     assert metric_of(task) == "accuracy"
-    assert metric_of(feed("classification", metric="matthews")) == "matthews"
+    assert metric_of(feed("binary", metric="matthews")) == "matthews"
 
 
 def test_numbers_are_judged_beside_the_mean():
@@ -49,11 +54,27 @@ def test_numbers_are_judged_beside_the_mean():
     assert found["mean_baseline_mse"] == pytest.approx(np.mean(targets**2))
 
 
+QUESTION = Question("q", "", "a b", "?", (Answer("a", 0),), False)
+DECODED = Decoded(("a",), ("a",), ((),), None)
+EXAMPLES = {
+    "classification": (np.array([0, 1, 2]), np.eye(3)),
+    "binary": (np.array([0, 1]), np.eye(2)),
+    "regression": (np.array([0.0, 1.0]), np.array([0.5, 0.7])),
+    "entities": ([["O", "B-x"]], [["O", "B-x"]]),
+    "tagging": ([["N", "V"]], [["N", "N"]]),
+    "spans": (Questions((QUESTION,)), DECODED),
+}
+
+
 @pytest.mark.parametrize("score", SCORES)
-def test_what_a_score_names_it_has(score):
-    """A stage may choose its best state by any of them."""
+def test_what_a_score_names_it_gives(score):
+    """A stage may choose its best state by any of these numbers, and finds out in the middle."""
     row = SCORES[score]
+    truth, found = EXAMPLES[score]
+    labels = {"classification": "abc", "binary": "ab", "entities": ("O", "B-x"), "tagging": "NV"}
+    numbers = row.of(Answers(truth, found, {}), feed(score, tuple(labels.get(score, ()))))
     assert row.higher and not set(row.higher) & set(row.lower)
+    assert {*row.higher, *row.lower} <= numbers.keys()
 
 
 @pytest.mark.parametrize("head", ["sequence_classification", "token_classification"])
