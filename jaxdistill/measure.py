@@ -4,7 +4,9 @@ Called by run."""
 from __future__ import annotations
 
 import functools
+import json
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +18,7 @@ from jaxdistill.data.feeds import MANY as WHOLE
 from jaxdistill.data.feeds import Answers, Batch, Feed
 from jaxdistill.data.text import NAME as TEXT
 from jaxdistill.evaluation import heldout
+from jaxdistill.evaluation.details import details, uncertainty
 from jaxdistill.evaluation.predictions import predict
 from jaxdistill.evaluation.scores import SCORES, metric_of
 from jaxdistill.models import Model, Params
@@ -125,8 +128,12 @@ class Measure:
         for feed in self.tasks_of(name):
             model, params = self.recipe.networks[name], self.networks[name]
             found[feed.name], answers = score_of(feed, model, params, self.readers, self.mesh)
+            more = details(answers, feed)
+            if (said := uncertainty(more, feed)) and hosts.first():
+                print(f"jaxdistill: network {name!r} on {feed.name!r}: {said}", file=sys.stderr)
+            files = {**answers.files, "details.json": json.dumps(report.plain(more), indent=2)}
             write = self.folder.write_predictions
-            hosts.together(functools.partial(write, feed.name, name, answers.files))
+            hosts.together(functools.partial(write, feed.name, name, files))
         return found
 
     def tasks_of(self, name: str) -> list[Feed]:

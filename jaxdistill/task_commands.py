@@ -15,6 +15,7 @@ from jaxdistill.configuration import Overrides, as_config, as_folder, load_confi
 from jaxdistill.data import tasks
 from jaxdistill.data.feeds import ALONE, Feed
 from jaxdistill.errors import BadInput, listed, shortened
+from jaxdistill.evaluation.details import details, uncertainty
 from jaxdistill.evaluation.predictions import predict
 from jaxdistill.evaluation.scores import SCORES, metric_of
 from jaxdistill.interop.hf_torch import read_json
@@ -184,6 +185,8 @@ def evaluate_task(
         sharding.make_mesh(devices_for(batch_size)),
     )
     answers = reader.answers(predict(model, params, rows, feed.head, mesh))
+    more = details(answers, feed)
+    said = [line] if (line := uncertainty(more, feed)) else []
     written = []
     if out:
         for ending, text in answers.files.items():
@@ -198,7 +201,8 @@ def evaluate_task(
         "labels": list(feed.labels),
         "metric": metric_of(feed),
         **SCORES[feed.score].of(answers, feed),
-        "notices": list(dict.fromkeys((*feed.notices, *reader.notices))),
+        "details": more,
+        "notices": list(dict.fromkeys((*feed.notices, *reader.notices, *said))),
         **({"answers": written} if out else {}),
     }
 

@@ -50,7 +50,11 @@ def test_finetune_learns_writes_predictions_and_a_model(finished, tmp_path):
 
     results = finetune()
     assert results["accuracy"] > max(results["majority_accuracy"], 0.5) + 0.2
-    rows = pathlib.Path(results["predictions"][0]).read_text().splitlines()
+    rows = (
+        next(pathlib.Path(p) for p in results["predictions"] if p.endswith("tsv"))
+        .read_text()
+        .splitlines()
+    )
     assert rows[0] == "label\tprediction\ttext" and len(rows) == 1 + results["heldout_examples"]
     right = np.mean([row.split("\t")[0] == row.split("\t")[1] for row in rows[1:]])
     assert right == pytest.approx(results["accuracy"])
@@ -225,7 +229,9 @@ def test_every_kind_of_task_from_its_file_to_its_scores(
         ending = path.name.split(".", 1)[1]
         if ending in ("tsv", "predictions.json"):  # the others hold long numbers
             assert path.read_text() == written.pop(ending).read_text()
-    assert written.keys() <= {"nbest_predictions.json", "null_odds.json"}
+    assert written.keys() <= {"nbest_predictions.json", "null_odds.json", "details.json"}
+    low, high = again["details"]["interval"]
+    assert low - 1e-9 <= again[metric] <= high + 1e-9 and "uncertain" in again["notices"][-1]
     if task == "tagging":
         assert found["entity_f1"] > 0.7 > found["majority_entity_f1"]
         assert found["labels"][0] == "O" and "B-PER" in found["labels"]

@@ -3,7 +3,7 @@
 A sample draws as many rows as there are, with replacement, and is scored again; the interval holds
 the middle `level` of the scores of all samples. The same seed gives the same interval.
 
-Called by scores. Letters: N rows, S samples, K distinct pairs of label and answer, C classes."""
+Called by details. Letters: N rows, S samples, K distinct pairs of label and answer, C classes."""
 
 from __future__ import annotations
 

@@ -1,0 +1,89 @@
+"""What stands behind the number of a task that counts: a 95 % interval, and a row for each class, tag or
+type of entity. Add one: a row here, by the name of a score. Called by measure and task_commands."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jaxdistill.data.feeds import Answers, Feed
+from jaxdistill.evaluation import bootstrap, entities, numbers, spans
+from jaxdistill.evaluation.bootstrap import Interval
+from jaxdistill.evaluation.scores import metric_of
+
+Details = dict[str, Any]
+
+
+def details(answers: Answers, feed: Feed) -> Details:
+    """Of a network's answers: `metric`, its `interval` [low, high], and what else there is to tell,
+    JSON-ready; {} for a score of one's own."""
+    if feed.score not in DETAILS:
+        return {}
+    interval, more = DETAILS[feed.score](answers, feed)
+    return {"metric": metric_of(feed), "interval": list(interval), **more}
+
+
+def uncertainty(found: Details, feed: Feed) -> str:
+    """A line on how certain a number of few rows is; "" of many, and without an interval."""
+    if not found:
+        return ""
+    (low, high), name = found["interval"], found["metric"].replace("_", " ")
+    return bootstrap.uncertainty_note(feed.heldout_rows, low, high, name) or ""
+
+
+def classes(answers: Answers, feed: Feed) -> tuple[Interval, Details]:
+    """`classes`: precision, recall, F1 and support of each; `confusion` [C, C]: true class by answer."""
+    labels_N, found_N = answers.truth, np.argmax(answers.found, -1)
+    rows = numbers.per_class(labels_N, found_N, len(feed.labels))
+    return bootstrap.interval_of_classes(labels_N, found_N, metric_of(feed)), {
+        "classes": [{**row, "label": feed.labels[int(row["label"])]} for row in rows],
+        "confusion": numbers.confusion(labels_N, found_N, len(feed.labels)).tolist(),
+    }
+
+
+def regression(answers: Answers, feed: Feed) -> tuple[Interval, Details]:
+    """The interval of the correlation."""
+    return bootstrap.correlation_interval(answers.found, answers.truth, metric_of(feed)), {}
+
+
+def entity_types(answers: Answers, feed: Feed) -> tuple[Interval, Details]:
+    """`entities`: precision, recall, F1 and support of each type. Sentences are drawn, not words."""
+    counts_Sx3 = entities.entity_counts(answers.truth, answers.found)
+
+    def f1(rows_S: np.ndarray) -> float:
+        right, found, true = counts_Sx3[rows_S].sum(axis=0)
+        return float(2 * right / max(found + true, 1))
+
+    rows = entities.entity_rows(answers.truth, answers.found)
+    more = {"entities": [dataclasses.asdict(row) for row in rows]}
+    return bootstrap.interval(f1, len(counts_Sx3)), more
+
+
+def words(answers: Answers, feed: Feed) -> tuple[Interval, Details]:
+    """The interval of the share of right words. Sentences are drawn."""
+    counts_Sx2 = entities.word_counts(answers.truth, answers.found)
+
+    def accuracy(rows_S: np.ndarray) -> float:
+        right, all_words = counts_Sx2[rows_S].sum(axis=0)
+        return float(right / max(all_words, 1))
+
+    return bootstrap.interval(accuracy, len(counts_Sx2)), {}
+
+
+def questions(answers: Answers, feed: Feed) -> tuple[Interval, Details]:
+    """The interval of the mean over questions."""
+    shares = spans.each(answers.truth, answers.found.texts)
+    return bootstrap.interval_of_mean(getattr(shares, metric_of(feed))), {}
+
+
+DETAILS: dict[str, Callable[[Answers, Feed], tuple[Interval, Details]]] = {
+    "classification": classes,
+    "binary": classes,
+    "regression": regression,
+    "entities": entity_types,
+    "tagging": words,
+    "spans": questions,
+}
