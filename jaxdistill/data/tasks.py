@@ -14,6 +14,7 @@ from jaxdistill.data.feeds import About, Feed
 from jaxdistill.data.glue import GLUE_TASKS
 from jaxdistill.data.question_answering import question_answering
 from jaxdistill.data.regression import regression
+from jaxdistill.data.similarity import similarity
 from jaxdistill.data.tagging import tagging
 from jaxdistill.data.text import NAME as TEXT
 from jaxdistill.errors import BadInput, listed, nearest
@@ -29,6 +30,7 @@ TASKS: Table[Task] = Table(
         "regression": regression,
         "tagging": tagging,
         "question_answering": question_answering,
+        "similarity": similarity,
         **GLUE_TASKS,
     },
 )

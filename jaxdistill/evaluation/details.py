@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxdistill.data.feeds import Answers, Feed
-from jaxdistill.evaluation import bootstrap, entities, numbers, spans
+from jaxdistill.evaluation import bootstrap, entities, numbers, retrieval, spans
 from jaxdistill.evaluation.bootstrap import Interval
 from jaxdistill.evaluation.scores import metric_of
 
@@ -47,6 +47,13 @@ def classes(answers: Answers, feed: Feed) -> tuple[Interval, Details]:
 def regression(answers: Answers, feed: Feed) -> tuple[Interval, Details]:
     """The interval of the correlation."""
     return bootstrap.correlation_interval(answers.found, answers.truth, metric_of(feed)), {}
+
+
+def similarity(answers: Answers, feed: Feed) -> tuple[Interval, Details]:
+    """The interval of the correlation."""
+    first_NxE, second_NxE = answers.found
+    cosines = retrieval.similarities(first_NxE, second_NxE)
+    return bootstrap.correlation_interval(cosines, answers.truth, metric_of(feed)), {}
 
 
 def entity_types(answers: Answers, feed: Feed) -> tuple[Interval, Details]:
@@ -86,4 +93,5 @@ DETAILS: dict[str, Callable[[Answers, Feed], tuple[Interval, Details]]] = {
     "entities": entity_types,
     "tagging": words,
     "spans": questions,
+    "similarity": similarity,
 }

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable
 
 from jaxdistill.data.feeds import Answers, Feed
-from jaxdistill.evaluation import numbers
+from jaxdistill.evaluation import numbers, retrieval
 from jaxdistill.evaluation.entities import entity_scores
 from jaxdistill.evaluation.numbers import Numbers
 from jaxdistill.evaluation.spans import Search, evaluate
@@ -59,6 +59,12 @@ def tagging(answers: Answers, feed: Feed) -> Numbers:
     return entity_scores(answers.truth, answers.found, "plain", usual)
 
 
+def similarity(answers: Answers, feed: Feed) -> Numbers:
+    """`spearman` and `pearson` of the cosines of pairs of embeddings with the scores of the pairs."""
+    first_NxE, second_NxE = answers.found
+    return retrieval.pair_scores(first_NxE, second_NxE, answers.truth)
+
+
 def spans(answers: Answers, feed: Feed) -> Numbers:
     """`exact` and `f1` as SQuAD's script has them; where questions may be impossible also of both sorts
     apart, of never answering, and the best that a threshold would give."""
@@ -78,6 +84,7 @@ SCORES = Table(
         ),
         "tagging": Score(tagging, ("token_accuracy", "macro_f1", "frame_accuracy")),
         "spans": Score(spans, ("f1", "exact")),
+        "similarity": Score(similarity, ("spearman", "pearson")),
         "regression": Score(regression, ("pearson", "spearman"), ("mse",)),
     },
 )

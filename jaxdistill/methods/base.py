@@ -40,8 +40,8 @@ class Facts:
         """The losses of the task. Raises `BadInput` if the stage reads text."""
         if not self.losses:
             raise BadInput(
-                f"stage {self.stage!r} learns a labelled task, and its feed is text; set config.stages."
-                f"{self.stage}.feed to a task, a section of config.feeds"
+                f"stage {self.stage!r} learns a labelled task, and its feed is text, or a task that is only "
+                f"measured; set config.stages.{self.stage}.feed to another task, a section of config.feeds"
             )
         return self.losses
 

@@ -110,6 +110,27 @@ def test_a_number_for_a_text(tmp_path, tokenizer):
         opened("regression", source=table(tmp_path / "u.tsv"))
 
 
+def test_how_alike_two_texts_are(tmp_path, tokenizer):
+    """Every text is a row: the first ones, then the second ones; cosines against a loop."""
+    rows = [(text, f"{n % 5}", pair) for n, (text, _, pair) in enumerate(ROWS)]
+    held = table(tmp_path / "t.tsv", rows)
+    feed = opened("similarity", source=held, heldout=held, pair_column="2")
+    reader = feed.read(tokenizer)
+    assert feed.rows == 120 and feed.heldout_rows == 60 and not feed.losses
+    texts = reader.parts.heldout
+    whole = texts.fetch(np.arange(texts.number), 16)["input_ids"]
+    assert {tuple(row) for row in whole[60:]} == {tuple(row) for row in whole[60:63]}
+    vectors = np.random.default_rng(0).normal(size=(120, 5))
+    answers = reader.answers({"embedding": vectors})
+    line = answers.files["tsv"].splitlines()[1].split("\t")
+    a, b = vectors[0], vectors[60]
+    assert line[2:] == [*rows[0][::2]]
+    assert float(line[1]) == pytest.approx(a @ b / np.sqrt(a @ a * (b @ b)), abs=1e-4)
+    assert answers.truth[:3].tolist() == [0, 1, 2]
+    with pytest.raises(BadInput, match="pair_column is empty"):
+        opened("similarity", source=held)
+
+
 def test_split_keeps_equal_texts_together(tmp_path):
     rows = [(f"ba {n % 25}", "ab"[n % 2], "x") for n in range(100)]
     where = Texts(source=table(tmp_path / "a.tsv", rows), heldout_fraction=0.2)

@@ -59,6 +59,10 @@ DECODED = Decoded(("a",), ("a",), ((),), None)
 EXAMPLES = {
     "classification": (np.array([0, 1, 2]), np.eye(3)),
     "binary": (np.array([0, 1]), np.eye(2)),
+    "similarity": (
+        np.array([0.0, 1.0]),
+        np.array([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 2.0]]]),
+    ),
     "regression": (np.array([0.0, 1.0]), np.array([0.5, 0.7])),
     "entities": ([["O", "B-x"]], [["O", "B-x"]]),
     "tagging": ([["N", "V"]], [["N", "N"]]),
