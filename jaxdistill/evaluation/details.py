@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxdistill.data.cosines import similarities
 from jaxdistill.data.feeds import Answers, Feed
 from jaxdistill.evaluation import bootstrap, entities, numbers, retrieval, spans
 from jaxdistill.evaluation.bootstrap import Interval
@@ -52,8 +53,15 @@ def regression(answers: Answers, feed: Feed) -> tuple[Interval, Details]:
 def similarity(answers: Answers, feed: Feed) -> tuple[Interval, Details]:
     """The interval of the correlation."""
     first_NxE, second_NxE = answers.found
-    cosines = retrieval.similarities(first_NxE, second_NxE)
+    cosines = similarities(first_NxE, second_NxE)
     return bootstrap.correlation_interval(cosines, answers.truth, metric_of(feed)), {}
+
+
+def searches(answers: Answers, feed: Feed) -> tuple[Interval, Details]:
+    """The interval of the mean over queries; how many `queries` and `documents` there are."""
+    found_Q = retrieval.ranking_per_query(answers.found)[metric_of(feed)]
+    more = {"queries": len(found_Q), "documents": answers.found.documents}
+    return bootstrap.interval_of_mean(found_Q), more
 
 
 def entity_types(answers: Answers, feed: Feed) -> tuple[Interval, Details]:
