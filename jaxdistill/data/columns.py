@@ -1,5 +1,5 @@
 """The wanted columns of tables: .tsv, .txt, .csv or .jsonl, or of files whose lines belong together.
-Called by examples."""
+Called by examples and searches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from jaxdistill.data.table_rows import Row
 from jaxdistill.data.table_text import Text
 from jaxdistill.errors import BadInput, listed, nearest
 
-_JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 _SEPARATORS = {"\\t": "\t", "tab": "\t", "comma": ",", "semicolon": ";", "space": " "}
 _SHOWN_BAD_ROWS = 3
 
@@ -58,8 +57,8 @@ class Layout:
         object.__setattr__(self, "separator", separator)
 
 
-class _BadRows:
-    """Refuses the first bad row of a file, or counts them."""
+class BadRows:
+    """Refuses the first bad row of a file with `BadInput`, or counts them if they are to be skipped."""
 
     def __init__(self, shown: str, skip: bool) -> None:
         self._shown, self._skip = shown, skip
@@ -153,14 +152,13 @@ def _joined(parts: Sequence[_Part], width: int) -> Columns:
 
 
 def _read(text: Text, wanted: _Wanted) -> _Part:
-    name = text.shown.lower().removesuffix(".xz").removesuffix(".gz")
-    bad = _BadRows(text.shown, wanted.layout.skip_bad_rows)
+    bad = BadRows(text.shown, wanted.layout.skip_bad_rows)
     notices: list[str] = []
-    if name.endswith(_JSON_ENDINGS):
+    if text.is_json:
         rows = table_rows.json_rows(text, [str(column) for column in wanted.columns])
         rows = _readable(text, rows, bad)
     else:
-        rows, notices = _delimited(text, wanted, name.endswith(".csv"), bad)
+        rows, notices = _delimited(text, wanted, bad)
     kept: list[Row] = []
     empty = 0
     for row in rows:
@@ -177,7 +175,7 @@ def _read(text: Text, wanted: _Wanted) -> _Part:
     return _Part(text.shown, kept, notices + bad.notices() + _empty_notice(empty, text.shown))
 
 
-def _readable(text: Text, rows: Sequence[Row], bad: _BadRows) -> list[Row]:
+def _readable(text: Text, rows: Sequence[Row], bad: BadRows) -> list[Row]:
     """The rows without faults. Raises BadInput where there is none."""
     readable: list[Row] = []
     for row in rows:
@@ -191,16 +189,15 @@ def _readable(text: Text, rows: Sequence[Row], bad: _BadRows) -> list[Row]:
     return readable
 
 
-def _delimited(
-    text: Text, wanted: _Wanted, is_csv: bool, bad: _BadRows
-) -> tuple[list[Row], list[str]]:
+def _delimited(text: Text, wanted: _Wanted, bad: BadRows) -> tuple[list[Row], list[str]]:
     """The rows of a table with separators, only the wanted cells of each; and notices."""
     layout, columns = wanted.layout, wanted.columns
-    separator = layout.separator or ("," if is_csv else "\t")
+    separator = layout.separator or text.separator
     table_header.refuse_tagging(
         text, separator, None if wanted.label is None else columns[wanted.label]
     )
-    found, notice = table_rows.table_rows(text, separator, "quoted" if is_csv else layout.quoting)
+    quoting = "quoted" if text.is_csv else layout.quoting
+    found, notice = table_rows.table_rows(text, separator, quoting)
     rows = _readable(text, found, bad)
     header, guess = _header(text, rows, wanted, separator)
     places = table_header.find_places(columns, header, text.shown)
@@ -288,7 +285,7 @@ def read_parallel(
             )
     if not count:
         raise BadInput(f"task files {listed(repr(text.shown) for text in texts)} are empty")
-    bad = _BadRows(texts[1].shown, skip_bad_rows)
+    bad = BadRows(texts[1].shown, skip_bad_rows)
     rows: list[Row] = []
     for number, cells in enumerate(zip(*(column[:count] for column in lines)), start=1):
         if any("\0" in cell for cell in cells):

@@ -13,13 +13,12 @@ from typing import Literal
 
 from etils import epath
 
+from jaxdistill.data import files
 from jaxdistill.data.classification import classification
 from jaxdistill.data.examples import Fraction, Names, RowSettings, Texts
 from jaxdistill.data.feeds import About, Feed
 from jaxdistill.data.regression import regression
 from jaxdistill.errors import BadInput, listed
-
-ENDINGS = (".tsv", ".tsv.xz", ".tsv.gz")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,13 +110,8 @@ def _task(name: str, row: GlueTask) -> Callable[..., Feed]:
 
 def _file(folder: epath.Path, part: str) -> str:
     """The file of a part. Raises `BadInput` if the folder has none."""
-    for ending in ENDINGS:
-        if (folder / f"{part}{ending}").exists():
-            return os.fspath(folder / f"{part}{ending}")
-    there = sorted(file.name for file in folder.iterdir())
-    raise BadInput(
-        f"{os.fspath(folder)!r} has no {part}.tsv; it holds {listed(there)}; give a folder that has, or the files"
-    )
+    advice = "give a folder that has, or the files"
+    return os.fspath(files.in_folder(folder, f"{part}.tsv", advice))
 
 
 GLUE_TASKS = {name: _task(name, row) for name, row in GLUE.items()}

@@ -199,8 +199,9 @@ def wrong_width(row: Row, width: int, separator: str) -> str:
     return f"has {given} cell{'s' * (given != 1)}, expected {width}: {why}"
 
 
-def json_rows(text: Text, keys: Sequence[str]) -> list[Row]:
-    """The values of these keys in the objects, one a line.
+def json_rows(text: Text, keys: Sequence[str], optional: Sequence[str] = ()) -> list[Row]:
+    """The values of these keys in the objects, one a line. `optional`: those of the keys that an object
+    may lack, "" then.
 
     Raises:
         BadInput: a key that no object has.
@@ -218,12 +219,13 @@ def json_rows(text: Text, keys: Sequence[str]) -> list[Row]:
         cells: list[str] = []
         fault = ""
         for key in keys:
-            value, why = _value(record, key)
+            absent = key in optional and record.get(key) is None
+            value, why = ("", "") if absent else _value(record, key)
             cells.append(value)
             fault = fault or why
         rows.append(Row(number, cells, fault))
     for key in keys:
-        if present and key not in present:
+        if present and key not in (*present, *optional):
             raise BadInput(
                 f"{text.shown!r}: no object has the key {shortened(key)!r} (a .jsonl file has no numbered columns): "
                 f"{nearest(key, present)}"

@@ -1,4 +1,5 @@
-"""A table's file as lines of text: unpacked, decoded and split. Called by columns and labels."""
+"""A table's file as lines of text: unpacked, decoded and split. Called by columns, labels
+and searches."""
 
 from __future__ import annotations
 
@@ -33,6 +34,25 @@ class Text:
     shown: str
     lines: list[str]
     end: str = "\n"
+
+    @property
+    def is_json(self) -> bool:
+        """Whether the file's name says that each line is a JSON object."""
+        return self._name.endswith((".jsonl", ".ndjson", ".json"))
+
+    @property
+    def is_csv(self) -> bool:
+        """Whether the file's name says that it is a .csv, whose cells are quoted."""
+        return self._name.endswith(".csv")
+
+    @property
+    def separator(self) -> str:
+        """What usually stands between the cells of such a file."""
+        return "," if self.is_csv else "\t"
+
+    @property
+    def _name(self) -> str:
+        return self.shown.lower().removesuffix(".xz").removesuffix(".gz")
 
     def plain_lines(self) -> list[str]:
         """The lines as one reads them, without byte-order marks."""

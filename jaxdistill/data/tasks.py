@@ -14,6 +14,7 @@ from jaxdistill.data.feeds import About, Feed
 from jaxdistill.data.glue import GLUE_TASKS
 from jaxdistill.data.question_answering import question_answering
 from jaxdistill.data.regression import regression
+from jaxdistill.data.retrieval import retrieval
 from jaxdistill.data.similarity import similarity
 from jaxdistill.data.tagging import tagging
 from jaxdistill.data.text import NAME as TEXT
@@ -31,6 +32,7 @@ TASKS: Table[Task] = Table(
         "tagging": tagging,
         "question_answering": question_answering,
         "similarity": similarity,
+        "retrieval": retrieval,
         **GLUE_TASKS,
     },
 )

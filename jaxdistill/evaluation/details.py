@@ -102,4 +102,5 @@ DETAILS: dict[str, Callable[[Answers, Feed], tuple[Interval, Details]]] = {
     "tagging": words,
     "spans": questions,
     "similarity": similarity,
+    "retrieval": searches,
 }

@@ -65,6 +65,12 @@ def similarity(answers: Answers, feed: Feed) -> Numbers:
     return retrieval.pair_scores(first_NxE, second_NxE, answers.truth)
 
 
+def searches(answers: Answers, feed: Feed) -> Numbers:
+    """`mrr@10`, `mrr`, `recall@1`, `recall@5`, `recall@10`, means over queries; `random_mrr@10` and
+    `random_recall@10`, of a random order of the documents."""
+    return {**retrieval.ranking_scores(answers.found), **retrieval.random_scores(answers.found)}
+
+
 def spans(answers: Answers, feed: Feed) -> Numbers:
     """`exact` and `f1` as SQuAD's script has them; where questions may be impossible also of both sorts
     apart, of never answering, and the best that a threshold would give."""
@@ -85,6 +91,7 @@ SCORES = Table(
         "tagging": Score(tagging, ("token_accuracy", "macro_f1", "frame_accuracy")),
         "spans": Score(spans, ("f1", "exact")),
         "similarity": Score(similarity, ("spearman", "pearson")),
+        "retrieval": Score(searches, ("mrr@10", "recall@1", "recall@5", "recall@10", "mrr")),
         "regression": Score(regression, ("pearson", "spearman"), ("mse",)),
     },
 )
