@@ -616,7 +616,9 @@ COMMANDS = {
         network=_NETWORK,
         task={**_TASK, "default": "", "help": f"{_TASK['help']} (default: none, but text)"},
         data=dict(
-            default="", metavar="FILE", help="the task's labelled rows; of a GLUE task its folder"
+            default="",
+            metavar="FILE",
+            help="the task's labelled rows, or hf:NAME, tfds:NAME; of a GLUE task its folder",
         ),
         out=dict(default="", metavar="DIR", help="also write the answers to the task's rows"),
         source=dict(
@@ -650,7 +652,7 @@ COMMANDS = {
         data=dict(
             required=True,
             metavar="FILE",
-            help="labelled rows: .tsv, .csv, .jsonl, CoNLL, SQuAD's .json; of a GLUE task its folder",
+            help="labelled rows: .tsv, .csv, .jsonl, CoNLL, SQuAD's .json, hf:NAME or tfds:NAME; of a GLUE task its folder",
         ),
         workdir=_WORKDIR,
         heldout=dict(

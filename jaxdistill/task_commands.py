@@ -54,7 +54,7 @@ def finetune(
     Args:
         model_dir: a folder, a Hub name, or the workdir of a run, of which `network` is taken (default as in
             `conversion.locate`).
-        data: the training rows: a file, or of GLUE's tasks their folder.
+        data: the training rows: a file, a set by name, as "hf:NAME:train", or of GLUE's tasks their folder.
         task: a name in `jaxdistill.data.tasks.TASKS`, as "classification", "tagging" or "mrpc".
         heldout: another such file; default a part of `data`, kept apart, or the task's own dev file.
         text_column, label_column, pair_column: names or numbers; default those of the task.
@@ -75,7 +75,7 @@ def finetune(
         given = isinstance(file, str | os.PathLike) and bool(os.fspath(file))
         if not given and (name, file) != ("heldout", None):
             raise BadInput(
-                f"{name}={file!r}: expected the path of a file with labelled rows, or the folder of a GLUE task"
+                f"{name}={file!r}: expected a file with labelled rows, hf:NAME, tfds:NAME, or the folder of a GLUE task"
             )
     if not isinstance(epochs, int | float) or not 0 < epochs < math.inf:
         raise BadInput(f"epochs={shortened(epochs)}: expected a number above 0")
@@ -150,7 +150,7 @@ def evaluate_task(
     Args:
         model_dir: as in `finetune`; it must have the task's head.
         task: a name in `jaxdistill.data.tasks.TASKS`.
-        data: the rows: a file, or of GLUE's tasks their folder, whose dev file is taken.
+        data: the rows: a file, a set by name, or of GLUE's tasks their folder, whose dev file is taken.
         sequence_length: default that of the task, or what the model can take.
         out: a folder for the answers to each row; "": none are written.
         overrides: of the task's settings, as "feeds.task.text_column=sentence".
