@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from jaxdistill import cli, interop, run, task_commands
+from jaxdistill.data import data_sets
+from jaxdistill.data.data_sets import Found, Table
 from jaxdistill.data.tokenizers import train_wordpiece
 from jaxdistill.errors import BadInput, TrainingStopped
 from jaxdistill.models import Model, preset
@@ -260,6 +262,42 @@ def test_a_glue_folder_is_enough(encoder, tmp_path, capsys):
     (folder / "dev.tsv").unlink()
     code, said = command(capsys, "evaluate", *call)
     assert code == 2 and "has no dev.tsv" in said
+
+
+def test_a_set_by_name_is_bound_to_its_content_and_not_to_its_place(
+    encoder, tmp_path, capsys, monkeypatch
+):
+    """The run goes on where the same rows come from a file, and not where the set has changed."""
+    rows = [(f"{WORDS[n % 4]} {WORDS[n % 5]}", n % 2) for n in range(24)]
+
+    def find(source):
+        parts = {"train": rows, "validation": rows[:6]}
+        split = source.removeprefix("hf:nyu-mll/glue:cola").removeprefix(":")
+        classes = {"sentence": (), "label": ("unacceptable", "acceptable")}
+        return Found(split, (*parts,), lambda split: Table(classes, lambda _: iter(parts[split])))
+
+    monkeypatch.setattr(data_sets, "_find", find)
+    source = "hf:nyu-mll/glue:cola"
+    model, workdir = f"--model={encoder}", f"--workdir={tmp_path / 'w'}"
+    call = ("finetune", model, "--task=cola", workdir, "--epochs=1", *SETTINGS)
+    code, found = command(capsys, *call, f"--data={source}")
+    assert code == 0, found
+    assert (found["train_examples"], found["heldout_examples"]) == (24, 6)
+    assert found["data"] == f"{source}:train" and found["labels"] == ["0", "1"]
+    answer = ("evaluate", f"--model={tmp_path / 'w'}", "--task=cola", f"--data={source}")
+    code, again = command(capsys, *answer, "--sequence_length=24")
+    assert code == 0, again
+    assert again["matthews"] == pytest.approx(found["matthews"])
+    assert again["data"] == f"{source}:validation"
+    for part, held in (("train", rows), ("dev", rows[:6])):
+        lines = [f"gj04\t{label}\t*\t{text}\n" for text, label in held]
+        (tmp_path / f"{part}.tsv").write_text("".join(lines))
+    code, moved = command(capsys, *call, f"--data={tmp_path}")
+    assert code == 0, moved
+    assert moved["matthews"] == found["matthews"]
+    rows[3] = (rows[3][0], 1 - rows[3][1])
+    code, said = command(capsys, *call, f"--data={source}")
+    assert code == 2 and "other contents of the train table" in said and source in said
 
 
 def test_mnli_is_judged_in_the_order_of_the_models_labels(encoder, tmp_path, capsys):

@@ -54,29 +54,32 @@ def reviews(number=12, classes=SENTIMENT, **more):
     return {"label": classes}, rows
 
 
-def glue_set(name):
-    """A GLUE task as both libraries have it, and as its official files."""
+def glue_set(name, folder):
+    """Rows of a GLUE task as TFDS says that both libraries have them, and as its official files do."""
+    import tensorflow_datasets as tfds
+    import tensorflow_datasets.text
+
+    config = name.removesuffix("_mm")
+    kinds = tfds.builder(f"glue/{config}", data_dir=str(folder), try_gcs=False).info.features
+    columns = [key for key, kind in kinds.items() if isinstance(kind, tfds.features.Text)]
+    classes = tuple(getattr(kinds["label"], "names", ()))
     row = GLUE[name]
-    columns = row.columns(True)
-    number_of = {"mnli": (2, 0, 1)}.get(name[:4], range(3))  # entailment, neutral, contradiction
+    number_of = {label: n for n, label in enumerate(row.labels)}
+    number_of |= {label: n for n, label in enumerate(classes) if label in number_of}
     rows, lines = [], []
     for n in range(9):
         label = row.labels[n % len(row.labels)] if row.labels else f"{n / 2:.2f}"
-        texts = {"text_column": f"{TEXTS[n % 4]} {n}", "pair_column": TEXTS[(n + 1) % 4]}
-        theirs = {columns[at]: text for at, text in texts.items() if columns[at]}
-        value = number_of[row.labels.index(label)] if row.labels else float(np.float32(n / 2))
-        rows.append({**theirs, "label": value, "idx": n})
-        ours = {getattr(row, at.split("_")[0]): text for at, text in texts.items()}
-        lines.append({**ours, row.label: label})
-    turned = sorted(row.labels, key=lambda label: number_of[row.labels.index(label)])
-    are_numbers = row.labels == ("0", "1")
-    return ({"label": SENTIMENT if are_numbers else tuple(turned)}, rows), lines
+        texts = [f"{TEXTS[n % 4]} {n}", TEXTS[(n + 1) % 4]]
+        value = number_of[label] if row.labels else float(np.float32(n / 2))
+        rows.append({**dict(zip(columns, texts)), "label": value, "idx": n})
+        lines.append({row.text: texts[0], row.pair: texts[1], row.label: label})
+    return ({"label": classes}, rows), lines
 
 
 @pytest.mark.parametrize("name", GLUE)
 def test_a_glue_task_by_name_is_that_of_its_files(name, sets, tmp_path):
     """Equal digests: the same texts, and the same numbers for the same names."""
-    table, lines = glue_set(name)
+    table, lines = glue_set(name, tmp_path)
     dev = GLUE[name].dev.replace("dev", "validation")
     sets["glue/it"] = {"train": table, dev: table, "test": table}
     header = list(lines[0])
@@ -167,9 +170,10 @@ def test_words_and_tags(sets, tmp_path):
         opened("tagging", source="hf:r", tag_column="ner")
     with refused("tag_column='ner'", "columns of a file go by their numbers"):
         opened("tagging", source=str(file), tag_column="ner")
-    rows[4]["ner_tags"] = [1, -1]
-    with refused("row 5 has", "a tag for each"):
-        opened("tagging", source="hf:r")
+    for wrong in ([1, -1], [1], None, 1):
+        rows[4]["ner_tags"] = wrong
+        with refused("row 5 has", "a tag for each"):
+            opened("tagging", source="hf:r")
     feed = opened("tagging", source="hf:r", heldout="hf:r", skip_bad_rows=True)
     assert feed.heldout_rows == 8 and "1 bad rows were left out" in feed.notices[0]
 
@@ -217,18 +221,18 @@ class Rows:
 
 @pytest.fixture
 def library(monkeypatch):
-    """What is used of `datasets`, with the sets org/one and, of two configs, org/two. `reached`: whether
+    """What is used of `datasets`, with the sets org/one and, of two configs and no default, org/two. `reached`: whether
     the Hub answers."""
     found = types.SimpleNamespace(__version__="4.5.0", reached=True, kept=True, bars=True)
     found.config = types.SimpleNamespace(HF_HUB_OFFLINE=False)
-    configs = {"org/one": ["default"], "org/two": ["sst2", "mnli"]}
+    configs = {"org/one": ["default", "en"], "org/two": ["sst2", "mnli"]}
 
     def load_dataset_builder(name, config=None):
         if found.config.HF_HUB_OFFLINE and not found.kept:
             raise ConnectionError("no")
         if name not in configs:
             raise FileNotFoundError(name)
-        if config not in (configs[name] if config or len(configs[name]) > 1 else [None]):
+        if config not in (*configs[name], *([] if name == "org/two" else [None])):
             raise ValueError(f"config {config}")
         columns = {"sentence": ["a", "b", "c"], "label": [0, 1, -1], "tags": [[0]] * 3}
         return types.SimpleNamespace(
@@ -266,6 +270,7 @@ def test_one_word_is_a_config_if_there_is_such_a_one(library):
         assert rows == [(split, 0), (config, 1), ("c", -1)]
     assert with_split("hf:org/two:mnli", "train") == "hf:org/two:mnli:train"
     assert with_split("hf:org/one:test", "train") == "hf:org/one:test"
+    assert with_split("hf:org/one:en", "train") == "hf:org/one:en:train"
     assert library.bars
 
 
@@ -280,6 +285,7 @@ def test_one_word_is_a_config_if_there_is_such_a_one(library):
         ("hf:org/two:sst:train", ["did you mean 'sst2'"]),
         ("hf:org/two:train", ["valid: mnli, sst2"]),
         ("hf:org/two:sst2", ["has the splits train, test", "hf:org/two:sst2:train"]),
+        ("hf:org/one:er:train", ["names none of the configs", "valid: default, en"]),
         ("hf:org/one:trian", ["did you mean 'train'"]),
         ("hf:org/three", ["FileNotFoundError: org/three", "or give a file"]),
     ],
@@ -331,6 +337,8 @@ def test_folders_as_the_library_itself_reads_them(tmp_path, monkeypatch):
     table = datasets.Dataset.from_dict(rows, features=datasets.Features(kinds))
     both = datasets.DatasetDict(train=table, test=table.select([1, 2]))
     both.save_to_disk(tmp_path / "saved")
+    # Who works with a saved set leaves other files beside its rows.
+    datasets.load_from_disk(str(tmp_path / "saved"))["train"].map(lambda row: row)
     for split, part in both.items():
         part.to_parquet(tmp_path / "files" / "data" / f"{split}-00000-of-00001.parquet")
     for name in ("saved", "files"):
