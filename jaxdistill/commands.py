@@ -1,4 +1,4 @@
-"""The commands beside `train`, as functions: prepare, describe, export, evaluate, finetune, seeds.
+"""The commands beside `train`, as functions: prepare, describe, evaluate, seeds.
 Called by cli and by users."""
 
 from __future__ import annotations
@@ -151,20 +151,6 @@ def describe_text(
     )
 
 
-def export(
-    workdir: epath.PathLike, out: epath.PathLike, network: str | None = None
-) -> conversion.Line:
-    """Writes `network` of a run (default as in `conversion.locate`) as a complete folder with a model
-    card, verified; returns a line that says what it is."""
-    path = as_folder(workdir, "workdir")
-    if not conversion.is_run(path):
-        raise BadInput(
-            f"{str(path)!r} is not the workdir of a run (it has no config.json of one); give one that train wrote, or "
-            "convert a model folder with 'jaxdistill convert'"
-        )
-    return conversion.convert(path, out, network=network)
-
-
 def evaluate(
     model_dir: conversion.PathLike,
     source: conversion.PathLike = "default:heldout",
@@ -245,14 +231,19 @@ def evaluate(
     return heldout.evaluate(model, params, rows, mesh=sharding.make_mesh(1), **pair)
 
 
-def parse_seeds(text: str) -> tuple[int, ...]:
+def parse_numbers(text: str, option: str) -> tuple[int, ...]:
     """ "0,1,2" -> (0, 1, 2)."""
     try:
-        found = tuple(int(part) for part in text.split(","))
+        return tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise BadInput(
-            f"--seeds={text!r}; expected whole numbers with commas, e.g. --seeds=0,1,2"
+            f"{option}={shortened(text)!r}; expected whole numbers with commas, e.g. {option}=0,1,2"
         ) from error
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """The same of seeds, each in range and there once."""
+    found = parse_numbers(text, "--seeds")
     for seed in found:
         check_seed(seed, f"--seeds={shortened(text)!r}: seed")
     if len(set(found)) != len(found):
