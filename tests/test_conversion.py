@@ -14,6 +14,8 @@ from jaxdistill.data.tokenizers import load_tokenizer
 from jaxdistill.errors import BadInput
 from jaxdistill.models import Model, preset
 from jaxdistill.models.parameters import digest, flatten, unflatten
+from jaxdistill.workdir import Workdir
+from tests.conftest import tiny_config
 from tests.interop.tf1_layout import CONFIGS, fake_tensorflow, variables, with_training
 from tests.interop.tiny import SHRUNK, random_params
 
@@ -242,10 +244,28 @@ def test_a_workdir(finished, tmp_path):
     assert interop.from_pretrained(tmp_path / "teacher")[0].config.bottleneck_size == 24
     with pytest.raises(BadInput, match="finished: teacher, student"):
         conversion.export(workdir, tmp_path / "x", network="pupil")
+    conversion.export(workdir, tmp_path / "less", layers=(1,))
+    card = (tmp_path / "less" / "README.md").read_text()
+    assert f"{loss:.4g}" not in card and "student, layers 1" in card
     conversion.export(
         workdir / "stages" / "distill", tmp_path / "stage"
     )  # a stage's folder is a model folder
     assert digest(interop.from_pretrained(tmp_path / "stage")[1]) == digest(trained)
+
+
+def test_a_run_that_has_not_come_so_far(tmp_path, capsys):
+    config = tiny_config(tmp_path / "text.txt")
+    folder = Workdir(tmp_path / "run", config)
+    asked = ("export", f"--model={tmp_path / 'run'}", f"--out={tmp_path / 'out'}")
+    assert cli.main(asked) == 2
+    assert "network 'student' has no finished stage" in capsys.readouterr().err
+    page = folder.stage("distill") / "stage.json"
+    page.parent.mkdir(parents=True)
+    page.write_text("{}")
+    assert cli.main(asked) == 2
+    err = capsys.readouterr().err
+    assert "stage.json is damaged" in err and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ from jaxdistill import cli, interop
 from jaxdistill.errors import BadInput
 from jaxdistill.models.parameters import digest, flatten
 from jaxdistill.students.layers import take_layers
-from tests.conftest import STUDENT, TEACHER, random_params
+from tests.conftest import TEACHER
 from tests.interop import oracle
 
 
-@pytest.mark.parametrize("model", [STUDENT, TEACHER], ids=["mobilebert", "ib_bert"])
-def test_the_layers_asked_for_in_their_order_and_all_else_as_it_was(model):
-    params = random_params(model)
+def test_the_layers_asked_for_in_their_order_and_all_else_as_it_was(teacher_params):
+    """Of an IB-BERT, for which transformers has no class."""
+    model, params = TEACHER, teacher_params
     found, taken = take_layers(model, params, (2, 0))
     assert found.config == model.config.replace(num_layers=2)
     before, after = flatten(params), flatten(taken)
@@ -29,9 +29,10 @@ def test_the_layers_asked_for_in_their_order_and_all_else_as_it_was(model):
     assert same == model and digest(again) == digest(params)
 
 
-@pytest.mark.parametrize("variant", ["bert", "mobilebert", "mobile_rows"])
+@pytest.mark.parametrize("variant", ["bert", "mobile_rows"])
 def test_transformers_agrees(variant, tmp_path, capsys):
-    """With its own network, from which the other layers were deleted; heads and class are kept."""
+    """What it loads is its own network without the other layers; heads and class are kept. (That what
+    is written is ours, `export` itself proves.)"""
     network = oracle.random_torch(variant, num_hidden_layers=4)
     network.save_pretrained(tmp_path / "whole")
     (tmp_path / "whole" / "README.md").write_text("accuracy 0.93")
@@ -47,8 +48,6 @@ def test_transformers_agrees(variant, tmp_path, capsys):
     assert loaded.config.architectures == [type(network).__name__]
     theirs = oracle.torch_outputs(loaded.eval(), oracle.batch())
     oracle.assert_same(theirs, expected, rtol=1e-5)
-    ours = oracle.our_outputs(*interop.from_pretrained(out), oracle.batch())
-    oracle.assert_same(ours, expected, rtol=1e-5)
     card = (out / "README.md").read_text()  # what the old one measured is another model
     assert "whole, layers 0, 3, 2" in card and "3 layers, 12 wide" in card and "0.93" not in card
 
@@ -61,8 +60,8 @@ def test_transformers_agrees(variant, tmp_path, capsys):
         ("0,2,0", "layer 0 is there twice"),
     ],
 )
-def test_other_layers_are_refused(layers, words, tmp_path, capsys):
-    interop.save_pretrained(tmp_path / "m", STUDENT, random_params(STUDENT))
+def test_other_layers_are_refused(layers, words, teacher_params, tmp_path, capsys):
+    interop.save_pretrained(tmp_path / "m", TEACHER, teacher_params)
     out = tmp_path / "out"
     assert (
         cli.main(["export", f"--model={tmp_path / 'm'}", f"--out={out}", f"--layers={layers}"]) == 2
@@ -72,6 +71,6 @@ def test_other_layers_are_refused(layers, words, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("layers", [(), 3, "0,1", (0.0,), None])
-def test_what_are_no_layers(layers):
+def test_what_are_no_layers(layers, teacher_params):
     with pytest.raises(BadInput, match="0 to 2"):
-        take_layers(STUDENT, random_params(STUDENT), layers)
+        take_layers(TEACHER, teacher_params, layers)
