@@ -402,6 +402,10 @@ def _finetune(options: argparse.Namespace) -> str:
 
     use_compilation_cache()
     settings = {name: getattr(options, name) for name in FINETUNE_SETTINGS}
+    own = COMMANDS["finetune"].options
+    for several, one in (("grid", "learning_rate"), ("seeds", "seed")):
+        if getattr(options, several) and getattr(options, one) != own[one]["default"]:
+            raise BadInput(f"--{one} would do nothing beside --{several}; leave one of the two out")
     results = task_commands.finetune(
         options.model, options.data, options.workdir, overrides=options.overrides, **settings
     )
@@ -415,6 +419,20 @@ def _folder(path: str) -> str:
             "it is empty (a variable that is not set?); expected a folder"
         )
     return path
+
+
+def _numbers(kind: type) -> Any:
+    """What reads "1,2" as numbers of a kind."""
+
+    def numbers(text: str) -> list[Any]:
+        try:
+            return [kind(part) for part in text.split(",")]
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(
+                f"{shortened(text)!r}; expected numbers with commas between them"
+            ) from error
+
+    return numbers
 
 
 _CONFIG = dict(
@@ -461,6 +479,7 @@ OF_A_TEXT = ("source", "teacher", "split", "documents", "max_examples")
 FINETUNE_SETTINGS = (
     "task",
     "heldout",
+    "test",
     "text_column",
     "pair_column",
     "label_column",
@@ -469,6 +488,8 @@ FINETUNE_SETTINGS = (
     "learning_rate",
     "sequence_length",
     "seed",
+    "grid",
+    "seeds",
     "network",
 )
 
@@ -626,8 +647,11 @@ COMMANDS = {
         ),
         workdir=_WORKDIR,
         heldout=dict(
-            default=None, metavar="FILE", help="default: a part of the data is kept apart"
+            default=None,
+            metavar="FILE",
+            help="rows to choose by (default: a part of the data is kept apart)",
         ),
+        test=dict(default=None, metavar="FILE", help="rows to report, of which nothing is chosen"),
         text_column=dict(default=None, metavar="NAME", help="by name or number (default: 0)"),
         pair_column=dict(default=None, metavar="NAME", help="a second text (default: none)"),
         label_column=dict(default=None, metavar="NAME", help="by name or number (default: 1)"),
@@ -638,6 +662,18 @@ COMMANDS = {
         ),
         sequence_length=_LENGTH,
         seed=dict(type=int, default=0, metavar="N", help="of the head, the order and dropout"),
+        grid=dict(
+            type=_numbers(float),
+            default=(),
+            metavar="X,Y",
+            help="learning rates to choose from by the held-out rows",
+        ),
+        seeds=dict(
+            type=_numbers(int),
+            default=(),
+            metavar="0,1,2",
+            help="a run each; their median, lowest and highest score",
+        ),
         json=_IS_JSON,
     ),
 }
