@@ -349,12 +349,10 @@ def _plan(options: argparse.Namespace) -> str:
 
 
 def _export(options: argparse.Namespace) -> str:
-    from jaxdistill import commands, conversion
+    from jaxdistill import conversion
 
-    names = ("format", "network", "from_tf1", "config", "vocab")
+    names = ("format", "network", "layers", "from_tf1", "config", "vocab")
     given = {name: getattr(options, name) for name in names}
-    if options.layers is not None:
-        given["layers"] = commands.parse_numbers(options.layers, "--layers")
     line = conversion.export(options.model, options.out, **given)
     return as_json(options, line.facts) if options.json else line
 
@@ -583,6 +581,7 @@ COMMANDS = {
         ),
         network=_NETWORK,
         layers=dict(
+            type=_numbers(int),
             default=None,
             metavar="0,2,4",
             help="a model of these layers alone, in this order (default: all)",

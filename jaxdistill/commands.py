@@ -231,19 +231,14 @@ def evaluate(
     return heldout.evaluate(model, params, rows, mesh=sharding.make_mesh(1), **pair)
 
 
-def parse_numbers(text: str, option: str) -> tuple[int, ...]:
+def parse_seeds(text: str) -> tuple[int, ...]:
     """ "0,1,2" -> (0, 1, 2)."""
     try:
-        return tuple(int(part) for part in text.split(","))
+        found = tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise BadInput(
-            f"{option}={shortened(text)!r}; expected whole numbers with commas, e.g. {option}=0,1,2"
+            f"--seeds={text!r}; expected whole numbers with commas, e.g. --seeds=0,1,2"
         ) from error
-
-
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """The same of seeds, each in range and there once."""
-    found = parse_numbers(text, "--seeds")
     for seed in found:
         check_seed(seed, f"--seeds={shortened(text)!r}: seed")
     if len(set(found)) != len(found):
