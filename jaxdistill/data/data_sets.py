@@ -6,35 +6,18 @@ source and its number from 1."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
-from jaxdistill.data import columns
+from jaxdistill.data import columns, hf_sets, tfds_sets
 from jaxdistill.data.columns import Columns
+from jaxdistill.data.found_set import Found, Table
 from jaxdistill.data.table_rows import Row
 from jaxdistill.errors import BadInput, listed, nearest, shortened
 
 PREFIXES = ("hf:", "tfds:")
-
-
-class Table(NamedTuple):
-    """The rows of one split. `classes`: every column by name, and the names of its classes in the order
-    of their numbers, () of one without classes; of a list of classes too. `rows(names)`: the values of
-    these columns in each row, as Python's own types."""
-
-    classes: Mapping[str, tuple[str, ...]]
-    rows: Callable[[Sequence[str]], Iterator[tuple[Any, ...]]]
-
-
-class Found(NamedTuple):
-    """A set. `split`: that which the source names, "" if it names none; `splits`: those that there
-    are; `table`: one of them, or a slice of it."""
-
-    split: str
-    splits: tuple[str, ...]
-    table: Callable[[str], Table]
 
 
 def is_named(source: str) -> bool:
@@ -194,10 +177,4 @@ def records(source: str, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str,
 
 
 def _find(source: str) -> Found:
-    if source.startswith("hf:"):
-        from jaxdistill.data import hf_sets
-
-        return hf_sets.find(source)
-    from jaxdistill.data import tfds_sets
-
-    return tfds_sets.find(source)
+    return hf_sets.find(source) if source.startswith("hf:") else tfds_sets.find(source)

@@ -17,7 +17,7 @@ from typing import Any
 from etils import epath
 
 from jaxdistill.data import files
-from jaxdistill.data.data_sets import Found, Table
+from jaxdistill.data.found_set import Found, Table
 from jaxdistill.errors import BadInput, listed, nearest, shortened
 
 _SOURCE = re.compile(r"hf:([^:,]+)(?::(\w[\w.+-]*))?(?::(\w[\w.-]*(?:\[[^\[\],]*\])?))?")

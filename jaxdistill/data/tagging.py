@@ -82,8 +82,8 @@ def tagging(
 
     def read(tokenizer: Any) -> Reader:
         length = rows.sequence_length
-        ours = pieces(train, tokenizer, length, names)
         theirs = pieces(held, tokenizer, length, names, unseen_labels)
+        ours = theirs if held is train else pieces(train, tokenizer, length, names)
         pad = tokenizers.describe(tokenizer).special.pad
         order = Order(about.seed, length, rows.buckets)
         parts = Parts(_rows(ours, pad).rows, _rows(theirs, pad).rows, order)

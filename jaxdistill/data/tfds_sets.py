@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxdistill.data import tfds_text
-from jaxdistill.data.data_sets import Found, Table
+from jaxdistill.data.found_set import Found, Table
 from jaxdistill.errors import BadInput, shortened
 
 _ROWS_A_READ = 256

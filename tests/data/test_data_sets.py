@@ -10,7 +10,8 @@ import pytest
 
 from jaxdistill import defaults
 from jaxdistill.data import data_sets, hf_sets
-from jaxdistill.data.data_sets import Found, Table, open_table, read_columns, with_split
+from jaxdistill.data.data_sets import open_table, read_columns, with_split
+from jaxdistill.data.found_set import Found, Table
 from jaxdistill.data.glue import GLUE
 from jaxdistill.data.tasks import open_task
 from jaxdistill.errors import BadInput
