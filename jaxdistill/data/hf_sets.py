@@ -18,7 +18,7 @@ from etils import epath
 
 from jaxdistill.data import files
 from jaxdistill.data.found_set import Found, Table
-from jaxdistill.errors import BadInput, listed, nearest, shortened
+from jaxdistill.errors import BadInput, explained, listed, nearest, shortened
 
 _SOURCE = re.compile(r"hf:([^:,]+)(?::(\w[\w.+-]*))?(?::(\w[\w.-]*(?:\[[^\[\],]*\])?))?")
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -185,6 +185,8 @@ def _in_one_line(source: str, library: Any) -> Iterator[None]:
         raise
     except Exception as error:  # as many kinds as there are servers and forms of files
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        if isinstance(cause, OSError) and (known := explained(cause)):  # a full disk
+            raise known from error
         raise BadInput(
             f"source {source!r}: datasets cannot open it ({type(cause).__name__}: {shortened(cause, 250)}); check the "
             "name and the network, or give a file"

@@ -1,6 +1,7 @@
 """Labelled sets by name: of the Hub's `datasets` (a small stand-in, and the library itself where it is
 installed) and of TFDS, read as the same rows in a file are."""
 
+import errno
 import json
 import sys
 import types
@@ -14,7 +15,7 @@ from jaxdistill.data.data_sets import open_table, read_columns, with_split
 from jaxdistill.data.found_set import Found, Table
 from jaxdistill.data.glue import GLUE
 from jaxdistill.data.tasks import open_task
-from jaxdistill.errors import BadInput
+from jaxdistill.errors import BadInput, TrainingStopped
 
 TEXTS = ("a stone", "the river ", "paper, twice", 'a "garden"')
 SENTIMENT = ("negative", "positive")
@@ -316,6 +317,15 @@ def test_without_a_network_what_was_fetched_is_read_and_else_one_line_is_said(li
     assert not library.config.HF_HUB_OFFLINE
 
 
+def test_a_full_disk_is_no_fault_of_the_network(library, monkeypatch):
+    def full(*_):
+        raise ValueError("while generating") from OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(library, "get_dataset_config_names", full)
+    with pytest.raises(TrainingStopped, match="make room"):
+        open_table("hf:org/two:train")
+
+
 @pytest.mark.parametrize("version", [None, "3.6.0"])
 def test_without_the_library_or_with_one_that_runs_code_the_extra_is_named(version, monkeypatch):
     old = version and types.SimpleNamespace(__version__=version)
@@ -437,3 +447,20 @@ def test_a_set_of_tfds(data_dir, monkeypatch):
     ):
         with refused(*words):
             open_table(source)
+
+
+def test_tfds_soon_says_that_there_is_no_network(data_dir, monkeypatch):
+    """Of its own it would ask for over three minutes."""
+    from tensorflow_datasets.core.download import downloader
+
+    monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
+    tried = []
+
+    def prepare(*_, **__):
+        tried.append(sum(0.2 * 2**n for n in range(1, downloader.MAX_RETRIES)))
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("tensorflow_datasets.core.DatasetBuilder.download_and_prepare", prepare)
+    with refused("TFDS could not download and prepare it: no network"):
+        open_table("tfds:glue/sst2:train")
+    assert tried[0] < 20 and downloader.MAX_RETRIES == 10
