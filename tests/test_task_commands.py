@@ -291,14 +291,14 @@ def test_a_set_by_name_is_bound_to_its_content_and_not_to_its_place(
     answer = ("evaluate", f"--model={tmp_path / 'w'}", "--task=cola", f"--data={source}")
     code, again = command(capsys, *answer, "--sequence_length=24")
     assert code == 0, again
-    assert again["matthews"] == pytest.approx(found["matthews"])
+    assert again["matthews"] == pytest.approx(found["heldout"]["matthews"])
     assert again["data"] == f"{source}:validation"
     for part, held in (("train", rows), ("dev", rows[:6])):
         lines = [f"gj04\t{label}\t*\t{text}\n" for text, label in held]
         (tmp_path / f"{part}.tsv").write_text("".join(lines))
     code, moved = command(capsys, *call, f"--data={tmp_path}")
     assert code == 0, moved
-    assert moved["matthews"] == found["matthews"]
+    assert moved["heldout"] == found["heldout"]
     rows[3] = (rows[3][0], 1 - rows[3][1])
     code, said = command(capsys, *call, f"--data={source}")
     assert code == 2 and "other contents of the train table" in said and source in said
