@@ -140,6 +140,22 @@ def read_columns(
     return _joined(parts, len(columns))
 
 
+def from_rows(
+    parts: Sequence[tuple[str, Sequence[Row]]],
+    width: int,
+    *,
+    label: int | None = None,
+    skip_bad_rows: bool = False,
+) -> Columns:
+    """Rows of `width` cells that are no file's: the name and the rows of each part. Raises as
+    `read_columns` for a row that has a fault, or no label."""
+    read = []
+    for shown, rows in parts:
+        bad = BadRows(shown, skip_bad_rows)
+        read.append(_labelled(shown, _readable(shown, rows, bad), label, bad))
+    return _joined(read, width)
+
+
 def _joined(parts: Sequence[_Part], width: int) -> Columns:
     return Columns(
         tuple(
@@ -156,26 +172,33 @@ def _read(text: Text, wanted: _Wanted) -> _Part:
     notices: list[str] = []
     if text.is_json:
         rows = table_rows.json_rows(text, [str(column) for column in wanted.columns])
-        rows = _readable(text, rows, bad)
+        rows = _readable(text.shown, rows, bad)
     else:
         rows, notices = _delimited(text, wanted, bad)
+    return _labelled(text.shown, rows, wanted.label, bad, notices)
+
+
+def _labelled(
+    shown: str, rows: Sequence[Row], label: int | None, bad: BadRows, notices: Sequence[str] = ()
+) -> _Part:
+    """The rows that have a label."""
     kept: list[Row] = []
     empty = 0
     for row in rows:
         cells = row.cells
-        if wanted.label is not None:
-            cells[wanted.label] = cells[wanted.label].strip()
-            if not cells[wanted.label]:
+        if label is not None:
+            cells[label] = cells[label].strip()
+            if not cells[label]:
                 bad.add(row.line, "has no label")
                 continue
         empty += any(not cell.strip() for cell in cells)
         kept.append(row)
     if not kept:
-        raise BadInput(f"task file {text.shown!r} has bad rows only, e.g. {bad.example}")
-    return _Part(text.shown, kept, notices + bad.notices() + _empty_notice(empty, text.shown))
+        raise BadInput(f"task file {shown!r} has bad rows only, e.g. {bad.example}")
+    return _Part(shown, kept, [*notices, *bad.notices(), *_empty_notice(empty, shown)])
 
 
-def _readable(text: Text, rows: Sequence[Row], bad: BadRows) -> list[Row]:
+def _readable(shown: str, rows: Sequence[Row], bad: BadRows) -> list[Row]:
     """The rows without faults. Raises BadInput where there is none."""
     readable: list[Row] = []
     for row in rows:
@@ -185,7 +208,7 @@ def _readable(text: Text, rows: Sequence[Row], bad: BadRows) -> list[Row]:
             readable.append(row)
     if not readable:
         why = f"has bad rows only, e.g. {bad.example}" if bad.example else "is empty"
-        raise BadInput(f"task file {text.shown!r} {why}: expected one example a line")
+        raise BadInput(f"task file {shown!r} {why}: expected one example a line")
     return readable
 
 
@@ -198,7 +221,7 @@ def _delimited(text: Text, wanted: _Wanted, bad: BadRows) -> tuple[list[Row], li
     )
     quoting = "quoted" if text.is_csv else layout.quoting
     found, notice = table_rows.table_rows(text, separator, quoting)
-    rows = _readable(text, found, bad)
+    rows = _readable(text.shown, found, bad)
     header, guess = _header(text, rows, wanted, separator)
     places = table_header.find_places(columns, header, text.shown)
     notices = [line for line in (notice, guess) if line]

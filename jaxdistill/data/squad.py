@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from jaxdistill.data import files, not_text
+from jaxdistill.data import data_sets, files, not_text
 from jaxdistill.errors import BadInput, listed, nearest, shortened
 
 LARGEST_FILE = 2**30  # bytes unpacked; the training set of SQuAD 2.0 has 42 MB
+_COLUMNS = ("id", "title", "context", "question", "answers", "is_impossible")
 _FORM = (
     'expected SQuAD\'s JSON, {"data": [{"title": ..., "paragraphs": [{"context": ..., "qas": [...]}]}]}, or rows with '
     '"id", "context", "question" and "answers"'
@@ -95,7 +96,7 @@ def read_squad(
     question with an empty list of answers is impossible.
 
     Args:
-        path: the file.
+        path: the file, or a set by name, as hf:rajpurkar/squad:train.
         only_articles_of: another such file; only questions about its articles are kept, by title.
         without_articles_of: another such file, whose articles are left out: what is trained on there
             can be tested here.
@@ -125,7 +126,10 @@ def read_squad(
                 ) from problem
             problems.append(said)
     if not kept:
-        raise BadInput(f"{shown!r}: none of its {len(rows):,} questions can be used; {problems[0]}")
+        why = (
+            f"none of its {len(rows):,} questions can be used; {problems[0]}" if rows else "no rows"
+        )
+        raise BadInput(f"{shown!r}: {why}")
     notice = f"{shown!r}: {len(problems):,} of {len(rows):,} questions were left out"
     notices = (f"{notice}; the first: {problems[0]}",) if problems else ()
     return Questions(tuple(kept.values()), labelled, notices)
@@ -158,8 +162,12 @@ def _selected(
 
 
 def _rows(file: epath.Path) -> Iterator[_Row]:
-    """The questions of a file as they stand there, at least one."""
+    """The questions of a file, or of a set by name, as they stand there, at least one."""
     shown = os.fspath(file)
+    if data_sets.is_named(shown):
+        for number, values in data_sets.records(shown, _COLUMNS):
+            yield _Row(values.get("title", ""), values.get("context"), values, f"row {number}")
+        return
     text = _unpacked(file)
     flat: list[tuple[str, Any]]
     if file.name.removesuffix(".xz").removesuffix(".gz").endswith(".jsonl"):
