@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from etils import epath
 
-from jaxdistill.data import columns, files, table_header, table_rows, table_text
+from jaxdistill.data import columns, data_sets, files, table_header, table_rows, table_text
 from jaxdistill.data.columns import BadRows, Layout
 from jaxdistill.data.examples import several
 from jaxdistill.data.labels import as_number
@@ -22,6 +22,7 @@ _IDS = (
     "id", "_id", "qid", "query", "query_id", "did", "docid", "doc_id", "document", "document_id",
     "pid", "passage_id", "cid", "corpus_id",
 )  # fmt: skip
+_OF_FILE = ("header", "quoting", "separator")  # settings of tables that hold texts
 _FORMS = (
     "2 columns (query, document), 3 (query, document, score) or 4 (TREC: query, 0, document, score)"
 )
@@ -31,9 +32,9 @@ _FORMS = (
 class SearchFiles:
     """Where queries, documents and judgements are.
 
-    `source`: BEIR's folder, with corpus.jsonl, queries.jsonl and qrels/`split`.tsv; or a table with a
-    query and its document in each row, in the columns `query_column` and `document_column`, by name or
-    by number from 0. Or three files instead: `documents` and `queries`, BEIR's .jsonl or tables of an
+    `source`: BEIR's folder, with corpus.jsonl, queries.jsonl and qrels/`split`.tsv; or a table, or a
+    set by name, with a query and its document in each row, in the columns `query_column` and
+    `document_column`, by name or by number from 0. Or three files instead: `documents` and `queries`, BEIR's .jsonl or tables of an
     id and a text, and `relevant`, in two columns, in BEIR's three, or in TREC's four. All may be packed
     as .gz or .xz. `header`, `quoting`, `separator`: of the tables that hold texts."""
 
@@ -98,8 +99,9 @@ def read_searches(where: SearchFiles, section: str) -> Searches:
         if (folder := epath.Path(where.source).expanduser()).is_dir():
             _check_used(where, section, ("source", "split"))
             return _of_folder(folder, where)
-        table = ("source", "query_column", "document_column", "header", "quoting", "separator")
-        _check_used(where, section, table)
+        pairs = ("source", "query_column", "document_column")
+        of_file = () if data_sets.is_named(where.source) else _OF_FILE
+        _check_used(where, section, (*pairs, *of_file))
         return _of_pairs(where)
     for name, given in three.items():
         if not given:
@@ -107,7 +109,7 @@ def read_searches(where: SearchFiles, section: str) -> Searches:
                 f"{section}.{name} is empty: give documents, queries and relevant, or as source BEIR's folder or "
                 "a table of queries and their documents"
             )
-    _check_used(where, section, (*three, "header", "quoting", "separator"))
+    _check_used(where, section, (*three, *_OF_FILE))
     return _of_files(three, where)
 
 
@@ -285,8 +287,12 @@ def _is_header(cells: list[str]) -> bool:
 
 def _of_pairs(where: SearchFiles) -> Searches:
     """Equal texts are one query or one document, with the line where it stands first as its id."""
-    paths = several(where.source)
-    found = columns.read_columns(paths, [where.query_column, where.document_column], where.layout)
+    paths, wanted = several(where.source), [where.query_column, where.document_column]
+    if data_sets.is_named(where.source):
+        skip = where.skip_bad_rows
+        found = data_sets.read_columns(paths, wanted, label=None, skip_bad_rows=skip)
+    else:
+        found = columns.read_columns(paths, wanted, where.layout)
     ids = [str(line) if len(paths) == 1 else f"{file}:{line}" for file, line in found.places]
     (of_query, queries), (of_document, documents) = (_numbered(cells, ids) for cells in found.cells)
     relevant: list[set[int]] = [set() for _ in queries]
