@@ -1,7 +1,8 @@
 """Exact match and F1 of answers; `transformers`, which holds SQuAD's official rules, is the oracle."""
 
-from __future__ import dataclasses
+from __future__ import annotations
 
+import dataclasses
 import string
 from typing import Any
 
