@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -44,6 +44,7 @@ def question_answering(
     n_best: Count = 20,
     max_answer_length: Count = 30,
     null_threshold: float = 0.0,
+    words: Literal["english", "characters"] = "english",
     skip_bad_rows: bool = False,
 ) -> Feed:
     """Questions about a text, each answered by a part of it, or not at all.
@@ -51,20 +52,24 @@ def question_answering(
     `source` and `heldout`: files in SQuAD's form, version 1.1 or 2.0; without `heldout` about
     `heldout_fraction` of the articles are kept apart. `without_articles_of`: another
     such file, whose articles are left out of the training questions; `heldout_without_articles_of`
-    likewise of the held-out ones. `null_threshold`: how much better "no answer" must be than the best answer. Raises `BadInput`
-    for files that cannot be used."""
+    likewise of the held-out ones. `null_threshold`: how much better "no answer" must be than the best answer.
+    `words`: what answers are compared by, SQuAD's English words, or for any language words without
+    punctuation and each Chinese or Japanese character. Raises `BadInput` for files that cannot be
+    used."""
     if not source:
         raise BadInput(
             f"config.feeds.{about.name}.source is empty: give a file in SQuAD's form, as train-v2.0.json"
         )
-    train = read_squad(source, without_articles_of=without_articles_of, skip_bad_rows=skip_bad_rows)
-    held = train
+
+    def questions(path: str, without: str) -> Questions:
+        found = read_squad(path, without_articles_of=without, skip_bad_rows=skip_bad_rows)
+        return dataclasses.replace(found, words=words)
+
+    train = held = questions(source, without_articles_of)
     if not heldout:
         train, held = by_article(train, heldout_fraction)
     elif (heldout, heldout_without_articles_of) != (source, without_articles_of):
-        held = read_squad(
-            heldout, without_articles_of=heldout_without_articles_of, skip_bad_rows=skip_bad_rows
-        )
+        held = questions(heldout, heldout_without_articles_of)
     if not train.labelled:
         raise BadInput(f"{source!r} has no answers to learn from; give a file with labels")
     impossible = bool(train.impossible.any() or held.impossible.any())

@@ -48,11 +48,13 @@ class Question(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class Questions:
     """N questions in the order of their file. `labelled`: whether it has answers, `notices`: lines
-    about what was left out."""
+    about what was left out. `words`: what answers are compared by, a name in
+    `evaluation.spans.WORDS`."""
 
     rows: tuple[Question, ...]
     labelled: bool = True
     notices: tuple[str, ...] = ()
+    words: str = "english"
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -82,11 +84,7 @@ class _Row(NamedTuple):
 
 
 def read_squad(
-    path: epath.PathLike,
-    *,
-    only_articles_of: epath.PathLike = "",
-    without_articles_of: epath.PathLike = "",
-    skip_bad_rows: bool = False,
+    path: epath.PathLike, *, without_articles_of: epath.PathLike = "", skip_bad_rows: bool = False
 ) -> Questions:
     """Reads the questions of one file.
 
@@ -97,9 +95,8 @@ def read_squad(
 
     Args:
         path: the file, or a set by name, as hf:rajpurkar/squad:train.
-        only_articles_of: another such file; only questions about its articles are kept, by title.
-        without_articles_of: another such file, whose articles are left out: what is trained on there
-            can be tested here.
+        without_articles_of: another such file, whose articles are left out, by title: what is trained on
+            there can be tested here.
         skip_bad_rows: leave out questions that cannot be used, and say so in `notices`.
 
     Raises:
@@ -108,7 +105,7 @@ def read_squad(
     """
     file = epath.Path(path).expanduser()
     shown = os.fspath(file)
-    rows = _selected(list(_rows(file)), shown, only_articles_of, without_articles_of)
+    rows = _without(list(_rows(file)), shown, without_articles_of)
     labelled = any(_says_something(row.values) for row in rows)
     kept: dict[str, Question] = {}
     problems: list[str] = []
@@ -135,30 +132,27 @@ def read_squad(
     return Questions(tuple(kept.values()), labelled, notices)
 
 
-def _selected(
-    rows: list[_Row], shown: str, only_of: epath.PathLike, without_of: epath.PathLike
-) -> list[_Row]:
-    """The rows about the articles of one file, and not of another. Raises `BadInput` if none are."""
-    for other, wanted in ((only_of, True), (without_of, False)):
-        if not os.fspath(other):
-            continue
-        file = epath.Path(other).expanduser()
-        there = list(_rows(file))
-        for name, found in ((shown, rows), (os.fspath(file), there)):
-            if not all(isinstance(row.title, str) and row.title for row in found):
-                raise BadInput(
-                    f"{name!r} has questions without the title of an article, so none can be told apart by it; give "
-                    'each a "title", or choose no articles'
-                )
-        titles = {row.title for row in there}
-        left = [row for row in rows if (row.title in titles) == wanted]
-        if not left:
+def _without(rows: list[_Row], shown: str, other: epath.PathLike) -> list[_Row]:
+    """The rows about articles that another file, if one is named, has not. Raises `BadInput` if none
+    are."""
+    if not os.fspath(other):
+        return rows
+    file = epath.Path(other).expanduser()
+    there = list(_rows(file))
+    for name, found in ((shown, rows), (os.fspath(file), there)):
+        if not all(isinstance(row.title, str) and row.title for row in found):
             raise BadInput(
-                f"{shown!r} has no article that is {'also' if wanted else 'not'} in {os.fspath(file)!r}; its "
-                f"articles: {listed(sorted({row.title for row in rows}), 5)}; give another file"
+                f"{name!r} has questions without the title of an article, so none can be told apart by it; give "
+                'each a "title", or leave out no articles'
             )
-        rows = left
-    return rows
+    titles = {row.title for row in there}
+    left = [row for row in rows if row.title not in titles]
+    if not left:
+        raise BadInput(
+            f"{shown!r} has no article that is not in {os.fspath(file)!r}; its articles: "
+            f"{listed(sorted({row.title for row in rows}), 5)}; give another file"
+        )
+    return left
 
 
 def _rows(file: epath.Path) -> Iterator[_Row]:
