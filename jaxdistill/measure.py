@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from jaxdistill import health, inputs, report
 from jaxdistill.data.feeds import MANY as WHOLE
 from jaxdistill.data.feeds import Answers, Batch, Feed
+from jaxdistill.data.tasks import TEST
 from jaxdistill.data.text import NAME as TEXT
 from jaxdistill.evaluation import heldout
 from jaxdistill.evaluation.details import details, uncertainty
@@ -156,7 +157,7 @@ class Measure:
         return {
             name: {
                 **dict(feed.tables),
-                **({"rows": feed.rows} if "train" in feed.tables else {}),
+                **({} if name.endswith(TEST) else {"rows": feed.rows}),
                 "heldout_rows": feed.heldout_rows,
                 "labels": list(feed.labels),
                 "metric": metric_of(feed),
