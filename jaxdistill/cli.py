@@ -411,6 +411,16 @@ def _finetune(options: argparse.Namespace) -> str:
     return as_json(options, results)
 
 
+def _predict(options: argparse.Namespace) -> str:
+    from jaxdistill import prediction
+
+    use_compilation_cache()
+    settings = {name: getattr(options, name) for name in PREDICT_SETTINGS}
+    return as_json(
+        options, prediction.predict(options.model, options.input, options.out, **settings)
+    )
+
+
 def _folder(path: str) -> str:
     if not path:
         raise argparse.ArgumentTypeError(
@@ -489,6 +499,23 @@ FINETUNE_SETTINGS = (
     "grid",
     "seeds",
     "network",
+)
+PREDICT_SETTINGS = (
+    "head",
+    "network",
+    "batch_size",
+    "sequence_length",
+    "text_column",
+    "pair_column",
+    "header",
+    "quoting",
+    "separator",
+    "token_column",
+    "stride",
+    "question_length",
+    "n_best",
+    "max_answer_length",
+    "null_threshold",
 )
 
 COMMANDS = {
@@ -674,6 +701,68 @@ COMMANDS = {
             default=(),
             metavar="0,1,2",
             help="a run each; their median, lowest and highest score",
+        ),
+        json=_IS_JSON,
+    ),
+    "predict": Command(
+        "what a model answers to texts without labels: classes, numbers, tags, answers, embeddings",
+        _predict,
+        model=_MODEL,
+        network=_NETWORK,
+        input=dict(
+            required=True,
+            metavar="FILE",
+            help="texts, one a line, or .tsv, .csv, .jsonl; of a tagger also CoNLL; questions: SQuAD's .json",
+        ),
+        out=dict(
+            required=True,
+            metavar="FILE",
+            help="a new file: .tsv, .jsonl, .npy (embeddings, logits), .json (answers to questions)",
+        ),
+        head=dict(
+            default=None,
+            metavar="NAME",
+            help="sequence_classification, token_classification, question_answering or embedding (default: "
+            "the only one that the model has)",
+        ),
+        batch_size=dict(type=int, default=32, metavar="N", help="rows that are run together"),
+        sequence_length={
+            **_LENGTH,
+            "help": "tokens of a row (default: 128, questions 384, or what the model can take)",
+        },
+        text_column=dict(
+            default=None,
+            metavar="NAME",
+            help="of a table: by name or number from 0 (default: its only one; of .jsonl: text)",
+        ),
+        pair_column=dict(default=None, metavar="NAME", help="a second text (default: none)"),
+        header=dict(default=None, metavar="WHAT", help="of a table: auto (default), yes or no"),
+        quoting=dict(default=None, metavar="WHAT", help="of .tsv: auto (default), none or quoted"),
+        separator=dict(default=None, metavar="MARK", help="default: by the name of the file"),
+        token_column=dict(
+            type=int,
+            default=None,
+            metavar="N",
+            help="tags: words in CoNLL's columns, this one (default: words with blanks between them)",
+        ),
+        stride=dict(
+            type=int,
+            default=None,
+            metavar="N",
+            help="questions: tokens between the beginnings of windows (default: 128)",
+        ),
+        question_length=dict(
+            type=int, default=None, metavar="N", help="questions: tokens at most (default: 64)"
+        ),
+        n_best=dict(type=int, default=None, metavar="N", help="questions: answers (default: 20)"),
+        max_answer_length=dict(
+            type=int, default=None, metavar="N", help="questions: tokens at most (default: 30)"
+        ),
+        null_threshold=dict(
+            type=float,
+            default=None,
+            metavar="X",
+            help="questions: how much better no answer must be (default: 0; inf: all have one)",
         ),
         json=_IS_JSON,
     ),

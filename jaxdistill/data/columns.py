@@ -97,7 +97,7 @@ class _Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Wanted:
+class Wanted:
     """What is read of each file, and what is known of its labels."""
 
     columns: tuple[Column, ...]
@@ -130,7 +130,7 @@ def read_columns(
     paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
     if not paths:
         raise BadInput("no task file is given: expected one or more")
-    wanted = _Wanted(tuple(columns), layout, label, frozenset(known_labels or ()))
+    wanted = Wanted(tuple(columns), layout, label, frozenset(known_labels or ()))
     parts: list[_Part] = []
     for one in paths:
         parts.append(_read(table_text.read_text(one), wanted))
@@ -167,7 +167,7 @@ def _joined(parts: Sequence[_Part], width: int) -> Columns:
     )
 
 
-def _read(text: Text, wanted: _Wanted) -> _Part:
+def _read(text: Text, wanted: Wanted) -> _Part:
     bad = BadRows(text.shown, wanted.layout.skip_bad_rows)
     notices: list[str] = []
     if text.is_json:
@@ -212,7 +212,7 @@ def _readable(shown: str, rows: Sequence[Row], bad: BadRows) -> list[Row]:
     return readable
 
 
-def _delimited(text: Text, wanted: _Wanted, bad: BadRows) -> tuple[list[Row], list[str]]:
+def _delimited(text: Text, wanted: Wanted, bad: BadRows) -> tuple[list[Row], list[str]]:
     """The rows of a table with separators, only the wanted cells of each; and notices."""
     layout, columns = wanted.layout, wanted.columns
     separator = layout.separator or text.separator
@@ -222,7 +222,7 @@ def _delimited(text: Text, wanted: _Wanted, bad: BadRows) -> tuple[list[Row], li
     quoting = "quoted" if text.is_csv else layout.quoting
     found, notice = table_rows.table_rows(text, separator, quoting)
     rows = _readable(text.shown, found, bad)
-    header, guess = _header(text, rows, wanted, separator)
+    header, guess = find_header(text.shown, rows, wanted, separator)
     places = table_header.find_places(columns, header, text.shown)
     notices = [line for line in (notice, guess) if line]
     if header is not None:
@@ -249,15 +249,16 @@ def _delimited(text: Text, wanted: _Wanted, bad: BadRows) -> tuple[list[Row], li
     return kept, notices
 
 
-def _header(
-    text: Text, rows: Sequence[Row], wanted: _Wanted, separator: str
+def find_header(
+    shown: str, rows: Sequence[Row], wanted: Wanted, separator: str
 ) -> tuple[list[str] | None, str]:
-    """The names of the columns, or None without a header; and a notice or ""."""
+    """The names of the columns, or None without a header; and a notice or "". Without a column of
+    labels the first of the rows is enough. Raises `BadInput` where it may be both."""
     columns, given = wanted.columns, wanted.layout.header
     by_number = all(map(table_header.is_number, columns))
     needed = len(columns) > 1 or columns[0] not in (0, "0") and by_number
     if needed and table_rows.usual_width(rows) == 1:
-        table_rows.refuse_single(text, rows, separator)
+        table_rows.refuse_single(shown, rows, separator)
     names = [cell.strip() for cell in rows[0].cells]
     if not by_number and given == "no":
         raise BadInput(
@@ -268,7 +269,7 @@ def _header(
     if given == "no":
         return None, ""
     places = [int(column) for column in columns]
-    found, notice = table_header.has_header(text.shown, rows, places, wanted.label, wanted.known)
+    found, notice = table_header.has_header(shown, rows, places, wanted.label, wanted.known)
     return names if found else None, notice
 
 

@@ -40,10 +40,19 @@ def cache_directory(cache_dir: epath.PathLike | None = None) -> epath.Path:
 def write_whole(path: epath.Path, content: str | bytes) -> None:
     """Writes a file so that a reader finds all of it or nothing, whoever dies or writes at the same
     time."""
+    with whole_file(path) as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def whole_file(path: epath.Path) -> Iterator[Any]:
+    """A stream of bytes that becomes the file at its end, as `write_whole`; after an error there is
+    none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        with temporary.open("wb") as stream:
+            yield stream
         temporary.replace(path)
     finally:
         if temporary.exists():
