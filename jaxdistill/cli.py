@@ -502,6 +502,7 @@ FINETUNE_SETTINGS = (
 )
 PREDICT_SETTINGS = (
     "head",
+    "task",
     "network",
     "batch_size",
     "sequence_length",
@@ -724,6 +725,11 @@ COMMANDS = {
             metavar="NAME",
             help="sequence_classification, token_classification, question_answering or embedding (default: "
             "the only one that the model has)",
+        ),
+        task=dict(
+            default=None,
+            metavar="NAME",
+            help="a task of GLUE, its folder as input: answers as the leader board takes them",
         ),
         batch_size=dict(type=int, default=32, metavar="N", help="rows that are run together"),
         sequence_length={

@@ -12,6 +12,7 @@ from typing import Any
 from etils import epath
 
 from jaxdistill import conversion, interop
+from jaxdistill.data import glue
 from jaxdistill.errors import BadInput, listed, nearest
 from jaxdistill.evaluation.answering import KINDS, Network
 from jaxdistill.interop.hf_torch import read_json
@@ -27,6 +28,7 @@ def predict(
     out: conversion.PathLike,
     *,
     head: str | None = None,
+    task: str | None = None,
     network: str | None = None,
     batch_size: int = 32,
     sequence_length: int | None = None,
@@ -47,6 +49,8 @@ def predict(
         texts: a file with a text in each line; .tsv, .csv or .jsonl; for questions SQuAD's JSON. Also packed.
         out: a file that does not exist yet. It is written whole or not at all.
         head: of a model that has several; "embedding" of any.
+        task: of GLUE's, as "mrpc": `texts` is its folder, whose test file is read, or that file, and `out`, a
+            .tsv file, is in the form that the leader board takes.
         batch_size: rows that are run together, on all devices if it divides by their number.
         sequence_length: tokens of a row at most; default 128, for questions 384, or what the model can take.
 
@@ -72,6 +76,12 @@ def predict(
     names = _names(values, model, shown) if HEADS[head].by_label else ()
     placed = sharding.place(mesh, params)
     net = Network(model, placed, tokenizer, head, names, length, batch_size, mesh)
+    if task is not None:
+        if head != "sequence_classification":
+            raise BadInput(
+                f"task={task!r} does not go with the head {head!r}; leave one of the two out"
+            )
+        texts, settings = _of_glue(task, os.fspath(texts), names, target, settings)
     chosen = _settings(kind.settings, settings, head)
     began = time.perf_counter()
     written = kind.run(net, texts, target, chosen)
@@ -87,6 +97,19 @@ def predict(
         "rows_per_second": round(written.rows / seconds, 1),
         "notices": list(written.notices),
     }
+
+
+def _of_glue(
+    task: str, texts: str, names: Sequence[str], target: epath.Path, given: Mapping[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """(the file of a task's test rows, how it is read and written)."""
+    for name, value in given.items():
+        if value is not None:
+            raise BadInput(f"{name} does not go with task={task!r}, whose files are known")
+    if target.suffix.lower() != ".tsv":
+        raise BadInput(f"out={target.name!r}: the leader board takes a .tsv file; name it so")
+    file, columns = glue.unlabelled(task, texts, names)
+    return file, {**columns, "only_answers": True}
 
 
 def _new_file(out: conversion.PathLike) -> epath.Path:

@@ -333,3 +333,77 @@ def test_a_stopped_call_leaves_no_file(models, tmp_path, monkeypatch):
     calls += [1]
     predict(models / "bert", tmp_path / "a.txt", out)
     assert len(out.read_text().splitlines()) > len(TEXTS)
+
+
+# What the files of GLUE's test sets look like, and the name of a model that can answer.
+GLUE_TESTS = {
+    "cola": ("test.tsv", "index\tsentence", "{n}\t{a}", "two"),
+    "sst2": ("test.tsv", "index\tsentence", "{n}\t{a}", "two"),
+    "mrpc": ("test.tsv.gz", "index\t#1 ID\t#2 ID\t#1 String\t#2 String", "{n}\t1\t2\t{a}\t{b}", "two"),
+    "stsb": ("test.tsv", "index\tsentence1\tsentence2", "{n}\t{a}\t{b}", "number"),
+    "mnli_mm": ("test_mismatched.tsv", "index\tsentence1\tsentence2", "{n}\t{a}\t{b}", "three"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", GLUE_TESTS)
+def test_a_submission_to_glue(task, models, tmp_path, capsys, monkeypatch):
+    name, header, form, model = GLUE_TESTS[task]
+    monkeypatch.setattr(answering, "ROWS", 3)
+    labels = {"two": ("0", "1"), "three": ("neutral", "contradiction", "entailment")}.get(model)
+    folder = models / "number"
+    if labels:
+        config = preset("bert_base").replace(
+            **{**SHRUNK, "vocab_size": 100, "max_positions": 32, "num_labels": len(labels)},
+            heads=("sequence_classification",),
+            pooler="tanh",
+        )
+        folder, tokenizer = tmp_path / "model", AutoTokenizer.from_pretrained(models / "number")
+        interop.save_pretrained(
+            folder, Model(config), random_params(config), tokenizer, labels=labels
+        )
+    pairs = [(f'{a} "', b) for a, b in zip(WORDS, WORDS[1:])]  # a mark that no quoting closes
+    rows = [header, *(form.format(n=n, a=a, b=b) for n, (a, b) in enumerate(pairs))]
+    data = ("\n".join(rows) + "\n").encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    call = ("predict", f"--model={folder}", f"--task={task}", f"--input={tmp_path}")
+    code, done = command(capsys, *call, f"--out={tmp_path / 'T.tsv'}")
+    assert code == 0 and done["rows"] == len(pairs), done
+    head, *found = (tmp_path / "T.tsv").read_text().splitlines()
+    assert head == "index\tprediction"
+    assert [line.split("\t")[0] for line in found] == [str(n) for n in range(len(pairs))]
+    table = tmp_path / "plain.jsonl"
+    both = "pair" if "b" in form.format(n=0, a="a", b="b") else ""
+    table.write_text("".join(json.dumps({"text": a, "pair": b}) + "\n" for a, b in pairs))
+    plain = [f"--pair_column={both}"] if both else []
+    out = tmp_path / "plain_out.jsonl"
+    assert command(capsys, *call[:2], f"--input={table}", f"--out={out}", *plain)[0] == 0
+    answers = [str(row.get("label", row.get("score"))) for row in objects(out)]
+    assert [line.split("\t")[1] for line in found] == answers
+    assert model == "number" or set(answers) <= set(labels)
+
+
+@pytest.mark.parametrize(
+    "model, options, words",
+    [
+        ("classes", ("--task=cola", "--out=x.tsv"), ("dry, wet, so so", "asks for 0, 1")),
+        ("number", ("--task=rte", "--out=x.tsv"), ("answers with a number", "entailment")),
+        ("number", ("--task=stb", "--out=x.tsv"), ("did you mean 'stsb'",)),
+        ("number", ("--task=stsb", "--out=x.npy"), ("takes a .tsv file",)),
+        ("number", ("--task=stsb", "--out=x.tsv", "--header=no"), ("header does not go with",)),
+        (
+            "number",
+            ("--task=stsb", "--out=x.tsv", "--head=embedding"),
+            ("does not go with the head",),
+        ),
+        ("number", ("--task=stsb", "--out=x.tsv"), ("has no test.tsv; it holds",)),
+    ],
+)
+def test_no_submission_of_what_was_not_asked(
+    model, options, words, models, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    code, said = command(
+        capsys, "predict", f"--model={models / model}", f"--input={tmp_path}", *options
+    )
+    assert code == 2 and all(word in said for word in words), said
+    assert not any(tmp_path.iterdir())

@@ -6,6 +6,7 @@ A record is an answer to a row: values by name, of which one may be a list, or a
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -41,6 +42,19 @@ def _cells(record: Record) -> Iterator[tuple[str, Any]]:
             yield from ((f"{name}_{place}", number) for place, number in enumerate(value))
         else:
             yield name, value
+
+
+class Submission:
+    """A line for each record with its number, from 0, and its label or score, as GLUE takes them."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count()
+
+    def __call__(self, records: Iterable[Record], header: bool) -> Iterator[bytes]:
+        if header:
+            yield table_line(("index", "prediction")).encode()
+        for record, number in zip(records, self._numbers):
+            yield table_line((str(number), str(record.get("label", record.get("score"))))).encode()
 
 
 def json_lines(records: Iterable[Record]) -> Iterator[bytes]:

@@ -26,13 +26,15 @@ _TABLES = (".tsv", ".csv")
 class TextColumns:
     """Where the texts of a file are. Columns go by name, or by number from 0; "" is the only column of
     a table, or the key "text". `header`, `quoting`, `separator`: as in `Layout`. A file that is neither
-    .tsv, .csv nor .jsonl is a table if any of these is given, else it has a text in each line."""
+    .tsv, .csv nor .jsonl is a table if any of these is given, else it has a text in each line.
+    `only_answers`: write number and answer of each row alone, as GLUE's leader board takes them."""
 
     text_column: str | int = ""
     pair_column: str | int = ""
     header: str = "auto"
     quoting: str = "auto"
     separator: str = ""
+    only_answers: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

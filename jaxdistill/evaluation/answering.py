@@ -210,7 +210,8 @@ def _texts(net: Network, source: epath.PathLike, target: epath.Path, where: Text
         )
         return _Answers(records, {"cut": found.truncated}, numbers)
 
-    cut = _Stream(rows, len(rows), target, ROWS).answer(answer)["cut"]
+    lines = answer_tables.Submission() if where.only_answers else answer_tables.table
+    cut = _Stream(rows, len(rows), target, ROWS, lines).answer(answer)["cut"]
     notice = f"{cut:,} of {len(rows):,} texts are longer than {net.length} tokens, and cut"
     if (most := net.model.config.max_positions) > net.length:
         notice += f"; the model takes sequence_length={most}"
