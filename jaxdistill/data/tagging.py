@@ -84,7 +84,7 @@ def tagging(
         theirs = pieces(held, tokenizer, length, names, unseen_labels)
         pad = tokenizers.describe(tokenizer).special.pad
         order = Order(about.seed, length, rows.buckets)
-        parts = Parts(_rows(ours, pad).rows, _rows(theirs, pad).rows, order)
+        parts = Parts(token_rows(ours, pad).rows, token_rows(theirs, pad).rows, order)
         answers = functools.partial(_answers, held, theirs, names)
         return reader_of(parts, answers, tuple(dict.fromkeys((*ours.notices, *theirs.notices))))
 
@@ -129,10 +129,13 @@ def _read(source: str, tag_source: str, texts: TaggedTexts) -> Tagged:
     )
 
 
-def _rows(found: Pieces, pad: int) -> Encoded:
+def token_rows(found: Pieces, pad: int, cls_weight: float = 1.0) -> Encoded:
+    """The rows with `tags` and `tag_weights`: 0 where no tag is, `cls_weight` at a [CLS] that has one, else 1."""
     ids, begins = join(found.ids)
     tags, _ = join(found.tags)
     read = tags != NOT_READ
+    weights = read.astype(np.float32)
+    weights[begins[:-1]] *= cls_weight
     return Encoded(
         ids,
         begins,
@@ -140,7 +143,7 @@ def _rows(found: Pieces, pad: int) -> Encoded:
         pad,
         by_token={
             "tags": (np.where(read, tags, 0).astype(np.int32), 0),
-            "tag_weights": (read.astype(np.float32), 0.0),
+            "tag_weights": (weights, 0.0),
         },
     )
 
