@@ -479,8 +479,8 @@ _LENGTH = dict(
 _TASK = dict(
     default="classification",
     metavar="NAME",
-    help="classification, regression, tagging, question_answering, similarity and retrieval (evaluate "
-    "alone), or a task of GLUE: cola, sst2, mrpc, qqp, stsb, mnli, mnli_mm, qnli, rte, wnli",
+    help="classification, regression, tagging, intent_slots, question_answering, similarity and retrieval "
+    "(evaluate alone), or a task of GLUE: cola, sst2, mrpc, qqp, stsb, mnli, mnli_mm, qnli, rte, wnli",
 )
 OF_A_TASK = ("data", "out")  # options of evaluate
 OF_A_TEXT = ("source", "teacher", "split", "documents", "max_examples")

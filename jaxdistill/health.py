@@ -43,6 +43,11 @@ def score_warnings(network: str, task: str, numbers: Mapping[str, float], rows: 
         ("accuracy", "majority_accuracy", "of always answering the most frequent label"),
         ("entity_f1", "majority_entity_f1", "of always answering the most frequent tag"),
         ("macro_f1", "majority_macro_f1", "of always answering the most frequent tag"),
+        (
+            "frame_accuracy",
+            "majority_frame_accuracy",
+            "of always the most frequent intent, no slot",
+        ),
         ("f1", "no_answer_f1_baseline", "of never answering"),
         ("mse", "mean_baseline_mse", "of always answering the mean"),
         ("mrr@10", "random_mrr@10", "of a random order"),

@@ -22,7 +22,7 @@ from jaxdistill.errors import BadInput, shortened
 Place = tuple[str, int]
 _DOCUMENT = "-DOCSTART-"
 _LINE_OVERHEAD = 200
-_BLANKS = " \t"  # and no other: a no-break space or U+2028 may be a token, or part of one
+BLANKS = " \t"  # and no other: a no-break space or U+2028 may be a token, or part of one
 _LANGUAGE = re.compile("[a-z]{2}:", re.ASCII)
 
 
@@ -87,7 +87,7 @@ def read_conll(
     """
     if tag_column == token_column:
         raise BadInput(f"token_column and tag_column are both {token_column}; they must differ")
-    lines, shown = _all_lines(path)
+    lines, shown = all_lines(path)
     split = _splitter(lines, separator)
     found, skipped = [], []
     for block in _blocks(lines, split):
@@ -125,8 +125,8 @@ def read_parallel_tags(
         BadInput: no such file, no sentence in it, files of unlike length, or a line with unlike numbers
             of words and tags (file and line).
     """
-    lines, shown = _all_lines(tokens_path)
-    tag_lines, tags_shown = ([""] * len(lines), "") if tags_path is None else _all_lines(tags_path)
+    lines, shown = all_lines(tokens_path)
+    tag_lines, tags_shown = ([""] * len(lines), "") if tags_path is None else all_lines(tags_path)
     if len(lines) != len(tag_lines):
         raise BadInput(
             f"{shown!r} has {len(lines):,} lines but {tags_shown!r} {len(tag_lines):,}: expected the tags of each "
@@ -148,7 +148,7 @@ def read_parallel_tags(
     return _tagged(found, shown, tags_path is not None, _skipped_notice(shown, skipped))
 
 
-def _all_lines(path: epath.PathLike) -> tuple[list[str], str]:
+def all_lines(path: epath.PathLike) -> tuple[list[str], str]:
     """The lines of a file without their ends, and its name for messages."""
     file = files.find(path, "tagged file")
     shown = os.fspath(file)
@@ -172,11 +172,11 @@ def _splitter(lines: Iterable[str], separator: str) -> Callable[[str], list[str]
     if separator == "\\t":  # as a shell passes it
         separator = "\t"
     if not separator:
-        has_tabs = any("\t" in line.strip(_BLANKS) for line in lines if not line.startswith("# "))
+        has_tabs = any("\t" in line.strip(BLANKS) for line in lines if not line.startswith("# "))
         if not has_tabs:
             return _at_blanks
         separator = "\t"
-    return lambda line: [cell.strip(_BLANKS) for cell in line.split(separator)]
+    return lambda line: [cell.strip(BLANKS) for cell in line.split(separator)]
 
 
 def _blocks(
@@ -185,7 +185,7 @@ def _blocks(
     """The numbered lines of each sentence."""
     block: list[tuple[int, str]] = []
     for number, line in enumerate(lines, start=1):
-        is_border = not line.strip(_BLANKS) or (
+        is_border = not line.strip(BLANKS) or (
             _DOCUMENT in line and any(cell.startswith(_DOCUMENT) for cell in split(line))
         )
         if not is_border:

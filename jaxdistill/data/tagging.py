@@ -86,7 +86,7 @@ def tagging(
         ours = theirs if held is train else pieces(train, tokenizer, length, names)
         pad = tokenizers.describe(tokenizer).special.pad
         order = Order(about.seed, length, rows.buckets)
-        parts = Parts(_rows(ours, pad).rows, _rows(theirs, pad).rows, order)
+        parts = Parts(token_rows(ours, pad).rows, token_rows(theirs, pad).rows, order)
         answers = functools.partial(_answers, held, theirs, names)
         return reader_of(parts, answers, tuple(dict.fromkeys((*ours.notices, *theirs.notices))))
 
@@ -148,10 +148,14 @@ def _number(name: str, column: str | int, usual: int) -> int:
         ) from None
 
 
-def _rows(found: Pieces, pad: int) -> Encoded:
+def token_rows(found: Pieces, pad: int, cls_weight: float = 1.0) -> Encoded:
+    """The rows with `tags` and `tag_weights`: 0 where no tag is, `cls_weight` at a [CLS] that has one,
+    else 1."""
     ids, begins = join(found.ids)
     tags, _ = join(found.tags)
     read = tags != NOT_READ
+    weights = read.astype(np.float32)
+    weights[begins[:-1]] *= cls_weight
     return Encoded(
         ids,
         begins,
@@ -159,7 +163,7 @@ def _rows(found: Pieces, pad: int) -> Encoded:
         pad,
         by_token={
             "tags": (np.where(read, tags, 0).astype(np.int32), 0),
-            "tag_weights": (read.astype(np.float32), 0.0),
+            "tag_weights": (weights, 0.0),
         },
     )
 

@@ -14,6 +14,7 @@ from typing import Any
 from jaxdistill.data.classification import classification
 from jaxdistill.data.feeds import About, Feed
 from jaxdistill.data.glue import GLUE_TASKS
+from jaxdistill.data.intent_slots import intent_slots
 from jaxdistill.data.question_answering import question_answering
 from jaxdistill.data.regression import regression
 from jaxdistill.data.retrieval import retrieval
@@ -34,6 +35,7 @@ TASKS: Table[Task] = Table(
         "classification": classification,
         "regression": regression,
         "tagging": tagging,
+        "intent_slots": intent_slots,
         "question_answering": question_answering,
         "similarity": similarity,
         "retrieval": retrieval,

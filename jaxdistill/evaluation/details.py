@@ -4,13 +4,14 @@ type of entity. Add one: a row here, by the name of a score. Called by measure a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxdistill.data.cosines import similarities
 from jaxdistill.data.feeds import Answers, Feed
+from jaxdistill.data.intent_slots import INTENT
 from jaxdistill.evaluation import bootstrap, entities, numbers, retrieval, spans
 from jaxdistill.evaluation.bootstrap import Interval
 from jaxdistill.evaluation.scores import metric_of
@@ -38,10 +39,15 @@ def uncertainty(found: Details, feed: Feed) -> str:
 def classes(answers: Answers, feed: Feed) -> tuple[Interval, Details]:
     """`classes`: precision, recall, F1 and support of each; `confusion` [C, C]: true class by answer."""
     labels_N, found_N = answers.truth, np.argmax(answers.found, -1)
-    rows = numbers.per_class(labels_N, found_N, len(feed.labels))
-    return bootstrap.interval_of_classes(labels_N, found_N, metric_of(feed)), {
-        "classes": [{**row, "label": feed.labels[int(row["label"])]} for row in rows],
-        "confusion": numbers.confusion(labels_N, found_N, len(feed.labels)).tolist(),
+    interval = bootstrap.interval_of_classes(labels_N, found_N, metric_of(feed))
+    return interval, _by_class(labels_N, found_N, feed.labels)
+
+
+def _by_class(labels_N: np.ndarray, found_N: np.ndarray, names: Sequence[str]) -> Details:
+    rows = numbers.per_class(labels_N, found_N, len(names))
+    return {
+        "classes": [{**row, "label": names[int(row["label"])]} for row in rows],
+        "confusion": numbers.confusion(labels_N, found_N, len(names)).tolist(),
     }
 
 
@@ -77,6 +83,24 @@ def entity_types(answers: Answers, feed: Feed) -> tuple[Interval, Details]:
     return bootstrap.interval(f1, len(counts_Sx3)), more
 
 
+def frames(answers: Answers, feed: Feed) -> tuple[Interval, Details]:
+    """The interval of the share of utterances that are right in all; `entities`, of each slot; `classes` and
+    `confusion`, of the intents."""
+    truth, found = answers.truth, answers.found
+    names = [label for label in feed.labels if label.startswith(INTENT)]
+    number_of = {name: number for number, name in enumerate(names)}
+    true_N, found_N = (
+        np.array([number_of.get(intent, numbers.UNSEEN) for intent in part.intents])
+        for part in (truth, found)
+    )
+    rows = entities.entity_rows(truth.tags, found.tags)
+    right_N = entities.frames_right(truth.whole, found.whole)
+    return bootstrap.interval_of_mean(right_N), {
+        "entities": [dataclasses.asdict(row) for row in rows],
+        **_by_class(true_N, found_N, names),
+    }
+
+
 def words(answers: Answers, feed: Feed) -> tuple[Interval, Details]:
     """The interval of the share of right words. Sentences are drawn."""
     counts_Sx2 = entities.word_counts(answers.truth, answers.found)
@@ -100,6 +124,7 @@ DETAILS: dict[str, Callable[[Answers, Feed], tuple[Interval, Details]]] = {
     "regression": regression,
     "entities": entity_types,
     "tagging": words,
+    "intent_slots": frames,
     "spans": questions,
     "similarity": similarity,
     "retrieval": searches,

@@ -7,9 +7,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+import numpy as np
+
 from jaxdistill.data.feeds import Answers, Feed
+from jaxdistill.data.intent_slots import Frames
 from jaxdistill.evaluation import numbers, retrieval
-from jaxdistill.evaluation.entities import entity_scores
+from jaxdistill.evaluation.entities import entity_scores, frames_right
 from jaxdistill.evaluation.numbers import Numbers
 from jaxdistill.evaluation.spans import Search, evaluate
 from jaxdistill.registry import Table
@@ -60,6 +63,29 @@ def tagging(answers: Answers, feed: Feed) -> Numbers:
     return entity_scores(answers.truth, answers.found, "plain", usual)
 
 
+def intent_slots(answers: Answers, feed: Feed) -> Numbers:
+    """`frame_accuracy`: utterances whose intent and tags are all right; `intent_accuracy`; `slot_f1`,
+    `slot_precision`, `slot_recall`; `majority_*`, of always answering the most frequent intent of the
+    training utterances and no slot."""
+    truth, found = answers.truth, answers.found
+    intent, always_o = feed.labels[int(feed.usual)], [["O"] * len(tags) for tags in truth.tags]
+    usual = Frames([intent] * len(always_o), always_o)
+    slots = entity_scores(truth.tags, found.tags, "BIO", "O")
+
+    def accuracies(frames: Frames) -> Numbers:
+        intents_right = [true == said for true, said in zip(truth.intents, frames.intents)]
+        return {
+            "frame_accuracy": float(np.mean(frames_right(truth.whole, frames.whole))),
+            "intent_accuracy": float(np.mean(intents_right)),
+        }
+
+    return {
+        **accuracies(found),
+        **{f"slot_{name}": slots[f"entity_{name}"] for name in ("f1", "precision", "recall")},
+        **{f"majority_{name}": value for name, value in accuracies(usual).items()},
+    }
+
+
 def similarity(answers: Answers, feed: Feed) -> Numbers:
     """`spearman` and `pearson` of the cosines of pairs of embeddings with the scores of the pairs."""
     first_NxE, second_NxE = answers.found
@@ -90,6 +116,10 @@ SCORES = Table(
             ("entity_f1", "entity_precision", "entity_recall", "token_accuracy", "frame_accuracy"),
         ),
         "tagging": Score(tagging, ("token_accuracy", "macro_f1", "frame_accuracy")),
+        "intent_slots": Score(
+            intent_slots,
+            ("frame_accuracy", "intent_accuracy", "slot_f1", "slot_precision", "slot_recall"),
+        ),
         "spans": Score(spans, ("f1", "exact")),
         "similarity": Score(similarity, ("spearman", "pearson")),
         "retrieval": Score(searches, ("mrr@10", "recall@1", "recall@5", "recall@10", "mrr")),

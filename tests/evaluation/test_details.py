@@ -7,11 +7,17 @@ import pytest
 
 from jaxdistill import report
 from jaxdistill.data.feeds import Answers, Feed
+from jaxdistill.data.intent_slots import Frames
 from jaxdistill.evaluation.details import DETAILS, details, uncertainty
 from jaxdistill.evaluation.scores import SCORES, metric_of
 from tests.evaluation.test_scores import EXAMPLES, feed
 
-LABELS = {"classification": ("a", "b", "c"), "binary": ("a", "b"), "entities": ("O", "B-x")}
+LABELS = {
+    "classification": ("a", "b", "c"),
+    "binary": ("a", "b"),
+    "entities": ("O", "B-x"),
+    "intent_slots": ("O", "B-x", "intent=a", "intent=b"),
+}
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -46,6 +52,21 @@ def test_the_interval_of_entities_draws_sentences():
     assert 0.35 < low < 0.45 < 0.55 < high < 0.65
     (row,) = more["entities"]
     assert row["name"] == "x" and row["support"] == 100 and row["f1"] == 0.5
+
+
+def test_frames_have_their_intents_and_slots():
+    """And an intent that training lacks is in no row of the matrix."""
+    truth = Frames(["intent=a", "intent=b", "intent=c"], [["B-x", "O"], ["B-y"], ["O"]])
+    found = Frames(["intent=a", "intent=a", "intent=b"], [["B-x", "O"], ["B-x"], ["O"]])
+    task = feed("intent_slots", ("intent=b", "O", "B-x", "B-y", "intent=a"))
+    more = details(Answers(truth, found, {}), task)
+    assert more["metric"] == "frame_accuracy" and more["interval"] == [0, 1]
+    assert [row["label"] for row in more["classes"]] == ["intent=b", "intent=a"]
+    assert more["confusion"] == [[0, 1], [0, 1]]
+    assert [(row["name"], row["precision"], row["support"]) for row in more["entities"]] == [
+        ("x", 0.5, 1),
+        ("y", 0, 1),
+    ]
 
 
 def test_few_rows_say_how_uncertain_they_are():

@@ -5,11 +5,13 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+import seqeval.metrics
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from jaxdistill.data.answers import Decoded
 from jaxdistill.data.cosines import rank
 from jaxdistill.data.feeds import Answers, Feed, only
+from jaxdistill.data.intent_slots import Frames
 from jaxdistill.data.squad import Answer, Question, Questions
 from jaxdistill.evaluation.predictions import predict
 from jaxdistill.evaluation.scores import SCORES, metric_of
@@ -68,6 +70,10 @@ EXAMPLES = {
     "regression": (np.array([0.0, 1.0]), np.array([0.5, 0.7])),
     "entities": ([["O", "B-x"]], [["O", "B-x"]]),
     "tagging": ([["N", "V"]], [["N", "N"]]),
+    "intent_slots": (
+        Frames(["intent=a", "intent=b"], [["O", "B-x"], ["O"]]),
+        Frames(["intent=a", "intent=a"], [["O", "B-x"], ["O"]]),
+    ),
     "spans": (Questions((QUESTION,)), DECODED),
 }
 
@@ -77,10 +83,58 @@ def test_what_a_score_names_it_gives(score):
     """A stage may choose its best state by any of these numbers, and finds out in the middle."""
     row = SCORES[score]
     truth, found = EXAMPLES[score]
-    labels = {"classification": "abc", "binary": "ab", "entities": ("O", "B-x"), "tagging": "NV"}
+    labels = {
+        "classification": "abc",
+        "binary": "ab",
+        "entities": ("O", "B-x"),
+        "tagging": "NV",
+        "intent_slots": ("O", "B-x", "intent=a", "intent=b"),
+    }
     numbers = row.of(Answers(truth, found, {}), feed(score, tuple(labels.get(score, ()))))
     assert row.higher and not set(row.higher) & set(row.lower)
     assert {*row.higher, *row.lower} <= numbers.keys()
+
+
+def random_frames(rows, truth=None):
+    """Frames that are mostly those of `truth`."""
+    intents, tags = ["intent=a", "intent=b", "intent=c"], ["O", "B-x", "I-x", "B-y"]
+    lengths = [len(row) for row in truth.tags] if truth else RNG.integers(1, 7, rows)
+    found = Frames(
+        [str(intent) for intent in RNG.choice(intents, rows)],
+        [[str(tag) for tag in RNG.choice(tags, length)] for length in lengths],
+    )
+    if truth is None:
+        return found
+    keep = RNG.random((2, rows)) < 0.6
+    return Frames(
+        [b if kept else a for a, b, kept in zip(found.intents, truth.intents, keep[0])],
+        [b if kept else a for a, b, kept in zip(found.tags, truth.tags, keep[1])],
+    )
+
+
+def test_frames_are_judged_as_seqeval_and_scikit_learn_do():
+    truth = random_frames(80)
+    truth = truth._replace(tags=[["O"] * len(t) if n % 3 else t for n, t in enumerate(truth.tags)])
+    found = random_frames(80, truth)
+    task = feed("intent_slots", ("O", "B-x", "I-x", "B-y", "intent=a", "intent=b"), usual=5)
+    scores = SCORES["intent_slots"].of(Answers(truth, found, {}), task)
+    right = [0, 0]  # of the answers, of the most frequent intent without a slot
+    for intent, tags, said, answer in zip(truth.intents, truth.tags, found.intents, found.tags):
+        right[0] += intent == said and all(a == b for a, b in zip(tags, answer))
+        right[1] += intent == "intent=b" and set(tags) == {"O"}
+    assert right[1] > 0 and 0 < right[0] < 80
+    expected = {
+        "frame_accuracy": right[0] / 80,
+        "intent_accuracy": accuracy_score(truth.intents, found.intents),
+        "slot_f1": seqeval.metrics.f1_score(truth.tags, found.tags),
+        "slot_precision": seqeval.metrics.precision_score(truth.tags, found.tags),
+        "slot_recall": seqeval.metrics.recall_score(truth.tags, found.tags),
+        "majority_frame_accuracy": right[1] / 80,
+        "majority_intent_accuracy": np.mean([intent == "intent=b" for intent in truth.intents]),
+    }
+    assert scores == pytest.approx(expected)
+    assert scores["frame_accuracy"] < scores["intent_accuracy"]
+    assert metric_of(task) == "frame_accuracy"
 
 
 @pytest.mark.parametrize("head", ["sequence_classification", "token_classification"])
