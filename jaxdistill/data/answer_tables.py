@@ -64,8 +64,11 @@ def json_lines(records: Iterable[Record]) -> Iterator[bytes]:
 
 
 def tagged_lines(records: Iterable[Record], header: bool = False) -> Iterator[bytes]:
-    """A token and its tag in each line, a blank line after each sentence, and no `header`."""
+    """A token and its tag in each line, a blank line after each sentence, and no `header`; the intent of
+    a sentence, if it has one, in a comment before it."""
     for record in records:
+        if "intent" in record:
+            yield f"# intent = {' '.join(record['intent'].split())}\n".encode()
         pairs = zip(record["tokens"], record["tags"])
         lines = [f"{token.replace(chr(9), ' ')}\t{tag}\n" for token, tag in pairs]
         yield ("".join(lines) + "\n").encode()

@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxdistill.data import encoded, files, tokenizers
 from jaxdistill.data.classification import label_names
-from jaxdistill.data.conll import with_bio_tags
+from jaxdistill.data.conll import Tagged, with_bio_tags
 from jaxdistill.data.examples import Fraction, Names, RowSettings, parted
 from jaxdistill.data.feeds import About, Answers, Feed, Order, Outputs, Parts, Reader, Shape
 from jaxdistill.data.intents import Utterances, find, read_utterances
@@ -210,15 +210,19 @@ def _spelled(part: Utterances, numbers_N: np.ndarray, names: Sequence[str]) -> l
 def _answers(
     truth: Frames, held: Utterances, rows: Pieces, names: Sequence[str], outputs: Outputs
 ) -> Answers:
-    logits_MxLxC = outputs["logits"]
+    found = frames(rows, held.tagged, names, outputs["logits"])
+    return Answers(truth, found, {"tsv": _blocks(held, truth, found)})
+
+
+def frames(rows: Pieces, tagged: Tagged, names: Sequence[str], logits_MxLxC: np.ndarray) -> Frames:
+    """What a network says of utterances, of which `rows` are made."""
     is_intent_C = np.array([name.startswith(INTENT) for name in names])
     tags_MxL = _best(logits_MxLxC, ~is_intent_C)
     intents_N = _best(logits_MxLxC[rows.first_word == 0, 0], is_intent_C)
-    found = Frames(
+    return Frames(
         [names[number] for number in intents_N],
-        [[names[number] for number in tags] for tags in decode(rows, held.tagged, tags_MxL)],
+        [[names[number] for number in tags] for tags in decode(rows, tagged, tags_MxL)],
     )
-    return Answers(truth, found, {"tsv": _blocks(held, truth, found)})
 
 
 def _best(logits: np.ndarray, allowed_C: np.ndarray) -> np.ndarray:

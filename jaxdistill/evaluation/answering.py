@@ -27,9 +27,10 @@ from jaxdistill.data.conll import Tagged, read_conll
 from jaxdistill.data.encoded import Encoded, encode, join
 from jaxdistill.data.feeds import Batch, Order, Outputs
 from jaxdistill.data.files import whole_file, write_whole
+from jaxdistill.data.intent_slots import INTENT, frames
 from jaxdistill.data.rows import evaluation_batches
 from jaxdistill.data.squad import Question, Questions, read_squad
-from jaxdistill.data.tagged import cut_notices, pieces
+from jaxdistill.data.tagged import Pieces, cut_notices, pieces
 from jaxdistill.data.tagged import decode as decode_tags
 from jaxdistill.data.unlabelled import TextColumns, Texts, read_unlabelled
 from jaxdistill.data.windows import windows
@@ -242,16 +243,28 @@ def _words(net: Network, source: epath.PathLike, target: epath.Path, where: Word
         ids, begins = join(found.ids)
         rows = Encoded(ids, begins, np.diff(begins).astype(np.int32), net.pad)
         logits = net.outputs(rows, tick)["logits"] if len(rows) else np.zeros((0, 0, 0), np.float32)
-        records = (
-            {"tokens": list(words), "tags": [net.names[tag] for tag in tags]}
-            for words, tags in zip(stretch, decode_tags(found, tagged, logits))
-        )
+        records = _tagged(net, found, tagged, logits)
         names = ("rows_cut", "words_cut", "words_unknown")
         return _Answers(records, {name: getattr(found, name) for name in names})
 
     most = max(1, min(ROWS, NUMBERS // (net.length * len(net.names))))
     counts = _Stream(sentences, number, target, most, answer_tables.tagged_lines).answer(answer)
     return Written(number, (target,), (*notices, *cut_notices(net.length, **counts)))
+
+
+def _tagged(
+    net: Network, rows: Pieces, tagged: Tagged, logits_MxLxC: np.ndarray
+) -> Iterator[Record]:
+    """The words of each sentence and their tags, and its intent from a network that knows intents."""
+    if not any(name.startswith(INTENT) for name in net.names):
+        for words, numbers in zip(tagged.tokens, decode_tags(rows, tagged, logits_MxLxC)):
+            yield {"tokens": list(words), "tags": [net.names[number] for number in numbers]}
+        return
+    rows_of = dict(zip(rows.sentence[rows.first_word == 0].tolist(), itertools.count()))
+    found = frames(rows, tagged, net.names, logits_MxLxC)
+    for number, (words, tags) in enumerate(zip(tagged.tokens, found.tags)):
+        intent = found.intents[rows_of[number]].removeprefix(INTENT) if number in rows_of else ""
+        yield {"intent": intent, "tokens": list(words), "tags": tags}
 
 
 def _sentences(
