@@ -200,6 +200,11 @@ class Measure:
                 moved=page.get("moved", True),
                 last_loss=math.nan if last is None else last,
             )
+        for feed in {feed.name: feed for name in networks for feed in self.tasks_of(name)}.values():
+            if feed.losses and feed.digests.get("train", "") == feed.digests.get("heldout"):
+                found.append(
+                    f"the held-out rows of {feed.name!r} are its training rows: its scores tell what was learned by heart"
+                )
         for name, row in networks.items():
             for what in self._feeds_of(name):
                 if bad := [key for key, value in row[what].items() if _not_finite(value)]:

@@ -120,7 +120,8 @@ def _task(name: str, row: GlueTask) -> Callable[..., Feed]:
             feed = classification(about, texts=texts, rows=rows, labels=order)
         else:
             feed = regression(about, texts=texts, rows=rows)
-        return dataclasses.replace(feed, metric=row.metric)
+        positive = feed.labels.index(row.labels[1]) if len(row.labels) == 2 else 1
+        return dataclasses.replace(feed, metric=row.metric, positive=positive)
 
     task.__name__ = name
     return task

@@ -142,6 +142,7 @@ def intent_slots(
         losses=("tagging",),
         labels=names,
         score="intent_slots",
+        decided={"scheme": scheme},
         usual=int(np.bincount(ours.numbers[ours.numbers != NOT_READ], minlength=1).argmax()),
         notices=tuple(
             dict.fromkeys((*train.tagged.notices, *held.tagged.notices, *theirs.notices))

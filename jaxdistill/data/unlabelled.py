@@ -87,7 +87,7 @@ def _usable(rows: Iterable[Row], shown: str) -> Iterator[Row]:
 def _lines(path: epath.PathLike) -> Callable[[], Iterator[Texts]]:
     def read() -> Iterator[Texts]:
         with table_text.open_lines(path) as table:
-            rows = table_rows.read_rows(table, "\n", quoted=False)  # which no line holds
+            rows = table_rows.read_rows(table, "\n", quoted=False)  # one cell a line
             yield from (tuple(row.cells) for row in _usable(rows, table.shown))
 
     return read

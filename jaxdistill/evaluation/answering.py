@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 from jaxdistill.data import answer_tables, tokenizers
 from jaxdistill.data.answer_tables import Record, short
-from jaxdistill.data.answers import Decoded, Decoding, answer_files, decode
+from jaxdistill.data.answers import FILES, Decoded, Decoding, answer_files, decode
 from jaxdistill.data.conll import Tagged, read_conll
 from jaxdistill.data.encoded import Encoded, encode, join
 from jaxdistill.data.feeds import Batch, Order, Outputs
@@ -306,6 +306,12 @@ def _questions(net: Network, source: epath.PathLike, target: epath.Path, by: Spa
     settings = Decoding(
         by.n_best, by.max_answer_length, math.isfinite(by.null_threshold), by.null_threshold
     )
+    beside = [target.with_name(f"{target.stem}.{name}") for name in FILES[1:]]
+    if there := next((file for file in beside if file.exists()), None):
+        raise BadInput(
+            f"{os.fspath(there)!r}, which is written beside the answers, is there already; choose another name for "
+            "out, or remove it"
+        )
     parts: list[Decoded] = []
     done = cut = 0
     with Progress(len(questions), "predicting", unit="questions") as bar:
@@ -322,7 +328,7 @@ def _questions(net: Network, source: epath.PathLike, target: epath.Path, by: Spa
             done += len(stretch)
             bar.reach(done)
     files = {
-        target if name == "predictions.json" else target.with_name(f"{target.stem}.{name}"): text
+        target if name == FILES[0] else target.with_name(f"{target.stem}.{name}"): text
         for name, text in answer_files(questions, _joined(parts)).items()
     }
     for file, text in files.items():

@@ -39,7 +39,10 @@ def uncertainty(found: Details, feed: Feed) -> str:
 def classes(answers: Answers, feed: Feed) -> tuple[Interval, Details]:
     """`classes`: precision, recall, F1 and support of each; `confusion` [C, C]: true class by answer."""
     labels_N, found_N = answers.truth, np.argmax(answers.found, -1)
-    interval = bootstrap.interval_of_classes(labels_N, found_N, metric_of(feed))
+    true, said, metric = labels_N, found_N, metric_of(feed)
+    if metric == "f1":  # of one class against all else
+        true, said = ((numbers_N == feed.positive).astype(int) for numbers_N in (true, said))
+    interval = bootstrap.interval_of_classes(true, said, metric)
     return interval, _by_class(labels_N, found_N, feed.labels)
 
 

@@ -38,9 +38,9 @@ def classification(answers: Answers, feed: Feed) -> Numbers:
 
 
 def binary(answers: Answers, feed: Feed) -> Numbers:
-    """The same of two classes, and `f1`, of the second one, `matthews` and `majority_f1`."""
-    of_two = numbers.binary(answers.found, answers.truth, positive=1)
-    usual = numbers.majority(answers.truth, int(feed.usual), positive=1)
+    """The same of two classes, and `f1`, of the positive one, `matthews` and `majority_f1`."""
+    of_two = numbers.binary(answers.found, answers.truth, feed.positive)
+    usual = numbers.majority(answers.truth, int(feed.usual), feed.positive)
     return {**classification(answers, feed), **of_two, "majority_f1": usual["f1"]}
 
 
