@@ -560,11 +560,20 @@ def test_test_rows_must_be_apart(encoder, tmp_path, capsys):
 
 
 def test_test_tags_are_read_as_the_training_tags(tmp_path):
-    """A file that alone could be IOB1 or plain tags."""
+    """A file that by itself would be taken for IOB1."""
     train = conll(tmp_path / "train.conll")
-    (tmp_path / "test.conll").write_text("Paris x O\nstone x O\n\nriver x O\n")
-    section = defaults.task("tagging", source=str(train), test=str(tmp_path / "test.conll"))
-    feed = tasks.open_task("it", section, 0)
-    test = tasks.test_of(feed, section, 0)
-    assert test.labels == feed.labels and test.score == feed.score == "entities"
-    assert feed.decided == {"scheme": "BIO"}
+    (tmp_path / "test.conll").write_text("Paris x I-LOC\nstone x O\n\nAnna x I-PER\n")
+
+    def opened(scheme):
+        files = {"source": str(train), "test": str(tmp_path / "test.conll")}
+        section = defaults.task("tagging", scheme=scheme, **files)
+        feed = tasks.open_task("it", section, 0)
+        return feed, tasks.test_of(feed, section, 0)
+
+    (feed, test), (_, told) = opened("auto"), opened("BIO")
+    assert feed.decided == {"scheme": "BIO"} and test.labels == feed.labels
+    assert test.score == feed.score == "entities" and test.digests == told.digests
+    file = str(tmp_path / "test.conll")
+    alone = defaults.task("tagging", source=file, heldout=file, labels=feed.labels)
+    guessed = tasks.open_task("it", alone, 0)
+    assert guessed.digests["heldout"] != test.digests["test"]
