@@ -333,3 +333,10 @@ def test_a_stopped_call_leaves_no_file(models, tmp_path, monkeypatch):
     calls += [1]
     predict(models / "bert", tmp_path / "a.txt", out)
     assert len(out.read_text().splitlines()) > len(TEXTS)
+
+
+def test_rows_that_come_or_go_meanwhile_are_refused(tmp_path):
+    stream = answering._Stream([("a",)], 2, tmp_path / "a.jsonl", 8)
+    with pytest.raises(BadInput, match="2 rows and then 1"):
+        stream.answer(lambda stretch, _: answering._Answers(iter([{"text": "a"}]), {}))
+    assert not list(tmp_path.iterdir())
