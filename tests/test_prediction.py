@@ -407,3 +407,10 @@ def test_no_submission_of_what_was_not_asked(
     )
     assert code == 2 and all(word in said for word in words), said
     assert not any(tmp_path.iterdir())
+
+
+def test_rows_that_come_or_go_meanwhile_are_refused(tmp_path):
+    stream = answering._Stream([("a",)], 2, tmp_path / "a.jsonl", 8)
+    with pytest.raises(BadInput, match="2 rows and then 1"):
+        stream.answer(lambda stretch, _: answering._Answers(iter([{"text": "a"}]), {}))
+    assert not list(tmp_path.iterdir())

@@ -39,7 +39,7 @@ from jaxdistill.evaluation import predictions
 from jaxdistill.models import Model, Params
 from jaxdistill.training.progress import Progress
 
-ROWS, CHARACTERS = 10_000, 2**25  # of a stretch at most, about
+ROWS, CHARACTERS = 10_000, 2**22  # of a stretch at most, about
 NUMBERS = 2**25  # that a network says of a stretch at most, about
 _QUESTIONS = 1_000  # of a stretch
 _WORD_FILES = (".conll", ".iob", ".iob2", ".bio")
