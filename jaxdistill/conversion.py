@@ -31,6 +31,7 @@ from jaxdistill.students.layers import take_layers
 from jaxdistill.workdir import Workdir, is_recipe
 
 PathLike = str | os.PathLike[str]
+SEVERAL = "finetune.json"  # of a workdir with several runs: their scores, and the best model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,6 +210,9 @@ def locate(model: PathLike, network: str | None = None) -> epath.Path:
             "a run's workdir"
         )
     path = epath.Path(model).expanduser()
+    if not network and (path / SEVERAL).exists():  # below it, wherever the workdir is now
+        best = epath.Path(str(read_json(path / SEVERAL).get("model", "")))
+        return interop.locate(path.joinpath(*best.parts[-3:]))
     if is_run(path):
         done, wanted = finished_networks(path), network or main_network(_recipe(path))
         if wanted not in done:

@@ -12,7 +12,8 @@ from typing import Any
 from etils import epath
 
 from jaxdistill import conversion, interop
-from jaxdistill.data import glue
+from jaxdistill.data import files, glue
+from jaxdistill.data.encoded import SHORTEST
 from jaxdistill.errors import BadInput, listed, nearest
 from jaxdistill.evaluation.answering import KINDS, Network
 from jaxdistill.interop.hf_torch import read_json
@@ -46,7 +47,7 @@ def predict(
     Args:
         model_dir: a folder, a Hub name, or the workdir of a run, of which `network` is taken (default as in
             `conversion.locate`).
-        texts: a file with a text in each line; .tsv, .csv or .jsonl; for questions SQuAD's JSON. Also packed.
+        texts: a file, and no set by name, with a text in each line; .tsv, .csv or .jsonl; for questions SQuAD's JSON. Also packed.
         out: a file that does not exist yet. It is written whole or not at all.
         head: of a model that has several; "embedding" of any.
         task: of GLUE's, as "mrpc": `texts` is its folder, whose test file is read, or that file, and `out`, a
@@ -68,7 +69,10 @@ def predict(
     kind, values = KINDS[head], read_json(conversion.locate(model_dir, network) / "config.json")
     _check_ending(target, head, values)
     positions = model.config.max_positions
-    if (length := sequence_length or min(kind.length, positions)) > positions:
+    length = min(kind.length, positions) if sequence_length is None else sequence_length
+    if not isinstance(length, int) or length < SHORTEST:
+        raise BadInput(f"sequence_length={length!r}: expected {SHORTEST} or more")
+    if length > positions:
         raise BadInput(
             f"sequence_length={length} exceeds the max_positions={positions} of {shown!r}"
         )
@@ -120,6 +124,8 @@ def _new_file(out: conversion.PathLike) -> epath.Path:
         raise BadInput(f"out={os.fspath(out)!r}: expected a file with the ending {listed(endings)}")
     if target.exists() and (target.is_dir() or target.stat().length):
         raise BadInput(f"{os.fspath(target)!r} is there already; choose another name, or remove it")
+    with files.clear_errors("writing", target):  # now, and not when all is answered
+        target.parent.mkdir(parents=True, exist_ok=True)
     return target
 
 

@@ -93,6 +93,10 @@ def finetune(
     if not isinstance(epochs, int | float) or not 0 < epochs < math.inf:
         raise BadInput(f"epochs={shortened(epochs)}: expected a number above 0")
     workdir = as_folder(workdir, "workdir")
+    if task in tasks.MEASURED_ONLY:
+        raise BadInput(
+            f"task {task!r} is evaluated, not learned: jaxdistill evaluate --task={task}"
+        )
     folder = conversion.locate(model_dir, network)
     config = load_config(shipped_recipes()["finetune"])
     config.feeds.task = defaults.task(task, source=os.fspath(data))
@@ -110,7 +114,11 @@ def finetune(
     stage = config.stages.finetune
     for section, field, value in (
         (config.networks.model, "init", os.fspath(folder)),
-        *(((config.feeds.task, "sequence_length", sequence_length),) if sequence_length else ()),
+        *(
+            ((config.feeds.task, "sequence_length", sequence_length),)
+            if sequence_length is not None
+            else ()
+        ),
         (stage, "epochs", epochs),
         (stage, "batch_size", batch_size),
         (stage, "learning_rate", learning_rate),
@@ -127,15 +135,28 @@ def finetune(
     config.networks.model.heads = (feed.head,)
     if not grid and not seeds:
         return _one(config, feed, workdir)
-    rates = _rates(grid) if grid else (stage.learning_rate,)
-    numbers = parse_seeds(",".join(map(str, seeds))) if seeds else (seed,)
+    if (workdir / "config.json").exists():
+        raise BadInput(
+            f"{os.fspath(workdir)!r} holds a run or a model already, and several runs have folders of their own; give "
+            "another workdir"
+        )
+    own_rate, own_seed = config.stages.finetune.learning_rate, config.seed
+    for name, nothing in (
+        ("stages.finetune.learning_rate", bool(grid) and own_rate != learning_rate),
+        ("seed", bool(seeds) and own_seed != seed),
+    ):
+        if nothing:
+            raise BadInput(f"config.{name} would do nothing beside several of them; leave it out")
+    rates = _rates(grid) if grid else (own_rate,)
+    numbers = parse_seeds(",".join(map(str, seeds))) if seeds else (own_seed,)
     return _several(config, feed, workdir, rates, numbers)
 
 
 def _rates(grid: Sequence[float]) -> tuple[float, ...]:
     """Learning rates to try. Raises `BadInput` for one that is none, or there twice."""
     for rate in grid:
-        if not isinstance(rate, int | float) or not 0 < rate < math.inf or grid.count(rate) > 1:
+        is_rate = isinstance(rate, int | float) and bool(0 < rate < math.inf)
+        if not is_rate or sum(f"{rate:g}" == f"{other:g}" for other in grid) > 1:
             raise BadInput(
                 f"grid={listed(map(str, grid))}: expected different learning rates, as 3e-5,1e-4"
             )
@@ -221,7 +242,7 @@ def _several(
         **{name: best[name] for name in more},
         "warnings": [*diverged, *dict.fromkeys(line for run in runs for line in run["warnings"])],
     }
-    report.write_results(workdir, results, "finetune.json")
+    report.write_results(workdir, results, conversion.SEVERAL)
     return results
 
 
@@ -267,7 +288,8 @@ def evaluate_task(
     if "source" in section:
         section.source = os.fspath(data)
     if "sequence_length" in section:
-        section.sequence_length = sequence_length or min(section.sequence_length, positions)
+        most = min(section.sequence_length, positions)
+        section.sequence_length = most if sequence_length is None else sequence_length
     section = as_config(config, overrides).feeds.task
     for name, default in tasks.default_settings(task).items():
         if name.startswith(("heldout", "test")) and section[name] != default:

@@ -414,3 +414,40 @@ def test_rows_that_come_or_go_meanwhile_are_refused(tmp_path):
     with pytest.raises(BadInput, match="2 rows and then 1"):
         stream.answer(lambda stretch, _: answering._Answers(iter([{"text": "a"}]), {}))
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_there_is_not_replaced(models, tmp_path, capsys):
+    """Neither beside the answers to questions, nor where no folder can be made; and no setting is lost."""
+    (tmp_path / "a.null_odds.json").write_text("mine")
+    (tmp_path / "file.tsv").write_text("mine")
+    squad = {"id": "1", "context": "Anna in Paris", "question": "river", "answers": []}
+    (tmp_path / "q.jsonl").write_text(json.dumps(squad) + "\n")
+    (tmp_path / "t.csv").write_text('"a"\n"b"\n')
+    lines(tmp_path / "t.txt")
+    short = ("--sequence_length=30", "--question_length=6", "--stride=6")
+    for model, file, out, options, words in (
+        (
+            "spans",
+            "q.jsonl",
+            "a.json",
+            short,
+            "which is written beside the answers, is there already",
+        ),
+        ("spans", "q.jsonl", "b.json", (*short, "--null_threshold=nan"), "null_threshold=nan"),
+        ("number", "t.txt", "file.tsv/x.tsv", (), "writing"),
+        ("number", "t.txt", "x.tsv", ("--sequence_length=0",), "sequence_length=0: expected 8"),
+        ("number", "t.csv", "x.tsv", ("--quoting=none",), "cells of a .csv are quoted"),
+    ):
+        call = (
+            f"--model={models / model}",
+            f"--input={tmp_path / file}",
+            f"--out={tmp_path / out}",
+        )
+        code, said = command(capsys, "predict", *call, *options)
+        assert code == 2 and words in said and len(said.splitlines()) == 1, said
+    assert {(tmp_path / name).read_text() for name in ("a.null_odds.json", "file.tsv")} == {"mine"}
+    call = (f"--model={models / 'spans'}", f"--input={tmp_path / 'q.jsonl'}")
+    code, _ = command(
+        capsys, "predict", *call, f"--out={tmp_path / 'c.json'}", *short, "--null_threshold=-inf"
+    )
+    assert code == 0 and json.loads((tmp_path / "c.json").read_text()) == {"1": ""}

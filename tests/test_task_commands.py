@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdistill import cli, defaults, interop, run, task_commands
+from jaxdistill import cli, conversion, defaults, interop, run, task_commands
 from jaxdistill.configuration import load_config
 from jaxdistill.data import data_sets, tasks
 from jaxdistill.data.found_set import Found, Table
@@ -412,6 +412,12 @@ def test_test_rows_are_reported_and_choose_nothing(finished, tmp_path):
     weights = [pathlib.Path(found["model"], "model.safetensors") for found in (one, two)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     assert json.loads((tmp_path / "two" / "finetune.json").read_text())["test"] == two["test"]
+    assert conversion.locate(tmp_path / "two") == pathlib.Path(two["model"])
+    (tmp_path / "two").rename(tmp_path / "moved")
+    moved = conversion.locate(tmp_path / "moved")
+    assert moved.is_dir() and moved.name == "model" and "moved" in str(moved)
+    with pytest.raises(BadInput, match="holds a run or a model already"):
+        finetune(other, "one", seeds=(0, 1))
     alone = task_commands.evaluate_task(one["model"], "classification", test, sequence_length=16)
     assert alone["accuracy"] == one["test"]["accuracy"] and alone["examples"] == 40
 
@@ -486,6 +492,15 @@ def test_nothing_is_learned_or_chosen_from_test_rows(tmp_path, capsys):
         (("--grid=1e-4", "--learning_rate=1e-3"), ("--learning_rate would do nothing",)),
         (("--seeds=0,1", "--seed=3"), ("--seed would do nothing",)),
         (("--test=",), ("test=''",)),
+        (("--grid=1e-3,0.00100000001",), ("grid=", "different learning rates")),
+        (
+            ("--grid=1e-4", "--config.stages.finetune.learning_rate=0.5"),
+            ("learning_rate would do",),
+        ),
+        (("--seeds=0,1", "--config.seed=9"), ("config.seed would do nothing",)),
+        (("--task=retrieval", "--heldout=x"), ("is evaluated, not learned",)),
+        (("--task=similarity",), ("is evaluated, not learned",)),
+        (("--sequence_length=0",), ("sequence_length=0",)),
     ],
 )
 def test_several_runs_are_refused_before_the_first(finished, tmp_path, capsys, given, words):

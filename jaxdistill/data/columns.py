@@ -212,6 +212,14 @@ def _readable(shown: str, rows: Sequence[Row], bad: BadRows) -> list[Row]:
     return readable
 
 
+def refuse_unquoted(shown: str, is_csv: bool, layout: Layout) -> None:
+    """Raises `BadInput` for a .csv that is said to have no quoted cells."""
+    if is_csv and layout.quoting == "none":
+        raise BadInput(
+            f"quoting=none does not go with {shown!r}: cells of a .csv are quoted; name it .tsv and give separator=,"
+        )
+
+
 def _delimited(text: Text, wanted: Wanted, bad: BadRows) -> tuple[list[Row], list[str]]:
     """The rows of a table with separators, only the wanted cells of each; and notices."""
     layout, columns = wanted.layout, wanted.columns
@@ -219,6 +227,7 @@ def _delimited(text: Text, wanted: Wanted, bad: BadRows) -> tuple[list[Row], lis
     table_header.refuse_tagging(
         text, separator, None if wanted.label is None else columns[wanted.label]
     )
+    refuse_unquoted(text.shown, text.is_csv, layout)
     quoting = "quoted" if text.is_csv else layout.quoting
     found, notice = table_rows.table_rows(text, separator, quoting)
     rows = _readable(text.shown, found, bad)

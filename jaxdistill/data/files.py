@@ -48,10 +48,12 @@ def write_whole(path: epath.Path, content: str | bytes) -> None:
 def whole_file(path: epath.Path) -> Iterator[Any]:
     """A stream of bytes that becomes the file at its end, as `write_whole`; after an error there is
     none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     try:
-        with temporary.open("wb") as stream:
+        with clear_errors("writing", path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stream = temporary.open("wb")
+        with stream:
             yield stream
         temporary.replace(path)
     finally:

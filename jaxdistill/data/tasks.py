@@ -27,6 +27,7 @@ from jaxdistill.settings import Setting, arguments, check, settings_of
 
 Task = Callable[..., Feed]
 
+MEASURED_ONLY = ("similarity", "retrieval")
 TEST = ".test"  # behind the name of a task: the feed of its test rows
 
 TASKS: Table[Task] = Table(

@@ -13,7 +13,7 @@ from typing import NoReturn
 from etils import epath
 
 from jaxdistill.data import table_header, table_rows, table_text
-from jaxdistill.data.columns import Layout, Wanted, find_header
+from jaxdistill.data.columns import Layout, Wanted, find_header, refuse_unquoted
 from jaxdistill.data.table_rows import Row
 from jaxdistill.data.table_text import JSON_ENDINGS
 from jaxdistill.errors import BadInput, listed, shortened
@@ -113,6 +113,7 @@ def _table(
     path: epath.PathLike, where: TextColumns, is_csv: bool
 ) -> tuple[Callable[[], Iterator[Texts]], tuple[str, ...]]:
     layout = Layout(where.header, where.quoting, where.separator)
+    refuse_unquoted(os.fspath(path), is_csv, layout)
     separator = layout.separator or ("," if is_csv else "\t")
     quoted, notice = is_csv or layout.quoting == "quoted", ""
     if not is_csv and layout.quoting == "auto":

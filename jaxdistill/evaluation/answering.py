@@ -302,9 +302,11 @@ class _Each:
 
 def _questions(net: Network, source: epath.PathLike, target: epath.Path, by: Spans) -> Written:
     """A question and a window of its context is a row of tokens."""
+    if math.isnan(by.null_threshold):
+        raise BadInput("null_threshold=nan: expected a number; inf gives every question an answer")
     questions = read_squad(source)
     settings = Decoding(
-        by.n_best, by.max_answer_length, math.isfinite(by.null_threshold), by.null_threshold
+        by.n_best, by.max_answer_length, by.null_threshold != math.inf, by.null_threshold
     )
     beside = [target.with_name(f"{target.stem}.{name}") for name in FILES[1:]]
     if there := next((file for file in beside if file.exists()), None):
