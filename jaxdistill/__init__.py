@@ -18,9 +18,7 @@ _WHERE = {
     "finetune": "jaxdistill.task_commands",
     "evaluate_task": "jaxdistill.task_commands",
     "seeds": "jaxdistill.commands",
-    "export": "jaxdistill.commands",
-    "convert": "jaxdistill.conversion",
-    "convert_tf1": "jaxdistill.conversion",
+    "export": "jaxdistill.conversion",
     "plan": "jaxdistill.planning.plan",
     "describe": "jaxdistill.commands",
     "from_pretrained": "jaxdistill.interop",
@@ -34,12 +32,10 @@ _WHERE = {
 if TYPE_CHECKING:
     from jaxdistill.commands import describe as describe
     from jaxdistill.commands import evaluate as evaluate
-    from jaxdistill.commands import export as export
     from jaxdistill.commands import prepare as prepare
     from jaxdistill.commands import seeds as seeds
     from jaxdistill.configuration import load_config as load_config
-    from jaxdistill.conversion import convert as convert
-    from jaxdistill.conversion import convert_tf1 as convert_tf1
+    from jaxdistill.conversion import export as export
     from jaxdistill.interop import from_pretrained as from_pretrained
     from jaxdistill.interop import save_pretrained as save_pretrained
     from jaxdistill.interop.hf_flax import register_with_transformers as register_with_transformers

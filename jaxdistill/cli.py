@@ -49,6 +49,8 @@ def _main(argv: Sequence[str] | None) -> int:
     ):  # a terminal that knows ASCII alone is shown other letters as \u00e9
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        if given and given[0] in FORMER_COMMANDS:
+            raise BadInput(FORMER_COMMANDS[given[0]])
         try:
             options, rest = parser.parse_known_args(given)
         finally:  # --help prints and leaves
@@ -59,7 +61,7 @@ def _main(argv: Sequence[str] | None) -> int:
         recipe = (
             options.command in ("train", "finetune")
             or bool(vars(options).get("config"))
-            and options.command != "convert"
+            and options.command != "export"
         )
         options.overrides = split_overrides(options.command, rest, recipe)
         options.warnings, options.code = [], 0
@@ -186,13 +188,14 @@ def split_overrides(command: str, rest: Sequence[str], has_recipe: bool) -> list
             overrides.append(f"feeds.task.{argument.removeprefix('--task.')}")
             continue
         if not argument.startswith("--config.") or "=" not in argument or not has_recipe:
+            given = argument.split("=")[0]
             options = (
                 [f"--{name}" for name in COMMANDS[command].options] if command in COMMANDS else []
             )
             advice = (
                 "write --config.FIELD=VALUE"
                 if argument.startswith("--config.") and has_recipe
-                else nearest(argument.split("=")[0], options)
+                else FORMER_OPTIONS.get((command, given)) or nearest(given, options)
             )
             raise BadInput(f"argument {argument!r} of 'jaxdistill {command}' is unknown; {advice}")
         overrides.append(argument.removeprefix("--config."))
@@ -346,34 +349,11 @@ def _plan(options: argparse.Namespace) -> str:
 
 
 def _export(options: argparse.Namespace) -> str:
-    from jaxdistill import commands
-
-    line = commands.export(options.workdir, options.out, options.network)
-    return as_json(options, line.facts) if options.json else line
-
-
-def _convert(options: argparse.Namespace) -> str:
     from jaxdistill import conversion
 
-    given = {
-        name: value
-        for name in ("model", "network", "checkpoint", "config", "vocab")
-        if (value := getattr(options, name))
-    }
-    kind = getattr(options, "from")
-    needed, optional = (
-        (("checkpoint", "config"), ("vocab",)) if kind == "tf1" else (("model",), ("network",))
-    )
-    for name in needed:
-        if name not in given:
-            raise BadInput(
-                f"convert{' --from=tf1' if kind == 'tf1' else ''} needs --{name}=…; see 'jaxdistill convert --help'"
-            )
-    for name in given.keys() - {*needed, *optional}:
-        raise BadInput(f"--{name} does not go with --from={kind}; see 'jaxdistill convert --help'")
-    line = (conversion.convert_tf1 if kind == "tf1" else conversion.convert)(
-        out=options.out, to=options.to, **given
-    )
+    names = ("format", "network", "layers", "from_tf1", "config", "vocab")
+    given = {name: getattr(options, name) for name in names}
+    line = conversion.export(options.model, options.out, **given)
     return as_json(options, line.facts) if options.json else line
 
 
@@ -420,6 +400,10 @@ def _finetune(options: argparse.Namespace) -> str:
 
     use_compilation_cache()
     settings = {name: getattr(options, name) for name in FINETUNE_SETTINGS}
+    own = COMMANDS["finetune"].options
+    for several, one in (("grid", "learning_rate"), ("seeds", "seed")):
+        if getattr(options, several) and getattr(options, one) != own[one]["default"]:
+            raise BadInput(f"--{one} would do nothing beside --{several}; leave one of the two out")
     results = task_commands.finetune(
         options.model, options.data, options.workdir, overrides=options.overrides, **settings
     )
@@ -433,6 +417,20 @@ def _folder(path: str) -> str:
             "it is empty (a variable that is not set?); expected a folder"
         )
     return path
+
+
+def _numbers(kind: type) -> Any:
+    """What reads "1,2" as numbers of a kind."""
+
+    def numbers(text: str) -> list[Any]:
+        try:
+            return [kind(part) for part in text.split(",")]
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(
+                f"{shortened(text)!r}; expected numbers with commas between them"
+            ) from error
+
+    return numbers
 
 
 _CONFIG = dict(
@@ -479,6 +477,7 @@ OF_A_TEXT = ("source", "teacher", "split", "documents", "max_examples")
 FINETUNE_SETTINGS = (
     "task",
     "heldout",
+    "test",
     "text_column",
     "pair_column",
     "label_column",
@@ -487,6 +486,8 @@ FINETUNE_SETTINGS = (
     "learning_rate",
     "sequence_length",
     "seed",
+    "grid",
+    "seeds",
     "network",
 )
 
@@ -569,45 +570,36 @@ COMMANDS = {
         json=_JSON,
     ),
     "export": Command(
-        "write a finished run's student as a Hugging Face folder",
+        "write a run's student, or any model we can read, in any format we write, proved equal",
         _export,
-        workdir=_WORKDIR,
-        out=dict(required=True, metavar="DIR", type=_folder),
-        network=dict(
-            default=None,
-            metavar="NAME",
-            help="another network of the run, e.g. teacher (default: student, if there is one)",
-        ),
-        json=_JSON,
-    ),
-    "convert": Command(
-        "write any model we can read in any format we can write, and prove them equal",
-        _convert,
         model={**_MODEL, "required": False},
         out=dict(required=True, metavar="DIR", type=_folder, help="a new folder"),
-        to=dict(
+        format=dict(
             default=None,
             metavar="FORMAT",
             help="huggingface (default where possible), safetensors, msgpack or jaxdistill",
         ),
         network=_NETWORK,
-        json=_JSON,
-        **{
-            "from": dict(
-                default="folder",
-                choices=("folder", "tf1"),
-                help="folder, or tf1: a checkpoint of Google's",
-            )
-        },
-        checkpoint=dict(
+        layers=dict(
+            type=_numbers(int),
+            default=None,
+            metavar="0,2,4",
+            help="a model of these layers alone, in this order (default: all)",
+        ),
+        from_tf1=dict(
             default=None,
             metavar="PREFIX",
-            help="tf1: DIR/bert_model.ckpt, DIR/mobilebert_variables.ckpt",
+            help="in place of --model, a checkpoint of Google's: DIR/bert_model.ckpt, DIR/mobilebert_variables.ckpt",
         ),
         config=dict(
-            default=None, metavar="FILE", help="tf1: the bert_config.json that came with it"
+            default=None,
+            metavar="FILE",
+            help="with --from_tf1: the bert_config.json that came with it",
         ),
-        vocab=dict(default=None, metavar="FILE", help="tf1: default is vocab.txt beside it"),
+        vocab=dict(
+            default=None, metavar="FILE", help="with --from_tf1 (default: vocab.txt beside it)"
+        ),
+        json=_JSON,
     ),
     "evaluate": Command(
         "scores of any model: on a labelled task, or masked-LM and NSP numbers on text",
@@ -616,7 +608,9 @@ COMMANDS = {
         network=_NETWORK,
         task={**_TASK, "default": "", "help": f"{_TASK['help']} (default: none, but text)"},
         data=dict(
-            default="", metavar="FILE", help="the task's labelled rows; of a GLUE task its folder"
+            default="",
+            metavar="FILE",
+            help="the task's labelled rows, or hf:NAME, tfds:NAME; of a GLUE task its folder",
         ),
         out=dict(default="", metavar="DIR", help="also write the answers to the task's rows"),
         source=dict(
@@ -650,12 +644,15 @@ COMMANDS = {
         data=dict(
             required=True,
             metavar="FILE",
-            help="labelled rows: .tsv, .csv, .jsonl, CoNLL, SQuAD's .json; of a GLUE task its folder",
+            help="labelled rows: .tsv, .csv, .jsonl, CoNLL, SQuAD's .json, hf:NAME or tfds:NAME; of a GLUE task its folder",
         ),
         workdir=_WORKDIR,
         heldout=dict(
-            default=None, metavar="FILE", help="default: a part of the data is kept apart"
+            default=None,
+            metavar="FILE",
+            help="rows to choose by (default: a part of the data is kept apart)",
         ),
+        test=dict(default=None, metavar="FILE", help="rows to report, of which nothing is chosen"),
         text_column=dict(default=None, metavar="NAME", help="by name or number (default: 0)"),
         pair_column=dict(default=None, metavar="NAME", help="a second text (default: none)"),
         label_column=dict(default=None, metavar="NAME", help="by name or number (default: 1)"),
@@ -666,9 +663,28 @@ COMMANDS = {
         ),
         sequence_length=_LENGTH,
         seed=dict(type=int, default=0, metavar="N", help="of the head, the order and dropout"),
+        grid=dict(
+            type=_numbers(float),
+            default=(),
+            metavar="X,Y",
+            help="learning rates to choose from by the held-out rows",
+        ),
+        seeds=dict(
+            type=_numbers(int),
+            default=(),
+            metavar="0,1,2",
+            help="a run each; their median, lowest and highest score",
+        ),
         json=_IS_JSON,
     ),
 }
+
+# What was a command or an option once, and what a call of it is told.
+FORMER_COMMANDS = {
+    "convert": "'jaxdistill convert' is 'jaxdistill export' now: --to is --format there, and --from=tf1 "
+    "--checkpoint=PREFIX is --from_tf1=PREFIX"
+}
+FORMER_OPTIONS = {("export", "--workdir"): "give the run's workdir by --model"}
 
 if __name__ == "__main__":
     sys.exit(main())

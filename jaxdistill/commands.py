@@ -1,4 +1,4 @@
-"""The commands beside `train`, as functions: prepare, describe, export, evaluate, finetune, seeds.
+"""The commands beside `train`, as functions: prepare, describe, evaluate, seeds.
 Called by cli and by users."""
 
 from __future__ import annotations
@@ -149,20 +149,6 @@ def describe_text(
     return "\n\n".join(
         f"{name}\n{description.format_description(facts)}" for name, facts in each.items()
     )
-
-
-def export(
-    workdir: epath.PathLike, out: epath.PathLike, network: str | None = None
-) -> conversion.Line:
-    """Writes `network` of a run (default as in `conversion.locate`) as a complete folder with a model
-    card, verified; returns a line that says what it is."""
-    path = as_folder(workdir, "workdir")
-    if not conversion.is_run(path):
-        raise BadInput(
-            f"{str(path)!r} is not the workdir of a run (it has no config.json of one); give one that train wrote, or "
-            "convert a model folder with 'jaxdistill convert'"
-        )
-    return conversion.convert(path, out, network=network)
 
 
 def evaluate(

@@ -1,8 +1,8 @@
-"""`convert`: a model from any format we read into any we write, proved equal. Called by the command
+"""`export`: a model from any format we read into any we write, proved equal. Called by the command
 line and by users.
 
     Hugging Face folder or Hub name (safetensors, msgpack), our own folder, a run's workdir, Google's TF1 checkpoint
-        -> Hugging Face folder (both kinds of weights, or one), our own folder
+        -> Hugging Face folder (either kind of weights), our own folder
 
 The source says itself what it is, but for TF1. What is written is loaded back: every tensor must be
 equal to the bit and outputs too, or nothing is left behind."""
@@ -18,15 +18,16 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jaxdistill import inputs, interop, report, run
-from jaxdistill.configuration import load_config
+from jaxdistill.configuration import as_folder, load_config
 from jaxdistill.data.tokenizers import describe, load_tokenizer, mended_settings
 from jaxdistill.defaults import check_schema
-from jaxdistill.errors import BadInput
+from jaxdistill.errors import BadInput, shortened
 from jaxdistill.interop import tf1
 from jaxdistill.interop.hf_torch import read_json
 from jaxdistill.models import Model, Params
 from jaxdistill.models.parameters import count
 from jaxdistill.resolve import active_order, main_network
+from jaxdistill.students.layers import take_layers
 from jaxdistill.workdir import Workdir, is_recipe
 
 PathLike = str | os.PathLike[str]
@@ -36,7 +37,7 @@ PathLike = str | os.PathLike[str]
 class Source:
     """A loaded model with what belongs to it: for the card its `title` and a run's `results`, or
     the `card` of a folder, which holds for folders of its own kind (`own`: our format), and what it
-    `said` besides; `shown` is for messages."""
+    `said` besides; `shown` and `notes` are for messages, `facts` for a program."""
 
     model: Model
     params: Params
@@ -49,6 +50,8 @@ class Source:
     card: str | None = None
     own: bool = False
     said: interop.Said | None = None
+    notes: tuple[str, ...] = ()
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Line(str):
@@ -62,68 +65,78 @@ class Line(str):
         return made
 
 
-def convert(
-    model: PathLike, out: PathLike, *, to: str | None = None, network: str | None = None
-) -> Line:
-    """Writes the model of a folder, Hub name or workdir as the new folder `out`; returns a line
-    that says what was done.
-
-    Args:
-        model: what `from_pretrained` takes, or the workdir of a run, of which `network` (default "student") is taken as
-            of its last finished stage. Tokenizer, names of labels and card go along.
-        out: a folder that does not exist or is empty.
-        to: "huggingface" (weights of PyTorch and of Flax; the default wherever a class of transformers holds the
-            model), "safetensors" or "msgpack" (one of the two), or "jaxdistill" (our own format).
-
-    Raises:
-        BadInput: the source cannot be read, `to` cannot hold it, `out` is not free, or what was written is not equal.
-    """
-    folder = locate(model, network)
-    path = epath.Path(model).expanduser()
-    return _write(
-        out,
-        _from_run(path, folder, network or main_network(_recipe(path)))
-        if is_run(path)
-        else _from_folder(model, folder),
-        to,
-    )
-
-
-def convert_tf1(
-    checkpoint: PathLike,
-    config: PathLike,
+def export(
+    model: PathLike | None,
     out: PathLike,
     *,
+    format: str | None = None,
+    network: str | None = None,
+    layers: Sequence[int] | None = None,
+    from_tf1: PathLike | None = None,
+    config: PathLike | None = None,
     vocab: PathLike | None = None,
-    to: str | None = None,
 ) -> Line:
-    """Imports a TF1 checkpoint of Google's BERT or MobileBERT into the new folder `out`; returns a
-    line about it.
+    """Writes a model with its tokenizer, names of labels and card as the new folder `out`; returns a
+    line that says what was done.
 
     Args:
-        checkpoint: its prefix, such as `DIR/bert_model.ckpt`, or its folder.
-        config: the `bert_config.json` that came with it.
-        vocab: the vocabulary; default `vocab.txt` beside config or checkpoint, if there is one. One with capital letters
-            makes a tokenizer that keeps case.
-        out, to: as in `convert`.
+        model: a folder or Hub name, as `from_pretrained` takes it, or the workdir of a run, of which `network` (default
+            as in `locate`) is taken as of its last finished stage. None with `from_tf1`.
+        out: a folder that does not exist or is empty.
+        format: "huggingface" (the default wherever a class of transformers holds the model; the same as "safetensors"),
+            "msgpack" (Flax's weights), or "jaxdistill" (our own format).
+        layers: a model of these layers alone, counted from 0, in this order; default all.
+        from_tf1: a TF1 checkpoint of Google's BERT or MobileBERT instead of a model: its prefix, such as
+            `DIR/bert_model.ckpt`, or its folder; with it `config`, the `bert_config.json` that came with it, and `vocab`
+            (default `vocab.txt` beside either of them, if there is one), which makes a tokenizer that keeps case if it
+            has capital letters.
+
+    Raises:
+        BadInput: the source cannot be read, has no such layers, or `format` cannot hold it; `out` is not free; what was
+            written is not equal.
     """
+    where = as_folder(out, "out")
+    if from_tf1 is None:
+        _refuse(
+            {"config": config, "vocab": vocab}, "describes a checkpoint, and from_tf1 names none"
+        )
+        source = _from_model(model, network)
+    else:
+        _refuse({"model": model, "network": network}, "does not go with from_tf1")
+        source = _from_tf1(from_tf1, config, vocab)
+    return _write(where, source if layers is None else _of_layers(source, layers), format)
+
+
+def _refuse(given: dict[str, PathLike | None], why: str) -> None:
+    """Raises `BadInput` for an argument that would do nothing."""
+    for name, value in given.items():
+        if value is not None:
+            raise BadInput(f"{name}={shortened(value)!r} {why}; leave it away")
+
+
+def _from_model(model: PathLike | None, network: str | None) -> Source:
+    if model is None:
+        raise BadInput(
+            "neither model nor from_tf1 is given; expected a model (a folder, a Hub name or a run's workdir) or a TF1 "
+            "checkpoint"
+        )
+    folder, path = locate(model, network), epath.Path(model).expanduser()
+    if is_run(path):
+        return _from_run(path, folder, network or main_network(_recipe(path)))
+    return _from_folder(model, folder)
+
+
+def _from_tf1(checkpoint: PathLike, config: PathLike | None, vocab: PathLike | None) -> Source:
+    if config is None:
+        raise BadInput(
+            "from_tf1 needs config=FILE: the bert_config.json that came with the checkpoint"
+        )
     imported = tf1.load(checkpoint, config)
     prefix = tf1.find(checkpoint)
     beside = [
         place / "vocab.txt" for place in (epath.Path(config).expanduser().parent, prefix.parent)
     ]
     found = vocab or next((file for file in beside if file.exists()), None)
-    written = _write(
-        out,
-        Source(
-            imported.model,
-            imported.params,
-            prefix.name,
-            str(prefix),
-            load_vocabulary(found) if found else None,
-        ),
-        to,
-    )
     notes = [] if found else ["no vocab.txt beside it, so no tokenizer was written"]
     if imported.skipped:
         notes.append(f"{len(imported.skipped)} variables of training (teacher, optimizer) skipped")
@@ -131,8 +144,31 @@ def convert_tf1(
         notes.append(
             f"not used, as no part of the model has that name: {', '.join(imported.unknown)}"
         )
-    facts = {**written.facts, "skipped": list(imported.skipped), "unknown": list(imported.unknown)}
-    return Line("; ".join([written, *notes]), facts)
+    return Source(
+        imported.model,
+        imported.params,
+        prefix.name,
+        str(prefix),
+        load_vocabulary(found) if found else None,
+        notes=tuple(notes),
+        facts={"skipped": list(imported.skipped), "unknown": list(imported.unknown)},
+    )
+
+
+def _of_layers(source: Source, layers: Sequence[int]) -> Source:
+    """The source with these layers alone; card and results tell of the whole model, so they go."""
+    model, params = take_layers(source.model, source.params, layers)
+    names = ", ".join(map(str, layers))
+    return dataclasses.replace(
+        source,
+        model=model,
+        params=params,
+        title=f"{source.title}, layers {names}",
+        shown=f"layers {names} of {source.shown}",
+        results={},
+        card=None,
+        facts={**source.facts, "model": source.shown, "layers": list(layers)},
+    )
 
 
 def load_vocabulary(file: PathLike) -> Any:
@@ -263,8 +299,8 @@ def _from_folder(model: PathLike, folder: epath.Path) -> Source:
     )
 
 
-def _write(out: PathLike, source: Source, to: str | None) -> Line:
-    reason = interop.why_own_format(source.model.config, to)
+def _write(out: PathLike, source: Source, format: str | None) -> Line:
+    reason = interop.why_own_format(source.model.config, format)
     card = source.card if source.own == (reason is not None) else None
     if card is None:
         card = run.run_card(
@@ -279,7 +315,7 @@ def _write(out: PathLike, source: Source, to: str | None) -> Line:
         source.params,
         source.tokenizer,
         labels=source.labels,
-        to=to,
+        format=format,
         card=card,
         problem_type=source.problem_type,
         source=source.said,
@@ -289,20 +325,21 @@ def _write(out: PathLike, source: Source, to: str | None) -> Line:
     except BaseException:
         written.path.rmtree()  # it did not exist before
         raise
-    why = f" ({reason})" if reason and to is None else ""
+    why = f" ({reason})" if reason and format is None else ""
     if source.said is not None and source.said.left_out:
         why += f" without {' and '.join(source.said.left_out)} of config.json"
-    form = to or written.format
+    form = format or written.format
     facts = {
         "model": source.shown,
         "path": str(written.path),
         "format": form,
-        "reason": reason if to is None else None,
+        "reason": reason if format is None else None,
         "parameters": count(source.params),
         "verified": True,
+        **source.facts,
     }
-    return Line(
+    line = (
         f"{source.shown} -> {written.path}: {form} format{why}, {facts['parameters']:,} parameters, every tensor and all "
-        "outputs equal when loaded back",
-        facts,
+        "outputs equal when loaded back"
     )
+    return Line("; ".join([line, *source.notes]), facts)

@@ -29,7 +29,7 @@ from jaxdistill.data.loader import RowSettings
 from jaxdistill.data.prepare import prepare
 from jaxdistill.data.prepared import find_prepared
 from jaxdistill.data.sources import check, is_default, more_documents, read_documents, source_digest
-from jaxdistill.data.tasks import open_task
+from jaxdistill.data.tasks import open_task, test_of
 from jaxdistill.data.text import NAME as TEXT
 from jaxdistill.data.text import Parts, text_feed
 from jaxdistill.data.tokenizers import (
@@ -124,14 +124,13 @@ def outline(config: ConfigDict) -> dict[str, Feed]:
     """The feeds of a recipe as known before its text is read; the tables of tasks that a stage reads
     are. Raises `BadInput` for tables that cannot be used."""
     named = feeds_read(config)
-    return {
-        TEXT: feed_of_text(config),
-        **{
-            name: open_task(name, section, config.seed)
-            for name, section in config.feeds.items()
-            if name in named and "derived" not in section
-        },
-    }
+    feeds = {TEXT: feed_of_text(config)}
+    for name, section in config.feeds.items():
+        if name in named and "derived" not in section:
+            feeds[name] = open_task(name, section, config.seed)
+            if (test := test_of(feeds[name], section, config.seed)) is not None:
+                feeds[test.name] = test
+    return feeds
 
 
 def feeds_read(config: ConfigDict) -> set[str]:

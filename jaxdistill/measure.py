@@ -156,7 +156,7 @@ class Measure:
         return {
             name: {
                 **dict(feed.tables),
-                "rows": feed.rows,
+                **({"rows": feed.rows} if "train" in feed.tables else {}),
                 "heldout_rows": feed.heldout_rows,
                 "labels": list(feed.labels),
                 "metric": metric_of(feed),

@@ -11,6 +11,7 @@ import jax
 from jaxdistill.data import files
 from jaxdistill.data.feeds import Batch, Order, Reader, Rows, Share
 from jaxdistill.data.rows import evaluation_batches, mean_length
+from jaxdistill.data.tasks import TEST
 from jaxdistill.errors import BadInput
 from jaxdistill.evaluation import derived
 from jaxdistill.methods.base import Stage
@@ -32,6 +33,7 @@ class Readers:
         self.bound, self.mesh = start.bound, start.mesh
         self.networks, self.origins = networks, origins
         bases = {self.recipe.base(name) for stage in self.recipe.stages for name in stage.feeds}
+        bases |= {name + TEST for name in bases if name + TEST in self.recipe.feeds}
         self.readers = {
             name: self.recipe.feeds[name].read(start.read.tokenizer) for name in sorted(bases)
         }

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from jaxdistill.checks import check_data, check_fit, check_frozen, check_order, check_profile
 from jaxdistill.data.feeds import MANY, Feed
+from jaxdistill.data.tasks import TEST
 from jaxdistill.errors import BadInput, listed, nearest
 from jaxdistill.evaluation.derived import DERIVED, Derived, outlined
 from jaxdistill.evaluation.scores import SCORES
@@ -220,7 +221,13 @@ def with_direction(stage: Stage, feeds: Mapping[str, Feed]) -> Stage:
 
 
 def check_feed(feeds: Mapping[str, Feed], name: str, where: str) -> None:
-    """Raises `BadInput` with the nearest name unless the recipe has a feed `name`."""
+    """Raises `BadInput` with the nearest name unless the recipe has a feed `name`, one that is not
+    reported alone."""
+    if name.endswith(TEST):
+        raise BadInput(
+            f"{where}={name!r}: test rows are reported, and nothing is learned or chosen from them; "
+            f"give {name.removesuffix(TEST)!r}, or another task"
+        )
     if name not in feeds:
         raise BadInput(f"{where}={name!r} is no feed of this recipe; {nearest(name, feeds)}")
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 
 import math
 import os
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from etils import epath
+from ml_collections import ConfigDict
 
-from jaxdistill import conversion, defaults, interop, run
+from jaxdistill import conversion, defaults, interop, report, run
+from jaxdistill.commands import parse_seeds
 from jaxdistill.configuration import Overrides, as_config, as_folder, load_config, shipped_recipes
 from jaxdistill.data import tasks
 from jaxdistill.data.feeds import ALONE, Feed
-from jaxdistill.errors import BadInput, listed, shortened
+from jaxdistill.errors import BadInput, TrainingStopped, listed, shortened
 from jaxdistill.evaluation.details import details, uncertainty
 from jaxdistill.evaluation.predictions import predict
 from jaxdistill.evaluation.scores import SCORES, metric_of
@@ -31,6 +35,7 @@ def finetune(
     *,
     task: str = "classification",
     heldout: conversion.PathLike | None = None,
+    test: conversion.PathLike | None = None,
     text_column: str | int | None = None,
     label_column: str | int | None = None,
     pair_column: str | int | None = None,
@@ -39,13 +44,15 @@ def finetune(
     learning_rate: float = 1e-4,
     sequence_length: int | None = None,
     seed: int = 0,
+    grid: Sequence[float] = (),
+    seeds: Sequence[int] = (),
     network: str | None = None,
     overrides: Overrides = (),
 ) -> dict[str, Any]:
     """Fine-tunes the model of `model_dir` on a labelled task: the recipe `finetune`, run in `workdir`.
 
-    Returns the scores of the held-out rows and where everything was written: `model/` (a folder with
-    the task's head) and the answers to those rows; `warnings` say what makes the result doubtful.
+    Returns the scores of the held-out and the test rows and where everything was written: `model/` (a
+    folder with the task's head) and the answers to those rows; `warnings` say what makes the result doubtful.
     AdamW, linear decay, 10 % warm-up, clip 1.0 (as MobileBERT's code fine-tunes). A classifier that the
     model has for the same labels goes on learning; else the head is new, and a line on standard error
     says why. Called again on the same workdir it resumes, and reports what is finished as it was. Files
@@ -54,11 +61,16 @@ def finetune(
     Args:
         model_dir: a folder, a Hub name, or the workdir of a run, of which `network` is taken (default as in
             `conversion.locate`).
-        data: the training rows: a file, or of GLUE's tasks their folder.
+        data: the training rows: a file, a set by name, as "hf:NAME:train", or of GLUE's tasks their folder.
         task: a name in `jaxdistill.data.tasks.TASKS`, as "classification", "tagging" or "mrpc".
-        heldout: another such file; default a part of `data`, kept apart, or the task's own dev file.
+        heldout: another such file, to choose by; default a part of `data`, kept apart, or the task's own dev
+            file.
+        test: another such file, of which nothing is chosen: the numbers to report.
         text_column, label_column, pair_column: names or numbers; default those of the task.
         sequence_length: default that of the task, or what the model can take.
+        grid: learning rates to choose from by the held-out rows, each tried with the first seed.
+        seeds: runs of the chosen one, in folders of their own; the scores of all, their median, lowest and
+            highest are returned, and the model with the best held-out score.
         overrides: of any field of the recipe, as `train` takes them: "feeds.task.header=no".
 
     Raises:
@@ -71,11 +83,11 @@ def finetune(
             raise BadInput(
                 f"{name}={column!r}: expected the name of a column, or its number from 0"
             )
-    for name, file in (("data", data), ("heldout", heldout)):
+    for name, file in (("data", data), ("heldout", heldout), ("test", test)):
         given = isinstance(file, str | os.PathLike) and bool(os.fspath(file))
-        if not given and (name, file) != ("heldout", None):
+        if not given and (file is not None or name == "data"):
             raise BadInput(
-                f"{name}={file!r}: expected the path of a file with labelled rows, or the folder of a GLUE task"
+                f"{name}={file!r}: expected a file with labelled rows, hf:NAME, tfds:NAME, or the folder of a GLUE task"
             )
     if not isinstance(epochs, int | float) or not 0 < epochs < math.inf:
         raise BadInput(f"epochs={shortened(epochs)}: expected a number above 0")
@@ -86,6 +98,7 @@ def finetune(
     given_settings = {
         **{name: str(column) for name, column in columns.items() if column is not None},
         **({} if heldout is None else {"heldout": os.fspath(heldout)}),
+        **({} if test is None else {"test": os.fspath(test)}),
     }
     for name, value in given_settings.items():
         tasks.check_setting(task, name, f"task {task!r}")
@@ -111,27 +124,115 @@ def finetune(
     config = as_config(config, overrides)
     feed = tasks.open_task("task", config.feeds.task, config.seed)
     config.networks.model.heads = (feed.head,)
+    if not grid and not seeds:
+        return _one(config, feed, workdir)
+    rates = _rates(grid) if grid else (stage.learning_rate,)
+    numbers = parse_seeds(",".join(map(str, seeds))) if seeds else (seed,)
+    return _several(config, feed, workdir, rates, numbers)
+
+
+def _rates(grid: Sequence[float]) -> tuple[float, ...]:
+    """Learning rates to try. Raises `BadInput` for one that is none, or there twice."""
+    for rate in grid:
+        if not isinstance(rate, int | float) or not 0 < rate < math.inf or grid.count(rate) > 1:
+            raise BadInput(
+                f"grid={listed(map(str, grid))}: expected different learning rates, as 3e-5,1e-4"
+            )
+    return tuple(map(float, grid))
+
+
+def _one(config: ConfigDict, feed: Feed, workdir: epath.Path) -> dict[str, Any]:
+    """One run of the recipe."""
     results = run.train(config, workdir)
     row, facts = results["networks"]["model"], results["tasks"]["task"]
-    stage_row = results["stages"]["finetune"]
-    return {
-        "task": task,
+    stage, test = results["stages"]["finetune"], "task" + tasks.TEST
+    written = [Workdir(workdir).predictions(name) for name in ("task", test) if name in row]
+    found = {
+        "task": config.feeds.task.kind,
         "data": facts["train"],
         "train_examples": facts["rows"],
         "heldout_examples": facts["heldout_rows"],
         "labels": facts["labels"],
         "head": row.get("heads", {}).get(feed.head, "the model's own"),
-        **{name: stage_row[name] for name in ("steps", "seconds", "skipped")},
+        **{name: stage[name] for name in ("steps", "seconds", "skipped")},
         "metric": metric_of(feed),
-        **row["task"],
+        "heldout": row["task"],
+    }
+    if test in row:
+        found |= {"test_examples": results["tasks"][test]["heldout_rows"], "test": row[test]}
+    return {
+        **found,
         **{name: results[name] for name in ("hardware", "versions", "seed", "warnings")},
         "model": os.fspath(workdir / "model"),
         "predictions": [
             os.fspath(path)
-            for path in sorted(Workdir(workdir).predictions("task").iterdir())
+            for folder in written
+            for path in sorted(folder.iterdir())
             if path.name.startswith("model.")
         ],
     }
+
+
+def _several(
+    config: ConfigDict,
+    feed: Feed,
+    workdir: epath.Path,
+    rates: tuple[float, ...],
+    seeds: tuple[int, ...],
+) -> dict[str, Any]:
+    """The best of several learning rates, by the held-out rows, and that one with several seeds."""
+    metric = metric_of(feed)
+    better = 1 if metric in SCORES[feed.score].higher else -1
+    diverged: list[str] = []
+
+    def one(rate: float, seed: int) -> dict[str, Any]:
+        own = as_config(config, {"stages.finetune.learning_rate": rate, "seed": seed})
+        return _one(own, feed, workdir / f"learning_rate-{rate:g}" / f"seed-{seed}")
+
+    def tried(rate: float) -> dict[str, Any] | None:
+        try:
+            return one(rate, seeds[0])
+        except TrainingStopped as error:
+            if len(rates) == 1:
+                raise
+            diverged.append(f"learning rate {rate:g}: {error}")
+            return None
+
+    def worth(found: Mapping[str, Any]) -> float:
+        value = found["heldout"][metric]
+        return better * value if math.isfinite(value) else -math.inf
+
+    found = {rate: results for rate in rates if (results := tried(rate)) is not None}
+    if not found:
+        raise TrainingStopped(f"no learning rate of {listed(rates)} trained: {diverged[0]}")
+    chosen = max(found, key=lambda rate: worth(found[rate]))
+    runs = [found[chosen], *(one(chosen, seed) for seed in seeds[1:])]
+    best = max(runs, key=worth)
+    facts = ("task", "data", "train_examples", "heldout_examples", "test_examples", "labels")
+    more = ("hardware", "versions", "model", "predictions")
+    results = {
+        **{name: best[name] for name in (*facts, "metric") if name in best},
+        "learning_rate": chosen,
+        "grid": {f"{rate:g}": run["heldout"][metric] for rate, run in found.items()},
+        "seeds": list(seeds),
+        "heldout": _spreads([run["heldout"] for run in runs]),
+        **({"test": _spreads([run["test"] for run in runs])} if "test" in best else {}),
+        "seconds": [run["seconds"] for run in runs],
+        **{name: best[name] for name in more},
+        "warnings": [*diverged, *dict.fromkeys(line for run in runs for line in run["warnings"])],
+    }
+    report.write_results(workdir, results, "finetune.json")
+    return results
+
+
+def _spreads(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Of each number of several runs the median, the lowest and the highest."""
+    found = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        ends = {"low": min(values), "high": max(values)}
+        found[name] = {"median": statistics.median(values), **ends, "by_seed": values}
+    return found
 
 
 def evaluate_task(
@@ -150,7 +251,7 @@ def evaluate_task(
     Args:
         model_dir: as in `finetune`; it must have the task's head.
         task: a name in `jaxdistill.data.tasks.TASKS`.
-        data: the rows: a file, or of GLUE's tasks their folder, whose dev file is taken.
+        data: the rows: a file, a set by name, or of GLUE's tasks their folder, whose dev file is taken.
         sequence_length: default that of the task, or what the model can take.
         out: a folder for the answers to each row; "": none are written.
         overrides: of the task's settings, as "feeds.task.text_column=sentence".
@@ -163,11 +264,17 @@ def evaluate_task(
     positions = model.config.max_positions
     config = load_config(shipped_recipes()["finetune"])
     config.feeds.task = section = defaults.task(task)
-    for name in {*section} & {"source", "heldout"}:
-        section[name] = os.fspath(data)
+    if "source" in section:
+        section.source = os.fspath(data)
     if "sequence_length" in section:
         section.sequence_length = sequence_length or min(section.sequence_length, positions)
     section = as_config(config, overrides).feeds.task
+    for name, default in tasks.default_settings(task).items():
+        if name.startswith(("heldout", "test")) and section[name] != default:
+            raise BadInput(
+                f"task.{name}={shortened(repr(section[name]))} would do nothing: all rows of --data are measured"
+            )
+    section.update(tasks.measured_alone(section))
     if section.get("sequence_length", 0) > positions:
         raise BadInput(
             f"sequence_length={section.sequence_length} exceeds the max_positions={positions} of "

@@ -56,7 +56,8 @@ FREE = (
 # Places of what a run reads: what lies there is compared by content (see `binding`), so it may be
 # moved.
 PLACES = re.compile(
-    r"data\.(source|heldout|tokenizer)|networks\..+\.init|feeds\..+\.(source|heldout)"
+    r"data\.(source|heldout|tokenizer)|networks\..+\.init"
+    r"|feeds\..+\.(heldout|test|label_file|(.+_)?source|(.+_)?without_articles_of)"
 )
 
 MOST_DIFFERENCES = 10  # named in one message

@@ -59,7 +59,7 @@ if [[ -n $plan && $process == 0 ]]; then run "${alone[@]}" jaxdistill plan --con
 if ! $distributed; then run jaxdistill prepare --config="$recipe" --workdir="$workdir" "${overrides[@]}"; fi
 run jaxdistill train "${train[@]}"
 [[ $process == 0 ]] || exit 0
-if $dry_run || ! exported; then run "${alone[@]}" jaxdistill export --workdir="$workdir" --out="$out"; fi
+if $dry_run || ! exported; then run "${alone[@]}" jaxdistill export --model="$workdir" --out="$out"; fi
 if $dry_run; then length=128; else length=$(longest); fi
 run "${alone[@]}" jaxdistill evaluate --model="$out" --source="$evaluate_on" --teacher="$workdir/stages/teacher" \
     --sequence_length="$length"

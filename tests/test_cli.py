@@ -70,7 +70,9 @@ def test_describe_a_recipe(capsys):
             ["argument --workdir", "expected a folder"],
         ),
         (["trian"], ["train"]),
-        (["export", "--workdir=/nonexistent/run", "--out=x"], ["/nonexistent/run"]),
+        (["export", "--model=/nonexistent/run", "--out=x"], ["/nonexistent/run"]),
+        (["convert", "--model=x", "--out=y", "--to=msgpack"], ["'jaxdistill export' now"]),
+        (["convert", "--help"], ["'jaxdistill export' now"]),
         (["evaluate", "--model=/nonexistent/model"], ["/nonexistent/model"]),
         (["seeds", "--config=quickstart", "--workdir=x", "--seeds=0,zwei"], ["0,1,2"]),
         (

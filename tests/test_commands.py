@@ -1,11 +1,10 @@
-"""prepare, evaluate, export and seeds as functions, on toy networks and texts."""
+"""prepare, evaluate and seeds as functions, on toy networks and texts."""
 
 import json
 
-import numpy as np
 import pytest
 
-from jaxdistill import commands, defaults, interop
+from jaxdistill import commands, defaults
 from jaxdistill.errors import BadInput
 from tests.conftest import tiny_config, write_text
 
@@ -25,32 +24,6 @@ def test_prepare_writes_what_train_then_finds(tmp_path):
         for path in (tmp_path / "run" / "data").rglob("*")
         if path.is_file()
     }
-
-
-def test_export_gives_the_students_weights_and_the_runs_numbers(finished, tmp_path):
-    config, workdir, results = finished
-    line = commands.export(workdir, tmp_path / "out")
-    assert "huggingface" in line
-    model, params = interop.from_pretrained(tmp_path / "out")
-    trained, theirs = interop.from_pretrained(workdir / "stages" / "distill")
-    batch = {"input_ids": np.arange(1, 9).reshape(1, 8)}
-    np.testing.assert_allclose(
-        model.apply(params, batch)[0]["mlm_logits"],
-        trained.apply(theirs, batch)[0]["mlm_logits"],
-        rtol=1e-5,
-        atol=1e-6,
-    )
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert f"{results['networks']['student']['text']['mlm_loss']:.4g}" in card
-    with pytest.raises(BadInput, match="not empty"):
-        commands.export(workdir, tmp_path / "out")
-
-
-def test_export_of_the_teacher_says_why_it_is_in_our_own_format(finished, tmp_path):
-    line = commands.export(finished[1], tmp_path / "teacher", "teacher")
-    assert "jaxdistill format" in line and len(line) > 80
-    with pytest.raises(BadInput, match="finished: teacher, student"):
-        commands.export(finished[1], tmp_path / "x", "studnt")
 
 
 def test_evaluate_agrees_with_the_run_and_compares_with_a_teacher(finished, tmp_path):

@@ -1,4 +1,4 @@
-"""convert: between every pair of formats nothing changes and nothing is lost; a failure leaves
+"""export: between every pair of formats nothing changes and nothing is lost; a failure leaves
 nothing behind."""
 
 import json
@@ -14,6 +14,8 @@ from jaxdistill.data.tokenizers import load_tokenizer
 from jaxdistill.errors import BadInput
 from jaxdistill.models import Model, preset
 from jaxdistill.models.parameters import digest, flatten, unflatten
+from jaxdistill.workdir import Workdir
+from tests.conftest import tiny_config
 from tests.interop.tf1_layout import CONFIGS, fake_tensorflow, variables, with_training
 from tests.interop.tiny import SHRUNK, random_params
 
@@ -56,7 +58,7 @@ def test_a_journey_through_every_format_changes_nothing(tmp_path, name):
         ["msgpack", "jaxdistill", "safetensors", "huggingface", "jaxdistill", "msgpack", None]
     ):
         there = tmp_path / str(number)
-        line = conversion.convert(here, there, to=to)
+        line = conversion.export(here, there, format=to)
         assert (
             str(here) in line
             and str(there) in line
@@ -101,8 +103,8 @@ def test_a_classifier_is_used_as_before(tmp_path, problem, outputs):
     file.write_text(
         json.dumps({name: x for name, x in values.items() if (name, x) != ("problem_type", None)})
     )
-    conversion.convert(tmp_path / "start", tmp_path / "own", to="jaxdistill")
-    conversion.convert(tmp_path / "own", tmp_path / "end")
+    conversion.export(tmp_path / "start", tmp_path / "own", format="jaxdistill")
+    conversion.export(tmp_path / "own", tmp_path / "end")
     there = json.loads((tmp_path / "end" / "config.json").read_text())
     assert there.get("problem_type") == problem and there["classifier_dropout"] == 0.3
 
@@ -116,47 +118,47 @@ def test_a_run_keeps_the_tokenizer_it_was_trained_with(finished, tmp_path):
         values = json.loads((copy / "config.json").read_text())
         values["data"]["source"] = text
         (copy / "config.json").write_text(json.dumps(values))
-        conversion.convert(copy, copy / "out", network="student")
+        conversion.export(copy, copy / "out", network="student")
         assert (copy / "out" / "vocab.txt").read_bytes() == (
             workdir / "student" / "vocab.txt"
         ).read_bytes()
         shutil.rmtree(copy / "student")
         shutil.rmtree(copy / "data")
-        conversion.convert(copy, copy / "again")
+        conversion.export(copy, copy / "again")
         assert (copy / "again" / "vocab.txt").read_bytes() == (
             workdir / "student" / "vocab.txt"
         ).read_bytes()
         shutil.rmtree(copy / "tokenizer")
         with pytest.raises(BadInput, match="this run's tokenizer cannot be read"):
-            conversion.convert(copy, copy / "never")
+            conversion.export(copy, copy / "never")
         (copy / "inputs.json").unlink()
         with pytest.raises(BadInput, match="does not say with which tokenizer"):
-            conversion.convert(copy, copy / "never")
+            conversion.export(copy, copy / "never")
         assert not (copy / "never").exists() and not (copy / "data").exists()
 
 
-def test_what_cannot_be_converted_is_one_line(tmp_path):
+def test_what_cannot_be_exported_is_one_line(tmp_path):
     model = MODELS["mobilebert"]
     params = random_params(model.config)
     interop.save_pretrained(tmp_path / "a", model, params)
     with pytest.raises(BadInput, match="no workdir of a run: leave it away"):
-        conversion.convert(tmp_path / "a", tmp_path / "b", network="teacher")
+        conversion.export(tmp_path / "a", tmp_path / "b", network="teacher")
     with pytest.raises(BadInput, match="cannot be written"):
-        conversion.convert(tmp_path / "a", tmp_path / "a" / "config.json" / "b")
+        conversion.export(tmp_path / "a", tmp_path / "a" / "config.json" / "b")
     with pytest.raises(BadInput, match="cannot be written"):
-        conversion.convert(tmp_path / "a", tmp_path / ("long" * 100))
+        conversion.export(tmp_path / "a", tmp_path / ("long" * 100))
     bad = unflatten(
         {**flatten(params), "mlm/bias": np.full_like(flatten(params)["mlm/bias"], np.nan)}
     )
     interop.save_pretrained(tmp_path / "nan", model, bad)
     with pytest.raises(BadInput, match="not finite in 1 tensor: mlm/bias"):
-        conversion.convert(tmp_path / "nan", tmp_path / "c")
+        conversion.export(tmp_path / "nan", tmp_path / "c")
     (tmp_path / "a" / "README.md").write_bytes(b"\xff\xfe")
     values = json.loads((tmp_path / "a" / "config.json").read_text())
-    conversion.convert(tmp_path / "a", tmp_path / "d")  # with a card of its own
+    conversion.export(tmp_path / "a", tmp_path / "d")  # with a card of its own
     (tmp_path / "a" / "config.json").write_text(json.dumps({**values, "num_hidden_layers": 10**9}))
     with pytest.raises(BadInput, match="1000000000 layers"):
-        conversion.convert(tmp_path / "a", tmp_path / "e", to="safetensors")
+        conversion.export(tmp_path / "a", tmp_path / "e", format="safetensors")
     assert {path.name for path in tmp_path.iterdir()} == {"a", "nan", "d"}
 
 
@@ -165,10 +167,10 @@ def test_a_card_is_kept_where_it_still_holds(tmp_path):
     interop.save_pretrained(
         tmp_path / "a", model, random_params(model.config), card="# A card somebody wrote\n"
     )
-    conversion.convert(tmp_path / "a", tmp_path / "b", to="safetensors")
+    conversion.export(tmp_path / "a", tmp_path / "b", format="safetensors")
     assert (tmp_path / "b" / "README.md").read_text() == "# A card somebody wrote\n"
-    conversion.convert(
-        tmp_path / "b", tmp_path / "c", to="jaxdistill"
+    conversion.export(
+        tmp_path / "b", tmp_path / "c", format="jaxdistill"
     )  # loads otherwise than that card says
     card = (tmp_path / "c" / "README.md").read_text()
     assert (
@@ -178,13 +180,13 @@ def test_a_card_is_kept_where_it_still_holds(tmp_path):
 
 def test_the_teacher_has_but_one_format(tmp_path):
     interop.save_pretrained(tmp_path / "teacher", TEACHER, random_params(TEACHER.config))
-    assert "jaxdistill format (" in conversion.convert(tmp_path / "teacher", tmp_path / "again")
+    assert "jaxdistill format (" in conversion.export(tmp_path / "teacher", tmp_path / "again")
     with pytest.raises(BadInput, match="no Hugging Face form: .*ask for the format 'jaxdistill'"):
-        conversion.convert(tmp_path / "teacher", tmp_path / "x", to="safetensors")
+        conversion.export(tmp_path / "teacher", tmp_path / "x", format="safetensors")
     with pytest.raises(
         BadInput, match="format 'safetensor' is unknown; did you mean 'safetensors'"
     ):
-        conversion.convert(tmp_path / "teacher", tmp_path / "x", to="safetensor")
+        conversion.export(tmp_path / "teacher", tmp_path / "x", format="safetensor")
     assert not (tmp_path / "x").exists()
 
 
@@ -219,14 +221,14 @@ def test_what_is_not_equal_is_not_left_behind(tmp_path, monkeypatch, how):
     )
     words = "tensors are not those" if how == "one number" else "differs by"
     with pytest.raises(BadInput, match=words):
-        conversion.convert(tmp_path / "a", tmp_path / "b")
+        conversion.export(tmp_path / "a", tmp_path / "b")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_workdir(finished, tmp_path):
-    """As `export` does, in any format, and any network of the run; its numbers are in the card."""
+    """In any format, and any network of the run; its numbers are in the card."""
     workdir = finished[1]
-    conversion.convert(workdir, tmp_path / "student", to="msgpack")
+    conversion.export(workdir, tmp_path / "student", format="msgpack")
     trained = interop.from_pretrained(workdir / "stages" / "distill")[1]
     assert digest(interop.from_pretrained(tmp_path / "student")[1]) == digest(trained)
     assert weights(tmp_path / "student") == {"flax_model.msgpack"}
@@ -235,14 +237,35 @@ def test_a_workdir(finished, tmp_path):
         "mlm_loss"
     ]
     assert f"{loss:.4g}" in (tmp_path / "student" / "README.md").read_text()
-    conversion.convert(workdir, tmp_path / "teacher", network="teacher")
+    with pytest.raises(BadInput, match="not empty"):
+        conversion.export(workdir, tmp_path / "student")
+    line = conversion.export(workdir, tmp_path / "teacher", network="teacher")
+    assert "jaxdistill format (" in line and len(line) > 80  # why
     assert interop.from_pretrained(tmp_path / "teacher")[0].config.bottleneck_size == 24
     with pytest.raises(BadInput, match="finished: teacher, student"):
-        conversion.convert(workdir, tmp_path / "x", network="pupil")
-    conversion.convert(
+        conversion.export(workdir, tmp_path / "x", network="pupil")
+    conversion.export(workdir, tmp_path / "less", layers=(1,))
+    card = (tmp_path / "less" / "README.md").read_text()
+    assert f"{loss:.4g}" not in card and "student, layers 1" in card
+    conversion.export(
         workdir / "stages" / "distill", tmp_path / "stage"
     )  # a stage's folder is a model folder
     assert digest(interop.from_pretrained(tmp_path / "stage")[1]) == digest(trained)
+
+
+def test_a_run_that_has_not_come_so_far(tmp_path, capsys):
+    config = tiny_config(tmp_path / "text.txt")
+    folder = Workdir(tmp_path / "run", config)
+    asked = ("export", f"--model={tmp_path / 'run'}", f"--out={tmp_path / 'out'}")
+    assert cli.main(asked) == 2
+    assert "network 'student' has no finished stage" in capsys.readouterr().err
+    page = folder.stage("distill") / "stage.json"
+    page.parent.mkdir(parents=True)
+    page.write_text("{}")
+    assert cli.main(asked) == 2
+    err = capsys.readouterr().err
+    assert "stage.json is damaged" in err and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture
@@ -262,9 +285,8 @@ def checkpoint(tmp_path, monkeypatch):
 
 def arguments(folder, out, *more):
     return (
-        "convert",
-        "--from=tf1",
-        f"--checkpoint={folder}/mobilebert_variables.ckpt",
+        "export",
+        f"--from_tf1={folder}/mobilebert_variables.ckpt",
         f"--config={folder}/bert_config.json",
         f"--out={out}",
         *more,
@@ -287,7 +309,7 @@ def test_tf1_on_the_command_line(checkpoint, tmp_path, capsys):
         and config.attention_input == "shared_bottleneck"
         and config.norm == "no_norm"
     )
-    assert cli.main(arguments(checkpoint, tmp_path / "own", "--to=jaxdistill")) == 0
+    assert cli.main(arguments(checkpoint, tmp_path / "own", "--format=jaxdistill")) == 0
     assert digest(interop.from_pretrained(tmp_path / "own")[1]) == digest(
         interop.from_pretrained(tmp_path / "out")[1]
     )
@@ -308,8 +330,12 @@ def test_the_vocabulary_beside_a_checkpoint(checkpoint, tmp_path, words, text, i
     for number, options in enumerate([{}, {"vocab": tmp_path / "moved.txt"}]):
         if options:
             shutil.move(checkpoint / "vocab.txt", tmp_path / "moved.txt")
-        line = conversion.convert_tf1(
-            checkpoint, checkpoint / "bert_config.json", tmp_path / str(number), **options
+        line = conversion.export(
+            None,
+            tmp_path / str(number),
+            from_tf1=checkpoint,
+            config=checkpoint / "bert_config.json",
+            **options,
         )
         assert "no vocab.txt" not in line
         assert (
@@ -321,25 +347,34 @@ def test_the_vocabulary_beside_a_checkpoint(checkpoint, tmp_path, words, text, i
 @pytest.mark.parametrize(
     "given, words",
     [
-        (["--out=x"], ["needs --model=…"]),
+        (["--out=x"], ["neither model nor from_tf1 is given"]),
         (["--model=/nonexistent/m", "--out=x"], ["/nonexistent/m"]),
-        (["--model=m", "--vocab=v", "--out=x"], ["--vocab does not go with --from=folder"]),
-        (["--from=tf1", "--out=x"], ["--from=tf1 needs --checkpoint=…"]),
+        (["--model=m", "--vocab=v", "--out=x"], ["vocab='v' describes a checkpoint"]),
+        (["--model=m", "--config=c", "--out=x"], ["config='c' describes a checkpoint"]),
+        (["--model=m", "--layers=0,two", "--out=x"], ["--layers: '0,two'", "numbers with commas"]),
+        (["--model=m", "--layers=", "--out=x"], ["--layers: ''", "numbers with commas"]),
+        (["--from_tf1=m", "--out=x"], ["from_tf1 needs config=FILE"]),
         (
-            ["--from=tf1", "--checkpoint=m", "--config=c", "--model=y", "--out=x"],
-            ["--model does not go with --from=tf1"],
+            ["--from_tf1=m", "--config=c", "--model=y", "--out=x"],
+            ["model='y' does not go with from_tf1"],
         ),
-        (["--from=tf1", "--checkpoint=m", "--config=c", "--out=x"], ["there is no file c"]),
         (
-            ["--from=tf1", "--checkpoint=m", "--config=c", "--config.seed=1", "--out=x"],
+            ["--from_tf1=m", "--config=c", "--network=y", "--out=x"],
+            ["network='y' does not go with from_tf1"],
+        ),
+        (["--from_tf1=m", "--config=c", "--out=x"], ["there is no file c"]),
+        (
+            ["--from_tf1=m", "--config=c", "--config.seed=1", "--out=x"],
             ["--config.seed=1", "unknown"],
         ),
-        (["--from=tf2", "--model=y", "--out=x"], ["tf2", "folder"]),
+        (["--from=tf1", "--model=y", "--out=x"], ["did you mean '--from_tf1'"]),
+        (["--workdir=y", "--out=x"], ["--workdir=y", "give the run's workdir by --model"]),
+        (["--workdir", "y", "--out=x"], ["'--workdir'", "give the run's workdir by --model"]),
     ],
 )
 def test_bad_input_is_one_line(capsys, monkeypatch, tmp_path, given, words):
     monkeypatch.chdir(tmp_path)
-    code = cli.main(("convert", *given))
+    code = cli.main(("export", *given))
     err = capsys.readouterr().err
     assert (
         code == 2

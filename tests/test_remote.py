@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from jaxdistill import cli, commands, defaults, remote, run
+from jaxdistill import cli, conversion, defaults, remote, run
 from jaxdistill.data.prepare import prepare
 from jaxdistill.data.records import open_reader
 from jaxdistill.data.tokenizers import load_tokenizer, train_wordpiece
@@ -94,12 +94,12 @@ def test_a_run_in_a_bucket_is_stopped_and_resumed_and_equals_a_local_one(
         load_tokenizer(bucket / "w" / "student").get_vocab()
         == load_tokenizer(tmp_path / "local/student").get_vocab()
     )
-    commands.export(bucket / "w", bucket / "exported")
+    conversion.export(bucket / "w", bucket / "exported")
     assert {"config.json", "model.safetensors", "vocab.txt"} <= {
         path.name for path in (bucket / "exported").iterdir()
     }
     with pytest.raises(BadInput, match="not empty"):
-        commands.export(bucket / "w", bucket / "exported")
+        conversion.export(bucket / "w", bucket / "exported")
     assert sorted(os.listdir(tmp_path)) == [
         "cache",
         "local",
@@ -129,23 +129,23 @@ def test_a_local_copy_has_everything_and_goes_away(bucket, tmp_path):
 
 
 def test_a_path_whose_package_is_missing_is_one_line(monkeypatch, capsys):
-    def missing(*_):
+    def missing(*_, **__):
         raise ImportError("Please install gcsfs to access Google Storage")
 
-    monkeypatch.setattr(commands, "export", missing)
-    assert cli.main(["export", "--workdir=gs://b/w", "--out=/tmp/x"]) == 2
+    monkeypatch.setattr(conversion, "export", missing)
+    assert cli.main(["export", "--model=gs://b/w", "--out=/tmp/x"]) == 2
     assert "pip install gcsfs" in capsys.readouterr().err
-    monkeypatch.setattr(commands, "export", lambda *_: __import__("no_such_package"))
+    monkeypatch.setattr(conversion, "export", lambda *_, **__: __import__("no_such_package"))
     with pytest.raises(ImportError, match="no_such_package"):
-        cli.main(["export", "--workdir=gs://b/w", "--out=/tmp/x"])
+        cli.main(["export", "--model=gs://b/w", "--out=/tmp/x"])
 
 
 def test_a_refusing_store_is_one_line(monkeypatch, capsys):
-    def refuse(*_):
+    def refuse(*_, **__):
         raise gcsfs.retry.HttpError({"code": 401, "message": "Invalid Credentials"})
 
-    monkeypatch.setattr(commands, "export", refuse)
-    assert cli.main(["export", "--workdir=gs://b/w", "--out=/tmp/x"]) == 2
+    monkeypatch.setattr(conversion, "export", refuse)
+    assert cli.main(["export", "--model=gs://b/w", "--out=/tmp/x"]) == 2
     assert (
         "Invalid Credentials" in (error := capsys.readouterr().err)
         and "credentials" in error

@@ -11,6 +11,8 @@ import tomllib
 
 import pytest
 
+from jaxdistill.cli import COMMANDS, FORMER_COMMANDS
+
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "jaxdistill"
 
@@ -41,6 +43,31 @@ def test_readme_map_names_every_room_and_file():
         ), name
     scripts = {path.name for path in (ROOT / "launch").glob("*.sh")}
     assert scripts == set(re.findall(r"\w+\.sh", block))
+
+
+def test_every_command_that_is_written_of_is_there():
+    """README, docs, notebooks, scripts and messages do not outlive a command or option of ours."""
+    places = (
+        "*.md",
+        "docs/*.md",
+        "colab/*.ipynb",
+        "launch/*.sh",
+        "configs/*.py",
+        "jaxdistill/**/*.py",
+    )
+    found = 0
+    for file in (file for place in places for file in ROOT.glob(place)):
+        known = {*COMMANDS, *(FORMER_COMMANDS if file.name == "cli.py" else ())}
+        mentions = re.findall(
+            r"""(?:[`']|\]}" |^run |^)jaxdistill ([a-z]+)\b([^`\n]*)""", file.read_text(), re.M
+        )
+        for command, rest in mentions:
+            assert command in known, f"{file}: jaxdistill {command}"
+            options = set(re.findall(r"--([a-z_0-9]+)", rest)) - {"help"}
+            unknown = options - COMMANDS[command].options.keys() if command in COMMANDS else set()
+            assert not unknown, f"{file}: jaxdistill {command} --{min(unknown)}"
+            found += 1
+    assert found > 30
 
 
 def test_every_module_is_packaged():

@@ -3,12 +3,16 @@
 import errno
 import json
 import pathlib
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from jaxdistill import cli, interop, run, task_commands
+from jaxdistill.configuration import load_config
+from jaxdistill.data import data_sets
+from jaxdistill.data.found_set import Found, Table
 from jaxdistill.data.tokenizers import train_wordpiece
 from jaxdistill.errors import BadInput, TrainingStopped
 from jaxdistill.models import Model, preset
@@ -49,7 +53,8 @@ def test_finetune_learns_writes_predictions_and_a_model(finished, tmp_path):
         )
 
     results = finetune()
-    assert results["accuracy"] > max(results["majority_accuracy"], 0.5) + 0.2
+    scores = results["heldout"]
+    assert scores["accuracy"] > max(scores["majority_accuracy"], 0.5) + 0.2
     rows = (
         next(pathlib.Path(p) for p in results["predictions"] if p.endswith("tsv"))
         .read_text()
@@ -57,11 +62,11 @@ def test_finetune_learns_writes_predictions_and_a_model(finished, tmp_path):
     )
     assert rows[0] == "label\tprediction\ttext" and len(rows) == 1 + results["heldout_examples"]
     right = np.mean([row.split("\t")[0] == row.split("\t")[1] for row in rows[1:]])
-    assert right == pytest.approx(results["accuracy"])
+    assert right == pytest.approx(scores["accuracy"])
     model, params = interop.from_pretrained(tmp_path / "ft" / "model")
     assert isinstance(model, Model) and model.config.heads == ("sequence_classification",)
     assert jax.tree.leaves(params)
-    assert finetune()["accuracy"] == results["accuracy"]
+    assert finetune()["heldout"] == scores
     with pytest.raises(BadInput, match="epochs"):
         finetune(epochs=3)
 
@@ -219,8 +224,9 @@ def test_every_kind_of_task_from_its_file_to_its_scores(
     assert code == 0, again
     metric = found["metric"]
     assert again["metric"] == metric
-    for name in again.keys() & found.keys() - {"task", "data", "labels", "metric"}:
-        assert again[name] == pytest.approx(found[name], abs=1e-5), name
+    scores = found["heldout"]
+    for name in scores:
+        assert again[name] == pytest.approx(scores[name], abs=1e-5), name
     written = {
         pathlib.Path(path).name.split(".", 1)[1]: pathlib.Path(path)
         for path in found["predictions"]
@@ -233,7 +239,7 @@ def test_every_kind_of_task_from_its_file_to_its_scores(
     low, high = again["details"]["interval"]
     assert low - 1e-9 <= again[metric] <= high + 1e-9 and "uncertain" in again["notices"][-1]
     if task == "tagging":
-        assert found["entity_f1"] > 0.7 > found["majority_entity_f1"]
+        assert scores["entity_f1"] > 0.7 > scores["majority_entity_f1"]
         assert found["labels"][0] == "O" and "B-PER" in found["labels"]
     if task == "question_answering":
         assert json.loads((tmp_path / "out" / "answers.predictions.json").read_text()).keys() == {
@@ -254,12 +260,48 @@ def test_a_glue_folder_is_enough(encoder, tmp_path, capsys):
         capsys, "finetune", *call, f"--workdir={tmp_path / 'w'}", "--epochs=1", *SETTINGS
     )
     assert code == 0, found
-    assert found["metric"] == "matthews" and -1 <= found["matthews"] <= 1
+    assert found["metric"] == "matthews" and -1 <= found["heldout"]["matthews"] <= 1
     assert (found["train_examples"], found["heldout_examples"]) == (24, 6)
     assert found["labels"] == ["0", "1"]
     (folder / "dev.tsv").unlink()
     code, said = command(capsys, "evaluate", *call)
     assert code == 2 and "has no dev.tsv" in said
+
+
+def test_a_set_by_name_is_bound_to_its_content_and_not_to_its_place(
+    encoder, tmp_path, capsys, monkeypatch
+):
+    """The run goes on where the same rows come from a file, and not where the set has changed."""
+    rows = [(f"{WORDS[n % 4]} {WORDS[n % 5]}", n % 2) for n in range(24)]
+
+    def find(source):
+        parts = {"train": rows, "validation": rows[:6]}
+        split = source.removeprefix("hf:nyu-mll/glue:cola").removeprefix(":")
+        classes = {"sentence": (), "label": ("unacceptable", "acceptable")}
+        return Found(split, (*parts,), lambda split: Table(classes, lambda _: iter(parts[split])))
+
+    monkeypatch.setattr(data_sets, "_find", find)
+    source = "hf:nyu-mll/glue:cola"
+    model, workdir = f"--model={encoder}", f"--workdir={tmp_path / 'w'}"
+    call = ("finetune", model, "--task=cola", workdir, "--epochs=1", *SETTINGS)
+    code, found = command(capsys, *call, f"--data={source}")
+    assert code == 0, found
+    assert (found["train_examples"], found["heldout_examples"]) == (24, 6)
+    assert found["data"] == f"{source}:train" and found["labels"] == ["0", "1"]
+    answer = ("evaluate", f"--model={tmp_path / 'w'}", "--task=cola", f"--data={source}")
+    code, again = command(capsys, *answer, "--sequence_length=24")
+    assert code == 0, again
+    assert again["matthews"] == pytest.approx(found["heldout"]["matthews"])
+    assert again["data"] == f"{source}:validation"
+    for part, held in (("train", rows), ("dev", rows[:6])):
+        lines = [f"gj04\t{label}\t*\t{text}\n" for text, label in held]
+        (tmp_path / f"{part}.tsv").write_text("".join(lines))
+    code, moved = command(capsys, *call, f"--data={tmp_path}")
+    assert code == 0, moved
+    assert moved["heldout"] == found["heldout"]
+    rows[3] = (rows[3][0], 1 - rows[3][1])
+    code, said = command(capsys, *call, f"--data={source}")
+    assert code == 2 and "other contents of the train table" in said and source in said
 
 
 def test_mnli_is_judged_in_the_order_of_the_models_labels(encoder, tmp_path, capsys):
@@ -312,7 +354,7 @@ def test_a_model_is_judged_by_its_own_labels(encoder, tmp_path, capsys):
     code, again = command(capsys, "evaluate", f"--model={tmp_path / 'turned'}", *where)
     assert code == 0, again
     assert again["labels"] == ["wet", "dry"]
-    assert again["accuracy"] == pytest.approx(found["accuracy"])
+    assert again["accuracy"] == pytest.approx(found["heldout"]["accuracy"])
     code, said = command(capsys, "evaluate", f"--model={tmp_path / 'others'}", *where)
     assert code == 2 and "'dry'" in said and "no, yes" in said
     code, said = command(capsys, "evaluate", f"--model={encoder}", *where)
@@ -336,3 +378,135 @@ def test_a_model_is_judged_by_its_own_labels(encoder, tmp_path, capsys):
 def test_an_option_that_would_do_nothing_is_refused(encoder, capsys, options, words):
     code, said = command(capsys, "evaluate", f"--model={encoder}", *options)
     assert code == 2 and all(word in said for word in words), said
+
+
+def test_test_rows_are_reported_and_choose_nothing(finished, tmp_path):
+    data, other = task_file(tmp_path / "task.tsv"), tmp_path / "other.tsv"
+    rows = data.read_text().splitlines()
+    test, wrong = tmp_path / "test.tsv", {"wet": "dry", "dry": "wet"}
+    test.write_text("\n".join(rows[:41]) + "\n")
+    turned = [row.split("\t") for row in rows[1:41]]
+    lines = [rows[0], *(f"{text}\t{wrong[label]}" for text, label in turned)]
+    other.write_text("\n".join(lines) + "\n")
+
+    def finetune(test, name, **more):
+        return task_commands.finetune(
+            str(finished[1] / "student"),
+            data,
+            tmp_path / name,
+            test=test,
+            epochs=1,
+            batch_size=8,
+            sequence_length=16,
+            overrides={"stages.finetune.best": "accuracy", "stages.finetune.best_every": 9},
+            **more,
+        )
+
+    one = finetune(test, "one", learning_rate=3e-3)
+    two = finetune(other, "two", grid=(3e-3,), seeds=(0,))
+    assert one["test_examples"] == two["test_examples"] == 40
+    (found,) = two["test"]["accuracy"]["by_seed"]
+    assert one["test"]["accuracy"] == pytest.approx(1 - found)
+    assert one["heldout"]["loss"] == two["heldout"]["loss"]["median"]
+    assert all(name in one["predictions"][-1] for name in ("task.test", "model."))
+    weights = [pathlib.Path(found["model"], "model.safetensors") for found in (one, two)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert json.loads((tmp_path / "two" / "finetune.json").read_text())["test"] == two["test"]
+    alone = task_commands.evaluate_task(one["model"], "classification", test, sequence_length=16)
+    assert alone["accuracy"] == one["test"]["accuracy"] and alone["examples"] == 40
+
+
+@pytest.mark.parametrize("metric, chosen", [("accuracy", 3e-4), ("loss", 1e-5)])
+def test_a_learning_rate_is_chosen_by_the_held_out_rows(tmp_path, monkeypatch, metric, chosen):
+    """The number that counts decides, in its own direction; what diverged is told and not taken."""
+    ran = []
+
+    def one(config, feed, workdir):
+        rate, seed = config.stages.finetune.learning_rate, config.seed
+        ran.append((rate, seed))
+        if rate == 1.0:
+            raise TrainingStopped("half of the updates were skipped")
+        value = float("nan") if rate == 0.5 else rate + seed / 10
+        return {
+            **dict.fromkeys(("task", "data", "labels", "hardware", "versions", "model"), ""),
+            "train_examples": 9,
+            "heldout_examples": 3,
+            "test_examples": 3,
+            "predictions": [],
+            "metric": metric,
+            "seconds": 1.0,
+            "warnings": ["doubtful"],
+            "model": str(workdir),
+            "heldout": {metric: value},
+            "test": {metric: -value},
+        }
+
+    monkeypatch.setattr(task_commands, "_one", one)
+    config = load_config("finetune")
+    feed = types.SimpleNamespace(score="classification", metric=metric)
+    rates = (1.0, 1e-5, 0.5, 3e-4)
+    found = task_commands._several(config, feed, tmp_path, rates, (4, 2))
+    assert found["learning_rate"] == chosen
+    assert ran == [*((rate, 4) for rate in rates), (chosen, 2)]
+    assert found["grid"].keys() == {"1e-05", "0.5", "0.0003"}
+    assert found["warnings"] == ["learning rate 1: half of the updates were skipped", "doubtful"]
+    best = 4 if metric == "accuracy" else 2
+    assert found["model"].endswith(f"seed-{best}")
+    low, high = chosen + 0.2, chosen + 0.4
+    assert found["heldout"][metric]["by_seed"] == [high, low]
+    assert found["test"][metric]["median"] == pytest.approx(-chosen - 0.3)
+    assert (found["heldout"][metric]["low"], found["heldout"][metric]["high"]) == (low, high)
+    with pytest.raises(TrainingStopped, match="half of the updates"):
+        task_commands._several(config, feed, tmp_path, (1.0,), (0,))
+
+
+def test_nothing_is_learned_or_chosen_from_test_rows(tmp_path, capsys):
+    table = task_file(tmp_path / "task.tsv")
+    given = ["--config=finetune:smoke", f"--workdir={tmp_path / 'run'}"]
+    given += [f"--config.feeds.task.{name}={table}" for name in ("source", "test")]
+    for field in ("feed=task.test", "best_on=task.test"):
+        more = ["--config.stages.finetune.best=accuracy", f"--config.stages.finetune.{field}"]
+        assert cli.main(["train", *given, *more]) == 2
+        assert "test rows are reported, and nothing is learned or chosen" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "stages").exists()
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        (("--grid=1e-4,x",), ("grid", "numbers with commas")),
+        (("--grid=1e-4,1e-4",), ("grid=", "different learning rates")),
+        (("--grid=0",), ("grid=", "learning rates, as 3e-5,1e-4")),
+        (("--seeds=0,0",), ("seeds=", "twice")),
+        (("--seeds=-1",), ("seed",)),
+        (("--grid=1e-4", "--learning_rate=1e-3"), ("--learning_rate would do nothing",)),
+        (("--seeds=0,1", "--seed=3"), ("--seed would do nothing",)),
+        (("--test=",), ("test=''",)),
+    ],
+)
+def test_several_runs_are_refused_before_the_first(finished, tmp_path, capsys, given, words):
+    table = task_file(tmp_path / "task.tsv")
+    model, out = finished[1] / "student", tmp_path / "out"
+    code = cli.main(["finetune", f"--model={model}", f"--data={table}", f"--workdir={out}", *given])
+    said = capsys.readouterr().err
+    assert code == 2 and all(word in said for word in words) and len(said.splitlines()) == 1
+    assert not out.exists()
+
+
+def test_questions_are_parted_by_article(tmp_path):
+    from jaxdistill.data.question_answering import by_article
+    from jaxdistill.data.squad import Question, Questions
+
+    rows = tuple(
+        Question(
+            f"{title}{n}", title and f"title {title}", f"context {title}{n % 2}", "q", (), True
+        )
+        for title in ("", *"abcdefghijklm")
+        for n in range(4)
+    )
+    train, held = by_article(Questions(rows, notices=("said once",)), 0.3)
+    assert sorted((*train.rows, *held.rows)) == sorted(rows) and len(held) and len(train)
+    for part in ("title", "context"):
+        ours, theirs = ({getattr(row, part) for row in rows.rows} for rows in (train, held))
+        assert not (ours & theirs) - {""}
+    assert (train.notices, held.notices) == (("said once",), ())

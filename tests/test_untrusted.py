@@ -23,7 +23,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdistill import cli, commands, interop
+from jaxdistill import cli, commands, conversion, interop
 from jaxdistill.data.loader import packing_plan
 from jaxdistill.data.prepare import prepare
 from jaxdistill.data.records import open_reader, record_sizes
@@ -126,7 +126,7 @@ def test_weights_that_are_a_pickle(
     with pytest.raises(BadInput):
         interop.from_pretrained(good)
     refused(*evaluate(good, whole))
-    refused("convert", f"--model={good}", f"--out={tmp_path / 'out'}")
+    refused("export", f"--model={good}", f"--out={tmp_path / 'out'}")
     refused(
         "finetune",
         f"--model={good}",
@@ -468,7 +468,7 @@ def test_nothing_that_we_write_is_read_by_unpickling(
     try:
         pickle.loads(pickle.dumps(Path))
         assert names.pop(), "it does not tell"
-        commands.export(workdir, tmp_path / "out")
+        conversion.export(workdir, tmp_path / "out")
         commands.evaluate(
             str(tmp_path / "out"),
             str(whole / "text.txt"),
@@ -476,7 +476,7 @@ def test_nothing_that_we_write_is_read_by_unpickling(
             cache=tmp_path / "cache",
         )
         interop.save_pretrained(
-            tmp_path / "flax", *interop.from_pretrained(tmp_path / "out"), to="msgpack"
+            tmp_path / "flax", *interop.from_pretrained(tmp_path / "out"), format="msgpack"
         )
         interop.from_pretrained(tmp_path / "flax")
         interop.from_pretrained(Path(workdir) / "stages" / "teacher")
@@ -567,6 +567,6 @@ def test_shards_of_elsewhere(good: Path, tmp_path: Path) -> None:
 
 def test_a_good_folder_passes_all_guards(good: Path) -> None:
     model, params = interop.from_pretrained(good)
-    interop.save_pretrained(good.parent / "flax", model, params, to="msgpack")
+    interop.save_pretrained(good.parent / "flax", model, params, format="msgpack")
     assert jax.tree.leaves(interop.from_pretrained(good.parent / "flax")[1])
     load_tokenizer(good)

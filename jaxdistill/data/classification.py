@@ -43,13 +43,14 @@ def classification(
         [value for part in both for value in getattr(part, name)] for name in ("labels", "places")
     )
     names = number_labels(all_labels, all_places, what, known).names
-    ours = number_labels(train.labels, train.places, what, names)
     theirs = number_labels(
         held.labels, held.places, "the held-out rows", names, unseen=unseen_labels
     )
-    counts = np.bincount(ours.numbers, minlength=len(ours.names))
+    only_measured = held is train
+    ours = theirs if only_measured else number_labels(train.labels, train.places, what, names)
+    counts = np.bincount(ours.numbers[ours.numbers >= 0], minlength=len(ours.names))
     weights = np.ones(len(train), np.float32)
-    if class_weights:
+    if class_weights and not only_measured:
         if not counts.all():
             absent = ours.names[int(counts.argmin())]
             raise BadInput(
@@ -59,8 +60,10 @@ def classification(
         weights = (len(train) / (len(counts) * counts))[ours.numbers].astype(np.float32)
 
     def read(tokenizer: Any) -> Reader:
-        kept = with_columns(train, tokenizer, rows, labels=ours.numbers, example_weights=weights)
-        apart = with_columns(held, tokenizer, rows, labels=np.maximum(theirs.numbers, 0))
+        columns = {"labels": np.maximum(ours.numbers, 0), "example_weights": weights}
+        kept = apart = with_columns(train, tokenizer, rows, **columns)
+        if not only_measured:
+            apart = with_columns(held, tokenizer, rows, labels=np.maximum(theirs.numbers, 0))
         answers = functools.partial(_answers, held, theirs.numbers, ours.names)
         return text_reader(about, rows, kept, apart, answers)
 
@@ -110,7 +113,7 @@ def text_reader(
         f"{part.truncated:,} of {len(part):,} {name} rows of {about.name!r} ({part.truncated / len(part):.1%}) are "
         f"longer than {rows.sequence_length} tokens, and cut"
         for name, part in (("training", train), ("held-out", heldout))
-        if part.truncated
+        if part.truncated and not (name == "training" and train is heldout)
     ]
     return reader_of(Parts(train.rows, heldout.rows, order), answers, tuple(notices))
 

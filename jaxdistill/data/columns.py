@@ -141,6 +141,22 @@ def read_columns(
     return _joined(parts, len(columns))
 
 
+def from_rows(
+    parts: Sequence[tuple[str, Sequence[Row]]],
+    width: int,
+    *,
+    label: int | None = None,
+    skip_bad_rows: bool = False,
+) -> Columns:
+    """Rows of `width` cells that are no file's: the name and the rows of each part. Raises as
+    `read_columns` for a row that has a fault, or no label."""
+    read = []
+    for shown, rows in parts:
+        bad = _BadRows(shown, skip_bad_rows)
+        read.append(_labelled(shown, _readable(shown, rows, bad), label, bad))
+    return _joined(read, width)
+
+
 def _joined(parts: Sequence[_Part], width: int) -> Columns:
     return Columns(
         tuple(
@@ -158,26 +174,33 @@ def _read(text: Text, wanted: _Wanted) -> _Part:
     notices: list[str] = []
     if name.endswith(_JSON_ENDINGS):
         rows = table_rows.json_rows(text, [str(column) for column in wanted.columns])
-        rows = _readable(text, rows, bad)
+        rows = _readable(text.shown, rows, bad)
     else:
         rows, notices = _delimited(text, wanted, name.endswith(".csv"), bad)
+    return _labelled(text.shown, rows, wanted.label, bad, notices)
+
+
+def _labelled(
+    shown: str, rows: Sequence[Row], label: int | None, bad: _BadRows, notices: Sequence[str] = ()
+) -> _Part:
+    """The rows that have a label."""
     kept: list[Row] = []
     empty = 0
     for row in rows:
         cells = row.cells
-        if wanted.label is not None:
-            cells[wanted.label] = cells[wanted.label].strip()
-            if not cells[wanted.label]:
+        if label is not None:
+            cells[label] = cells[label].strip()
+            if not cells[label]:
                 bad.add(row.line, "has no label")
                 continue
         empty += any(not cell.strip() for cell in cells)
         kept.append(row)
     if not kept:
-        raise BadInput(f"task file {text.shown!r} has bad rows only, e.g. {bad.example}")
-    return _Part(text.shown, kept, notices + bad.notices() + _empty_notice(empty, text.shown))
+        raise BadInput(f"task file {shown!r} has bad rows only, e.g. {bad.example}")
+    return _Part(shown, kept, [*notices, *bad.notices(), *_empty_notice(empty, shown)])
 
 
-def _readable(text: Text, rows: Sequence[Row], bad: _BadRows) -> list[Row]:
+def _readable(shown: str, rows: Sequence[Row], bad: _BadRows) -> list[Row]:
     """The rows without faults. Raises BadInput where there is none."""
     readable: list[Row] = []
     for row in rows:
@@ -187,7 +210,7 @@ def _readable(text: Text, rows: Sequence[Row], bad: _BadRows) -> list[Row]:
             readable.append(row)
     if not readable:
         why = f"has bad rows only, e.g. {bad.example}" if bad.example else "is empty"
-        raise BadInput(f"task file {text.shown!r} {why}: expected one example a line")
+        raise BadInput(f"task file {shown!r} {why}: expected one example a line")
     return readable
 
 
@@ -201,7 +224,7 @@ def _delimited(
         text, separator, None if wanted.label is None else columns[wanted.label]
     )
     found, notice = table_rows.table_rows(text, separator, "quoted" if is_csv else layout.quoting)
-    rows = _readable(text, found, bad)
+    rows = _readable(text.shown, found, bad)
     header, guess = _header(text, rows, wanted, separator)
     places = table_header.find_places(columns, header, text.shown)
     notices = [line for line in (notice, guess) if line]

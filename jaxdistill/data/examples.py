@@ -12,11 +12,11 @@ from typing import Annotated, Literal
 import numpy as np
 from etils import epath
 
-from jaxdistill.data import columns, files
+from jaxdistill.data import columns, data_sets, files
 from jaxdistill.data.columns import Columns, Layout
 from jaxdistill.data.documentation_task import documentation_task
 from jaxdistill.data.encoded import SHORTEST
-from jaxdistill.errors import BadInput
+from jaxdistill.errors import BadInput, listed
 from jaxdistill.settings import LARGEST_COUNT, Each, Within
 
 Length = Annotated[int, Within(SHORTEST, LARGEST_COUNT)]
@@ -29,11 +29,12 @@ DEFAULT = "default"  # a small task made of the installed documentation
 class Texts:
     """Where the texts of a task are, and how their tables are written.
 
-    `source`: a table (.tsv, .csv or .jsonl, also packed as .gz or .xz), several with commas between
-    them, or "default". `heldout`: another such table; "" keeps `heldout_fraction` of `source` apart. Columns
-    go by name, or by number from 0. `label_source`: a file with a label in each line, for a `source`
-    with a text in each; `heldout_label_source` likewise. `quoting`: of .tsv tables, GLUE has none.
-    `separator`: "" by the name of the file."""
+    `source`: a table (.tsv, .csv or .jsonl, also packed as .gz or .xz), a set by name (`data_sets`),
+    several of the one or the other with commas between them, or "default". `heldout`: another such
+    source; "" keeps `heldout_fraction` of `source` apart. Columns go by name, those of a file also by
+    number from 0. `label_source`: a file with a label in each line, for a `source` with a text in each;
+    `heldout_label_source` likewise. `quoting`: of .tsv tables, GLUE has none. `separator`: "" by the
+    name of the file."""
 
     source: str = DEFAULT
     heldout: str = ""
@@ -116,17 +117,40 @@ def read(
     source: str, label_source: str, where: Texts, known_labels: Sequence[str] | None = None
 ) -> Examples:
     """The examples of a table, or of two files with a line for each."""
-    if label_source:
+    wanted = [where.text_column, where.label_column]
+    wanted += [where.pair_column] if where.pair_column else []
+    sources = several(source)
+    if any(map(data_sets.is_named, sources)):
+        _check_named(sources, label_source, where)
+        found = data_sets.read_columns(
+            sources, wanted, label=1, known_labels=known_labels, skip_bad_rows=where.skip_bad_rows
+        )
+    elif label_source:
         found = columns.read_parallel(
             source, label_source, where.pair_column or None, skip_bad_rows=where.skip_bad_rows
         )
     else:
-        wanted = [where.text_column, where.label_column]
-        wanted += [where.pair_column] if where.pair_column else []
         found = columns.read_columns(
-            several(source), wanted, where.layout, label=1, known_labels=known_labels
+            sources, wanted, where.layout, label=1, known_labels=known_labels
         )
     return _examples(found)
+
+
+def _check_named(sources: Sequence[str], label_source: str, where: Texts) -> None:
+    """Raises `BadInput` for sets by name that stand among files, or with what is a file's alone."""
+    if not all(map(data_sets.is_named, sources)):
+        raise BadInput(f"{listed(sources)} are sets by name and files; give the one or the other")
+    given = {
+        "label_source": label_source,
+        **{name: getattr(where, name) for name in ("header", "quoting", "separator")},
+    }
+    usual = {"label_source": "", "header": "auto", "quoting": "auto", "separator": ""}
+    all_named = all(map(data_sets.is_named, filter(None, (where.source, where.heldout))))
+    for name, value in given.items():
+        if value != usual[name] and (all_named or name == "label_source"):
+            raise BadInput(
+                f"{name}={value!r} is for files, and {sources[0]!r} is a set by name; leave it out"
+            )
 
 
 def several(source: str) -> tuple[str, ...]:

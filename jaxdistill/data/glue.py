@@ -1,7 +1,8 @@
 """The nine tasks of GLUE (Wang et al. 2019, arXiv:1804.07461) in their official files, a row each.
 
 `source` is the folder that holds train.tsv and dev.tsv, or one such file; the folder as `heldout` too
-reads its dev file alone. Where the number that counts
+reads its dev file alone. Or a set by name without a split, as hf:nyu-mll/glue:sst2, whose train and
+validation splits are read. Where the number that counts
 is a mean of two on the leader board, both are reported and the first one is chosen by. Called by tasks."""
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 from etils import epath
 
+from jaxdistill.data import data_sets
 from jaxdistill.data.classification import classification
 from jaxdistill.data.examples import Fraction, Names, RowSettings, Texts
 from jaxdistill.data.feeds import About, Feed
@@ -24,7 +26,8 @@ ENDINGS = (".tsv", ".tsv.xz", ".tsv.gz")
 
 @dataclasses.dataclass(frozen=True)
 class GlueTask:
-    """One task. `text`, `pair`, `label`: its columns by name, or by number where `header` is "no".
+    """One task. `text`, `pair`, `label`: its columns by name, or by number where `header` is "no";
+    `named`: those of its texts in the sets of Hugging Face and TFDS, where they are others.
     `labels`: the classes in the order of their numbers, () of a score. `dev`: the file that is
     reported. `metric`: the number that counts."""
 
@@ -35,6 +38,17 @@ class GlueTask:
     header: Literal["yes", "no"] = "yes"
     dev: str = "dev"
     metric: str = "accuracy"
+    named: tuple[str, ...] = ()
+
+    def columns(self, is_named: bool) -> dict[str, Any]:
+        """Where texts and labels are in files, or in sets by name."""
+        if not is_named:
+            found = (self.text, self.pair, self.label)
+            layout = {"header": self.header, "quoting": "none"}
+        else:
+            text, pair = self.named or (self.text, self.pair)
+            found, layout = (text, pair, "label"), {}
+        return {**dict(zip(("text_column", "pair_column", "label_column"), found)), **layout}
 
 
 _ENTAILMENT = ("entailment", "not_entailment")
@@ -44,11 +58,14 @@ _MNLI = GlueTask(
     "sentence2",
     ("contradiction", "entailment", "neutral"),
     dev="dev_matched",
+    named=("premise", "hypothesis"),
 )
 GLUE: dict[str, GlueTask] = {
-    "cola": GlueTask("3", "1", header="no", metric="matthews"),
+    "cola": GlueTask("3", "1", header="no", metric="matthews", named=("sentence", "")),
     "sst2": GlueTask("sentence", "label"),
-    "mrpc": GlueTask("#1 String", "Quality", "#2 String", metric="f1"),
+    "mrpc": GlueTask(
+        "#1 String", "Quality", "#2 String", metric="f1", named=("sentence1", "sentence2")
+    ),
     "qqp": GlueTask("question1", "is_duplicate", "question2", metric="f1"),
     "stsb": GlueTask("sentence1", "score", "sentence2", (), metric="pearson"),
     "mnli": _MNLI,
@@ -78,7 +95,10 @@ def _task(name: str, row: GlueTask) -> Callable[..., Feed]:
                 f"train.tsv and {row.dev}.tsv"
             )
         folder = epath.Path(source).expanduser()
-        if folder.is_dir() and heldout == source:
+        is_named = data_sets.is_named(source)
+        if is_named:
+            source, heldout = _splits(source, heldout, row.dev)
+        elif folder.is_dir() and heldout == source:
             source = heldout = _file(folder, row.dev)
         elif folder.is_dir():
             source, heldout = _file(folder, "train"), heldout or _file(folder, row.dev)
@@ -86,12 +106,8 @@ def _task(name: str, row: GlueTask) -> Callable[..., Feed]:
             source=source,
             heldout=heldout,
             heldout_fraction=heldout_fraction,
-            text_column=row.text,
-            pair_column=row.pair,
-            label_column=row.label,
-            header=row.header,
-            quoting="none",
             skip_bad_rows=skip_bad_rows,
+            **row.columns(is_named),
         )
         if row.labels:
             if labels and sorted(labels) != sorted(row.labels):
@@ -107,6 +123,20 @@ def _task(name: str, row: GlueTask) -> Callable[..., Feed]:
 
     task.__name__ = name
     return task
+
+
+def _splits(source: str, heldout: str, dev: str) -> tuple[str, str]:
+    """What to read of a set by name: its train and validation splits, but for one that is named, or the
+    held-out one alone."""
+    if heldout and not data_sets.is_named(heldout):
+        raise BadInput(
+            f"{source!r} is a set by name and {heldout!r} is none, and their columns differ; give two sets, or two files"
+        )
+    dev = dev.replace("dev", "validation")
+    train = data_sets.with_split(source, dev if heldout == source else "train")
+    if heldout:
+        return train, data_sets.with_split(heldout, dev)
+    return train, "" if train == source else data_sets.with_split(source, dev)
 
 
 def _file(folder: epath.Path, part: str) -> str:

@@ -102,17 +102,24 @@ def intent_slots(
     elif texts.heldout != texts.source:
         sources = (texts.heldout, texts.heldout_tag_source, texts.heldout_label_source)
         held, _ = _read(sources, texts, scheme)
-    number_tags(held.tagged, names, unseen_labels)  # refused before anything is made
-    ours, theirs = _intents(train, names), _intents(held, names, unseen_labels)
+    # What is only measured is its own training part, see `tasks.measured_alone`.
+    unseen = unseen_labels if held is train else "refuse"
+    for part, allowed in ((train, unseen), (held, unseen_labels)):
+        number_tags(part.tagged, names, allowed)  # refused before anything is made
+    ours, theirs = _intents(train, names, unseen), _intents(held, names, unseen_labels)
+    counts = np.bincount(ours.numbers[ours.numbers != NOT_READ], minlength=len(names))
     truth = Frames(_spelled(held, theirs.numbers, names), list(map(list, held.tagged.tags or ())))
     cls_weight = intent_weight * sum(map(len, train.tagged.tokens)) / len(train)
 
     def read(tokenizer: Any) -> Reader:
         length, pad = rows.sequence_length, tokenizers.describe(tokenizer).special.pad
-        kept, apart = (
-            _with_intents(pieces(part.tagged, tokenizer, length, names, unseen_labels), numbers_N)
-            for part, numbers_N in ((train, ours.numbers), (held, theirs.numbers))
-        )
+
+        def encode(part: Utterances, numbers_N: np.ndarray) -> Pieces:
+            found = pieces(part.tagged, tokenizer, length, names, unseen_labels)
+            return _with_intents(found, numbers_N)
+
+        apart = encode(held, theirs.numbers)
+        kept = apart if held is train else encode(train, ours.numbers)
         parts = Parts(
             token_rows(kept, pad, cls_weight).rows,
             token_rows(apart, pad, cls_weight).rows,
@@ -138,7 +145,7 @@ def intent_slots(
         losses=("tagging",),
         labels=names,
         score="intent_slots",
-        usual=int(np.bincount(ours.numbers).argmax()),
+        usual=int(counts.argmax()),
         notices=tuple(
             dict.fromkeys((*train.tagged.notices, *held.tagged.notices, *theirs.notices))
         ),
@@ -162,16 +169,17 @@ def _read(
 
 def _label_names(whole: Utterances, given: Sequence[str]) -> tuple[str, ...]:
     """All labels in the order of their numbers: `given`, or the tags that occur and then the intents."""
-    tags = [name for name in given if not name.startswith(INTENT)]
-    intents = [name.removeprefix(INTENT) for name in given if name.startswith(INTENT)]
-    if given and not (tags and intents):
+    if not given:
+        tags, intents = tag_names(whole.tagged), _number(whole, None).names
+        return (*tags, *(f"{INTENT}{name}" for name in intents))
+    if len({*given}) < len(given):
+        raise BadInput(f"labels are {listed(given)}: give each name once")
+    if len({name.startswith(INTENT) for name in given}) < 2:
         raise BadInput(
             f"labels are {listed(given)}: expected tags and intents, as 'B-artist' and '{INTENT}PlayMusic'; name "
             "both, or leave labels out"
         )
-    tags = list(tag_names(whole.tagged, tags))
-    intents = list(_number(whole, intents or None).names)
-    return tuple(given) or (*tags, *(f"{INTENT}{name}" for name in intents))
+    return tuple(given)
 
 
 def _intents(part: Utterances, names: Sequence[str], unseen: str = "refuse") -> Labels:

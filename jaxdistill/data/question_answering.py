@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from jaxdistill.data import encoded, tokenizers
 from jaxdistill.data.answers import Decoding, answer_files, decode
 from jaxdistill.data.encoded import Encoded, join
-from jaxdistill.data.examples import Length
+from jaxdistill.data.examples import Fraction, Length, parted
 from jaxdistill.data.feeds import About, Answers, Feed, Order, Outputs, Parts, Reader, Shape
 from jaxdistill.data.rows import reader_of
 from jaxdistill.data.squad import Questions, read_squad
@@ -37,47 +37,54 @@ def question_answering(
     *,
     source: str = "",
     heldout: str = "",
+    heldout_fraction: Fraction = 0.1,
     without_articles_of: str = "",
     heldout_without_articles_of: str = "",
     rows: QuestionRows,
     n_best: Count = 20,
     max_answer_length: Count = 30,
     null_threshold: float = 0.0,
+    words: Literal["english", "characters"] = "english",
     skip_bad_rows: bool = False,
 ) -> Feed:
     """Questions about a text, each answered by a part of it, or not at all.
 
-    `source` and `heldout`: files in SQuAD's form, version 1.1 or 2.0. `without_articles_of`: another
+    `source` and `heldout`: files in SQuAD's form, version 1.1 or 2.0; without `heldout` about
+    `heldout_fraction` of the articles are kept apart. `without_articles_of`: another
     such file, whose articles are left out of the training questions; `heldout_without_articles_of`
-    likewise of the held-out ones. `null_threshold`: how much better "no answer" must be than the best answer. Raises `BadInput`
-    for files that cannot be used."""
-    for name, given in (("source", source), ("heldout", heldout)):
-        if not given:
-            raise BadInput(
-                f"config.feeds.{about.name}.{name} is empty: give a file in SQuAD's form, as train-v2.0.json"
-            )
-    train = read_squad(source, without_articles_of=without_articles_of, skip_bad_rows=skip_bad_rows)
-    held = train
-    if (heldout, heldout_without_articles_of) != (source, without_articles_of):
-        held = read_squad(
-            heldout, without_articles_of=heldout_without_articles_of, skip_bad_rows=skip_bad_rows
+    likewise of the held-out ones. `null_threshold`: how much better "no answer" must be than the best answer.
+    `words`: what answers are compared by, SQuAD's English words, or for any language words without
+    punctuation and each Chinese or Japanese character. Raises `BadInput` for files that cannot be
+    used."""
+    if not source:
+        raise BadInput(
+            f"config.feeds.{about.name}.source is empty: give a file in SQuAD's form, as train-v2.0.json"
         )
+
+    def questions(path: str, without: str) -> Questions:
+        found = read_squad(path, without_articles_of=without, skip_bad_rows=skip_bad_rows)
+        return dataclasses.replace(found, words=words)
+
+    train = held = questions(source, without_articles_of)
+    if not heldout:
+        train, held = by_article(train, heldout_fraction)
+    elif (heldout, heldout_without_articles_of) != (source, without_articles_of):
+        held = questions(heldout, heldout_without_articles_of)
     if not train.labelled:
         raise BadInput(f"{source!r} has no answers to learn from; give a file with labels")
     impossible = bool(train.impossible.any() or held.impossible.any())
     settings = Decoding(n_best, max_answer_length, impossible, null_threshold)
 
     def read(tokenizer: Any) -> Reader:
-        found = [
-            windows(part, tokenizer, rows.sequence_length, rows.stride, rows.question_length)
-            for part in (train, held)
-        ]
+        sizes = rows.sequence_length, rows.stride, rows.question_length
+        theirs = windows(held, tokenizer, *sizes)
+        ours = theirs if held is train else windows(train, tokenizer, *sizes)
         pad = tokenizers.describe(tokenizer).special.pad
         order = Order(about.seed, rows.sequence_length, rows.buckets)
-        ours, theirs = found
         parts = Parts(_rows(ours, pad).rows, _rows(theirs, pad).rows, order)
-        notices = tuple(_notice(about.name, part) for part in found if _notice(about.name, part))
-        return reader_of(parts, functools.partial(_answers, held, theirs, settings), notices)
+        notices = dict.fromkeys(_notice(about.name, part) for part in (ours, theirs))
+        answers = functools.partial(_answers, held, theirs, settings)
+        return reader_of(parts, answers, tuple(filter(None, notices)))
 
     position = Shape((), "int32")
     return Feed(
@@ -86,12 +93,26 @@ def question_answering(
         read,
         heldout_rows=len(held),
         digests={"train": train.digest, "heldout": held.digest},
-        tables={"train": source, "heldout": heldout},
+        tables={"train": source, "heldout": heldout or source},
         head="question_answering",
         losses=("span_start", "span_end"),
         score="spans",
         notices=tuple(dict.fromkeys((*train.notices, *held.notices))),
     )
+
+
+def by_article(questions: Questions, fraction: float) -> tuple[Questions, Questions]:
+    """The questions about most articles, and those about the others; where a file names no articles
+    each context is one."""
+    articles = [row.title or row.context for row in questions.rows]
+    names = list(dict.fromkeys(articles))
+    theirs = {names[number] for number in parted(names, fraction)[1]}
+    ours, held = (
+        tuple(row for row, name in zip(questions.rows, articles) if (name in theirs) == wanted)
+        for wanted in (False, True)
+    )
+    kept = dataclasses.replace(questions, rows=ours)
+    return kept, dataclasses.replace(questions, rows=held, notices=())
 
 
 def _rows(found: Windows, pad: int) -> Encoded:

@@ -22,8 +22,9 @@ def regression(about: About, *, texts: Texts, rows: RowSettings) -> Feed:
     theirs = as_scores(held.labels, held.places, "the held-out rows")
 
     def read(tokenizer: Any) -> Reader:
-        kept = with_columns(train, tokenizer, rows, labels=ours)
-        apart = with_columns(held, tokenizer, rows, labels=theirs)
+        kept = apart = with_columns(train, tokenizer, rows, labels=ours)
+        if held is not train:
+            apart = with_columns(held, tokenizer, rows, labels=theirs)
         return text_reader(about, rows, kept, apart, functools.partial(_answers, held, theirs))
 
     return Feed(

@@ -31,7 +31,8 @@ def similarity(about: About, *, texts: Texts, rows: RowSettings) -> Feed:
     )
 
     def read(tokenizer: Any) -> Reader:
-        kept, apart = (_encode(part, tokenizer, rows) for part in (train, held))
+        kept = _encode(train, tokenizer, rows)
+        apart = kept if held is train else _encode(held, tokenizer, rows)
         return text_reader(about, rows, kept, apart, functools.partial(_answers, held, theirs))
 
     return Feed(

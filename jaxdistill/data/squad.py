@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from jaxdistill.data import files, not_text
+from jaxdistill.data import data_sets, files, not_text
 from jaxdistill.errors import BadInput, listed, nearest, shortened
 
 LARGEST_FILE = 2**30  # bytes unpacked; the training set of SQuAD 2.0 has 42 MB
+_COLUMNS = ("id", "title", "context", "question", "answers", "is_impossible")
 _FORM = (
     'expected SQuAD\'s JSON, {"data": [{"title": ..., "paragraphs": [{"context": ..., "qas": [...]}]}]}, or rows with '
     '"id", "context", "question" and "answers"'
@@ -47,11 +48,13 @@ class Question(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class Questions:
     """N questions in the order of their file. `labelled`: whether it has answers, `notices`: lines
-    about what was left out."""
+    about what was left out. `words`: what answers are compared by, a name in
+    `evaluation.spans.WORDS`."""
 
     rows: tuple[Question, ...]
     labelled: bool = True
     notices: tuple[str, ...] = ()
+    words: str = "english"
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -81,11 +84,7 @@ class _Row(NamedTuple):
 
 
 def read_squad(
-    path: epath.PathLike,
-    *,
-    only_articles_of: epath.PathLike = "",
-    without_articles_of: epath.PathLike = "",
-    skip_bad_rows: bool = False,
+    path: epath.PathLike, *, without_articles_of: epath.PathLike = "", skip_bad_rows: bool = False
 ) -> Questions:
     """Reads the questions of one file.
 
@@ -95,10 +94,9 @@ def read_squad(
     question with an empty list of answers is impossible.
 
     Args:
-        path: the file.
-        only_articles_of: another such file; only questions about its articles are kept, by title.
-        without_articles_of: another such file, whose articles are left out: what is trained on there
-            can be tested here.
+        path: the file, or a set by name, as hf:rajpurkar/squad:train.
+        without_articles_of: another such file, whose articles are left out, by title: what is trained on
+            there can be tested here.
         skip_bad_rows: leave out questions that cannot be used, and say so in `notices`.
 
     Raises:
@@ -107,7 +105,7 @@ def read_squad(
     """
     file = epath.Path(path).expanduser()
     shown = os.fspath(file)
-    rows = _selected(list(_rows(file)), shown, only_articles_of, without_articles_of)
+    rows = _without(list(_rows(file)), shown, without_articles_of)
     labelled = any(_says_something(row.values) for row in rows)
     kept: dict[str, Question] = {}
     problems: list[str] = []
@@ -125,41 +123,45 @@ def read_squad(
                 ) from problem
             problems.append(said)
     if not kept:
-        raise BadInput(f"{shown!r}: none of its {len(rows):,} questions can be used; {problems[0]}")
+        why = (
+            f"none of its {len(rows):,} questions can be used; {problems[0]}" if rows else "no rows"
+        )
+        raise BadInput(f"{shown!r}: {why}")
     notice = f"{shown!r}: {len(problems):,} of {len(rows):,} questions were left out"
     notices = (f"{notice}; the first: {problems[0]}",) if problems else ()
     return Questions(tuple(kept.values()), labelled, notices)
 
 
-def _selected(
-    rows: list[_Row], shown: str, only_of: epath.PathLike, without_of: epath.PathLike
-) -> list[_Row]:
-    """The rows about the articles of one file, and not of another. Raises `BadInput` if none are."""
-    for other, wanted in ((only_of, True), (without_of, False)):
-        if not os.fspath(other):
-            continue
-        file = epath.Path(other).expanduser()
-        there = list(_rows(file))
-        for name, found in ((shown, rows), (os.fspath(file), there)):
-            if not all(isinstance(row.title, str) and row.title for row in found):
-                raise BadInput(
-                    f"{name!r} has questions without the title of an article, so none can be told apart by it; give "
-                    'each a "title", or choose no articles'
-                )
-        titles = {row.title for row in there}
-        left = [row for row in rows if (row.title in titles) == wanted]
-        if not left:
+def _without(rows: list[_Row], shown: str, other: epath.PathLike) -> list[_Row]:
+    """The rows about articles that another file, if one is named, has not. Raises `BadInput` if none
+    are."""
+    if not os.fspath(other):
+        return rows
+    file = epath.Path(other).expanduser()
+    there = list(_rows(file))
+    for name, found in ((shown, rows), (os.fspath(file), there)):
+        if not all(isinstance(row.title, str) and row.title for row in found):
             raise BadInput(
-                f"{shown!r} has no article that is {'also' if wanted else 'not'} in {os.fspath(file)!r}; its "
-                f"articles: {listed(sorted({row.title for row in rows}), 5)}; give another file"
+                f"{name!r} has questions without the title of an article, so none can be told apart by it; give "
+                'each a "title", or leave out no articles'
             )
-        rows = left
-    return rows
+    titles = {row.title for row in there}
+    left = [row for row in rows if row.title not in titles]
+    if not left:
+        raise BadInput(
+            f"{shown!r} has no article that is not in {os.fspath(file)!r}; its articles: "
+            f"{listed(sorted({row.title for row in rows}), 5)}; give another file"
+        )
+    return left
 
 
 def _rows(file: epath.Path) -> Iterator[_Row]:
-    """The questions of a file as they stand there, at least one."""
+    """The questions of a file, or of a set by name, as they stand there, at least one."""
     shown = os.fspath(file)
+    if data_sets.is_named(shown):
+        for number, values in data_sets.records(shown, _COLUMNS):
+            yield _Row(values.get("title", ""), values.get("context"), values, f"row {number}")
+        return
     text = _unpacked(file)
     flat: list[tuple[str, Any]]
     if file.name.removesuffix(".xz").removesuffix(".gz").endswith(".jsonl"):

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxdistill.data import encoded, files, tokenizers
+from jaxdistill.data import data_sets, encoded, files, tokenizers
 from jaxdistill.data.classification import label_names
 from jaxdistill.data.conll import Tagged, read_conll, read_parallel_tags, with_bio_tags
 from jaxdistill.data.encoded import Encoded, join
@@ -27,15 +27,17 @@ class TaggedTexts:
     """Where tagged sentences are. `source`: a file with a token in each line, in columns, and a blank
     line between sentences, or several with commas between them; or a sentence in each line, with the tags of each in the
     same line of `tag_source`. `heldout` and `heldout_tag_source` likewise; "" keeps `heldout_fraction`
-    of `source` apart. Columns go by number, from the end if negative. `separator`: "" is any blanks."""
+    of `source` apart. Columns go by number, from the end if negative, "" is the first and the last.
+    `separator`: "" is any blanks. Or `source` is a set by name (`data_sets`), with lists of words and
+    tags, whose columns go by name, "" is `tokens` and `ner_tags`."""
 
     source: str = ""
     tag_source: str = ""
     heldout: str = ""
     heldout_tag_source: str = ""
     heldout_fraction: Fraction = 0.1
-    token_column: int = 0
-    tag_column: int = -1
+    token_column: str = ""
+    tag_column: str = ""
     separator: str = ""
     scheme: Literal["auto", "BIO", "IOB1", "IOBES", "BILOU", "plain"] = "auto"
     skip_bad_rows: bool = False
@@ -80,8 +82,8 @@ def tagging(
 
     def read(tokenizer: Any) -> Reader:
         length = rows.sequence_length
-        ours = pieces(train, tokenizer, length, names)
         theirs = pieces(held, tokenizer, length, names, unseen_labels)
+        ours = theirs if held is train else pieces(train, tokenizer, length, names)
         pad = tokenizers.describe(tokenizer).special.pad
         order = Order(about.seed, length, rows.buckets)
         parts = Parts(token_rows(ours, pad).rows, token_rows(theirs, pad).rows, order)
@@ -111,16 +113,7 @@ def _read(source: str, tag_source: str, texts: TaggedTexts) -> Tagged:
     """The sentences of one file or of several, one after the other."""
     if tag_source:
         return read_parallel_tags(source, tag_source, skip_bad_rows=texts.skip_bad_rows)
-    found = [
-        read_conll(
-            path,
-            token_column=texts.token_column,
-            tag_column=texts.tag_column,
-            separator=texts.separator,
-            skip_bad_rows=texts.skip_bad_rows,
-        )
-        for path in several(source)
-    ]
+    found = [_read_one(path, texts) for path in several(source)]
     return Tagged(
         tuple(words for part in found for words in part.tokens),
         tuple(tags for part in found for tags in part.tags or ()),
@@ -129,8 +122,35 @@ def _read(source: str, tag_source: str, texts: TaggedTexts) -> Tagged:
     )
 
 
+def _read_one(source: str, texts: TaggedTexts) -> Tagged:
+    if data_sets.is_named(source):
+        columns = (texts.token_column or "tokens", texts.tag_column or "ner_tags")
+        found, notices = data_sets.read_sentences(
+            source, *columns, skip_bad_rows=texts.skip_bad_rows
+        )
+        numbers, tokens, tags = zip(*found)
+        return Tagged(tokens, tags, tuple((source, number) for number in numbers), tuple(notices))
+    return read_conll(
+        source,
+        token_column=_number("token_column", texts.token_column, 0),
+        tag_column=_number("tag_column", texts.tag_column, -1),
+        separator=texts.separator,
+        skip_bad_rows=texts.skip_bad_rows,
+    )
+
+
+def _number(name: str, column: str | int, usual: int) -> int:
+    try:
+        return usual if column == "" else int(column)
+    except ValueError:
+        raise BadInput(
+            f"{name}={column!r}: columns of a file go by their numbers, from 0, or from the end as -1"
+        ) from None
+
+
 def token_rows(found: Pieces, pad: int, cls_weight: float = 1.0) -> Encoded:
-    """The rows with `tags` and `tag_weights`: 0 where no tag is, `cls_weight` at a [CLS] that has one, else 1."""
+    """The rows with `tags` and `tag_weights`: 0 where no tag is, `cls_weight` at a [CLS] that has one,
+    else 1."""
     ids, begins = join(found.ids)
     tags, _ = join(found.tags)
     read = tags != NOT_READ

@@ -7,6 +7,8 @@ needs the `beam` extra, unless it is prepared already; TFDS looks in $TFDS_DATA_
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -26,6 +28,7 @@ _SOURCE = re.compile(
 )
 _RECORDS_A_READ = 256
 _RECORDS_A_PART = 65_536
+_RETRIES = 6  # of a download, over 12 seconds
 # Of `parse_options`, by name: some sets only show while they are prepared that Beam builds them,
 # and no other imports it.
 _BEAM_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
@@ -45,7 +48,7 @@ def parse(source: str) -> tuple[str, str]:
 def digest(source: str) -> str:
     """A digest of the set's full name with version, its split, and its records' sizes and
     counts."""
-    builder = _builder(source)
+    builder = open_builder(source)
     split = _split(builder, source)
     info = builder.info.splits[split]
     return files.digest_of(
@@ -60,7 +63,7 @@ def ranges(source: str) -> Iterator[tuple[int, int]]:
     Raises:
         BadInput: no such set or split; not in ArrayRecord; what preparing it lacks.
     """
-    builder = _builder(source)
+    builder = open_builder(source)
     total = builder.info.splits[_split(builder, source)].num_examples
     for begin in range(0, total, _RECORDS_A_PART):
         yield begin, min(begin + _RECORDS_A_PART, total)
@@ -69,7 +72,7 @@ def ranges(source: str) -> Iterator[tuple[int, int]]:
 def read(source: str, begin: int, end: int) -> Iterator[Document]:
     """The documents that records `begin` to `end` of a set are, in its order. Raises as `ranges`,
     or for want of text."""
-    builder = _builder(source)
+    builder = open_builder(source)
     field = _text_field(builder, source)
     data = builder.as_data_source(split=_split(builder, source))
     for first in range(begin, end, _RECORDS_A_READ):
@@ -84,10 +87,10 @@ def read(source: str, begin: int, end: int) -> Iterator[Document]:
 def ready(source: str, beam_options: str) -> None:
     """Prepares a set if it is not; one that is built with Apache Beam with these pipeline options.
     Raises as `ranges`."""
-    _builder(source, beam_options)
+    open_builder(source, beam_options)
 
 
-def _builder(source: str, beam_options: str = "") -> Any:
+def open_builder(source: str, beam_options: str = "") -> Any:
     """The TFDS builder, its records ready to be read."""
     import tensorflow_datasets as tfds
     import tensorflow_datasets.text  # registers sets that the plain import leaves out
@@ -134,7 +137,7 @@ def _prepare(builder: Any, source: str, beam_options: str) -> None:
     if by_beam or beam_options:
         download.beam_runner, download.beam_options = beam.parse_options(beam_options)
     try:
-        with files.quiet_tfds():
+        with files.quiet_tfds(), _few_retries():
             builder.download_and_prepare(file_format="array_record", download_config=download)
     except ImportError as error:
         extra = " (pip install apache-beam)" if "beam" in str(error).lower() else ""
@@ -146,6 +149,23 @@ def _prepare(builder: Any, source: str, beam_options: str) -> None:
             f"source {source!r}: TFDS could not download and prepare it: {_first_line(error)}; prepare it where "
             f"there is a network, as array_record, and copy it to {os.fspath(builder.data_path)!r}"
         ) from error
+
+
+@contextlib.contextmanager
+def _few_retries() -> Iterator[None]:
+    """TFDS tries a download ten times, each after twice the time, and tells of all: without a network
+    over three minutes."""
+    from tensorflow_datasets.core.download import downloader
+
+    log = logging.getLogger("urllib3.connectionpool")
+    level, retries = log.level, downloader.MAX_RETRIES
+    downloader.MAX_RETRIES = min(retries, _RETRIES)
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        downloader.MAX_RETRIES = retries
+        log.setLevel(level)
 
 
 def _has_beam() -> bool:

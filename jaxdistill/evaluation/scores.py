@@ -38,9 +38,10 @@ def classification(answers: Answers, feed: Feed) -> Numbers:
 
 
 def binary(answers: Answers, feed: Feed) -> Numbers:
-    """The same of two classes, and `f1`, of the second one, and `matthews`."""
+    """The same of two classes, and `f1`, of the second one, `matthews` and `majority_f1`."""
     of_two = numbers.binary(answers.found, answers.truth, positive=1)
-    return {**classification(answers, feed), **of_two}
+    usual = numbers.majority(answers.truth, int(feed.usual), positive=1)
+    return {**classification(answers, feed), **of_two, "majority_f1": usual["f1"]}
 
 
 def regression(answers: Answers, feed: Feed) -> Numbers:

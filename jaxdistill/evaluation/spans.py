@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxdistill.data.squad import Questions
-from jaxdistill.errors import BadInput, nearest
+from jaxdistill.errors import BadInput
 
 Numbers = dict[str, float]
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -38,7 +38,7 @@ def characters(text: str) -> list[str]:
     return _ALONE.sub(r" \g<0> ", kept).split()
 
 
-NORMALIZERS: dict[str, Callable[[str], list[str]]] = {"english": english, "characters": characters}
+WORDS: dict[str, Callable[[str], list[str]]] = {"english": english, "characters": characters}
 
 
 class Shares(NamedTuple):
@@ -65,10 +65,7 @@ class Search(NamedTuple):
 
 
 def evaluate(
-    questions: Questions,
-    texts: Sequence[str],
-    search: Search | None = None,
-    normalize: str = "english",
+    questions: Questions, texts: Sequence[str], search: Search | None = None
 ) -> SpanScores:
     """Scores the answers `texts`, "" for none, one for each question.
 
@@ -78,10 +75,10 @@ def evaluate(
     has an answer. With `search` also `best_exact`, `best_exact_threshold`, `best_f1`,
     `best_f1_threshold`: the best that any threshold on the null odds gives, and that threshold.
 
-    Raises `BadInput` for questions without labels, another number of texts, another `normalize`."""
+    Raises `BadInput` for questions without labels, and another number of texts."""
     if not questions.labelled:
         raise BadInput("the questions have no answers to compare with: give a file with labels")
-    shares = each(questions, texts, normalize)
+    shares = each(questions, texts)
     numbers = {"exact": _mean(shares.exact), "f1": _mean(shares.f1)}
     impossible = questions.impossible
     if impossible.any():
@@ -91,21 +88,19 @@ def evaluate(
         numbers["no_answer_exact"] = _mean(shares.exact[impossible])
         numbers["no_answer_f1_baseline"] = _mean(impossible)
     if search is not None:
-        answered = each(questions, search.spans, normalize)
-        nothing = each(questions, [""] * len(questions), normalize)
+        answered = each(questions, search.spans)
+        nothing = each(questions, [""] * len(questions))
         for name, with_span, without in zip(Shares._fields, answered, nothing):
             best, threshold = best_threshold(with_span, without, search.null_odds)
             numbers |= {f"best_{name}": best, f"best_{name}_threshold": threshold}
     return SpanScores(numbers, shares)
 
 
-def each(questions: Questions, texts: Sequence[str], normalize: str = "english") -> Shares:
+def each(questions: Questions, texts: Sequence[str]) -> Shares:
     """Every question's scores: the best over its answers, "" being the answer of impossible ones."""
-    if normalize not in NORMALIZERS:
-        raise BadInput(f"normalize={normalize!r} is unknown; {nearest(normalize, NORMALIZERS)}")
     if len(texts) != len(questions):
         raise BadInput(f"{len(texts)} texts for {len(questions)} questions: expected one for each")
-    words = NORMALIZERS[normalize]
+    words = WORDS[questions.words]
     scores = np.zeros((2, len(questions)))
     for number, (row, text) in enumerate(zip(questions.rows, texts)):
         given = words(text)

@@ -229,7 +229,7 @@ def what_to_do(config: ModelConfig) -> str:
             f"Load it with jaxdistill.from_pretrained; transformers has no class for it: {reason}"
         )
     return (
-        f"`jaxdistill convert --model=DIR --out=NEW` writes a folder for {architecture(config, family)} and its Flax class; "
+        f"`jaxdistill export --model=DIR --out=NEW` writes a folder for {architecture(config, family)} and its Flax class; "
         "jaxdistill.from_pretrained loads this one"
     )
 

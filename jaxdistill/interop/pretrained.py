@@ -176,7 +176,7 @@ def save_pretrained(
     card: str | None = None,
     labels: Sequence[str] | None = None,
     overwrite: bool = False,
-    to: str | None = None,
+    format: str | None = None,
     problem_type: str | None = None,
     source: Said | None = None,
 ) -> Exported:
@@ -192,7 +192,7 @@ def save_pretrained(
         tokenizer: a transformers tokenizer, or a folder whose tokenizer files are copied; None: none.
         card: the text of README.md; default a minimal one.
         labels: names of the classes of a classification head, in order.
-        to: one of `FORMATS`, if it must be that: "huggingface" and "safetensors" are Hugging Face's folder with
+        format: one of `FORMATS`, if it must be that: "huggingface" and "safetensors" are Hugging Face's folder with
             model.safetensors, which PyTorch and Flax classes read, "msgpack" with flax_model.msgpack.
         problem_type: what transformers makes of a classifier's outputs, "" for no word about it; None: "regression" where
             the config says so.
@@ -202,11 +202,11 @@ def save_pretrained(
         BadInput: the folder is not free, `params` are not the model's, tokenizer or labels do not fit the model, or the
             format asked for cannot hold it.
     """
-    reason = why_own_format(model.config, to)
+    reason = why_own_format(model.config, format)
     _check_tokenizer(tokenizer, model.config.vocab_size)
     with _new_folder(directory, overwrite) as (partial, target):
         if reason is None:
-            _write_huggingface(partial, model.config, params, labels, to or "huggingface")
+            _write_huggingface(partial, model.config, params, labels, format or "huggingface")
         else:
             own_format.write(partial, model.config, params, labels)
         if source is not None:
@@ -224,20 +224,20 @@ def save_pretrained(
     return Exported(target, "huggingface" if reason is None else own_format.MODEL_TYPE, reason)
 
 
-def why_own_format(config: ModelConfig, to: str | None = None) -> str | None:
-    """Why the model would be written in our own format, or None if in Hugging Face's; `to` is one
-    of `FORMATS` or None.
+def why_own_format(config: ModelConfig, format: str | None = None) -> str | None:
+    """Why the model would be written in our own format, or None if in Hugging Face's; `format` is
+    one of `FORMATS` or None.
 
     Raises `BadInput` for another format and for one of Hugging Face's that cannot hold the model.
     """
-    if to is not None and to not in FORMATS:
-        raise BadInput(f"format {to!r} is unknown; {nearest(to, FORMATS)}")
+    if format is not None and format not in FORMATS:
+        raise BadInput(f"format {format!r} is unknown; {nearest(format, FORMATS)}")
     reason = configs.why_not_huggingface(config)
-    if reason is not None and to not in (None, own_format.MODEL_TYPE):
+    if reason is not None and format not in (None, own_format.MODEL_TYPE):
         raise BadInput(
             f"this model has no Hugging Face form: {reason}; ask for the format {own_format.MODEL_TYPE!r}, or for none"
         )
-    return reason or ("that format was asked for" if to == own_format.MODEL_TYPE else None)
+    return reason or ("that format was asked for" if format == own_format.MODEL_TYPE else None)
 
 
 def locate(name_or_dir: str | os.PathLike[str]) -> epath.Path:
@@ -299,7 +299,7 @@ def _write_huggingface(
     config: ModelConfig,
     params: Params,
     labels: Sequence[str] | None,
-    to: str,
+    format: str,
 ) -> None:
     family, _ = configs.family_of(config)
     state = convert.to_state(config, params, family)
@@ -311,7 +311,7 @@ def _write_huggingface(
     if configs.held_heads(config):
         state = convert.add_prefix(state, family)
     _write_json(directory / "config.json", configs.to_huggingface(config, labels))
-    (hf_msgpack if to == "msgpack" else hf_torch).write_state(directory, state)
+    (hf_msgpack if format == "msgpack" else hf_torch).write_state(directory, state)
     if "embedding" in config.heads:
         for name, values in contents.sentence_files(config).items():
             _write_json(directory / name, values)

@@ -108,11 +108,12 @@ def torch_class(name: str) -> Any:
     return getattr(modeling_mobilebert if name.startswith("Mobile") else modeling_bert, name)
 
 
-def random_torch(variant: str, seed: int = 0) -> torch.nn.Module:
+def random_torch(variant: str, seed: int = 0, **changes: Any) -> torch.nn.Module:
     """A network of transformers whose every parameter, norms, biases and the [PAD] row too, is
-    random."""
+    random; `changes` are of its config."""
     name, keys = VARIANTS[variant]
-    config = (MobileBertConfig if name.startswith("Mobile") else BertConfig)(**keys)
+    kind = MobileBertConfig if name.startswith("Mobile") else BertConfig
+    config = kind(**{**keys, **changes})
     network = torch_class(name)(config).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

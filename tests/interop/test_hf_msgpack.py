@@ -27,7 +27,7 @@ def exported(variant: str, folder: Path) -> torch.nn.Module:
     network = oracle.random_torch(variant)
     network.save_pretrained(folder.parent / "theirs")
     interop.save_pretrained(
-        folder, *interop.from_pretrained(folder.parent / "theirs"), to="msgpack"
+        folder, *interop.from_pretrained(folder.parent / "theirs"), format="msgpack"
     )
     return network
 

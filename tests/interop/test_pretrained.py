@@ -169,7 +169,7 @@ def test_tokenizer(tmp_path: Path) -> None:
 
 def test_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name is fetched: safetensors first, msgpack only if there are none, never a pickle."""
-    interop.save_pretrained(tmp_path / "x", MODEL, random_params(CONFIG, 0), to="msgpack")
+    interop.save_pretrained(tmp_path / "x", MODEL, random_params(CONFIG, 0), format="msgpack")
     asked: list[tuple[str, list[str]]] = []
 
     def fetch(name: str, allow_patterns: list[str]) -> str:

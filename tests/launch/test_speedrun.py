@@ -41,7 +41,7 @@ def test_from_text_to_student(world):
             ["plan", "--config=mobilebert", "--topology=v5e:4x4", override],
             ["prepare", "--config=mobilebert", workdir, override],
             ["train", "--config=mobilebert", workdir, override],
-            ["export", workdir, f"--out={student}"],
+            ["export", f"--model={world.folder}", f"--out={student}"],
             [
                 "evaluate",
                 f"--model={student}",

@@ -194,7 +194,7 @@ def test_a_given_teacher_that_is_another_one_now_is_refused(finished, train, tmp
     model, params = interop.from_pretrained(tmp_path / "moved")
     params["embeddings"]["word"] = params["embeddings"]["word"] + 1.0
     interop.save_pretrained(
-        teacher, model, params, load_tokenizer(tmp_path / "moved"), to="jaxdistill"
+        teacher, model, params, load_tokenizer(tmp_path / "moved"), format="jaxdistill"
     )
     before = contents(new)
     code, _, err = train(*arguments, workdir=new)

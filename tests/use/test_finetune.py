@@ -179,7 +179,7 @@ def test_a_doubtful_result_says_so(tmp_path, model, finetune):
     assert err.splitlines()[-len(warnings) :] == [
         f"jaxdistill: warning: {line}" for line in warnings
     ]
-    found = json.loads(out)
+    found = json.loads(out)["heldout"]
     assert any("most frequent label" in line for line in warnings) == (
         found["accuracy"] <= found["majority_accuracy"]
     )

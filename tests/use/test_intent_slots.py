@@ -76,14 +76,14 @@ def check_learnt(row):
 
 
 def test_it_is_learnt_and_evaluated(folder, tuned):
-    check_learnt(tuned)
+    check_learnt(tuned["heldout"])
     assert tuned["metric"] == "frame_accuracy" and tuned["head"] == "new: the model has none"
     out = folder / "out"
     again = task_commands.evaluate_task(
         folder / "tuned", "intent_slots", folder / "valid", out=out, batch_size=BATCH
     )
     for name in ("frame_accuracy", "intent_accuracy", "slot_f1", "slot_precision", "slot_recall"):
-        assert again[name] == pytest.approx(tuned[name]), name
+        assert again[name] == pytest.approx(tuned["heldout"][name]), name
     written = [pathlib.Path(path) for path in tuned["predictions"]]
     (table,) = (path for path in written if path.suffix == ".tsv")
     assert (out / "answers.tsv").read_text() == table.read_text()
@@ -114,7 +114,7 @@ def test_transformers_gives_the_same_answers(folder, tuned):
         intent = names[3 + logits[row, 0, 3:].argmax()].removeprefix("intent=")
         assert found == f"# found = {intent}"
         right.append(truth == f"# intent = {intent}" and tags == answers)
-    assert len(right) == 60 and np.mean(right) == pytest.approx(tuned["frame_accuracy"])
+    assert len(right) == 60 and np.mean(right) == pytest.approx(tuned["heldout"]["frame_accuracy"])
 
 
 def test_a_student_learns_both_from_soft_labels_alone(folder, tuned):
@@ -136,5 +136,7 @@ def test_a_student_learns_both_from_soft_labels_alone(folder, tuned):
     config.order, config.mesh.data, config.log_every = ("distill",), 1, 20
     config.evaluation.batch_size = BATCH
     networks = run.train(config, folder / "distilled")["networks"]
-    assert networks["teacher"]["it"]["frame_accuracy"] == pytest.approx(tuned["frame_accuracy"])
+    assert networks["teacher"]["it"]["frame_accuracy"] == pytest.approx(
+        tuned["heldout"]["frame_accuracy"]
+    )
     check_learnt(networks["student"]["it"])

@@ -147,7 +147,7 @@ def test_describe_takes_whatever_is_a_network(tmp_path, finished):
         lambda: jaxdistill.describe(5),
         lambda: jaxdistill.describe(""),
         lambda: jaxdistill.export(None, "x"),
-        lambda: jaxdistill.convert(None, "x"),
+        lambda: jaxdistill.export("x", None),
         lambda: jaxdistill.from_pretrained(5),
         lambda: jaxdistill.from_pretrained(""),
     ],
@@ -213,7 +213,7 @@ def test_every_command_that_takes_a_model_takes_a_run(capsys, tmp_path, finished
     code, out, _ = run(capsys, "describe", f"--model={workdir}", "--network=teacher")
     assert code == 0 and out.startswith(str(workdir))
     code, out, _ = run(
-        capsys, "export", f"--workdir={workdir}", f"--out={tmp_path / 'out'}", "--json"
+        capsys, "export", f"--model={workdir}", f"--out={tmp_path / 'out'}", "--json"
     )
     assert (
         code == 0

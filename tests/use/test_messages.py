@@ -74,7 +74,7 @@ def test_a_column_of_sentences_is_not_printed(capsys, tmp_path, finished):
 def test_messages_advise_what_a_user_of_the_command_can_do(tmp_path, finished, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "file").write_text("mine")
-    code, _, err = run(capsys, "export", f"--workdir={finished[1]}", f"--out={tmp_path / 'out'}")
+    code, _, err = run(capsys, "export", f"--model={finished[1]}", f"--out={tmp_path / 'out'}")
     assert code == 2 and "overwrite" not in err and "another folder" in err
     root = os.path.dirname(os.path.dirname(cli.__file__))
     sources = [
@@ -140,7 +140,7 @@ def test_a_full_disk_while_a_folder_is_exported(capsys, tmp_path, finished, monk
     monkeypatch.setattr(interop.pretrained, "model_card", full, raising=False)
     monkeypatch.setattr("jaxdistill.interop.model_card", full)
     monkeypatch.setattr("jaxdistill.run.run_card", full)
-    code, _, err = run(capsys, "export", f"--workdir={run_folder}", f"--out={tmp_path / 'out'}")
+    code, _, err = run(capsys, "export", f"--model={run_folder}", f"--out={tmp_path / 'out'}")
     assert code == 3 and err.count("\n") == 1 and "No space left" in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 

@@ -24,16 +24,16 @@ TEXTS = ["River stone engine winter holds the old quiet signal", "paper garden",
 POOLING, DENSE = "1_Pooling/config.json", "2_Dense/config.json"
 
 
-def convert(source: Path, out: Path, *more: str) -> Path:
-    assert cli.main(["convert", f"--model={source}", f"--out={out}", *more]) == 0
+def export(source: Path, out: Path, *more: str) -> Path:
+    assert cli.main(["export", f"--model={source}", f"--out={out}", *more]) == 0
     return out
 
 
 def refusal(capsys: pytest.CaptureFixture[str], source: Path) -> str:
-    """The one line with which `convert` refuses a folder; nothing is left behind."""
+    """The one line with which `export` refuses a folder; nothing is left behind."""
     out = source.parent / "never"
     capsys.readouterr()
-    assert cli.main(["convert", f"--model={source}", f"--out={out}"]) == 2
+    assert cli.main(["export", f"--model={source}", f"--out={out}"]) == 2
     line = capsys.readouterr().err
     assert (
         line.count("\n") == 1 and "Traceback" not in line and len(line) < 600 and not out.exists()
@@ -112,7 +112,7 @@ def test_a_folder_of_sentence_transformers_and_back(sentence_folder: Path, tmp_p
     np.testing.assert_allclose(embeddings(sentence_folder), theirs, atol=1e-5)
     here = sentence_folder
     for number, to in enumerate(("safetensors", "jaxdistill", "huggingface")):
-        here = convert(here, tmp_path / str(number), f"--to={to}")
+        here = export(here, tmp_path / str(number), f"--format={to}")
         assert interop.from_pretrained(here)[0].config == config
     np.testing.assert_allclose(embeddings(here), theirs, atol=1e-5)
     again = SentenceTransformer(str(here), device="cpu")
@@ -152,7 +152,7 @@ def test_a_cross_encoder_keeps_its_settings(tokenizer: Any, tmp_path: Path) -> N
         model_type="CrossEncoder",
         activation_fn="torch.nn.modules.linear.Identity",
     )
-    out = convert(folder, tmp_path / "y")
+    out = export(folder, tmp_path / "y")
     assert interop.from_pretrained(out)[0].config.heads == ("sequence_classification",)
     for name in ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"):
         assert json.loads((out / name).read_text()) == json.loads((folder / name).read_text())
@@ -163,7 +163,7 @@ def test_our_export_in_sentence_transformers(
     tokenizer: Any, tmp_path: Path, pooling: str, normalize: bool
 ) -> None:
     save(tmp_path / "ours", tokenizer, embedding_pooling=pooling, normalize_embedding=normalize)
-    folder = convert(tmp_path / "ours", tmp_path / "out")
+    folder = export(tmp_path / "ours", tmp_path / "out")
     np.testing.assert_allclose(in_sentence_transformers(folder), embeddings(folder), atol=1e-5)
 
 
@@ -229,7 +229,7 @@ def test_a_transformer_in_a_folder_of_its_own(tokenizer: Any, tmp_path: Path) ->
     (below / "modules.json").unlink()
     (below.parent / "modules.json").write_text(json.dumps(modules))
     shutil.move(below / "1_Pooling", below.parent / "1_Pooling")
-    out = convert(below, tmp_path / "out")
+    out = export(below, tmp_path / "out")
     assert interop.from_pretrained(out)[0].config.embedding_pooling == "first_token"
     assert json.loads((out / "sentence_bert_config.json").read_text())["max_seq_length"] == 9
 
@@ -344,9 +344,9 @@ def test_config_keys_and_names_of_classes_are_kept(
         auto_map={"AutoModel": "code.Model"},
         num_ffn=9,
     )
-    own = convert(folder, tmp_path / "own", "--to=jaxdistill")
+    own = export(folder, tmp_path / "own", "--format=jaxdistill")
     assert "without auto_map" in capsys.readouterr().out
-    for out in (convert(folder, tmp_path / "y"), convert(own, tmp_path / "z")):
+    for out in (export(folder, tmp_path / "y"), export(own, tmp_path / "z")):
         values = json.loads((out / "config.json").read_text())
         assert {key: values[key] for key in names} == names
         assert (
@@ -378,7 +378,7 @@ def test_names_of_classes_in_every_spelling(
 ) -> None:
     folder = save(tmp_path / "x", tokenizer, heads=("sequence_classification",), num_labels=3)
     edit(folder / "config.json", **given)
-    values = json.loads((convert(folder, tmp_path / "y") / "config.json").read_text())
+    values = json.loads((export(folder, tmp_path / "y") / "config.json").read_text())
     assert list(values["id2label"].values()) == expected == list(values["label2id"])
 
 
@@ -387,7 +387,7 @@ def test_names_that_do_not_fit_are_left_out_with_a_word(
 ) -> None:
     folder = save(tmp_path / "x", tokenizer, heads=("sequence_classification",), num_labels=3)
     edit(folder / "config.json", id2label={"0": "a", "1": "b"}, label2id={"a": 0, "b": 1})
-    values = json.loads((convert(folder, tmp_path / "y") / "config.json").read_text())
+    values = json.loads((export(folder, tmp_path / "y") / "config.json").read_text())
     assert list(values["label2id"]) == ["LABEL_0", "LABEL_1", "LABEL_2"]
     assert "without the names of classes" in capsys.readouterr().out
 
@@ -434,7 +434,7 @@ def test_a_complete_tokenizer_is_read_and_exported_for_transformers_4(
         shutil.move(tmp_path / "tokenizer.json", folder)
     elif kind == "no class and no model_type":
         edit(folder / "tokenizer_config.json", tokenizer_class=None)
-    exported = AutoTokenizer.from_pretrained(convert(folder, tmp_path / "out"))
+    exported = AutoTokenizer.from_pretrained(export(folder, tmp_path / "out"))
     for loaded in (load_tokenizer(folder), exported):
         expected = "river stone" if lowercase else "[UNK] stone"
         assert loaded.decode(loaded("River stone")["input_ids"]) == f"[CLS] {expected} [SEP]"
@@ -455,7 +455,7 @@ def test_case_is_folded_where_sentence_transformers_folds_it(
         extra_special_tokens=None,
     )
     edit(folder / "sentence_bert_config.json", max_seq_length=16, do_lower_case=True)
-    out = convert(folder, tmp_path / "out")
+    out = export(folder, tmp_path / "out")
     theirs = SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
     np.testing.assert_allclose(embeddings(folder), theirs, atol=1e-5)
     np.testing.assert_allclose(in_sentence_transformers(out), theirs, atol=1e-5)
@@ -478,7 +478,7 @@ def test_the_card_registers_before_it_loads(tokenizer: Any, tmp_path: Path) -> N
     """FlaxAutoModel knows our classes only then, and what the card says works."""
     folder = save(tmp_path / "x", tokenizer, norm="no_norm", heads=("mlm", "nsp"))
     (folder / "README.md").unlink()
-    out = convert(folder, tmp_path / "out")
+    out = export(folder, tmp_path / "out")
     code = (out / "README.md").read_text().split("```python")[1].split("```")[0]
     assert code.index("register_with_transformers()") < code.index(
         "FlaxAutoModelForPreTraining.from_pretrained"

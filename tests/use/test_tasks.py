@@ -90,7 +90,7 @@ def test_what_is_exported_knows_its_labels(done, tmp_path, capsys):
         "1": "wet",
     }
     assert (
-        cli.main(["export", f"--workdir={workdir}", f"--out={tmp_path / 'x'}", "--network=teacher"])
+        cli.main(["export", f"--model={workdir}", f"--out={tmp_path / 'x'}", "--network=teacher"])
         == 0
     )
     assert json.loads((tmp_path / "x" / "config.json").read_text())["label2id"]["wet"] == 1

@@ -30,13 +30,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    """`jaxdistill convert` of a folder: (exit code, what it said on stderr); a refusal leaves
+def export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """`jaxdistill export` of a folder: (exit code, what it said on stderr); a refusal leaves
     nothing behind."""
 
     def run(model: Path, *options: str) -> tuple[int, str]:
         out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
-        code = cli.main(["convert", f"--model={model}", f"--out={out}", *options])
+        code = cli.main(["export", f"--model={model}", f"--out={out}", *options])
         said = capsys.readouterr().err
         assert out.exists() == (code == 0), said
         assert code in (0, 2) and len(said) < 600 and said.count("\n") == len(said.splitlines())
@@ -64,7 +64,7 @@ def add_msgpack(folder: Path, seed: int) -> None:
     """flax_model.msgpack beside what lies in the folder, of other parameters than 0's unless `seed`
     is 0."""
     interop.save_pretrained(
-        folder.parent / f"flax{seed}", Model(CONFIG), random_params(CONFIG, seed), to="msgpack"
+        folder.parent / f"flax{seed}", Model(CONFIG), random_params(CONFIG, seed), format="msgpack"
     )
     (folder.parent / f"flax{seed}" / "flax_model.msgpack").rename(folder / "flax_model.msgpack")
 
@@ -78,30 +78,30 @@ def add_msgpack(folder: Path, seed: int) -> None:
     ],
 )
 def test_one_file_of_weights_is_written(
-    folder: Path, convert: Any, tmp_path: Path, to: str, file: str
+    folder: Path, export: Any, tmp_path: Path, to: str, file: str
 ) -> None:
-    assert convert(folder, f"--to={to}")[0] == 0
+    assert export(folder, f"--format={to}")[0] == 0
     out = next(path for path in tmp_path.iterdir() if path.name.startswith("out"))
     assert [path.name for path in out.iterdir() if path.suffix in (".safetensors", ".msgpack")] == [
         file
     ]
 
 
-def test_two_files_of_weights_must_agree(folder: Path, convert: Any) -> None:
+def test_two_files_of_weights_must_agree(folder: Path, export: Any) -> None:
     add_msgpack(folder, seed=0)
-    assert convert(folder)[0] == 0
+    assert export(folder)[0] == 0
     add_msgpack(folder, seed=1)
-    code, said = convert(folder)
+    code, said = export(folder)
     assert (
         code == 2
         and "model.safetensors and flax_model.msgpack hold different weights" in said
         and "delete the one" in said
     )
     (folder / "flax_model.msgpack").unlink()
-    assert convert(folder)[0] == 0
+    assert export(folder)[0] == 0
 
 
-def test_shards_and_a_whole_file_must_agree(folder: Path, convert: Any) -> None:
+def test_shards_and_a_whole_file_must_agree(folder: Path, export: Any) -> None:
     """PyTorch leaves model.safetensors there when it saves in shards over it, and the list when it
     saves whole again."""
     state = load_file(folder / "model.safetensors")
@@ -109,20 +109,18 @@ def test_shards_and_a_whole_file_must_agree(folder: Path, convert: Any) -> None:
     for file in set(files.values()):
         save_file({name: state[name] + 1 for name in state if files[name] == file}, folder / file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
-    code, said = convert(folder)
+    code, said = export(folder)
     assert (
         code == 2
         and "model.safetensors and model.safetensors.index.json hold different weights" in said
     )
     for file in set(files.values()):
         (folder / file).unlink()
-    assert convert(folder)[0] == 0
+    assert export(folder)[0] == 0
 
 
 @pytest.mark.parametrize("dtype, code", [(np.float16, 0), (np.float32, 2)])
-def test_two_files_in_different_precision(
-    folder: Path, convert: Any, dtype: Any, code: int
-) -> None:
+def test_two_files_in_different_precision(folder: Path, export: Any, dtype: Any, code: int) -> None:
     """Rounded to float16 they are the same; as float32 a difference of that size is one."""
     add_msgpack(folder, seed=0)
     rewrite(
@@ -131,17 +129,17 @@ def test_two_files_in_different_precision(
             {name: x.astype(np.float16).astype(dtype) for name, x in state.items()}
         ),
     )
-    assert convert(folder)[0] == code
+    assert export(folder)[0] == code
 
 
-def test_numbers_that_are_not_finite(folder: Path, convert: Any, tmp_path: Path) -> None:
+def test_numbers_that_are_not_finite(folder: Path, export: Any, tmp_path: Path) -> None:
     def overflow(state: State) -> None:
         state.update({name: x.astype(np.float16) for name, x in state.items()})
         state[WORDS][0, 0] = 1e6
 
     with np.errstate(over="ignore"):
         rewrite(folder, overflow)
-    code, said = convert(folder)
+    code, said = export(folder)
     assert (
         code == 2
         and "numbers that are not finite in 1 tensor: embeddings/word" in said
@@ -149,24 +147,24 @@ def test_numbers_that_are_not_finite(folder: Path, convert: Any, tmp_path: Path)
     )
     params = random_params(CONFIG)
     params["pooler"]["dense"]["bias"][0] = np.nan
-    interop.save_pretrained(tmp_path / "own", Model(CONFIG), params, to="jaxdistill")
-    code, said = convert(tmp_path / "own")
+    interop.save_pretrained(tmp_path / "own", Model(CONFIG), params, format="jaxdistill")
+    code, said = export(tmp_path / "own")
     assert code == 2 and "not finite in 1 tensor: pooler/dense/bias" in said
 
 
 @pytest.mark.parametrize(
     "before", ["module.", "_orig_mod.", "model.", "base_model.model.", "bert."]
 )
-def test_names_with_something_before_them(folder: Path, convert: Any, before: str) -> None:
+def test_names_with_something_before_them(folder: Path, export: Any, before: str) -> None:
     rewrite(
         folder,
         lambda state: [state.update({before + name: state.pop(name)}) for name in list(state)],
     )
-    code, said = convert(folder)
+    code, said = export(folder)
     assert code == 0 and f"begin with {before!r}, which is left out" in said
 
 
-def test_names_of_another_kind_of_model(folder: Path, convert: Any) -> None:
+def test_names_of_another_kind_of_model(folder: Path, export: Any) -> None:
     rewrite(
         folder,
         lambda state: [
@@ -174,11 +172,11 @@ def test_names_of_another_kind_of_model(folder: Path, convert: Any) -> None:
             for name in list(state)
         ],
     )
-    code, said = convert(folder)
+    code, said = export(folder)
     assert code == 2 and "names begin with 'roberta.'; expected 'bert.'" in said
 
 
-def test_two_encoders_in_a_file(folder: Path, convert: Any) -> None:
+def test_two_encoders_in_a_file(folder: Path, export: Any) -> None:
     rewrite(
         folder,
         lambda state: [
@@ -187,11 +185,11 @@ def test_two_encoders_in_a_file(folder: Path, convert: Any) -> None:
             for name in list(state)
         ],
     )
-    code, said = convert(folder)
+    code, said = export(folder)
     assert code == 2 and "2 word tables, under 'doc.' and 'query.'" in said
 
 
-def test_what_training_left(folder: Path, convert: Any) -> None:
+def test_what_training_left(folder: Path, export: Any) -> None:
     rewrite(
         folder,
         lambda state: state.update(
@@ -201,60 +199,60 @@ def test_what_training_left(folder: Path, convert: Any) -> None:
             }
         ),
     )
-    assert convert(folder) == (0, "")
+    assert export(folder) == (0, "")
     more = {
         "loss_fct.weight": np.ones(2, np.float32),
         f"{WORDS}.exp_avg": np.ones(2, np.float32),
         "optimizer.step": np.ones(1),
     }
     rewrite(folder, lambda state: state.update(more))
-    code, said = convert(folder)
+    code, said = export(folder)
     assert code == 0 and "3 tensors: " in said and "loss_fct.weight" in said and "not used" in said
     rewrite(folder, lambda state: state.update({"crf.transitions": np.ones(3, np.float32)}))
-    code, said = convert(folder)
+    code, said = export(folder)
     assert code == 2 and "1 tensor: crf.transitions" in said and "heads=()" in said
 
 
-def test_a_config_without_model_type(folder: Path, convert: Any) -> None:
+def test_a_config_without_model_type(folder: Path, export: Any) -> None:
     config_without(folder, "model_type")
-    assert convert(folder)[0] == 0
+    assert export(folder)[0] == 0
     config_without(folder, "architectures")
-    code, said = convert(folder)
+    code, said = export(folder)
     assert (
         code == 2
         and 'has no model_type; if the model is a BERT, add the line "model_type": "bert"' in said
     )
     config_without(folder, architectures=["RobertaForMaskedLM"])
-    code, said = convert(folder)
+    code, said = export(folder)
     assert code == 2 and "architectures=['RobertaForMaskedLM'], which is not read" in said
 
 
-def test_another_type_of_model(folder: Path, convert: Any) -> None:
+def test_another_type_of_model(folder: Path, export: Any) -> None:
     config_without(folder, model_type="roberta")
-    code, said = convert(folder)
+    code, said = export(folder)
     assert code == 2 and "model_type='roberta'" in said and "'bert' or 'mobilebert'" in said
 
 
 @pytest.mark.parametrize("rows", [40, 30])
 def test_a_word_table_of_another_length_than_the_config_says(
-    folder: Path, convert: Any, rows: int
+    folder: Path, export: Any, rows: int
 ) -> None:
     def resize(state: State) -> None:
         for name in (WORDS, "cls.predictions.bias"):
             state[name] = np.resize(state[name], (rows, *state[name].shape[1:]))
 
     rewrite(folder, resize)
-    code, said = convert(folder)
+    code, said = export(folder)
     assert (
         code == 2
         and f"has {rows} rows, but config.json says vocab_size=37; set vocab_size to {rows} in config.json"
         in said
     )
     config_without(folder, vocab_size=rows)  # as it says
-    assert convert(folder)[0] == 0
+    assert export(folder)[0] == 0
 
 
-def test_the_folder_or_file_to_give(folder: Path, convert: Any, tmp_path: Path) -> None:
+def test_the_folder_or_file_to_give(folder: Path, export: Any, tmp_path: Path) -> None:
     for name, inside in (
         ("trainer", "checkpoint-500"),
         ("trainer", "checkpoint-1500"),
@@ -266,13 +264,13 @@ def test_the_folder_or_file_to_give(folder: Path, convert: Any, tmp_path: Path) 
         '{"pooling_mode_mean_tokens": true}'
     )
     for name, best in (("trainer", "checkpoint-1500"), ("sentences", "0_Transformer")):
-        code, said = convert(tmp_path / name)
+        code, said = export(tmp_path / name)
         assert code == 2 and f"Give {tmp_path / name / best}\n" in said
     rewrite(folder, lambda state: None, to="model.fp16.safetensors")
-    code, said = convert(folder)
+    code, said = export(folder)
     assert code == 2 and "rename it to model.safetensors" in said
     (folder / "model.fp16.safetensors").rename(folder / "adapter_model.safetensors")
-    code, said = convert(folder)
+    code, said = export(folder)
     assert code == 2 and "merge_and_unload" in said
 
 
@@ -281,21 +279,21 @@ def vocabulary(folder: Path, size: int) -> None:
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
 
 
-def test_a_tokenizer_larger_than_the_model(folder: Path, convert: Any) -> None:
+def test_a_tokenizer_larger_than_the_model(folder: Path, export: Any) -> None:
     """The files of a folder's tokenizer are copied as they are, but not to a model that has no rows
     for them."""
     for size, code in ((37, 0), (40, 2)):
         vocabulary(folder, size)
-        assert convert(folder)[0] == code
-    code, said = convert(folder)
+        assert export(folder)[0] == code
+    code, said = export(folder)
     assert f"the tokenizer in {folder} has 40 entries but the model's vocab_size is 37" in said
     vocabulary(folder, 37)
     (folder / "added_tokens.json").write_text('{"[NEW]": 37}')
-    assert "has 38 entries" in convert(folder)[1]
+    assert "has 38 entries" in export(folder)[1]
     (folder / "added_tokens.json").unlink()
     tokens = {"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 50, "content": "[NEW]"}]}
     (folder / "tokenizer.json").write_text(json.dumps(tokens))
-    assert "has 51 entries" in convert(folder)[1]
+    assert "has 51 entries" in export(folder)[1]
 
 
 def test_flax_classes_see_two_files_too(

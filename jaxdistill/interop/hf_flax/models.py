@@ -141,7 +141,7 @@ class _FlaxEncoder(FlaxPreTrainedModel):
         except NotImplementedError as error:  # theirs: "coming soon"
             raise BadInput(
                 f"{given} has its safetensors in shards, which transformers' Flax does not read; "
-                "`jaxdistill convert --model=DIR --out=NEW` writes them whole"
+                "`jaxdistill export --model=DIR --out=NEW` writes them whole"
             ) from error
         except OSError as error:
             if "from_pt=True" not in str(error):  # theirs: there is a pickle, ask for it

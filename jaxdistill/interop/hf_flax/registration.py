@@ -19,7 +19,7 @@ def register_with_transformers() -> None:
     in our own format), `from transformers import FlaxMobileBertModel` works, and so does PyTorch's
     `MobileBert….from_pretrained(folder, from_flax=True)`, which looks for the Flax class of the
     same name there (as for BERT, that drops the encoder, with a warning, when a base model's folder
-    goes into a class with a head: `jaxdistill convert` the folder instead). Raises `BadInput` where
+    goes into a class with a head: `jaxdistill export` the folder instead). Raises `BadInput` where
     transformers has no Flax classes (5 and later)."""
     models, ib_bert = load("models"), load("ib_bert")
     from transformers import AutoConfig, modeling_flax_pytorch_utils

@@ -155,7 +155,7 @@ def test_other_networks_are_refused(load: Any, tmp_path: Path) -> None:
         (
             "student",
             student,
-            "`jaxdistill convert --model=DIR --out=NEW` writes a folder for MobileBertForPreTraining",
+            "`jaxdistill export --model=DIR --out=NEW` writes a folder for MobileBertForPreTraining",
         ),
         (
             "odd",
@@ -164,7 +164,7 @@ def test_other_networks_are_refused(load: Any, tmp_path: Path) -> None:
         ),
     ):
         written = interop.save_pretrained(
-            tmp_path / name, Model(config), random_params(config), to="jaxdistill"
+            tmp_path / name, Model(config), random_params(config), format="jaxdistill"
         )
         assert written.format == "jaxdistill"
         with pytest.raises(BadInput, match=f"an IB-BERT has a bottleneck and .*{advice}"):

@@ -456,7 +456,7 @@ def test_safetensors_of_pytorch(tmp_path: Path) -> None:
     how to get it."""
     name = "FlaxMobileBertForMaskedLM"
     model, params = interop.from_pretrained(saved(tmp_path / "flax", name))
-    interop.save_pretrained(tmp_path / "pt", model, params, to="safetensors")
+    interop.save_pretrained(tmp_path / "pt", model, params, format="safetensors")
     wanted = {
         key: value
         for key, value in classes.flat(model_of(name).params).items()
@@ -474,10 +474,10 @@ def test_safetensors_of_pytorch(tmp_path: Path) -> None:
     network = modeling_mobilebert.MobileBertForMaskedLM(config)
     network.save_pretrained(tmp_path / "shards", max_shard_size="10kB")
     with pytest.raises(
-        BadInput, match="in shards, .* `jaxdistill convert --model=DIR --out=NEW` writes them whole"
+        BadInput, match="in shards, .* `jaxdistill export --model=DIR --out=NEW` writes them whole"
     ):
         class_of(name).from_pretrained(tmp_path / "shards", from_pt=True)
-    jaxdistill.convert(tmp_path / "shards", tmp_path / "whole")
+    jaxdistill.export(tmp_path / "shards", tmp_path / "whole")
     class_of(name).from_pretrained(tmp_path / "whole", _do_init=False)
 
 
@@ -506,7 +506,9 @@ def test_damaged_and_hostile_weights(content: bytes, tmp_path: Path) -> None:
         tmp_path / "safetensors" / "model.safetensors",
     ]
     interop.save_pretrained(
-        tmp_path / "safetensors", *interop.from_pretrained(tmp_path / "msgpack"), to="safetensors"
+        tmp_path / "safetensors",
+        *interop.from_pretrained(tmp_path / "msgpack"),
+        format="safetensors",
     )
     for file in files:
         file.write_bytes(content)

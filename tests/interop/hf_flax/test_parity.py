@@ -70,7 +70,9 @@ def load(variant: str, folder: Path) -> tuple[torch.nn.Module, Any, Any]:
     name = type(network).__name__
     # transformers' own classes take no PyTorch file with `_do_init=False`.
     to = None if name.startswith("Mobile") else "msgpack"
-    interop.save_pretrained(folder / "student", *interop.from_pretrained(folder / "theirs"), to=to)
+    interop.save_pretrained(
+        folder / "student", *interop.from_pretrained(folder / "theirs"), format=to
+    )
     return network, *flax_class(name).from_pretrained(folder / "student", _do_init=False)
 
 
