@@ -17,6 +17,7 @@ _WHERE = {
     "evaluate": "jaxdistill.commands",
     "finetune": "jaxdistill.task_commands",
     "evaluate_task": "jaxdistill.task_commands",
+    "predict": "jaxdistill.prediction",
     "seeds": "jaxdistill.commands",
     "export": "jaxdistill.conversion",
     "plan": "jaxdistill.planning.plan",
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from jaxdistill.models import ModelConfig as ModelConfig
     from jaxdistill.models import preset as preset
     from jaxdistill.planning.plan import plan as plan
+    from jaxdistill.prediction import predict as predict
     from jaxdistill.run import train as train
     from jaxdistill.task_commands import evaluate_task as evaluate_task
     from jaxdistill.task_commands import finetune as finetune

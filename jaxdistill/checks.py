@@ -13,6 +13,8 @@ from jaxdistill.data.text import NAME as TEXT
 from jaxdistill.defaults import given_folder
 from jaxdistill.errors import BadInput, listed, shortened
 from jaxdistill.methods.base import Cast, Stage
+from jaxdistill.models import ModelConfig
+from jaxdistill.models.heads import HEADS
 from jaxdistill.models.sizes import parameter_shapes
 from jaxdistill.objectives.needs import Pair
 from jaxdistill.objectives.terms import Term
@@ -170,6 +172,34 @@ def check_data(recipe: Recipe, stage: Stage) -> None:
                 f"{length_field(recipe, feed)}={feed.length} exceeds max_positions={positions} of {name!r}; "
                 "shorten one or widen the other"
             )
+
+
+def check_measured(recipe: Recipe) -> None:
+    """Raises `BadInput` when a stage has its best state by a task whose head its network lacks, or rows
+    are longer than the position table of a network that is measured on them."""
+    for stage in recipe.stages:
+        until, ours = stage.until, recipe.networks[stage.network].config
+        if until is None or until.metric in stage.measured:
+            continue
+        if (head := recipe.feeds[until.feed].head) not in ours.heads:
+            raise BadInput(
+                f"config.stages.{stage.name}.best={until.metric!r} is measured on {until.feed!r} by the head "
+                f"{head!r}, which {stage.network!r} does not have; name it in config.networks."
+                f"{stage.network}.heads; its heads: {listed(ours.heads)}"
+            )
+    for feed in [recipe.feeds[recipe.base(name)] for s in recipe.stages for name in s.feeds]:
+        for name, model in recipe.networks.items():
+            positions = model.config.max_positions
+            if _measures(model.config, feed) and feed.length > positions:
+                raise BadInput(
+                    f"{length_field(recipe, feed)}={feed.length} exceeds max_positions={positions} of {name!r}, "
+                    "which is measured on it; shorten one or widen the other"
+                )
+
+
+def _measures(config: ModelConfig, feed: Feed) -> bool:
+    """Whether a network is measured on a feed whatever it has learned."""
+    return feed.head in config.heads and not HEADS[feed.head].by_label
 
 
 def check_fit(cast: Cast) -> None:

@@ -50,6 +50,7 @@ def score_warnings(network: str, task: str, numbers: Mapping[str, float], rows: 
         ),
         ("f1", "no_answer_f1_baseline", "of never answering"),
         ("mse", "mean_baseline_mse", "of always answering the mean"),
+        ("mrr@10", "random_mrr@10", "of a random order"),
     ):
         found, usual = numbers.get(metric), numbers.get(baseline)
         if found is None or usual is None:

@@ -129,8 +129,20 @@ def outline(config: ConfigDict) -> dict[str, Feed]:
         if name in named and "derived" not in section:
             feeds[name] = open_task(name, section, config.seed)
             if (test := test_of(feeds[name], section, config.seed)) is not None:
+                check_apart(name, feeds[name], test)
                 feeds[test.name] = test
     return feeds
+
+
+def check_apart(name: str, feed: Feed, test: Feed) -> None:
+    """Raises `BadInput` if test rows are those that a task learns from or chooses by."""
+    for part, digest in feed.digests.items():
+        if digest == test.digests["test"]:
+            what = {"train": "learned from", "heldout": "chosen by"}.get(part, part)
+            raise BadInput(
+                f"config.feeds.{name}.test: its rows are those that are {what}; what is reported must be apart, so "
+                "give other rows, or leave test out"
+            )
 
 
 def feeds_read(config: ConfigDict) -> set[str]:

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from jaxdistill import health, inputs, report
 from jaxdistill.data.feeds import MANY as WHOLE
 from jaxdistill.data.feeds import Answers, Batch, Feed
+from jaxdistill.data.tasks import TEST
 from jaxdistill.data.text import NAME as TEXT
 from jaxdistill.evaluation import heldout
 from jaxdistill.evaluation.details import details, uncertainty
@@ -156,7 +157,7 @@ class Measure:
         return {
             name: {
                 **dict(feed.tables),
-                **({"rows": feed.rows} if "train" in feed.tables else {}),
+                **({} if name.endswith(TEST) else {"rows": feed.rows}),
                 "heldout_rows": feed.heldout_rows,
                 "labels": list(feed.labels),
                 "metric": metric_of(feed),
@@ -199,6 +200,11 @@ class Measure:
                 moved=page.get("moved", True),
                 last_loss=math.nan if last is None else last,
             )
+        for feed in {feed.name: feed for name in networks for feed in self.tasks_of(name)}.values():
+            if feed.losses and feed.digests.get("train", "") == feed.digests.get("heldout"):
+                found.append(
+                    f"the held-out rows of {feed.name!r} are its training rows: its scores tell what was learned by heart"
+                )
         for name, row in networks.items():
             for what in self._feeds_of(name):
                 if bad := [key for key, value in row[what].items() if _not_finite(value)]:

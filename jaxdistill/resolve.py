@@ -16,7 +16,14 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxdistill.checks import check_data, check_fit, check_frozen, check_order, check_profile
+from jaxdistill.checks import (
+    check_data,
+    check_fit,
+    check_frozen,
+    check_measured,
+    check_order,
+    check_profile,
+)
 from jaxdistill.data.feeds import MANY, Feed
 from jaxdistill.data.tasks import TEST
 from jaxdistill.errors import BadInput, listed, nearest
@@ -118,6 +125,7 @@ def resolve(
         check_data(recipe, stage)
         check_fit(recipe.cast(stage))
         sharding.check_batch(mesh, stage.name, stage.batch_size, stage.accumulation)
+    check_measured(recipe)
     for name, model in networks.items():
         sharding.check_model(mesh, model, name)
     check_frozen(recipe)

@@ -18,6 +18,7 @@ from jaxdistill.commands import parse_seeds
 from jaxdistill.configuration import Overrides, as_config, as_folder, load_config, shipped_recipes
 from jaxdistill.data import tasks
 from jaxdistill.data.feeds import ALONE, Feed
+from jaxdistill.data.files import write_whole
 from jaxdistill.errors import BadInput, TrainingStopped, listed, shortened
 from jaxdistill.evaluation.details import details, uncertainty
 from jaxdistill.evaluation.predictions import predict
@@ -189,24 +190,23 @@ def _several(
         own = as_config(config, {"stages.finetune.learning_rate": rate, "seed": seed})
         return _one(own, feed, workdir / f"learning_rate-{rate:g}" / f"seed-{seed}")
 
-    def tried(rate: float) -> dict[str, Any] | None:
+    def tried(rate: float, seed: int) -> dict[str, Any] | None:
         try:
-            return one(rate, seeds[0])
+            return one(rate, seed)
         except TrainingStopped as error:
-            if len(rates) == 1:
-                raise
-            diverged.append(f"learning rate {rate:g}: {error}")
+            diverged.append(f"learning rate {rate:g}, seed {seed}: {error}")
             return None
 
     def worth(found: Mapping[str, Any]) -> float:
         value = found["heldout"][metric]
         return better * value if math.isfinite(value) else -math.inf
 
-    found = {rate: results for rate in rates if (results := tried(rate)) is not None}
+    found = {rate: results for rate in rates if (results := tried(rate, seeds[0])) is not None}
     if not found:
-        raise TrainingStopped(f"no learning rate of {listed(rates)} trained: {diverged[0]}")
+        raise TrainingStopped("; ".join(diverged))
     chosen = max(found, key=lambda rate: worth(found[rate]))
-    runs = [found[chosen], *(one(chosen, seed) for seed in seeds[1:])]
+    runs = [found[chosen]]
+    runs += [run for seed in seeds[1:] if (run := tried(chosen, seed)) is not None]
     best = max(runs, key=worth)
     facts = ("task", "data", "train_examples", "heldout_examples", "test_examples", "labels")
     more = ("hardware", "versions", "model", "predictions")
@@ -214,7 +214,7 @@ def _several(
         **{name: best[name] for name in (*facts, "metric") if name in best},
         "learning_rate": chosen,
         "grid": {f"{rate:g}": run["heldout"][metric] for rate, run in found.items()},
-        "seeds": list(seeds),
+        "seeds": [run["seed"] for run in runs],
         "heldout": _spreads([run["heldout"] for run in runs]),
         **({"test": _spreads([run["test"] for run in runs])} if "test" in best else {}),
         "seconds": [run["seconds"] for run in runs],
@@ -299,7 +299,7 @@ def evaluate_task(
         for ending, text in answers.files.items():
             path = as_folder(out, "out") / f"answers.{ending}"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+            write_whole(path, text)
             written.append(os.fspath(path))
     return {
         "task": task,

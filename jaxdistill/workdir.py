@@ -57,7 +57,8 @@ FREE = (
 # moved.
 PLACES = re.compile(
     r"data\.(source|heldout|tokenizer)|networks\..+\.init"
-    r"|feeds\..+\.(heldout|test|label_file|(.+_)?source|(.+_)?without_articles_of)"
+    r"|feeds\..+\.(heldout|test|label_file|documents|queries|relevant|"
+    r"(.+_)?source|(.+_)?without_articles_of)"
 )
 
 MOST_DIFFERENCES = 10  # named in one message

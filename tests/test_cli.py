@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from jaxdistill import cli
+from jaxdistill import cli, cli_commands
 
 
 def run(capsys, *arguments):
@@ -277,7 +277,7 @@ def test_what_was_compiled_is_kept_for_the_next_start(tmp_path, monkeypatch):
     """By every command that trains, in a folder that the environment may choose; a second process
     finds it there."""
     code = (
-        "import sys; from jaxdistill import cli; cli.use_compilation_cache(); import jax; "
+        "import sys; from jaxdistill.cli_commands import use_compilation_cache; use_compilation_cache(); import jax; "
         "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0); "
         "jax.jit(lambda x: x * 3 + 1)(2.0); print(jax.config.jax_compilation_cache_dir)"
     )
@@ -294,7 +294,7 @@ def test_what_was_compiled_is_kept_for_the_next_start(tmp_path, monkeypatch):
         )
         assert done.stdout.strip() == str(place) and list(place.iterdir()), done.stderr
     used = []
-    monkeypatch.setattr(cli, "use_compilation_cache", lambda: used.append(1))
+    monkeypatch.setattr(cli_commands, "use_compilation_cache", lambda: used.append(1))
     for command in (
         ["train", "--config=x.py"],
         ["seeds", "--config=x.py"],

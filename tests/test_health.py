@@ -19,6 +19,7 @@ from jaxdistill.health import score_warnings
         ({"f1": 0.5, "exact": 0.4}, ""),
         ({"mse": 2.0, "mean_baseline_mse": 1.9}, "not below that of always answering the mean"),
         ({"mse": 1.8, "mean_baseline_mse": 1.9}, ""),
+        ({"mrr@10": 0.01, "random_mrr@10": 0.012}, "not above that of a random order, 0.0120"),
     ],
 )
 def test_a_number_that_is_no_better_is_said(numbers, said):

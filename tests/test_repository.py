@@ -11,7 +11,7 @@ import tomllib
 
 import pytest
 
-from jaxdistill.cli import COMMANDS, FORMER_COMMANDS
+from jaxdistill.cli_commands import COMMANDS, FORMER_COMMANDS
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "jaxdistill"
@@ -57,7 +57,7 @@ def test_every_command_that_is_written_of_is_there():
     )
     found = 0
     for file in (file for place in places for file in ROOT.glob(place)):
-        known = {*COMMANDS, *(FORMER_COMMANDS if file.name == "cli.py" else ())}
+        known = {*COMMANDS, *(FORMER_COMMANDS if file.name == "cli_commands.py" else ())}
         mentions = re.findall(
             r"""(?:[`']|\]}" |^run |^)jaxdistill ([a-z]+)\b([^`\n]*)""", file.read_text(), re.M
         )

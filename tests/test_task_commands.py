@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdistill import cli, interop, run, task_commands
+from jaxdistill import cli, defaults, interop, run, task_commands
 from jaxdistill.configuration import load_config
-from jaxdistill.data import data_sets
+from jaxdistill.data import data_sets, tasks
 from jaxdistill.data.found_set import Found, Table
 from jaxdistill.data.tokenizers import train_wordpiece
 from jaxdistill.errors import BadInput, TrainingStopped
@@ -424,7 +424,7 @@ def test_a_learning_rate_is_chosen_by_the_held_out_rows(tmp_path, monkeypatch, m
     def one(config, feed, workdir):
         rate, seed = config.stages.finetune.learning_rate, config.seed
         ran.append((rate, seed))
-        if rate == 1.0:
+        if rate == 1.0 or seed == 7:
             raise TrainingStopped("half of the updates were skipped")
         value = float("nan") if rate == 0.5 else rate + seed / 10
         return {
@@ -434,6 +434,7 @@ def test_a_learning_rate_is_chosen_by_the_held_out_rows(tmp_path, monkeypatch, m
             "test_examples": 3,
             "predictions": [],
             "metric": metric,
+            "seed": seed,
             "seconds": 1.0,
             "warnings": ["doubtful"],
             "model": str(workdir),
@@ -445,11 +446,14 @@ def test_a_learning_rate_is_chosen_by_the_held_out_rows(tmp_path, monkeypatch, m
     config = load_config("finetune")
     feed = types.SimpleNamespace(score="classification", metric=metric)
     rates = (1.0, 1e-5, 0.5, 3e-4)
-    found = task_commands._several(config, feed, tmp_path, rates, (4, 2))
+    found = task_commands._several(config, feed, tmp_path, rates, (4, 2, 7))
     assert found["learning_rate"] == chosen
-    assert ran == [*((rate, 4) for rate in rates), (chosen, 2)]
+    assert ran == [*((rate, 4) for rate in rates), (chosen, 2), (chosen, 7)]
+    assert found["seeds"] == [4, 2]
     assert found["grid"].keys() == {"1e-05", "0.5", "0.0003"}
-    assert found["warnings"] == ["learning rate 1: half of the updates were skipped", "doubtful"]
+    lost = [f"learning rate {rate:g}, seed {seed}" for rate, seed in ((1, 4), (chosen, 7))]
+    said = "half of the updates were skipped"
+    assert found["warnings"] == [*(f"{run}: {said}" for run in lost), "doubtful"]
     best = 4 if metric == "accuracy" else 2
     assert found["model"].endswith(f"seed-{best}")
     low, high = chosen + 0.2, chosen + 0.4
@@ -510,3 +514,66 @@ def test_questions_are_parted_by_article(tmp_path):
         ours, theirs = ({getattr(row, part) for row in rows.rows} for rows in (train, held))
         assert not (ours & theirs) - {""}
     assert (train.notices, held.notices) == (("said once",), ())
+
+
+def test_the_positive_class_is_known_by_its_name(encoder, tmp_path, capsys):
+    """A model whose labels are in the other order has the same F1, baseline and interval."""
+    folder = tmp_path / "MRPC"
+    folder.mkdir()
+    rows = [f"{int(n % 3 > 0)}\t1\t2\t{WORDS[n % 4]}\t{WORDS[n % 5]}" for n in range(24)]
+    header = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"
+    (folder / "dev.tsv").write_text("\n".join([header, *rows]) + "\n")
+    model, params = interop.from_pretrained(encoder)
+    config = model.config.replace(heads=("sequence_classification",))
+    params |= {"sequence_classification": random_params(config)["sequence_classification"]}
+    turned = jax.tree.map(lambda x: x, params)
+    turned["sequence_classification"] = jax.tree.map(
+        lambda x: x[..., ::-1], params["sequence_classification"]
+    )
+    found = []
+    for name, weights, labels in (("as", params, ("0", "1")), ("turned", turned, ("1", "0"))):
+        tokenizer = train_wordpiece([" ".join(WORDS)] * 3, 100)
+        interop.save_pretrained(tmp_path / name, Model(config), weights, tokenizer, labels=labels)
+        call = (f"--model={tmp_path / name}", "--task=mrpc", f"--data={folder}")
+        code, answer = command(capsys, "evaluate", *call, "--sequence_length=24")
+        assert code == 0, answer
+        found.append(answer)
+    assert found[0]["labels"] != found[1]["labels"] and 0 < found[0]["accuracy"] < 1
+    for name in ("accuracy", "f1", "majority_f1", "matthews"):
+        assert found[0][name] == pytest.approx(found[1][name]), name
+    low, high = found[1]["details"]["interval"]
+    assert low <= found[1]["f1"] <= high
+    assert found[0]["details"]["interval"] == pytest.approx([low, high], abs=0.05)
+
+
+def test_test_rows_must_be_apart(encoder, tmp_path, capsys):
+    table = task_file(tmp_path / "task.tsv", 40)
+    other = tmp_path / "moved.tsv"
+    other.write_bytes(table.read_bytes())
+    call = ("finetune", f"--model={encoder}", f"--data={table}", f"--workdir={tmp_path / 'out'}")
+    code, said = command(capsys, *call, f"--heldout={table}", f"--test={other}")
+    assert code == 2 and "its rows are those that are learned from" in said
+    dev = task_file(tmp_path / "dev.tsv", 20)
+    code, said = command(capsys, *call, f"--heldout={dev}", f"--test={dev}")
+    assert code == 2 and "its rows are those that are chosen by" in said
+    assert not (tmp_path / "out" / "stages").exists()
+
+
+def test_test_tags_are_read_as_the_training_tags(tmp_path):
+    """A file that by itself would be taken for IOB1."""
+    train = conll(tmp_path / "train.conll")
+    (tmp_path / "test.conll").write_text("Paris x I-LOC\nstone x O\n\nAnna x I-PER\n")
+
+    def opened(scheme):
+        files = {"source": str(train), "test": str(tmp_path / "test.conll")}
+        section = defaults.task("tagging", scheme=scheme, **files)
+        feed = tasks.open_task("it", section, 0)
+        return feed, tasks.test_of(feed, section, 0)
+
+    (feed, test), (_, told) = opened("auto"), opened("BIO")
+    assert feed.decided == {"scheme": "BIO"} and test.labels == feed.labels
+    assert test.score == feed.score == "entities" and test.digests == told.digests
+    file = str(tmp_path / "test.conll")
+    alone = defaults.task("tagging", source=file, heldout=file, labels=feed.labels)
+    guessed = tasks.open_task("it", alone, 0)
+    assert guessed.digests["heldout"] != test.digests["test"]

@@ -17,6 +17,8 @@ from jaxdistill.data.squad import Questions
 from jaxdistill.data.windows import Windows
 from jaxdistill.errors import BadInput
 
+FILES = ("predictions.json", "nbest_predictions.json", "null_odds.json")
+
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
@@ -185,13 +187,9 @@ def answer_files(questions: Questions, decoded: Decoded) -> dict[str, str]:
     scripts read."""
     ids = [row.id for row in questions.rows]
     lists = [[candidate._asdict() for candidate in found] for found in decoded.n_best]
-    written = {
-        "predictions.json": _json(ids, decoded.texts),
-        "nbest_predictions.json": _json(ids, lists),
-    }
-    if decoded.null_odds is not None:
-        written["null_odds.json"] = _json(ids, decoded.null_odds.tolist())
-    return written
+    values: list[Any] = [decoded.texts, lists]
+    values += [] if decoded.null_odds is None else [decoded.null_odds.tolist()]
+    return {name: _json(ids, value) for name, value in zip(FILES, values)}
 
 
 def _json(ids: list[str], values: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -134,7 +134,9 @@ def predictions_table(
     """A line for each row: `columns`, then its texts. A cell may hold tabs and line ends: they become
     blanks, so that rows stay lines."""
     columns = {**columns, "text": texts, **({} if pairs is None else {"pair": pairs})}
-    lines = ["\t".join(columns)]
-    for cells in zip(*columns.values()):
-        lines.append("\t".join(" ".join(cell.split()) for cell in cells))
-    return "\n".join(lines) + "\n"
+    return "".join(map(table_line, [columns, *zip(*columns.values())]))
+
+
+def table_line(cells: Iterable[str]) -> str:
+    """A line of a table, whose cells have single blanks for any run of blanks, tabs and line ends."""
+    return "\t".join(" ".join(cell.split()) for cell in cells) + "\n"

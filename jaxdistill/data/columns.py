@@ -1,5 +1,5 @@
 """The wanted columns of tables: .tsv, .txt, .csv or .jsonl, or of files whose lines belong together.
-Called by examples."""
+Called by examples and searches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from jaxdistill.data.table_rows import Row
 from jaxdistill.data.table_text import Text
 from jaxdistill.errors import BadInput, listed, nearest
 
-_JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 _SEPARATORS = {"\\t": "\t", "tab": "\t", "comma": ",", "semicolon": ";", "space": " "}
 _SHOWN_BAD_ROWS = 3
 
@@ -58,8 +57,8 @@ class Layout:
         object.__setattr__(self, "separator", separator)
 
 
-class _BadRows:
-    """Refuses the first bad row of a file, or counts them."""
+class BadRows:
+    """Refuses the first bad row of a file with `BadInput`, or counts them if they are to be skipped."""
 
     def __init__(self, shown: str, skip: bool) -> None:
         self._shown, self._skip = shown, skip
@@ -98,7 +97,7 @@ class _Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Wanted:
+class Wanted:
     """What is read of each file, and what is known of its labels."""
 
     columns: tuple[Column, ...]
@@ -131,7 +130,7 @@ def read_columns(
     paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
     if not paths:
         raise BadInput("no task file is given: expected one or more")
-    wanted = _Wanted(tuple(columns), layout, label, frozenset(known_labels or ()))
+    wanted = Wanted(tuple(columns), layout, label, frozenset(known_labels or ()))
     parts: list[_Part] = []
     for one in paths:
         parts.append(_read(table_text.read_text(one), wanted))
@@ -152,7 +151,7 @@ def from_rows(
     `read_columns` for a row that has a fault, or no label."""
     read = []
     for shown, rows in parts:
-        bad = _BadRows(shown, skip_bad_rows)
+        bad = BadRows(shown, skip_bad_rows)
         read.append(_labelled(shown, _readable(shown, rows, bad), label, bad))
     return _joined(read, width)
 
@@ -168,20 +167,19 @@ def _joined(parts: Sequence[_Part], width: int) -> Columns:
     )
 
 
-def _read(text: Text, wanted: _Wanted) -> _Part:
-    name = text.shown.lower().removesuffix(".xz").removesuffix(".gz")
-    bad = _BadRows(text.shown, wanted.layout.skip_bad_rows)
+def _read(text: Text, wanted: Wanted) -> _Part:
+    bad = BadRows(text.shown, wanted.layout.skip_bad_rows)
     notices: list[str] = []
-    if name.endswith(_JSON_ENDINGS):
+    if text.is_json:
         rows = table_rows.json_rows(text, [str(column) for column in wanted.columns])
         rows = _readable(text.shown, rows, bad)
     else:
-        rows, notices = _delimited(text, wanted, name.endswith(".csv"), bad)
+        rows, notices = _delimited(text, wanted, bad)
     return _labelled(text.shown, rows, wanted.label, bad, notices)
 
 
 def _labelled(
-    shown: str, rows: Sequence[Row], label: int | None, bad: _BadRows, notices: Sequence[str] = ()
+    shown: str, rows: Sequence[Row], label: int | None, bad: BadRows, notices: Sequence[str] = ()
 ) -> _Part:
     """The rows that have a label."""
     kept: list[Row] = []
@@ -200,7 +198,7 @@ def _labelled(
     return _Part(shown, kept, [*notices, *bad.notices(), *_empty_notice(empty, shown)])
 
 
-def _readable(shown: str, rows: Sequence[Row], bad: _BadRows) -> list[Row]:
+def _readable(shown: str, rows: Sequence[Row], bad: BadRows) -> list[Row]:
     """The rows without faults. Raises BadInput where there is none."""
     readable: list[Row] = []
     for row in rows:
@@ -214,18 +212,17 @@ def _readable(shown: str, rows: Sequence[Row], bad: _BadRows) -> list[Row]:
     return readable
 
 
-def _delimited(
-    text: Text, wanted: _Wanted, is_csv: bool, bad: _BadRows
-) -> tuple[list[Row], list[str]]:
+def _delimited(text: Text, wanted: Wanted, bad: BadRows) -> tuple[list[Row], list[str]]:
     """The rows of a table with separators, only the wanted cells of each; and notices."""
     layout, columns = wanted.layout, wanted.columns
-    separator = layout.separator or ("," if is_csv else "\t")
+    separator = layout.separator or text.separator
     table_header.refuse_tagging(
         text, separator, None if wanted.label is None else columns[wanted.label]
     )
-    found, notice = table_rows.table_rows(text, separator, "quoted" if is_csv else layout.quoting)
+    quoting = "quoted" if text.is_csv else layout.quoting
+    found, notice = table_rows.table_rows(text, separator, quoting)
     rows = _readable(text.shown, found, bad)
-    header, guess = _header(text, rows, wanted, separator)
+    header, guess = find_header(text.shown, rows, wanted, separator)
     places = table_header.find_places(columns, header, text.shown)
     notices = [line for line in (notice, guess) if line]
     if header is not None:
@@ -252,15 +249,16 @@ def _delimited(
     return kept, notices
 
 
-def _header(
-    text: Text, rows: Sequence[Row], wanted: _Wanted, separator: str
+def find_header(
+    shown: str, rows: Sequence[Row], wanted: Wanted, separator: str
 ) -> tuple[list[str] | None, str]:
-    """The names of the columns, or None without a header; and a notice or ""."""
+    """The names of the columns, or None without a header; and a notice or "". Without a column of
+    labels the first of the rows is enough. Raises `BadInput` where it may be both."""
     columns, given = wanted.columns, wanted.layout.header
     by_number = all(map(table_header.is_number, columns))
     needed = len(columns) > 1 or columns[0] not in (0, "0") and by_number
     if needed and table_rows.usual_width(rows) == 1:
-        table_rows.refuse_single(text, rows, separator)
+        table_rows.refuse_single(shown, rows, separator)
     names = [cell.strip() for cell in rows[0].cells]
     if not by_number and given == "no":
         raise BadInput(
@@ -271,7 +269,7 @@ def _header(
     if given == "no":
         return None, ""
     places = [int(column) for column in columns]
-    found, notice = table_header.has_header(text.shown, rows, places, wanted.label, wanted.known)
+    found, notice = table_header.has_header(shown, rows, places, wanted.label, wanted.known)
     return names if found else None, notice
 
 
@@ -311,7 +309,7 @@ def read_parallel(
             )
     if not count:
         raise BadInput(f"task files {listed(repr(text.shown) for text in texts)} are empty")
-    bad = _BadRows(texts[1].shown, skip_bad_rows)
+    bad = BadRows(texts[1].shown, skip_bad_rows)
     rows: list[Row] = []
     for number, cells in enumerate(zip(*(column[:count] for column in lines)), start=1):
         if any("\0" in cell for cell in cells):

@@ -1,5 +1,6 @@
 """Labelled sets by name, in place of files: hf:NAME[:CONFIG][:SPLIT] of Hugging Face's `datasets`,
-tfds:NAME[/CONFIG][:VERSION][:SPLIT] of TFDS. Called by examples, glue, tagging and squad.
+tfds:NAME[/CONFIG][:VERSION][:SPLIT] of TFDS. Called by examples, glue, tagging, squad and
+searches.
 
 What is read is plain Python, so the tasks do not know where their rows are from; a row's place is the
 source and its number from 1."""
@@ -53,7 +54,7 @@ def read_columns(
     sources: Sequence[str],
     wanted: Sequence[str],
     *,
-    label: int,
+    label: int | None,
     known_labels: Sequence[str] | None = None,
     skip_bad_rows: bool = False,
 ) -> Columns:
@@ -67,10 +68,10 @@ def read_columns(
     return columns.from_rows(parts, len(wanted), label=label, skip_bad_rows=skip_bad_rows)
 
 
-def _rows(source: str, wanted: Sequence[str], label: int, known: Sequence[str]) -> list[Row]:
+def _rows(source: str, wanted: Sequence[str], label: int | None, known: Sequence[str]) -> list[Row]:
     table = open_table(source)
     _check_columns(source, table, wanted)
-    classes = _spelled(table.classes[wanted[label]], known)
+    classes = () if label is None else _spelled(table.classes[wanted[label]], known)
     rows = []
     for number, values in enumerate(table.rows(wanted), start=1):
         cells, fault = [], ""
@@ -79,7 +80,7 @@ def _rows(source: str, wanted: Sequence[str], label: int, known: Sequence[str]) 
             fault = fault or ("" if cell is not None else _unfit(name, value, at == label))
             cells.append(cell or "")
         rows.append(Row(number, cells, fault))
-    if rows and {row.cells[label] for row in rows} <= {"", "-1", "-1.0"}:
+    if label is not None and rows and {row.cells[label] for row in rows} <= {"", "-1", "-1.0"}:
         raise BadInput(
             f"{source!r} has no labels: in all of its {len(rows):,} rows {wanted[label]!r} is missing or -1, as in the "
             "test splits of GLUE; give another split"

@@ -15,6 +15,8 @@ from jaxdistill.data import tokenizers
 from jaxdistill.data.feeds import Batch, Rows, Shape
 from jaxdistill.errors import BadInput
 
+# Texts that are tokenised together: what a tokenizer returns takes far more memory than the rows.
+_AT_ONCE = 10_000
 SHORTEST = 8  # [CLS], [SEP] twice, and a few word pieces
 
 
@@ -45,7 +47,8 @@ class Encoded:
 
     def fetch(self, numbers: np.ndarray, length: int) -> Batch:
         """The rows of these numbers, int64 [B], padded to `length` tokens, which none exceeds."""
-        begins_B, lengths_B = self.begins[numbers], np.diff(self.begins)[numbers]
+        begins_B = self.begins[numbers]
+        lengths_B = self.begins[numbers + 1] - begins_B
         places_L = np.arange(length)
         real_BxL = places_L < lengths_B[:, None]
         at_BxL = np.where(real_BxL, begins_B[:, None] + places_L, 0)
@@ -86,18 +89,21 @@ def encode(
     if length < SHORTEST:
         raise BadInput(f"sequence_length={length}: expected {SHORTEST} or more")
     special = tokenizers.describe(tokenizer).special
-    first = pieces(texts, tokenizer)
-    second = [None] * len(first) if pairs is None else pieces(pairs, tokenizer)
-    framed = [_frame(a, b, length, special.cls, special.sep) for a, b in zip(first, second)]
-    ids, begins = join([np.array(row, np.int32) for row, _ in framed])
-    whole = [len(a) + 2 + (0 if b is None else len(b) + 1) for a, b in zip(first, second)]
-    return Encoded(
-        ids,
-        begins,
-        np.array([second_begins for _, second_begins in framed], np.int32),
-        special.pad,
-        truncated=sum(tokens > length for tokens in whole),
-    )
+    parts: list[np.ndarray] = []
+    lengths, second_begins, truncated = [0], [], 0
+    for begin in range(0, len(texts), _AT_ONCE):
+        some = slice(begin, begin + _AT_ONCE)
+        first = pieces(texts[some], tokenizer)
+        second = [None] * len(first) if pairs is None else pieces(pairs[some], tokenizer)
+        framed = [_frame(a, b, length, special.cls, special.sep) for a, b in zip(first, second)]
+        parts.append(join([np.array(row, np.int32) for row, _ in framed])[0])
+        lengths += [len(row) for row, _ in framed]
+        second_begins += [place for _, place in framed]
+        whole = [len(a) + 2 + (0 if b is None else len(b) + 1) for a, b in zip(first, second)]
+        truncated += sum(tokens > length for tokens in whole)
+    ids, _ = join(parts)
+    begins = np.cumsum(lengths, dtype=np.int64)
+    return Encoded(ids, begins, np.array(second_begins, np.int32), special.pad, truncated=truncated)
 
 
 def pieces(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:

@@ -115,7 +115,8 @@ class Feed:
     train it; `labels`: the classes in the order of their numbers, () of one that asks for a number;
     `score`: a row of `evaluation.scores.SCORES`, and `metric` the number of it that counts, "" for its
     first; `usual`: the answer to give without looking: the most frequent class of the training rows,
-    the mean of their numbers."""
+    the mean of their numbers; `positive`: of two classes the one that F1 is of. `decided`: settings that
+    the training rows decided, as the scheme of their tags, and that test rows are read with."""
 
     name: str
     row: Mapping[str, Shape]
@@ -130,6 +131,8 @@ class Feed:
     score: str = ""
     metric: str = ""
     usual: float = 0
+    positive: int = 1
+    decided: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notices: tuple[str, ...] = ()
 
     @property

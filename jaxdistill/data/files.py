@@ -20,7 +20,7 @@ from typing import Any
 from etils import epath
 
 from jaxdistill import remote
-from jaxdistill.errors import BadInput, nearest, shortened
+from jaxdistill.errors import BadInput, listed, nearest, shortened
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -40,10 +40,19 @@ def cache_directory(cache_dir: epath.PathLike | None = None) -> epath.Path:
 def write_whole(path: epath.Path, content: str | bytes) -> None:
     """Writes a file so that a reader finds all of it or nothing, whoever dies or writes at the same
     time."""
+    with whole_file(path) as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def whole_file(path: epath.Path) -> Iterator[Any]:
+    """A stream of bytes that becomes the file at its end, as `write_whole`; after an error there is
+    none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        with temporary.open("wb") as stream:
+            yield stream
         temporary.replace(path)
     finally:
         if temporary.exists():
@@ -97,6 +106,16 @@ def find(path: epath.PathLike, what: str) -> epath.Path:
     if not remote.is_remote(file) and not os.path.isfile(file):
         raise BadInput(f"{what} {shown!r} is no regular file (a pipe or a device): give a file")
     return file
+
+
+def in_folder(folder: epath.Path, name: str, advice: str) -> epath.Path:
+    """The file of this name in a folder, plain or packed. Raises BadInput, which ends in `advice`, if it
+    has none."""
+    for ending in ("", ".xz", ".gz"):
+        if (folder / f"{name}{ending}").exists():
+            return folder / f"{name}{ending}"
+    there = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
+    raise BadInput(f"{os.fspath(folder)!r} has no {name}; it holds {listed(there)}; {advice}")
 
 
 @contextlib.contextmanager

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from etils import epath
 
-from jaxdistill.data import data_sets
+from jaxdistill.data import data_sets, files
 from jaxdistill.data.classification import classification
 from jaxdistill.data.examples import Fraction, Names, RowSettings, Texts
 from jaxdistill.data.feeds import About, Feed
 from jaxdistill.data.regression import regression
-from jaxdistill.errors import BadInput, listed
-
-ENDINGS = (".tsv", ".tsv.xz", ".tsv.gz")
+from jaxdistill.errors import BadInput, listed, nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +27,8 @@ class GlueTask:
     """One task. `text`, `pair`, `label`: its columns by name, or by number where `header` is "no";
     `named`: those of its texts in the sets of Hugging Face and TFDS, where they are others.
     `labels`: the classes in the order of their numbers, () of a score. `dev`: the file that is
-    reported. `metric`: the number that counts."""
+    reported, `test` the one without labels, whose answers the leader board takes. `metric`: the number
+    that counts."""
 
     text: str
     label: str
@@ -37,6 +36,7 @@ class GlueTask:
     labels: tuple[str, ...] = ("0", "1")
     header: Literal["yes", "no"] = "yes"
     dev: str = "dev"
+    test: str = "test"
     metric: str = "accuracy"
     named: tuple[str, ...] = ()
 
@@ -58,6 +58,7 @@ _MNLI = GlueTask(
     "sentence2",
     ("contradiction", "entailment", "neutral"),
     dev="dev_matched",
+    test="test_matched",
     named=("premise", "hypothesis"),
 )
 GLUE: dict[str, GlueTask] = {
@@ -69,7 +70,7 @@ GLUE: dict[str, GlueTask] = {
     "qqp": GlueTask("question1", "is_duplicate", "question2", metric="f1"),
     "stsb": GlueTask("sentence1", "score", "sentence2", (), metric="pearson"),
     "mnli": _MNLI,
-    "mnli_mm": dataclasses.replace(_MNLI, dev="dev_mismatched"),
+    "mnli_mm": dataclasses.replace(_MNLI, dev="dev_mismatched", test="test_mismatched"),
     "qnli": GlueTask("question", "label", "sentence", _ENTAILMENT),
     "rte": GlueTask("sentence1", "label", "sentence2", _ENTAILMENT),
     "wnli": GlueTask("sentence1", "label", "sentence2"),
@@ -119,10 +120,35 @@ def _task(name: str, row: GlueTask) -> Callable[..., Feed]:
             feed = classification(about, texts=texts, rows=rows, labels=order)
         else:
             feed = regression(about, texts=texts, rows=rows)
-        return dataclasses.replace(feed, metric=row.metric)
+        positive = feed.labels.index(row.labels[1]) if len(row.labels) == 2 else 1
+        return dataclasses.replace(feed, metric=row.metric, positive=positive)
 
     task.__name__ = name
     return task
+
+
+def unlabelled(name: str, source: str, labels: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """(the file of a task's test rows, where its texts are), of a model for these labels. `source`: the
+    folder that holds it, or the file itself.
+
+    Raises:
+        BadInput: no such task or file; a model for other labels.
+    """
+    if name not in GLUE:
+        raise BadInput(f"task={name!r} is no task of GLUE; {nearest(name, GLUE)}")
+    row, folder = GLUE[name], epath.Path(source).expanduser()
+    if sorted(labels) != sorted(row.labels):
+        raise BadInput(
+            f"the model answers with {_shown(labels)}, and {name!r} asks for {_shown(row.labels)}; give a model "
+            "that is fine-tuned on it"
+        )
+    text = row.text if row.header == "yes" else row.named[0]  # CoLA's test file has a header
+    columns = {"text_column": text, "pair_column": row.pair, "header": "yes", "quoting": "none"}
+    return (_file(folder, row.test) if folder.is_dir() else source), columns
+
+
+def _shown(labels: Sequence[str]) -> str:
+    return listed(labels) if labels else "a number"
 
 
 def _splits(source: str, heldout: str, dev: str) -> tuple[str, str]:
@@ -141,13 +167,8 @@ def _splits(source: str, heldout: str, dev: str) -> tuple[str, str]:
 
 def _file(folder: epath.Path, part: str) -> str:
     """The file of a part. Raises `BadInput` if the folder has none."""
-    for ending in ENDINGS:
-        if (folder / f"{part}{ending}").exists():
-            return os.fspath(folder / f"{part}{ending}")
-    there = sorted(file.name for file in folder.iterdir())
-    raise BadInput(
-        f"{os.fspath(folder)!r} has no {part}.tsv; it holds {listed(there)}; give a folder that has, or the files"
-    )
+    advice = "give a folder that has, or the files"
+    return os.fspath(files.in_folder(folder, f"{part}.tsv", advice))
 
 
 GLUE_TASKS = {name: _task(name, row) for name, row in GLUE.items()}

@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxdistill.data import encoded, files, tokenizers
 from jaxdistill.data.classification import label_names
-from jaxdistill.data.conll import with_bio_tags
+from jaxdistill.data.conll import Tagged, with_bio_tags
 from jaxdistill.data.examples import Fraction, Names, RowSettings, parted
 from jaxdistill.data.feeds import About, Answers, Feed, Order, Outputs, Parts, Reader, Shape
 from jaxdistill.data.intents import Utterances, find, read_utterances
@@ -102,24 +102,23 @@ def intent_slots(
     elif texts.heldout != texts.source:
         sources = (texts.heldout, texts.heldout_tag_source, texts.heldout_label_source)
         held, _ = _read(sources, texts, scheme)
-    # What is only measured is its own training part, see `tasks.measured_alone`.
-    unseen = unseen_labels if held is train else "refuse"
-    for part, allowed in ((train, unseen), (held, unseen_labels)):
-        number_tags(part.tagged, names, allowed)  # refused before anything is made
-    ours, theirs = _intents(train, names, unseen), _intents(held, names, unseen_labels)
-    counts = np.bincount(ours.numbers[ours.numbers != NOT_READ], minlength=len(names))
+    number_tags(held.tagged, names, unseen_labels)  # refused before anything is made
+    ours = theirs = _intents(held, names, unseen_labels)
+    if held is not train:
+        number_tags(train.tagged, names)
+        ours = _intents(train, names)
     truth = Frames(_spelled(held, theirs.numbers, names), list(map(list, held.tagged.tags or ())))
     cls_weight = intent_weight * sum(map(len, train.tagged.tokens)) / len(train)
 
     def read(tokenizer: Any) -> Reader:
         length, pad = rows.sequence_length, tokenizers.describe(tokenizer).special.pad
 
-        def encode(part: Utterances, numbers_N: np.ndarray) -> Pieces:
+        def made(part: Utterances, intents: Labels) -> Pieces:
             found = pieces(part.tagged, tokenizer, length, names, unseen_labels)
-            return _with_intents(found, numbers_N)
+            return _with_intents(found, intents.numbers)
 
-        apart = encode(held, theirs.numbers)
-        kept = apart if held is train else encode(train, ours.numbers)
+        apart = made(held, theirs)
+        kept = apart if held is train else made(train, ours)
         parts = Parts(
             token_rows(kept, pad, cls_weight).rows,
             token_rows(apart, pad, cls_weight).rows,
@@ -145,7 +144,8 @@ def intent_slots(
         losses=("tagging",),
         labels=names,
         score="intent_slots",
-        usual=int(counts.argmax()),
+        decided={"scheme": scheme},
+        usual=int(np.bincount(ours.numbers[ours.numbers != NOT_READ], minlength=1).argmax()),
         notices=tuple(
             dict.fromkeys((*train.tagged.notices, *held.tagged.notices, *theirs.notices))
         ),
@@ -214,15 +214,19 @@ def _spelled(part: Utterances, numbers_N: np.ndarray, names: Sequence[str]) -> l
 def _answers(
     truth: Frames, held: Utterances, rows: Pieces, names: Sequence[str], outputs: Outputs
 ) -> Answers:
-    logits_MxLxC = outputs["logits"]
+    found = frames(rows, held.tagged, names, outputs["logits"])
+    return Answers(truth, found, {"tsv": _blocks(held, truth, found)})
+
+
+def frames(rows: Pieces, tagged: Tagged, names: Sequence[str], logits_MxLxC: np.ndarray) -> Frames:
+    """What a network says of utterances, of which `rows` are made."""
     is_intent_C = np.array([name.startswith(INTENT) for name in names])
     tags_MxL = _best(logits_MxLxC, ~is_intent_C)
     intents_N = _best(logits_MxLxC[rows.first_word == 0, 0], is_intent_C)
-    found = Frames(
+    return Frames(
         [names[number] for number in intents_N],
-        [[names[number] for number in tags] for tags in decode(rows, held.tagged, tags_MxL)],
+        [[names[number] for number in tags] for tags in decode(rows, tagged, tags_MxL)],
     )
-    return Answers(truth, found, {"tsv": _blocks(held, truth, found)})
 
 
 def _best(logits: np.ndarray, allowed_C: np.ndarray) -> np.ndarray:

@@ -7,8 +7,6 @@ import dataclasses
 import functools
 from typing import Any, Literal
 
-import numpy as np
-
 from jaxdistill.data import encoded, tokenizers
 from jaxdistill.data.answers import Decoding, answer_files, decode
 from jaxdistill.data.encoded import Encoded, join
@@ -132,6 +130,5 @@ def _notice(name: str, found: Windows) -> str:
 
 
 def _answers(held: Questions, rows: Windows, settings: Decoding, outputs: Outputs) -> Answers:
-    starts, ends = (outputs[f"{end}_logits"].astype(np.float64) for end in ("start", "end"))
-    found = decode(rows, held, starts, ends, settings)
+    found = decode(rows, held, outputs["start_logits"], outputs["end_logits"], settings)
     return Answers(held, found, answer_files(held, found))

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxdistill.data import encoded, examples
 from jaxdistill.data.classification import predictions_table, text_reader
+from jaxdistill.data.cosines import similarities
 from jaxdistill.data.encoded import Encoded
 from jaxdistill.data.examples import Examples, RowSettings, Texts
 from jaxdistill.data.feeds import About, Answers, Feed, Outputs, Reader
@@ -56,9 +57,7 @@ def _encode(texts: Examples, tokenizer: Any, rows: RowSettings) -> Encoded:
 
 def _answers(texts: Examples, targets_N: np.ndarray, outputs: Outputs) -> Answers:
     found_2xNxE = outputs["embedding"].reshape(2, len(texts), -1)
-    first, second = found_2xNxE.astype(np.float64)
-    lengths = np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1)
-    cosines = np.sum(first * second, axis=-1) / np.where(lengths > 0, lengths, 1.0)
-    columns = {"score": texts.labels, "cosine": [f"{value:.4f}" for value in cosines]}
+    cosines_N = similarities(*found_2xNxE)
+    columns = {"score": texts.labels, "cosine": [f"{value:.4f}" for value in cosines_N]}
     table = predictions_table(columns, texts.texts, texts.pairs)
     return Answers(targets_N, found_2xNxE, {"tsv": table})

@@ -30,6 +30,7 @@ _TEXT_NAMES = (
     "question_2", "premise", "hypothesis", "content", "contents", "review", "reviews", "title",
     "headline", "description", "document", "body", "abstract", "comment", "tweet", "query",
     "utterance", "phrase", "message", "passage", "context", "paragraph", "#1_string", "#2_string",
+    "answer", "answers", "anchor", "positive",
 )  # fmt: skip
 _MISSING = frozenset(("na", "n/a", "nan", "none", "null", "nil", "-", "?", "unknown"))
 _TAG = re.compile(r"([BIESLUM]-.+|O)$")
@@ -100,13 +101,13 @@ def has_header(
         raise ambiguous  # pandas writes such a header for columns without names
     wanted = [first[place] if place < len(first) else "" for place in places]
     if label is None:
-        return all(_is_usual(cell, _TEXT_NAMES + _LABEL_NAMES) for cell in wanted), ""
+        return all(is_usual(cell, _TEXT_NAMES + _LABEL_NAMES) for cell in wanted), ""
     at, cell = places[label], wanted[label]
     if not cell or as_number(cell) is not None or cell in known:
         return False, ""
     texts = [text for number, text in enumerate(wanted) if number != label]
-    usual = _is_usual(cell, _LABEL_NAMES) or (
-        bool(texts) and all(_is_usual(text, _TEXT_NAMES) for text in texts)
+    usual = is_usual(cell, _LABEL_NAMES) or (
+        bool(texts) and all(is_usual(text, _TEXT_NAMES) for text in texts)
     )
     # A header may stand in the middle too, where files were joined.
     others = {
@@ -143,7 +144,8 @@ def _quoted(cell: str) -> str:
     return repr(shortened(cell, 40))
 
 
-def _is_usual(cell: str, names: Sequence[str]) -> bool:
+def is_usual(cell: str, names: Sequence[str]) -> bool:
+    """Whether a cell is one of `names`, however it is spelt."""
     return re.sub(r"[\s-]+", "_", cell.strip().lower()) in names
 
 

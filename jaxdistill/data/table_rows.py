@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from jaxdistill.data.labels import as_number
-from jaxdistill.data.table_text import BOM, Text, plain
+from jaxdistill.data.table_text import BOM, Lines, Text, plain
 from jaxdistill.errors import BadInput, nearest, shortened
 
 QUOTINGS = ("auto", "none", "quoted")
@@ -29,6 +29,11 @@ class Row(NamedTuple):
     cells: list[str]
     fault: str = ""
 
+    @property
+    def full(self) -> bool:
+        """Whether any cell holds more than blanks."""
+        return any(map(str.strip, self.cells))
+
 
 def table_rows(text: Text, separator: str, quoting: str) -> tuple[list[Row], str]:
     """The rows that are not blank, those with faults too; and a notice, or "".
@@ -39,73 +44,109 @@ def table_rows(text: Text, separator: str, quoting: str) -> tuple[list[Row], str
     Raises:
         BadInput: with "auto" the file can be read in both ways.
     """
-    notice = ""
-    raw: Iterable[Row] | None = _raw(text, separator) if quoting == "quoted" else None
-    if quoting == "auto":
-        raw, notice = _recognised(text, separator)
-    if raw is None:
-        return list(_literal(text, separator)), notice
-    return [Row(line, [*map(_unwrapped, cells)], fault) for line, cells, fault in raw], notice
+    quoted, notice = quoting == "quoted", ""
+    if quoting == "auto" and any('"' in line for line in text.lines):
+        quoted, notice = is_quoted(text, separator)
+    return [row for row in read_rows(text, separator, quoted) if row.fault or row.full], notice
 
 
-def _literal(text: Text, separator: str) -> Iterator[Row]:
-    for number, line in enumerate(text.plain_lines(), start=1):
-        cells = line.split(separator)
-        if any(cell.strip() for cell in cells):
-            yield Row(number, cells, _NUL if "\0" in line else "")
+def read_rows(text: Text | Lines, separator: str, quoted: bool) -> Iterator[Row]:
+    """Every row, blank ones too, as its lines are read. After a fault goes on in the next line."""
+    if quoted:
+        for row in _raw(text, separator):
+            yield row._replace(cells=[*map(_unwrapped, row.cells)])
+    else:
+        for number, line in enumerate(text.lines, start=1):
+            yield Row(number, plain(line).split(separator), _NUL if "\0" in line else "")
 
 
-def _raw(text: Text, separator: str) -> Iterator[Row]:
-    """The rows with quoted cells; these still have their marks. After a fault goes on in the next line."""
-    at = scanned = 0
-    while at < len(text.lines):
-        line = text.lines[at]
-        after, fault = at + 1, ""
+class _Ahead:
+    """The lines from the one on where a row begins, read when its cells go on in them."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._rest = iter(lines)
+        self._held: list[str] = []
+        self._begin = self.read = 0
+
+    def at(self, place: int) -> str | None:
+        """The line so many lines after the first one; None after the end."""
+        while self._begin + place >= len(self._held):
+            line = next(self._rest, None)
+            if line is None:
+                return None
+            self._held.append(line)
+            self.read += 1
+        return self._held[self._begin + place]
+
+    @property
+    def left(self) -> int:
+        """How many lines are held."""
+        return len(self._held) - self._begin
+
+    def drop(self, count: int) -> None:
+        self._begin += count
+        if 2 * self._begin >= len(self._held):  # half of them: each line is moved about once
+            del self._held[: self._begin]
+            self._begin = 0
+
+
+def _raw(text: Text | Lines, separator: str) -> Iterator[Row]:
+    """Every row with quoted cells; these still have their marks."""
+    ahead = _Ahead(text.lines)
+    number, scanned = 1, 0
+    while (line := ahead.at(0)) is not None:
+        cells: list[str]
+        taken, fault = 1, ""
         if '"' in line:
-            cells, after, fault = _raw_cells(text, at, separator)
+            cells, taken, fault = _raw_cells(ahead, text.end, separator)
         else:
             cells = plain(line).split(separator)
-        if not fault and any("\0" in line for line in text.lines[at:after]):
+        if not fault and any("\0" in (ahead.at(place) or "") for place in range(taken)):
             fault = _NUL
-        if fault or any(_unwrapped(cell).strip() for cell in cells):
-            yield Row(at + 1, cells, fault)
-        scanned += after - at
-        if scanned > _MOST_SCANS * len(text.lines):
+        yield Row(number, cells, fault)
+        scanned += taken
+        if scanned > _MOST_SCANS * ahead.read:
             raise BadInput(
-                f"{text.shown!r} line {at + 1}: too many quotation marks open a cell and none closes it; "
+                f"{text.shown!r} line {number}: too many quotation marks open a cell and none closes it; "
                 "give quoting=none if cells are not quoted, or mend the file"
             )
-        at = at + 1 if fault else after
+        taken = 1 if fault else taken
+        ahead.drop(taken)
+        number += taken
 
 
-def _raw_cells(text: Text, at: int, separator: str) -> tuple[list[str], int, str]:
-    """The cells of the row that begins with a line, the line after it, and what is wrong with it."""
-    line = text.lines[at].removeprefix(BOM)
+def _raw_cells(ahead: _Ahead, end: str, separator: str) -> tuple[list[str], int, str]:
+    """The cells of the row that begins with the first line, how many lines it has, and what is wrong
+    with it."""
+    line = (ahead.at(0) or "").removeprefix(BOM)
     cells: list[str] = []
-    position = 0
+    position = at = 0
     while True:
         if line.startswith('"', position):
-            cell, line, position, at = _wrapped_cell(text, line, position, at)
-            if at == len(text.lines):
-                return [], at, "opens a cell with a quotation mark that none closes"
+            found = _wrapped_cell(ahead, end, line, position, at)
+            if found is None:
+                return [], ahead.left, "opens a cell with a quotation mark that none closes"
+            cell, line, position, at = found
             cells.append(cell)
             stop = len(line.rstrip("\r"))
             if position < stop and line[position] != separator:
                 return [], at + 1, "has text after the quotation mark that closes a cell"
         else:
             stop = len(line.rstrip("\r"))
-            end = line.find(separator, position, stop)
-            end = stop if end < 0 else end
-            cells.append(line[position:end])
-            position = end
+            mark = line.find(separator, position, stop)
+            mark = stop if mark < 0 else mark
+            cells.append(line[position:mark])
+            position = mark
         if position >= stop:
             return cells, at + 1, ""
         position += 1
 
 
-def _wrapped_cell(text: Text, line: str, begin: int, at: int) -> tuple[str, str, int, int]:
-    """The cell with its marks; the line where it ends, the position after it there, the line's
-    number. That is after the last line if no mark closes the cell."""
+def _wrapped_cell(
+    ahead: _Ahead, end: str, line: str, begin: int, at: int
+) -> tuple[str, str, int, int] | None:
+    """The cell with its marks; the line where it ends, the position after it there, the place of the
+    line. None if no mark closes the cell."""
     parts = ['"']
     position = begin + 1
     while True:
@@ -116,54 +157,67 @@ def _wrapped_cell(text: Text, line: str, begin: int, at: int) -> tuple[str, str,
         if position < len(line):
             return "".join(parts) + '"', line, position + 1, at
         at += 1
-        if at == len(text.lines):
-            return "", line, position, at
-        parts.append(text.end)
-        line, position = text.lines[at], 0
+        following = ahead.at(at)
+        if following is None:
+            return None
+        parts.append(end)
+        line, position = following, 0
 
 
 def _unwrapped(cell: str) -> str:
     return cell[1:-1].replace('""', '"') if cell.startswith('"') else cell
 
 
-def _recognised(text: Text, separator: str) -> tuple[Iterable[Row] | None, str]:
-    """The rows if the file's cells are quoted, with their marks, else None; and a notice.
+def is_quoted(text: Text | Lines, separator: str) -> tuple[bool, str]:
+    """Whether the file's cells are quoted; and a notice, or "".
 
     As quoted counts a file whose quotation marks all wrap cells, doubled inside, into rows of one
     width. If it has one width without quoting too, some mark must be doubled, some cell hold a
-    separator, or all words be wrapped: a sentence may be no more than a quotation."""
-    if not any('"' in line for line in text.lines):
-        return None, ""
-    rows: list[Row] = []
-    for row in _raw(text, separator):
-        loose = any('"' in cell and cell[0] != '"' for cell in row.cells)
-        if loose or (row.fault and row.fault != _NUL):
-            return None, ""
-        rows.append(row)
-    cells = [cell for row in rows for cell in row.cells]
-    wrapped = [cell for cell in cells if cell.startswith('"')]
-    if not wrapped or not _even(rows):
-        return None, ""
-    if not _even(_literal(text, separator)):
-        return rows, ""
-    if any(text.end in cell for cell in wrapped):
-        line = next(row.line for row in rows if any(text.end in cell for cell in row.cells))
+    separator, or all words be wrapped: a sentence may be no more than a quotation.
+
+    Raises:
+        BadInput: it can be read in both ways."""
+    plain_widths: set[int] = set()
+
+    def watched() -> Iterator[str]:
+        for line in text.lines:
+            cells = plain(line).split(separator)
+            if any(map(str.strip, cells)):
+                plain_widths.add(len(cells))
+            yield line
+
+    widths: set[int] = set()
+    first = ""  # wrapped cell
+    two_lines = 0  # the first row that has them
+    surely, bare = False, False  # a mark doubled or a separator wrapped; a word that is not wrapped
+    for row in _raw(Lines(text.shown, watched(), text.end), separator):
+        if row.fault and row.fault != _NUL:
+            return False, ""
+        if not any(_unwrapped(cell).strip() for cell in row.cells):
+            continue
+        widths.add(len(row.cells))
+        for cell in row.cells:
+            if not cell.startswith('"'):
+                if '"' in cell:
+                    return False, ""
+                bare = bare or bool(cell.strip()) and as_number(cell) is None
+                continue
+            first = first or cell
+            surely = surely or '""' in cell[1:-1] or separator in cell
+            two_lines = two_lines or (row.line if text.end in cell else 0)
+    if not first or len(widths) > 1:
+        return False, ""
+    if len(plain_widths) > 1:
+        return True, ""
+    if two_lines:
         raise BadInput(
-            f"{text.shown!r} line {line} begins a row of several lines if its cells are quoted, else one of one line, "
-            "and both may be meant: give quoting=quoted or quoting=none"
+            f"{text.shown!r} line {two_lines} begins a row of several lines if its cells are quoted, else one of one "
+            "line, and both may be meant: give quoting=quoted or quoting=none"
         )
-    words = (cell for cell in cells if cell.strip() and as_number(cell) is None)
-    if any('""' in cell[1:-1] or separator in cell for cell in wrapped) or all(
-        cell[0] == '"' for cell in words
-    ):
-        return rows, ""
-    kept = f"cells of {text.shown!r} in quotation marks keep them, as {shortened(wrapped[0], 40)}"
-    return None, f"{kept}; quoting=quoted takes the marks off"
-
-
-def _even(rows: Iterable[Row]) -> bool:
-    """Whether all have one number of cells."""
-    return len({len(row.cells) for row in rows}) < 2
+    if surely or not bare:
+        return True, ""
+    kept = f"cells of {text.shown!r} in quotation marks keep them, as {shortened(first, 40)}"
+    return False, f"{kept}; quoting=quoted takes the marks off"
 
 
 def usual_width(rows: Sequence[Row]) -> int:
@@ -171,7 +225,7 @@ def usual_width(rows: Sequence[Row]) -> int:
     return Counter(len(row.cells) for row in rows).most_common(1)[0][0]
 
 
-def refuse_single(text: Text, rows: Sequence[Row], separator: str) -> None:
+def refuse_single(shown: str, rows: Sequence[Row], separator: str) -> None:
     """Raises BadInput for a table of one column where more are needed."""
     first = rows[0].cells[0]
     other = next((mark for mark in "\t,;|" if mark != separator and mark in first), "")
@@ -179,7 +233,7 @@ def refuse_single(text: Text, rows: Sequence[Row], separator: str) -> None:
     if first.lstrip().startswith("{"):
         hint = "name it .jsonl if each line is a JSON object"
     raise BadInput(
-        f"{text.shown!r} has a single column where its cells are separated by {separator!r}; line {rows[0].line} is "
+        f"{shown!r} has a single column where its cells are separated by {separator!r}; line {rows[0].line} is "
         f"{shortened(first, 60)!r}: {hint}"
     )
 
@@ -199,8 +253,9 @@ def wrong_width(row: Row, width: int, separator: str) -> str:
     return f"has {given} cell{'s' * (given != 1)}, expected {width}: {why}"
 
 
-def json_rows(text: Text, keys: Sequence[str]) -> list[Row]:
-    """The values of these keys in the objects, one a line.
+def json_rows(text: Text, keys: Sequence[str], optional: Sequence[str] = ()) -> list[Row]:
+    """The values of these keys in the objects, one a line. `optional`: those of the keys that an object
+    may lack, "" then.
 
     Raises:
         BadInput: a key that no object has.
@@ -215,20 +270,30 @@ def json_rows(text: Text, keys: Sequence[str]) -> list[Row]:
             rows.append(Row(number, [], record))
             continue
         present.update(dict.fromkeys(record))
-        cells: list[str] = []
-        fault = ""
-        for key in keys:
-            value, why = _value(record, key)
-            cells.append(value)
-            fault = fault or why
-        rows.append(Row(number, cells, fault))
+        rows.append(_values(record, number, keys, optional))
     for key in keys:
-        if present and key not in present:
+        if present and key not in (*present, *optional):
             raise BadInput(
                 f"{text.shown!r}: no object has the key {shortened(key)!r} (a .jsonl file has no numbered columns): "
                 f"{nearest(key, present)}"
             )
     return rows
+
+
+def json_row(line: str, number: int, keys: Sequence[str]) -> Row:
+    """The values of these keys in the object of a line."""
+    record = _json(line)
+    return Row(number, [], record) if isinstance(record, str) else _values(record, number, keys)
+
+
+def _values(
+    record: dict[str, Any], number: int, keys: Sequence[str], optional: Sequence[str] = ()
+) -> Row:
+    found = [
+        ("", "") if key in optional and record.get(key) is None else _value(record, key)
+        for key in keys
+    ]
+    return Row(number, [value for value, _ in found], next((why for _, why in found if why), ""))
 
 
 class _Number(str):

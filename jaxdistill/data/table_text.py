@@ -1,12 +1,15 @@
-"""A table's file as lines of text: unpacked, decoded and split. Called by columns and labels."""
+"""A table's file as lines of text: unpacked, decoded and split. Called by columns, labels
+and searches."""
 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import dataclasses
 import itertools
 import os
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from etils import epath
 
@@ -15,6 +18,7 @@ from jaxdistill.errors import BadInput
 
 LARGEST_TABLE = 2**31  # bytes of memory, about; some kilobytes of .xz may unpack to gigabytes
 BOM = "\ufeff"
+JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 _LINE_OVERHEAD = 200
 _CHUNK = 2**20
 _BOMS = (  # UTF-32 first: its mark begins as that of UTF-16
@@ -34,9 +38,36 @@ class Text:
     lines: list[str]
     end: str = "\n"
 
+    @property
+    def is_json(self) -> bool:
+        """Whether the file's name says that each line is a JSON object."""
+        return self._name.endswith(JSON_ENDINGS)
+
+    @property
+    def is_csv(self) -> bool:
+        """Whether the file's name says that it is a .csv, whose cells are quoted."""
+        return self._name.endswith(".csv")
+
+    @property
+    def separator(self) -> str:
+        """What usually stands between the cells of such a file."""
+        return "," if self.is_csv else "\t"
+
+    @property
+    def _name(self) -> str:
+        return self.shown.lower().removesuffix(".xz").removesuffix(".gz")
+
     def plain_lines(self) -> list[str]:
         """The lines as one reads them, without byte-order marks."""
         return [plain(line) for line in self.lines]
+
+
+class Lines(NamedTuple):
+    """As a `Text`, but its lines are read as they are asked for, once."""
+
+    shown: str
+    lines: Iterator[str]
+    end: str
 
 
 def plain(line: str) -> str:
@@ -45,10 +76,31 @@ def plain(line: str) -> str:
 
 
 def read_text(path: epath.PathLike) -> Text:
+    """All lines of a file, as `open_lines` has them.
+
+    Raises:
+        BadInput: as `open_lines`; it has more than fits into memory.
+    """
+    lines: list[str] = []
+    size = 0
+    with open_lines(path) as table:
+        for line in table.lines:
+            size += len(line) + _LINE_OVERHEAD
+            if size > LARGEST_TABLE:
+                raise BadInput(
+                    f"task file {table.shown!r} holds more than fits into {LARGEST_TABLE:,} bytes of memory: give a part "
+                    "of it"
+                )
+            lines.append(line)
+    return Text(table.shown, lines, table.end)
+
+
+@contextlib.contextmanager
+def open_lines(path: epath.PathLike) -> Iterator[Lines]:
     """The lines of a file in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark; .xz and .gz unpacked.
 
     Raises:
-        BadInput: no such file; it cannot be read, is no text, or has more than fits into memory.
+        BadInput: no such file; it cannot be read, or is no text.
     """
     file = files.find(path, "task file")
     shown = os.fspath(file)
@@ -56,7 +108,7 @@ def read_text(path: epath.PathLike) -> Text:
         with files.unpacked(file) as stream:
             encoding = _encoding(stream.peek(512)[:512], shown)
             chunks: Iterator[bytes] = iter(lambda: stream.read(_CHUNK), b"")
-            return _split(chunks if encoding == "utf-8" else _in_utf8(chunks, encoding), shown)
+            yield _split(chunks if encoding == "utf-8" else _in_utf8(chunks, encoding), shown)
     except UnicodeDecodeError as error:  # of UTF-16 and UTF-32; see _decoded for UTF-8
         raise BadInput(
             f"{shown!r} begins as {error.encoding} text but is none ({error.reason}): is it cut short? Write it anew"
@@ -80,7 +132,7 @@ def _in_utf8(chunks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
     yield decoder.decode(b"", final=True).encode()
 
 
-def _split(chunks: Iterator[bytes], shown: str) -> Text:
+def _split(chunks: Iterator[bytes], shown: str) -> Lines:
     """The lines end in line feeds, or in carriage returns where the file has no line feed at all."""
     begin: list[bytes] = []
     unbroken = size = 0
@@ -91,16 +143,9 @@ def _split(chunks: Iterator[bytes], shown: str) -> Text:
         if b"\n" in chunk or max(unbroken - text_files.LARGEST_LINE, size - LARGEST_TABLE) > 0:
             break
     end = b"\n" if begin and b"\n" in begin[-1] else b"\r"
-    lines: list[str] = []
-    size = 0
-    for line in _pieces(itertools.chain(begin, chunks), end, shown):
-        size += len(line) + _LINE_OVERHEAD
-        if size > LARGEST_TABLE:
-            raise BadInput(
-                f"task file {shown!r} holds more than fits into {LARGEST_TABLE:,} bytes of memory: give a part of it"
-            )
-        lines.append(_decoded(line, len(lines) + 1, shown))
-    return Text(shown, lines, end.decode())
+    pieces = _pieces(itertools.chain(begin, chunks), end, shown)
+    lines = (_decoded(line, number, shown) for number, line in enumerate(pieces, start=1))
+    return Lines(shown, lines, end.decode())
 
 
 def _pieces(chunks: Iterable[bytes], end: bytes, shown: str) -> Iterator[bytes]:

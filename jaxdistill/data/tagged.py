@@ -157,7 +157,7 @@ def pieces(
         words_cut=cut,
         words_unknown=unknown,
         tags_unseen=0 if tagged.tags is None else sum(int(np.sum(n < 0)) for n in numbers),
-        notices=(*notices, *_notices(length, rows_cut, cut, unknown)),
+        notices=(*notices, *cut_notices(length, rows_cut, cut, unknown)),
     )
 
 
@@ -198,7 +198,8 @@ def _at(firsts: np.ndarray, numbers: np.ndarray, length: int) -> np.ndarray:
     return tags
 
 
-def _notices(length: int, rows_cut: int, words_cut: int, words_unknown: int) -> Iterator[str]:
+def cut_notices(length: int, rows_cut: int, words_cut: int, words_unknown: int) -> Iterator[str]:
+    """What the user should know of rows of at most `length` pieces."""
     if rows_cut:
         yield f"{rows_cut:,} sentences are longer than {length} pieces and were cut between words into several rows"
     if words_cut:

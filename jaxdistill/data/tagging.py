@@ -105,6 +105,7 @@ def tagging(
         labels=names,
         score="tagging" if scheme == "plain" else "entities",
         usual=names.index(counts.most_common(1)[0][0]),
+        decided={"scheme": scheme},
         notices=tuple(dict.fromkeys((*train.notices, *held.notices))),
     )
 

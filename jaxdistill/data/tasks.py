@@ -17,6 +17,7 @@ from jaxdistill.data.glue import GLUE_TASKS
 from jaxdistill.data.intent_slots import intent_slots
 from jaxdistill.data.question_answering import question_answering
 from jaxdistill.data.regression import regression
+from jaxdistill.data.retrieval import retrieval
 from jaxdistill.data.similarity import similarity
 from jaxdistill.data.tagging import tagging
 from jaxdistill.data.text import NAME as TEXT
@@ -37,14 +38,17 @@ TASKS: Table[Task] = Table(
         "intent_slots": intent_slots,
         "question_answering": question_answering,
         "similarity": similarity,
+        "retrieval": retrieval,
         **GLUE_TASKS,
     },
 )
 
 
 def register(task: Task) -> Task:
-    """Adds a kind of task of one's own, under the name of the function; also a decorator. Raises
-    `BadInput` if the name is taken, or a setting is called `kind`."""
+    """Adds a kind of task of one's own, under the name of the function; also a decorator. With settings
+    `source` and `heldout` it has `test` too, and with `x` and `heldout_x` also `test_x`.
+
+    Raises `BadInput` if the name is taken, or a setting is called `kind`."""
     if "kind" in settings_of(task):
         raise BadInput(
             f"task {task.__name__!r}: every section has a setting 'kind'; give the keyword another name"
@@ -114,6 +118,7 @@ def test_of(feed: Feed, section: Any, seed: int) -> Feed | None:
     task, values = TASKS[section.kind], measured_alone(section, "test")
     if feed.labels and "labels" in values:
         values |= {"labels": feed.labels} | ({"label_file": ""} if "label_file" in values else {})
+    values |= feed.decided
     test = task(About(feed.name + TEST, seed), **arguments(task, values))
     return dataclasses.replace(
         test,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxdistill.data.cosines import similarities
 from jaxdistill.data.feeds import Answers, Feed
 from jaxdistill.data.intent_slots import INTENT
 from jaxdistill.evaluation import bootstrap, entities, numbers, retrieval, spans
@@ -38,7 +39,10 @@ def uncertainty(found: Details, feed: Feed) -> str:
 def classes(answers: Answers, feed: Feed) -> tuple[Interval, Details]:
     """`classes`: precision, recall, F1 and support of each; `confusion` [C, C]: true class by answer."""
     labels_N, found_N = answers.truth, np.argmax(answers.found, -1)
-    interval = bootstrap.interval_of_classes(labels_N, found_N, metric_of(feed))
+    true, said, metric = labels_N, found_N, metric_of(feed)
+    if metric == "f1":  # of one class against all else
+        true, said = ((numbers_N == feed.positive).astype(int) for numbers_N in (true, said))
+    interval = bootstrap.interval_of_classes(true, said, metric)
     return interval, _by_class(labels_N, found_N, feed.labels)
 
 
@@ -58,8 +62,15 @@ def regression(answers: Answers, feed: Feed) -> tuple[Interval, Details]:
 def similarity(answers: Answers, feed: Feed) -> tuple[Interval, Details]:
     """The interval of the correlation."""
     first_NxE, second_NxE = answers.found
-    cosines = retrieval.similarities(first_NxE, second_NxE)
+    cosines = similarities(first_NxE, second_NxE)
     return bootstrap.correlation_interval(cosines, answers.truth, metric_of(feed)), {}
+
+
+def searches(answers: Answers, feed: Feed) -> tuple[Interval, Details]:
+    """The interval of the mean over queries; how many `queries` and `documents` there are."""
+    found_Q = retrieval.ranking_per_query(answers.found)[metric_of(feed)]
+    more = {"queries": len(found_Q), "documents": answers.found.documents}
+    return bootstrap.interval_of_mean(found_Q), more
 
 
 def entity_types(answers: Answers, feed: Feed) -> tuple[Interval, Details]:
@@ -119,4 +130,5 @@ DETAILS: dict[str, Callable[[Answers, Feed], tuple[Interval, Details]]] = {
     "intent_slots": frames,
     "spans": questions,
     "similarity": similarity,
+    "retrieval": searches,
 }

@@ -38,9 +38,9 @@ def classification(answers: Answers, feed: Feed) -> Numbers:
 
 
 def binary(answers: Answers, feed: Feed) -> Numbers:
-    """The same of two classes, and `f1`, of the second one, `matthews` and `majority_f1`."""
-    of_two = numbers.binary(answers.found, answers.truth, positive=1)
-    usual = numbers.majority(answers.truth, int(feed.usual), positive=1)
+    """The same of two classes, and `f1`, of the positive one, `matthews` and `majority_f1`."""
+    of_two = numbers.binary(answers.found, answers.truth, feed.positive)
+    usual = numbers.majority(answers.truth, int(feed.usual), feed.positive)
     return {**classification(answers, feed), **of_two, "majority_f1": usual["f1"]}
 
 
@@ -92,6 +92,12 @@ def similarity(answers: Answers, feed: Feed) -> Numbers:
     return retrieval.pair_scores(first_NxE, second_NxE, answers.truth)
 
 
+def searches(answers: Answers, feed: Feed) -> Numbers:
+    """`mrr@10`, `mrr`, `recall@1`, `recall@5`, `recall@10`, means over queries; `random_mrr@10` and
+    `random_recall@10`, of a random order of the documents."""
+    return {**retrieval.ranking_scores(answers.found), **retrieval.random_scores(answers.found)}
+
+
 def spans(answers: Answers, feed: Feed) -> Numbers:
     """`exact` and `f1` as SQuAD's script has them; where questions may be impossible also of both sorts
     apart, of never answering, and the best that a threshold would give."""
@@ -116,6 +122,7 @@ SCORES = Table(
         ),
         "spans": Score(spans, ("f1", "exact")),
         "similarity": Score(similarity, ("spearman", "pearson")),
+        "retrieval": Score(searches, ("mrr@10", "recall@1", "recall@5", "recall@10", "mrr")),
         "regression": Score(regression, ("pearson", "spearman"), ("mse",)),
     },
 )

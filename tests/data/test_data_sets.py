@@ -464,3 +464,21 @@ def test_tfds_soon_says_that_there_is_no_network(data_dir, monkeypatch):
     with refused("TFDS could not download and prepare it: no network"):
         open_table("tfds:glue/sst2:train")
     assert tried[0] < 20 and downloader.MAX_RETRIES == 10
+
+
+def test_pairs_of_a_search_by_name_are_those_of_a_file(sets, tmp_path):
+    pairs = [(f"which {n % 3}", TEXTS[n % 4]) for n in range(8)]
+    rows = [{"query": query, "answer": answer} for query, answer in pairs]
+    sets["nq"] = {"train": ({}, rows)}
+    (tmp_path / "nq.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    where = dict(query_column="query", document_column="answer")
+    found = opened("retrieval", source="hf:nq", **where)
+    assert found.digests == opened("retrieval", source=str(tmp_path / "nq.jsonl"), **where).digests
+    assert found.heldout_rows == 3 and found.tables["heldout"] == "hf:nq"
+    with refused("header='no' would do nothing beside source='hf:nq'"):
+        opened("retrieval", source="hf:nq", header="no", **where)
+    with refused("no column '0'", "by their names"):
+        opened("retrieval", source="hf:nq")
+    rows[2]["answer"] = None
+    with refused("line 3 has None in column 'answer', expected text"):
+        opened("retrieval", source="hf:nq", **where)

@@ -75,3 +75,16 @@ def test_columns_and_values_of_tokens_come_along(tokenizer):
 def test_a_length_without_room_is_refused(tokenizer):
     with pytest.raises(BadInput, match="sequence_length=7: expected 8 or more"):
         encoded.encode(["sal"], None, tokenizer, 7)
+
+
+def test_texts_are_tokenised_some_at_a_time(tokenizer, monkeypatch):
+    texts, pairs = ["bako " * n for n in range(7)], ["sal " * (9 - n // 2) for n in range(7)]
+    once = encoded.encode(texts, pairs, tokenizer, 14)
+    assert 0 < once.truncated < 7
+    for at_once in (1, 3, 7):
+        monkeypatch.setattr(encoded, "_AT_ONCE", at_once)
+        again = encoded.encode(texts, pairs, tokenizer, 14)
+        assert again.truncated == once.truncated
+        for name in ("ids", "begins", "second_begins"):
+            ours, theirs = getattr(again, name), getattr(once, name)
+            assert ours.dtype == theirs.dtype and (ours == theirs).all(), name

@@ -9,6 +9,7 @@ import seqeval.metrics
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from jaxdistill.data.answers import Decoded
+from jaxdistill.data.cosines import rank
 from jaxdistill.data.feeds import Answers, Feed, only
 from jaxdistill.data.intent_slots import Frames
 from jaxdistill.data.squad import Answer, Question, Questions
@@ -65,6 +66,7 @@ EXAMPLES = {
         np.array([0.0, 1.0]),
         np.array([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 2.0]]]),
     ),
+    "retrieval": ([{0}, {1}], rank(np.eye(2), np.eye(2), [{0}, {1}])),
     "regression": (np.array([0.0, 1.0]), np.array([0.5, 0.7])),
     "entities": ([["O", "B-x"]], [["O", "B-x"]]),
     "tagging": ([["N", "V"]], [["N", "N"]]),

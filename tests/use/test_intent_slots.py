@@ -1,6 +1,7 @@
 """Intents and slots as an ordinary task: learnt, evaluated, distilled by soft labels, and read by
 transformers."""
 
+import json
 import pathlib
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from transformers import AutoTokenizer
 from transformers.models.bert.modeling_bert import BertForTokenClassification
 
-from jaxdistill import defaults, interop, run, task_commands
+from jaxdistill import defaults, interop, prediction, run, task_commands
 from jaxdistill.data.tokenizers import train_wordpiece
 from jaxdistill.models import Model, preset
 from tests.interop.tiny import random_params
@@ -115,6 +116,25 @@ def test_transformers_gives_the_same_answers(folder, tuned):
         assert found == f"# found = {intent}"
         right.append(truth == f"# intent = {intent}" and tags == answers)
     assert len(right) == 60 and np.mean(right) == pytest.approx(tuned["heldout"]["frame_accuracy"])
+
+
+def test_predict_tells_intents_and_slots(folder, tuned):
+    """The same answers without labels; a line without words has no intent."""
+    lines = (folder / "valid" / "seq.in").read_text().splitlines()
+    (folder / "words.txt").write_text("\n".join([lines[0], "", *lines[1:]]) + "\n")
+    for name in ("found.tsv", "found.jsonl"):
+        done = prediction.predict(tuned["model"], folder / "words.txt", folder / name)
+        assert done["rows"] == len(lines) + 1
+    rows = [json.loads(line) for line in (folder / "found.jsonl").read_text().splitlines()]
+    assert rows.pop(1) == {"intent": "", "tokens": [], "tags": []}
+    table = (folder / "tuned" / "predictions" / "task" / "model.tsv").read_text()
+    blocks = [block.splitlines() for block in table.strip().split("\n\n")]
+    assert [f"# found = {row['intent']}" for row in rows] == [block[1] for block in blocks]
+    answers = [[line.split("\t")[2] for line in block[2:]] for block in blocks]
+    assert [row["tags"] for row in rows] == answers and len(rows) == 60
+    written = [block.splitlines() for block in (folder / "found.tsv").read_text().split("\n\n")]
+    assert written[0][0] == f"# intent = {rows[0]['intent']}" and written[1] == ["# intent = "]
+    assert written[0][1:] == ["\t".join(pair) for pair in zip(rows[0]["tokens"], rows[0]["tags"])]
 
 
 def test_a_student_learns_both_from_soft_labels_alone(folder, tuned):
