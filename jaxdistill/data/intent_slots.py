@@ -103,8 +103,10 @@ def intent_slots(
         sources = (texts.heldout, texts.heldout_tag_source, texts.heldout_label_source)
         held, _ = _read(sources, texts, scheme)
     number_tags(held.tagged, names, unseen_labels)  # refused before anything is made
-    theirs = _intents(held, names, unseen_labels)
-    ours = theirs if held is train else _intents(train, names)
+    ours = theirs = _intents(held, names, unseen_labels)
+    if held is not train:
+        number_tags(train.tagged, names)
+        ours = _intents(train, names)
     truth = Frames(_spelled(held, theirs.numbers, names), list(map(list, held.tagged.tags or ())))
     cls_weight = intent_weight * sum(map(len, train.tagged.tokens)) / len(train)
 
@@ -167,16 +169,17 @@ def _read(
 
 def _label_names(whole: Utterances, given: Sequence[str]) -> tuple[str, ...]:
     """All labels in the order of their numbers: `given`, or the tags that occur and then the intents."""
-    tags = [name for name in given if not name.startswith(INTENT)]
-    intents = [name.removeprefix(INTENT) for name in given if name.startswith(INTENT)]
-    if given and not (tags and intents):
+    if not given:
+        tags, intents = tag_names(whole.tagged), _number(whole, None).names
+        return (*tags, *(f"{INTENT}{name}" for name in intents))
+    if len({*given}) < len(given):
+        raise BadInput(f"labels are {listed(given)}: give each name once")
+    if len({name.startswith(INTENT) for name in given}) < 2:
         raise BadInput(
             f"labels are {listed(given)}: expected tags and intents, as 'B-artist' and '{INTENT}PlayMusic'; name "
             "both, or leave labels out"
         )
-    tags = list(tag_names(whole.tagged, tags))
-    intents = list(_number(whole, intents or None).names)
-    return tuple(given) or (*tags, *(f"{INTENT}{name}" for name in intents))
+    return tuple(given)
 
 
 def _intents(part: Utterances, names: Sequence[str], unseen: str = "refuse") -> Labels:

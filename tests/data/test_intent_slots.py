@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from jaxdistill import defaults
+from jaxdistill.data import tasks
 from jaxdistill.data.conll import read_conll
 from jaxdistill.data.feeds import ALONE
-from jaxdistill.data.tasks import open_task
 from jaxdistill.data.tokenizers import train_wordpiece
 from jaxdistill.errors import BadInput
 from jaxdistill.objectives.terms import LOSSES
@@ -53,7 +53,7 @@ def opened(source, heldout=None, **settings):
         sequence_length=LENGTH,
         **settings,
     )
-    return open_task("it", section, seed=0)
+    return tasks.open_task("it", section, seed=0)
 
 
 def heldout(feed, tokenizer):
@@ -202,7 +202,15 @@ def test_labels_that_training_lacks_are_refused_or_wrong(tmp_path, tokenizer):
             opened(train, write(tmp_path / "b", [row]))
     feed = opened(train, write(tmp_path / "b", rare), unseen_labels="wrong")
     assert any("'Rare'" in said for said in feed.notices)
+    section = defaults.task("intent_slots", test=str(tmp_path / "b"), sequence_length=LENGTH)
+    with pytest.raises(BadInput, match="is not known"):
+        tasks.test_of(opened(train), section, 0)
+    section.unseen_labels = "wrong"
+    test = tasks.test_of(opened(train), section, 0)
+    assert test.labels == feed.labels and test.usual == feed.usual
     reader, batch = heldout(feed, tokenizer)
+    _, again = heldout(test, tokenizer)
+    np.testing.assert_array_equal(batch["tags"], again["tags"])
     assert batch["tag_weights"][0, 0] == 0 < batch["tag_weights"][1, 0]
     assert any("B-rare" in said for said in reader.notices)
     answers = reader.answers({"logits": np.eye(5)[batch["tags"]]})
@@ -260,6 +268,7 @@ def test_what_cannot_be_used_is_refused(tmp_path):
         (dict(source=f"{source}/seq.in"), "also tag_source and label_source"),
         (dict(source=source, label_source="x"), "leave out tag_source and label_source"),
         (dict(source=source, labels=("O", "B-place")), "expected tags and intents"),
+        (dict(source=source, labels=("O", "intent=Go", "O")), "each name once"),
         (dict(source=source, intent_weight=-1.0), "intent_weight=-1.0"),
     ):
         with pytest.raises(BadInput, match=words):
