@@ -12,9 +12,11 @@ import pytest
 from jaxdistill import cli, conversion, defaults, interop, run, task_commands
 from jaxdistill.configuration import load_config
 from jaxdistill.data import data_sets, tasks
+from jaxdistill.data.feeds import ALONE
 from jaxdistill.data.found_set import Found, Table
 from jaxdistill.data.tokenizers import train_wordpiece
 from jaxdistill.errors import BadInput, TrainingStopped
+from jaxdistill.evaluation.scores import SCORES
 from jaxdistill.models import Model, preset
 from jaxdistill.workdir import lock
 from tests.interop.tiny import SHRUNK, random_params
@@ -592,3 +594,33 @@ def test_test_tags_are_read_as_the_training_tags(tmp_path):
     alone = defaults.task("tagging", source=file, heldout=file, labels=feed.labels)
     guessed = tasks.open_task("it", alone, 0)
     assert guessed.digests["heldout"] != test.digests["test"]
+
+
+@pytest.mark.parametrize("task", ["classification", "tagging"])
+def test_labels_of_test_rows_that_training_lacks(tmp_path, task):
+    """Refused, or wrong answers, as those of held-out rows."""
+    files = {
+        "classification": ("text\tlabel\na b\tyes\nc d\tno\n", "text\tlabel\na\tyes\nq\tmaybe\n"),
+        "tagging": ("Paris B-LOC\nx O\n\nAnna B-PER\n", "Paris B-LOC\nBonn B-ORG\n"),
+    }
+    for name, text in zip(("train", "test"), files[task]):
+        (tmp_path / f"{name}.tsv").write_text(text)
+    columns = {"text_column": "text", "label_column": "label"} if task == "classification" else {}
+    train, test = str(tmp_path / "train.tsv"), str(tmp_path / "test.tsv")
+    section = defaults.task(task, source=train, heldout=train, test=test, **columns)
+    feed = tasks.open_task("it", section, 0)
+    with pytest.raises(BadInput, match="is not known"):
+        tasks.test_of(feed, section, 0)
+    section.unseen_labels = "wrong"
+    found = tasks.test_of(feed, section, 0)
+    assert found.labels == feed.labels
+    tokenizer = train_wordpiece(["Paris Bonn Anna a b c d q x"] * 3, 100)
+    reader = found.read(tokenizer)
+    (batch,) = reader.heldout(4, None, ALONE)
+    logits = np.zeros((2, len(found.labels)) if task == "classification" else (1, 9, 3), np.float32)
+    at = feed.labels.index("yes" if task == "classification" else "B-LOC")
+    logits[..., at] = 1
+    answers = reader.answers({"logits": logits})
+    scores = SCORES[found.score].of(answers, found)
+    name = "accuracy" if task == "classification" else "token_accuracy"
+    assert scores[name] == 0.5 and len(batch["input_ids"]) == 4

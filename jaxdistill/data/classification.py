@@ -42,11 +42,12 @@ def classification(
     all_labels, all_places = (
         [value for part in both for value in getattr(part, name)] for name in ("labels", "places")
     )
-    names = number_labels(all_labels, all_places, what, known).names
+    only_measured = held is train
+    unseen = unseen_labels if only_measured else "refuse"
+    names = number_labels(all_labels, all_places, what, known, unseen=unseen).names
     theirs = number_labels(
         held.labels, held.places, "the held-out rows", names, unseen=unseen_labels
     )
-    only_measured = held is train
     ours = theirs if only_measured else number_labels(train.labels, train.places, what, names)
     counts = np.bincount(ours.numbers[ours.numbers >= 0], minlength=len(ours.names))
     weights = np.ones(len(train), np.float32)

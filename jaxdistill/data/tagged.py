@@ -48,9 +48,9 @@ class Pieces:
         return len(self.ids)
 
 
-def tag_names(tagged: Tagged, given: Sequence[str] = ()) -> tuple[str, ...]:
+def tag_names(tagged: Tagged, given: Sequence[str] = (), unseen: str = "refuse") -> tuple[str, ...]:
     """The tags in the order of their numbers: `given`, as a model's labels, or those that occur, "O"
-    first and then sorted.
+    first and then sorted. `unseen`: as in `number_tags`, what is done about tags that are not given.
 
     Raises:
         BadInput: no tags, one only, a given name twice, or a tag that is not given (file and line).
@@ -59,7 +59,7 @@ def tag_names(tagged: Tagged, given: Sequence[str] = ()) -> tuple[str, ...]:
     if given:
         if twice := [name for name, count in Counter(given).items() if count > 1]:
             raise BadInput(f"tags {listed(twice)} are given twice: give each name once")
-        number_tags(tagged, given)
+        number_tags(tagged, given, unseen)
         return tuple(given)
     names = sorted(set(itertools.chain.from_iterable(tags)), key=lambda tag: (tag != "O", tag))
     if len(names) < 2:

@@ -65,7 +65,8 @@ def tagging(
     whole = _read(texts.source, texts.tag_source, texts)
     train, scheme = with_bio_tags(whole, texts.scheme)
     # Of a file that is parted here both parts tell the tags: a rare one may be in one of them.
-    names = tag_names(train, label_names(labels, label_file) or ())
+    unseen = unseen_labels if texts.heldout == texts.source else "refuse"
+    names = tag_names(train, label_names(labels, label_file) or (), unseen)
     held = train
     if not texts.heldout:
         sentences = [" ".join(words) for words in train.tokens]
@@ -78,7 +79,7 @@ def tagging(
         part: files.digest_of([tagged.digest, names])
         for part, tagged in (("train", train), ("heldout", held))
     }
-    counts = Counter(tag for tags in train.tags or () for tag in tags)
+    counts = Counter(tag for tags in train.tags or () for tag in tags if tag in names)
 
     def read(tokenizer: Any) -> Reader:
         length = rows.sequence_length
@@ -104,7 +105,7 @@ def tagging(
         losses=("tagging",),
         labels=names,
         score="tagging" if scheme == "plain" else "entities",
-        usual=names.index(counts.most_common(1)[0][0]),
+        usual=names.index(counts.most_common(1)[0][0]) if counts else 0,
         decided={"scheme": scheme},
         notices=tuple(dict.fromkeys((*train.notices, *held.notices))),
     )
