@@ -128,15 +128,9 @@ def folder(tmp_path_factory):
     return folder
 
 
-# The others: what the README's test runs too, and the same calls on another recipe, in two
-# processes.
-@pytest.mark.parametrize(
-    "name",
-    [
-        name if name == "quickstart" else pytest.param(name, marks=pytest.mark.slow)
-        for name in NAMES
-    ],
-)
+# By hand: each compiles anew in a process of its own. What they call is tested above, and by the README's test.
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_runs_top_to_bottom(name, folder, monkeypatch):
     monkeypatch.setenv("JAXDISTILL_SMOKE", "1")
     monkeypatch.setenv("JAXDISTILL_SOURCE", str(folder / "text.txt"))

@@ -67,12 +67,12 @@ def _library(source: str) -> Any:
         version = datasets.__version__
     except (ImportError, AttributeError) as error:  # a folder of that name can be imported, too
         raise BadInput(
-            f"source {source!r} needs Hugging Face's datasets: pip install 'jaxdistill[datasets]', or give a file"
+            f"source {source!r} needs Hugging Face's datasets: pip install 'datasets>=4', or give a file"
         ) from error
     if int(version.split(".")[0]) < _OLDEST:
         raise BadInput(
             f"source {source!r} needs datasets {_OLDEST} or later, and {version} is installed: pip install "
-            "'jaxdistill[datasets]', or give a file"
+            "'datasets>=4', or give a file"
         )
     return datasets
 
