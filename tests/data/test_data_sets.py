@@ -327,10 +327,10 @@ def test_a_full_disk_is_no_fault_of_the_network(library, monkeypatch):
 
 
 @pytest.mark.parametrize("version", [None, "3.6.0"])
-def test_without_the_library_or_with_one_that_runs_code_the_extra_is_named(version, monkeypatch):
+def test_without_the_library_or_with_one_that_runs_code_it_is_named(version, monkeypatch):
     old = version and types.SimpleNamespace(__version__=version)
     monkeypatch.setitem(sys.modules, "datasets", old)
-    with refused(r"pip install 'jaxdistill\[datasets\]'"):
+    with refused(r"pip install 'datasets>=4'"):
         open_table("hf:org/one:train")
 
 

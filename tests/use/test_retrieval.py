@@ -261,7 +261,7 @@ def test_only_an_encoder_of_sentences_can_search_and_nothing_learns_it(encoder, 
     assert "has no head 'embedding'" in line
     call = ("finetune", f"--model={encoder}", "--task=retrieval", f"--data={folder}")
     assert cli.main([*call, f"--workdir={tmp_path / 'w'}"]) == 2
-    assert "only measured" in capsys.readouterr().err
+    assert "is evaluated, not learned" in capsys.readouterr().err
 
 
 def recipe(encoder: Path, folder: Path) -> ConfigDict:
