@@ -54,7 +54,7 @@ def finetune(
 
     Returns the scores of the held-out and the test rows and where everything was written: `model/` (a
     folder with the task's head) and the answers to those rows; `warnings` say what makes the result doubtful.
-    AdamW, linear decay, 10 % warm-up, clip 1.0 (as MobileBERT's code fine-tunes). A classifier that the
+    AdamW with bias correction, linear decay, 10 % warm-up, clip 1.0. A classifier that the
     model has for the same labels goes on learning; else the head is new, and a line on standard error
     says why. Called again on the same workdir it resumes, and reports what is finished as it was. Files
     are known by content: they may be moved, but other texts, labels or weights are refused.
