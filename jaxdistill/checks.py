@@ -11,16 +11,17 @@ from jaxdistill.data import prepare, sources, tokenizers
 from jaxdistill.data.feeds import Feed
 from jaxdistill.data.text import NAME as TEXT
 from jaxdistill.defaults import given_folder
-from jaxdistill.errors import BadInput, listed, shortened
+from jaxdistill.errors import BadInput, listed, nearest, shortened
 from jaxdistill.methods.base import Cast, Stage
 from jaxdistill.models import ModelConfig
 from jaxdistill.models.heads import HEADS
 from jaxdistill.models.sizes import parameter_shapes
 from jaxdistill.objectives.needs import Pair
 from jaxdistill.objectives.terms import Term
-from jaxdistill.recipe import Recipe
+from jaxdistill.recipe import NO_FEED, Begin, Recipe
 from jaxdistill.settings import LARGEST_COUNT
 from jaxdistill.students.copying import copied_names
+from jaxdistill.students.layers import shared_names
 from jaxdistill.training import memory, sharding, state
 from jaxdistill.training.programs import abstract_batch
 
@@ -126,9 +127,10 @@ def check_order(recipe: Recipe) -> None:
     there = {name for name, begin in recipe.begins.items() if begin.how == "folder"}
     for stage in recipe.stages:
         begin = recipe.begins[stage.network]
-        if stage.network not in there and begin.how == "copy" and begin.of not in there:
+        if stage.network not in there and begin.needs and begin.of not in there:
+            what = "embeddings and heads" if begin.how == "copy" else "layers"
             raise BadInput(
-                f"stage {stage.name!r}: its network {stage.network!r} starts from the embeddings and heads "
+                f"stage {stage.name!r}: its network {stage.network!r} starts from the {what} "
                 f"of {begin.of!r}, but no earlier stage trains one; set "
                 f"config.networks.{stage.network}.start='random', put a stage of network {begin.of!r} "
                 f"before it in config.order, or set config.networks.{begin.of}.init=FOLDER"
@@ -146,6 +148,27 @@ def check_order(recipe: Recipe) -> None:
                     f"config.networks.{other}.init=FOLDER"
                 )
         there.add(stage.network)
+
+
+def check_ensembles(config: ConfigDict, recipe: Recipe) -> None:
+    """Raises `BadInput` for an ensemble of fewer than two networks of this run, or of networks whose
+    classifiers are not for the same labels."""
+    there = {stage.network for stage in recipe.stages}
+    for name, members in config.ensembles.items():
+        where = f"config.ensembles.{name}={tuple(members)}"
+        if name in recipe.networks or name in NO_FEED:
+            raise BadInput(f"{where}: something else is called {name!r}; give it another name")
+        if len(set(members)) < 2 or len(set(members)) < len(members):
+            raise BadInput(f"{where}: expected two different networks or more")
+        for member in members:
+            if member not in there:
+                raise BadInput(
+                    f"{where}: {member!r} is no network that a stage trains; {nearest(member, there)}"
+                )
+        if len({recipe.labels.get(member) for member in members}) > 1:
+            raise BadInput(
+                f"{where}: their classifiers are for unlike labels; take those of one task"
+            )
 
 
 def check_data(recipe: Recipe, stage: Stage) -> None:
@@ -214,9 +237,9 @@ def check_fit(cast: Cast) -> None:
             )
     others = {name: other.config for name, other in cast.others}
     for term in stage.terms:
-        if term.row.teacher is None or term.stored:
+        if term.row.teacher is None:
             continue
-        theirs = others[term.teacher]
+        theirs = stored_teacher(ours, term) if term.stored else others[term.teacher]
         if term.head and term.head not in theirs.heads:
             raise BadInput(
                 f"stage {stage.name!r} needs the teacher's head {term.head!r} for the loss {term.loss!r}, "
@@ -224,14 +247,28 @@ def check_fit(cast: Cast) -> None:
                 f"config.stages.{stage.name}.{term.row.off or f'{term.loss}=0'} to train without that loss, or "
                 "take another teacher"
             )
-        if term.per_layer:
+        if term.per_layer and not term.stored:
             check_layer_map(stage, term, ours.num_layers, theirs.num_layers)
         pair = Pair(
-            stage.name, stage.network, term.loss, ours, theirs, dict(term.options), term.projection
+            stage.name,
+            stage.network,
+            term.loss,
+            ours,
+            theirs,
+            dict(term.options),
+            term.projection,
+            stage.accumulation,
         )
         for need in term.row.needs:
             if wrong := need(pair):
                 raise BadInput(wrong)
+
+
+def stored_teacher(ours: ModelConfig, term: Term) -> ModelConfig:
+    """The config of a teacher as far as what is stored of it tells, for what a loss needs of it."""
+    if term.row.teacher in ("hidden", "embeddings"):
+        return ours.replace(hidden_size=term.width)
+    return ours
 
 
 def check_layer_map(stage: Stage, term: Term, ours: int, theirs: int) -> None:
@@ -263,6 +300,9 @@ def check_frozen(recipe: Recipe) -> None:
         shapes = parameter_shapes(model.config)
         if stage.network not in set_by:
             set_by[stage.network] = set(state.flatten(shapes)) if begin.how == "folder" else set()
+            if begin.how == "layers":
+                check_layers(stage.network, begin, recipe.networks[begin.of].config.num_layers)
+                set_by[stage.network] |= shared_names(model, recipe.networks[begin.of])
             if begin.how == "copy":
                 copied = copied_names(model, recipe.networks[begin.of])
                 if not copied:
@@ -274,6 +314,16 @@ def check_frozen(recipe: Recipe) -> None:
                 set_by[stage.network] |= copied
         state.check_moves(stage, shapes, set_by[stage.network], model.config.norm)
         set_by[stage.network] |= state.moving_names(stage, shapes)
+
+
+def check_layers(name: str, begin: Begin, there: int) -> None:
+    """Raises `BadInput` unless the network that `name` begins as some layers of has each of them."""
+    for number, layer in enumerate(begin.layers):
+        if not isinstance(layer, int) or not 0 <= layer < there or layer in begin.layers[:number]:
+            raise BadInput(
+                f"config.networks.{name}.layers={begin.layers}: expected different layers of {begin.of!r}, "
+                f"counted from 0 to {there - 1}; given: {layer!r}"
+            )
 
 
 def check_profile(window: tuple[int, ...], longest: int) -> None:

@@ -24,6 +24,7 @@ from ml_collections.config_flags import config_flags
 from jaxdistill import defaults
 from jaxdistill.data import tasks
 from jaxdistill.errors import BadInput, listed, nearest, shortened
+from jaxdistill.evaluation.derived import DERIVED
 from jaxdistill.methods.kinds import KINDS, Kind, check_setting
 from jaxdistill.registry import adds_rows, reading
 
@@ -204,6 +205,7 @@ def _stored(file: epath.Path, variant: str) -> ConfigDict:
         for name, section in values.pop("networks").items():
             section = dict(section)
             begins = {field: section.pop(field) for field in ("init", "start", "of", "like")}
+            begins["layers"] = tuple(section.pop("layers", ()))
             preset = "" if begins["like"] else "bert_base"
             model = _tuples({"heads": section.pop("heads", ()), **section.pop("model", {})})
             config.networks[name] = defaults.network(preset, **begins, **model)
@@ -212,11 +214,11 @@ def _stored(file: epath.Path, variant: str) -> ConfigDict:
             config.stages[name] = defaults.stage(**_tuples(section))
         for name, section in values.pop("feeds", {}).items():
             if "derived" in section:
-                config.feeds[name] = defaults.derived(
-                    section["derived"], section["of"], section["by"]
-                )
+                section = _tuples(section)
+                config.feeds[name] = defaults.derived(section.pop("derived"), **section)
             else:
                 config.feeds[name] = defaults.task(**_tuples(section))
+        config.ensembles.update(_tuples(values.pop("ensembles", {})))
         _fill(config, values, "")
     except (AttributeError, TypeError, ValueError, KeyError) as error:
         raise BadInput(f"config {shown!r} cannot be used: {error}") from error
@@ -258,7 +260,8 @@ def check_fields(config: ConfigDict) -> None:
     for name, section in held.items() if isinstance(held, ConfigDict) else ():
         where = f"config.feeds.{name}"
         if isinstance(section, ConfigDict) and "derived" in section:
-            feeds[name] = _fields_of(defaults.derived("outputs", "", ""))
+            DERIVED.named(section.derived, f"{where}.derived=")
+            feeds[name] = _fields_of(defaults.derived(section.derived, ""))
             continue
         kind = section.get("kind") if isinstance(section, ConfigDict) else None
         if not isinstance(kind, str):
@@ -282,11 +285,10 @@ def check_fields(config: ConfigDict) -> None:
         stages[name] = _fields_of_stage(KINDS.named(kind, f"{where}.kind="))
         for field in section:
             check_setting(kind, field, where)
-    _check_section(
-        config,
-        {**_fields_of_recipe(), "stages": stages, "networks": networks, "feeds": feeds},
-        "config",
-    )
+    held = config.get("ensembles")
+    ensembles = dict.fromkeys(held or (), (tuple, False)) if isinstance(held, ConfigDict) else {}
+    sections = {"stages": stages, "networks": networks, "feeds": feeds, "ensembles": ensembles}
+    _check_section(config, {**_fields_of_recipe(), **sections}, "config")
 
 
 def moved(field: str) -> str:
@@ -358,9 +360,10 @@ def _check_value(value: Any, kind: type, optional: bool, where: str) -> None:
 
 
 def _is_kind(override: str) -> bool:
-    """Whether it sets the kind of a stage."""
+    """Whether it sets the kind of a stage or of a task."""
     section, _, field = override.partition("=")[0].rpartition(".")
-    return field == "kind" and section.startswith("stages.") and section.count(".") == 1
+    where, _, name = section.partition(".")
+    return field == "kind" and where in ("stages", "feeds") and bool(name) and "." not in name
 
 
 def _override(config: ConfigDict, override: str) -> None:
@@ -369,10 +372,11 @@ def _override(config: ConfigDict, override: str) -> None:
     must_exist(config, [override])
     field, _, value = override.partition("=")
     if _is_kind(override):
-        name = field.split(".")[1]
-        where = f"config.stages.{name}"
-        KINDS.named(value, f"{where}.kind=")
-        config.stages[name] = defaults.as_kind(config.stages[name], value, where)
+        part, name, _ = field.split(".")
+        sections, where = config[part], f"config.{part}.{name}"
+        (KINDS if part == "stages" else tasks.TASKS).named(value, f"{where}.kind=")
+        convert = defaults.as_kind if part == "stages" else defaults.as_task
+        sections[name] = convert(sections[name], value, where)
         return
     if isinstance(section := config_flags.GetValue(field, config), ConfigDict):
         raise BadInput(

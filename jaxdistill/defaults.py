@@ -15,7 +15,7 @@ from ml_collections import ConfigDict, config_dict
 
 from jaxdistill.data import tasks
 from jaxdistill.errors import BadInput, listed, nearest, shortened
-from jaxdistill.evaluation.derived import DERIVED
+from jaxdistill.evaluation.derived import default_settings as derived_settings
 from jaxdistill.methods.kinds import check_setting, default_settings
 from jaxdistill.models import preset
 from jaxdistill.models.config import check_fields
@@ -51,6 +51,7 @@ def recipe(name: str) -> ConfigDict:
             },
             "feeds": {},  # labelled tasks: stages read them by name; "text" is what `data` describes
             "networks": {},
+            "ensembles": {},  # NAME = ("first", "second"): networks whose logits are averaged, measured on tasks
             "stages": {},
             "order": ("",)[:0],
             # True: losses in a fraction of the memory, their gradient taken in the forward pass;
@@ -114,11 +115,46 @@ def task(kind: str, **changes: Any) -> ConfigDict:
     return ConfigDict({"kind": kind, **settings, **changes})
 
 
-def derived(kind: str, of: str, by: str) -> ConfigDict:
+def as_task(section: ConfigDict, kind: str, where: str) -> ConfigDict:
+    """The task `section` as one of another kind: it keeps what both have. Raises `BadInput` for a
+    setting that the new kind lacks, unless it is at its default."""
+    settings, before = tasks.default_settings(kind), tasks.default_settings(section.kind)
+    _refuse_lost(section, before, settings, kind, where)
+    # What differs by default, as the length of a row, is the new kind's.
+    kept = {n: section[n] for n in settings if n in before and section[n] != before[n]}
+    return task(kind, **kept)
+
+
+def _refuse_lost(
+    section: ConfigDict,
+    before: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    kind: str,
+    where: str,
+) -> None:
+    for name in before.keys() - settings.keys():
+        if section[name] != before[name]:
+            raise BadInput(
+                f"{where}.kind={kind!r}: {name}={shortened(repr(section[name]))} would do nothing, one of "
+                f"kind {kind!r} has no such setting; leave one of the two out"
+            )
+
+
+def derived(kind: str, of: str, by: str = "", **changes: Any) -> ConfigDict:
     """A feed made of the task `of` and what the network `by` says of its rows, stored once: `kind` is a
-    name in `jaxdistill.evaluation.derived.DERIVED`, as "outputs"."""
-    DERIVED.named(kind)
-    return ConfigDict({"derived": kind, "of": of, "by": by})
+    name in `jaxdistill.evaluation.derived.DERIVED`, as "outputs", with its settings and `changes` to
+    them. Raises `BadInput` for a setting that it does not have."""
+    settings = derived_settings(kind)
+    for name in changes:
+        if name not in settings:
+            raise BadInput(f"derived({kind!r}) has no setting {name!r}; {nearest(name, settings)}")
+    return ConfigDict({"derived": kind, "of": of, "by": by, **settings, **changes})
+
+
+def teacher_outputs(file: str, of: str) -> ConfigDict:
+    """A feed made of the task `of` and what a teacher of any framework says of its rows, from a file as
+    `jaxdistill.evaluation.teacher_file` describes it."""
+    return derived("teacher_outputs", of, file=file)
 
 
 def network(
@@ -129,17 +165,21 @@ def network(
     of: str = "teacher",
     init: str = "",
     heads: Sequence[str] = (),
+    layers: Sequence[int] = (),
     **changes: Any,
 ) -> ConfigDict:
     """One network: the preset's fields with `changes` ("": BERT-base's), or `like` another network of
     the recipe.
 
-    How it begins: from `init`, a folder or Hub id, whose architecture it then has; else by `start`,
-    at "random" or with a "copy" of the embeddings and heads of the network `of`. One that is `like`
-    another and no random start begins from that one's `init`, if it has any. `heads`: those it has,
-    in place of the preset's or the folder's; one that the folder lacks is drawn anew. `vocab_size` 0
-    means the tokenizer's; a classifier has the classes of its task. Raises `BadInput` for a misspelt
-    field."""
+    How it begins: from `init`, a folder or Hub id, whose architecture it then has; else by `start`:
+    at "random", with a "copy" of the embeddings and heads of the network `of`, as "layers" of that, or
+    "like" the network that it is like. One that is `like` another and no random start begins from that
+    one's `init`, if it has any.
+
+    `layers`: of the network that it is `like`, counted from 0; it has so many. `heads`: those it has, in
+    place of the preset's or the folder's, the name of a task for its head; one that the folder lacks is
+    drawn anew. `vocab_size` 0 means the tokenizer's; a classifier has the classes of its task. Raises
+    `BadInput` for a misspelt field."""
     if not (preset_name or like):
         preset_name = "bert_base"  # to be replaced by what `init` holds
     if preset_name and like:
@@ -147,7 +187,8 @@ def network(
             f"network({preset_name!r}, like={like!r}): expected a preset, or like=NAME of another "
             "network of the recipe, not both"
         )
-    begins = {"init": init, "start": start, "of": of, "like": like, "heads": tuple(heads)}
+    begins: dict[str, Any] = {"init": init, "start": start, "of": of, "like": like}
+    begins |= {"layers": tuple(layers), "heads": tuple(heads)}
     check_fields(changes)
     if like:
         if changes:
@@ -182,15 +223,40 @@ def stage(kind: str, network: str, **changes: Any) -> ConfigDict:
 def as_kind(section: ConfigDict, kind: str, where: str) -> ConfigDict:
     """The stage `section` as one of another kind: it keeps what both have. Raises `BadInput` for a
     setting that the new kind lacks, unless it is at its default."""
-    settings, before = default_settings(kind), default_settings(section.kind)
-    for name in before.keys() - settings.keys():
-        if section[name] != before[name]:
-            raise BadInput(
-                f"{where}.kind={kind!r}: {name}={shortened(repr(section[name]))} would do nothing, a "
-                f"stage of kind {kind!r} has no such setting; leave one of the two out"
-            )
+    settings = default_settings(kind)
+    _refuse_lost(section, default_settings(section.kind), settings, kind, where)
     kept = {name: section[name] for name in settings if name in section}
     return stage(kind, section.network, **kept)
+
+
+# How a recipe of task-specific distillation learns, its rate apart.
+LEARNING: Mapping[str, Any] = dict(
+    feed="task",
+    epochs=3.0,
+    batch_size=32,
+    optimizer="adamw",
+    bias_correction=True,
+    warmup_ratio=0.1,
+    dropout=True,
+)
+
+
+def task_recipe(name: str) -> ConfigDict:
+    """A recipe whose `teacher` is fine-tuned on the task `task`, and with a `student` for which a method
+    adds stages before `alone`: the same student that sees the true labels alone.
+
+    The task is the one made of the installed documentation, the networks are small and begin at random;
+    `config.feeds.task` and `config.networks.teacher.init` say what else."""
+    config = recipe(name)
+    config.feeds.task = task("classification", source="default", sequence_length=128)
+    wide: dict[str, Any] = dict(num_layers=4, hidden_size=128, num_heads=4, intermediate_size=512)
+    thin: dict[str, Any] = dict(num_layers=2, hidden_size=64, num_heads=2, intermediate_size=256)
+    config.networks.teacher = network("bert_base", heads=("task",), **wide)
+    config.networks.student = network("bert_base", heads=("task",), **thin)
+    config.networks.alone = network(like="student")
+    config.stages.finetune = stage("finetune", "teacher", learning_rate=1e-4, **LEARNING)
+    config.stages.alone = stage("finetune", "alone", baseline=True, learning_rate=3e-4, **LEARNING)
+    return config
 
 
 def smoke(config: ConfigDict) -> ConfigDict:

@@ -7,9 +7,10 @@ import functools
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -50,6 +51,11 @@ class Measure:
         )
         self.fitted, self.bound, self.mesh = start.fitted, start.bound, start.mesh
         self.readers, self.networks, self.pages = readers, networks, pages
+        self.ensembles = {
+            name: tuple(members)
+            for name, members in self.config.ensembles.items()
+            if set(members) <= networks.keys()
+        }
 
     def reported(self) -> dict[str, Any] | None:
         """What `results.json` holds, if it is of just these networks and stages, measured as the
@@ -61,6 +67,7 @@ class Measure:
             measured == {name: digest(params) for name, params in self.networks.items()}
             and (found.get("stages") or {}).keys() == self.pages.keys()
             and found.get("evaluation") == measured_as(self.config)
+            and (found.get("ensembles") or {}).keys() == self.ensembles.keys()
             and found.get("inputs") == self.bound.whole
             and all({*self._feeds_of(name)} <= row.keys() for name, row in rows.items())
             and all(
@@ -97,6 +104,7 @@ class Measure:
             "config_name": config.name,
             "seed": config.seed,
             "networks": networks,
+            **({"ensembles": together} if (together := self._measured_together()) else {}),
             "stages": self._stage_rows(),
             **({} if self.read.corpus is None else {"corpus": self.read.corpus.describe(config)}),
             **({"tasks": tasks} if (tasks := self._task_rows()) else {}),
@@ -127,14 +135,24 @@ class Measure:
         """Scores of a network by the tasks that its classifier is for; its answers are written."""
         found: dict[str, dict[str, float]] = {}
         for feed in self.tasks_of(name):
-            model, params = self.recipe.networks[name], self.networks[name]
-            found[feed.name], answers = score_of(feed, model, params, self.readers, self.mesh)
+            own = [(self.recipe.networks[name], self.networks[name])]
+            found[feed.name], answers = score_of(feed, own, self.readers, self.mesh)
             more = details(answers, feed)
             if (said := uncertainty(more, feed)) and hosts.first():
                 print(f"jaxdistill: network {name!r} on {feed.name!r}: {said}", file=sys.stderr)
             files = {**answers.files, "details.json": json.dumps(report.plain(more), indent=2)}
             write = self.folder.write_predictions
             hosts.together(functools.partial(write, feed.name, name, files))
+        return found
+
+    def _measured_together(self) -> dict[str, dict[str, Any]]:
+        """Scores of every ensemble: of the mean of its networks' logits."""
+        found: dict[str, dict[str, Any]] = {}
+        for name, members in self.ensembles.items():
+            found[name] = {"networks": list(members)}
+            for feed in self.tasks_of(members[0]):
+                each = [(self.recipe.networks[m], self.networks[m]) for m in members]
+                found[name][feed.name], _ = score_of(feed, each, self.readers, self.mesh)
         return found
 
     def tasks_of(self, name: str) -> list[Feed]:
@@ -221,13 +239,17 @@ def _not_finite(value: Any) -> bool:
 
 
 def score_of(
-    feed: Feed, model: Model, params: Params, readers: Readers, mesh: Mesh
+    feed: Feed, networks: Sequence[tuple[Model, Params]], readers: Readers, mesh: Mesh
 ) -> tuple[dict[str, float], Answers]:
-    """(score, answers) of a network on all held-out rows of a task."""
+    """(score, answers) of a network on all held-out rows of a task, or of the mean of several."""
     reader = readers.reader(feed.name)
     assert reader.answers is not None
-    rows = readers.heldout(feed.name, WHOLE)
-    answers = reader.answers(predict(model, params, rows, feed.head, mesh))
+    each = [
+        predict(model, params, readers.heldout(feed.name, WHOLE), feed.head, mesh)
+        for model, params in networks
+    ]
+    outputs = {name: np.mean([of[name] for of in each], axis=0) for name in each[0]}
+    answers = reader.answers(outputs)
     return SCORES[feed.score].of(answers, feed), answers
 
 

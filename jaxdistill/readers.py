@@ -13,10 +13,9 @@ from jaxdistill.data.feeds import Batch, Order, Reader, Rows, Share
 from jaxdistill.data.rows import evaluation_batches, mean_length
 from jaxdistill.data.tasks import TEST
 from jaxdistill.errors import BadInput
-from jaxdistill.evaluation import derived
+from jaxdistill.evaluation import derived, stored
 from jaxdistill.methods.base import Stage
 from jaxdistill.models import Params
-from jaxdistill.models.heads import HEADS
 from jaxdistill.startup import Start
 from jaxdistill.training import hosts
 from jaxdistill.training.progress import Progress
@@ -85,25 +84,23 @@ class Readers:
                 self._derived(feed, part, rows, base.parts.order)
                 for part, rows in (("train", base.parts.train), ("heldout", base.parts.heldout))
             )
-            by_token = HEADS[self.recipe.feeds[feed].head].reads == "tokens"
-            self.readers[feed] = derived.reader(base, (train, held), by_token)
+            self.readers[feed] = derived.reader(base, train, held)
         return self.readers[feed]
 
-    def _derived(self, feed: str, part: str, rows: Rows, order: Order) -> derived.Arrays:
+    def _derived(self, feed: str, part: str, rows: Rows, order: Order) -> stored.Fetch:
         """What a derived feed adds to the rows of a part: as this run has stored it, or made now."""
         made = self.recipe.derived[feed]
-        base, model = self.recipe.feeds[made.of], self.recipe.networks[made.by]
-        of = [made.kind, self.bound.digest(made.of), self.origins[made.by]["sha256"]]
-        name = f"{feed}-{part}-{files.digest_of([*of, model.config.dtype])[:12]}"
-        found = self.folder.read_derived(name)
-        if not hosts.largest(int(found is None)):  # made by all processes, or by none
-            assert found is not None
-            return found
-        derivation = derived.DERIVED[made.kind](base, model)
-        batch_size, params = self.config.evaluation.batch_size, self.networks[made.by]
-        with Progress(None, f"making {feed} ({part})", unit="rows") as bar:
-            batches = evaluation_batches(rows, order, batch_size, self.share)
-            arrays = derivation.make(params, batches, self.mesh)
-            bar.update(rows.number)
-        hosts.together(lambda: self.folder.write_derived(name, arrays))
-        return arrays
+        base, model = self.recipe.feeds[made.of], self.recipe.networks.get(made.by)
+        found, path = made.derivation(base, model), self.folder.derived(feed, part)
+        teacher = self.origins[made.by]["sha256"] if made.by else ""
+        of = [made.kind, *made.settings, self.bound.digest(made.of), teacher, found.digest]
+        fingerprint = files.digest_of([*of, base.length])
+        held = stored.there(path, found.layout, rows.number, fingerprint)
+        if hosts.largest(int(not held)):  # made by all processes, or by none
+            batch_size, params = self.config.evaluation.batch_size, self.networks.get(made.by, {})
+            with Progress(None, f"making {feed} ({part})", unit="rows") as bar:
+                batches = evaluation_batches(rows, order, batch_size, self.share)
+                parts = found.make(params, rows, batches, self.mesh)
+                hosts.together(lambda: derived.store(path, found, parts, rows.number, fingerprint))
+                bar.update(rows.number)
+        return stored.read(path, found.layout, rows.lengths)

@@ -18,11 +18,17 @@ NO_FEED = ("heads", "parameters", "rows", "seconds", "sha256", "steps")
 
 @dataclasses.dataclass(frozen=True)
 class Begin:
-    """How a network begins: "random", a "copy" of what it can take over of the network `of`, or from
-    the "folder" given for `of`, which may be itself."""
+    """How a network begins: "random", a "copy" of what it can take over of the network `of`, as some
+    "layers" of that, or from the "folder" given for `of`, which may be itself."""
 
     how: str
     of: str = ""
+    layers: tuple[int, ...] = ()
+
+    @property
+    def needs(self) -> str:
+        """The network that must be there before; "" if none."""
+        return self.of if self.how in ("copy", "layers") else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +59,7 @@ class Recipe:
         """The networks that the stage's result depends on beside its own: those that its terms read,
         and those that made its feeds."""
         makers = [self.derived[feed].by for feed in stage.feeds if feed in self.derived]
-        return tuple(dict.fromkeys((*stage.teachers, *makers)))
+        return tuple(dict.fromkeys((*stage.teachers, *filter(None, makers))))
 
     def cast(self, stage: Stage) -> Cast:
         """The stage and its networks."""
@@ -62,6 +68,5 @@ class Recipe:
 
     def sources(self, stage: Stage) -> set[str]:
         """The networks that must be there before `stage`, beside its own: those it reads, and what
-        its own begins with a copy of."""
-        begin = self.begins[stage.network]
-        return {*self.teachers(stage), *((begin.of,) if begin.how == "copy" else ())}
+        its own begins with a copy or layers of."""
+        return {*self.teachers(stage), self.begins[stage.network].needs} - {""}

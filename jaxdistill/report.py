@@ -82,9 +82,8 @@ def format_table(results: Mapping[str, Any]) -> str:
         }
         blocks.append(_table("held-out text" if _losses(results) else "network", rows, _COLUMNS))
     for task in results.get("tasks") or {}:
-        rows = {
-            NETWORKS.get(name, name): row[task] for name, row in networks.items() if task in row
-        }
+        every = {**networks, **(results.get("ensembles") or {})}
+        rows = {NETWORKS.get(name, name): row[task] for name, row in every.items() if task in row}
         if rows:
             blocks.append(_table(f"held-out {task}", rows, _score_columns(rows)))
     stages = results.get("stages") or {}

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from jaxdistill.checks import (
     check_data,
+    check_ensembles,
     check_fit,
     check_frozen,
     check_measured,
@@ -27,7 +28,7 @@ from jaxdistill.checks import (
 from jaxdistill.data.feeds import MANY, Feed
 from jaxdistill.data.tasks import TEST
 from jaxdistill.errors import BadInput, listed, nearest
-from jaxdistill.evaluation.derived import DERIVED, Derived, outlined
+from jaxdistill.evaluation.derived import DERIVED, Derived, default_settings, outlined
 from jaxdistill.evaluation.scores import SCORES
 from jaxdistill.methods.base import Cast, Stage
 from jaxdistill.methods.kinds import build
@@ -35,11 +36,11 @@ from jaxdistill.models import Model, ModelConfig
 from jaxdistill.models.heads import HEADS
 from jaxdistill.objectives.terms import BATCH
 from jaxdistill.recipe import NO_FEED, Begin, Recipe
-from jaxdistill.settings import LARGEST_COUNT
+from jaxdistill.settings import LARGEST_COUNT, check
 from jaxdistill.training import programs, sharding
 from jaxdistill.training.programs import abstract_batch
 
-STARTS = ("copy", "random")
+STARTS = ("copy", "layers", "like", "random")
 
 
 def model_config(section: ConfigDict, vocab_size: int, rows: int = 0) -> ModelConfig:
@@ -70,6 +71,7 @@ def resolve(
 
     `vocab_size`: of the tokenizer; `feeds`: those that stages name, perhaps as known before they are
     read; `loaded`: networks given by a folder."""
+    config = with_task_heads(config, feeds)
     order, derived = active_order(config), derived_feeds(config, feeds)
     for task in feeds.values():
         if task.head:  # its score is taken at the very end
@@ -86,7 +88,8 @@ def resolve(
     def build_network(name: str) -> Model:
         section = config.networks[name]
         if section.like:
-            return with_heads(build_network(section.like), section)
+            model = with_heads(build_network(section.like), section)
+            return with_depth(model, len(section.layers)) if section.layers else model
         if name in loaded:
             return with_heads(_in_its_dtypes(loaded[name], section), section)
         return Model(model_config(section, vocab_size, rows))
@@ -101,23 +104,29 @@ def resolve(
             check_feed(feeds, section.best_on, f"config.stages.{name}.best_on")
         model = networks.setdefault(section.network, build_network(section.network))
         reads = feeds[section.feed]
-        stage = build_stage(name, section, reads.rows, model.config.num_layers, reads.losses)
+        shape = model.config.num_layers, model.config.num_heads
+        stage = build_stage(name, section, reads.rows, *shape, reads.losses)
         stage = with_direction(stage, feeds)
-        copied = begins[section.network]
-        for other in (*stage.teachers, *((copied.of,) if copied.how == "copy" else ())):
+        copied = begins[section.network].needs
+        for other in (*stage.teachers, *((copied,) if copied else ())):
             check_network(config, other, f"config.stages.{name}.teacher")
             networks.setdefault(other, build_network(other))
         for feed in set(stage.feeds) & derived.keys():
-            networks.setdefault(derived[feed].by, build_network(derived[feed].by))
+            if by := derived[feed].by:
+                networks.setdefault(by, build_network(by))
         stages.append(stage)
     labels = labels_of(stages, feeds, derived)
     for name, classes in labels.items():
         networks[name] = with_labels(networks[name], classes)
     feeds |= {
-        name: outlined(name, d, feeds[d.of], networks[d.by])
+        name: outlined(name, d, feeds[d.of], networks.get(d.by))
         for name, d in derived.items()
-        if d.by in networks
+        if not d.by or d.by in networks
     }
+    stages = [
+        with_stored(stage, feeds[stage.feed], _layers_stored(stage, derived, feeds, networks))
+        for stage in stages
+    ]
     first = first_examples(stages)
     recipe = Recipe(networks, begins, tuple(stages), feeds, labels, derived, first, {})
     check_order(recipe)
@@ -126,6 +135,7 @@ def resolve(
         check_fit(recipe.cast(stage))
         sharding.check_batch(mesh, stage.name, stage.batch_size, stage.accumulation)
     check_measured(recipe)
+    check_ensembles(config, recipe)
     for name, model in networks.items():
         sharding.check_model(mesh, model, name)
     check_frozen(recipe)
@@ -140,11 +150,32 @@ def resolve(
     return dataclasses.replace(recipe, stages=tuple(stages), maps=maps)
 
 
+def with_task_heads(config: ConfigDict, feeds: Mapping[str, Feed]) -> ConfigDict:
+    """The recipe with the head of a task wherever a network's `heads` name the task."""
+    tasks = {name: feed.head for name, feed in feeds.items() if feed.head and name not in HEADS}
+    found = {
+        name: tuple(tasks.get(head, head) for head in section.heads)
+        for name, section in config.networks.items()
+        if tasks.keys() & set(section.heads)
+    }
+    if not found:
+        return config
+    config = ConfigDict(config.copy_and_resolve_references())
+    for name, heads in found.items():
+        config.networks[name].heads = heads
+    return config
+
+
 def with_heads(model: Model, section: ConfigDict) -> Model:
     """`model` with the heads that its section names, if it names any."""
     if not section.heads:
         return model
     return dataclasses.replace(model, config=model.config.replace(heads=tuple(section.heads)))
+
+
+def with_depth(model: Model, num_layers: int) -> Model:
+    """The same network with another number of layers."""
+    return dataclasses.replace(model, config=model.config.replace(num_layers=num_layers))
 
 
 def with_labels(model: Model, labels: Sequence[str]) -> Model:
@@ -172,9 +203,13 @@ def derived_feeds(config: ConfigDict, feeds: Mapping[str, Feed]) -> dict[str, De
             raise BadInput(
                 f"{where}.of={section.of!r} is no task of this recipe; {nearest(section.of, tasks)}"
             )
-        check_network(config, section.by, f"{where}.by")
+        settings = default_settings(section.derived)
+        if section.by or section.derived == "outputs":
+            check_network(config, section.by, f"{where}.by")
+        check(DERIVED[section.derived], section, where)
         if section.of in feeds:
-            found[name] = Derived(section.derived, section.of, section.by)
+            values = tuple((name, section[name]) for name in settings)
+            found[name] = Derived(section.derived, section.of, section.by, values)
     return found
 
 
@@ -192,7 +227,8 @@ def labels_of(
             if feeds[stage.feed].head in stage.heads(name)
         ]
         read += [(None, feeds[stage.until.feed])] if stage.until is not None else []
-        read += [(derived[name].by, feeds[name]) for name in stage.feeds if name in derived]
+        makers = {name: derived[name].by for name in stage.feeds if name in derived}
+        read += [(by, feeds[name]) for name, by in makers.items() if by]
         for name, feed in ((name or stage.network, feed) for name, feed in read if by_label(feed)):
             if found.setdefault(name, feed.labels) != feed.labels:
                 raise BadInput(
@@ -207,6 +243,42 @@ def labels_of(
 def by_label(feed: Feed) -> bool:
     """Whether a feed is a task whose head has a number for each of its labels."""
     return bool(feed.head) and HEADS[feed.head].by_label
+
+
+def _layers_stored(
+    stage: Stage,
+    derived: Mapping[str, Derived],
+    feeds: Mapping[str, Feed],
+    networks: Mapping[str, Model],
+) -> tuple[int, ...]:
+    """The layers of a teacher whose taps the feed of a stage holds."""
+    if stage.feed not in derived or not any(term.stored for term in stage.terms):
+        return ()
+    found = derived[stage.feed]
+    return found.derivation(feeds[found.of], networks.get(found.by)).layers
+
+
+def with_stored(stage: Stage, feed: Feed, layers: tuple[int, ...]) -> Stage:
+    """The stage with its terms on stored taps as the feed has them: the teacher's width, and places
+    among the stored `layers` in place of the teacher's layers. Raises `BadInput` for a layer that is not stored."""
+    terms = []
+    for term in stage.terms:
+        if term.stored in feed.row and not term.head:
+            shape = feed.row[term.stored].shape
+            layer_map = term.layer_map
+            if term.per_layer:
+                wanted = layer_map if layer_map is not None else tuple(range(len(layers)))
+                for layer in wanted:
+                    if layer >= 0 and layer not in layers:
+                        raise BadInput(
+                            f"config.stages.{stage.name}: the loss {term.loss!r} follows layer {layer} of the "
+                            f"teacher, but {feed.name!r} holds the layers {listed(layers)}; name it in "
+                            f"config.feeds.{feed.name}.layers"
+                        )
+                layer_map = tuple(layers.index(at) if at >= 0 else -1 for at in wanted)
+            term = dataclasses.replace(term, layer_map=layer_map, width=shape[-1])
+        terms.append(term)
+    return dataclasses.replace(stage, terms=tuple(terms))
 
 
 def with_direction(stage: Stage, feeds: Mapping[str, Feed]) -> Stage:
@@ -296,9 +368,34 @@ def how_it_begins(config: ConfigDict, name: str) -> Begin:
                 f"{where}.init={section.init!r} has an architecture of its own, but like="
                 f"{section.like!r} names another; leave one of the two out"
             )
+    layers = tuple(section.layers)
+    if not section.like and (layers or section.start == "layers"):
+        what = f"layers={layers}" if layers else "start='layers'"
+        raise BadInput(
+            f"{where}.{what}: a network of some layers needs like=NAME of the network whose they are"
+        )
+    if section.start == "layers" and not layers:
+        raise BadInput(
+            f"{where}.start='layers': say which of {section.like!r} it begins as, counted from 0, as "
+            f"{where}.layers=(0, 2, 4)"
+        )
     if section.init:
         return Begin("folder", name)
-    if section.like and section.start != "random" and config.networks[section.like].init:
+    if section.start == "like":
+        if not section.like:
+            raise BadInput(
+                f"{where}.start='like' needs like=NAME, of the network that it begins as"
+            )
+        return how_it_begins(config, section.like)
+    if section.start == "layers":
+        check_network(config, section.of, f"{where}.of")
+        return Begin("layers", section.of, layers)
+    if (
+        section.like
+        and not layers
+        and section.start != "random"
+        and config.networks[section.like].init
+    ):
         return Begin("folder", section.like)
     if section.start == "random":
         return Begin("random")
@@ -362,10 +459,15 @@ def main_network(config: ConfigDict) -> str:
 
 
 def build_stage(
-    name: str, section: ConfigDict, num_records: int, num_layers: int, losses: tuple[str, ...] = ()
+    name: str,
+    section: ConfigDict,
+    num_records: int,
+    num_layers: int,
+    num_heads: int = 1,
+    losses: tuple[str, ...] = (),
 ) -> Stage:
-    """The section as a `Stage`, its length in steps, for a network of `num_layers`; `losses`: those of
-    the task that it reads."""
+    """The section as a `Stage`, its length in steps, for a network of `num_layers` with `num_heads`;
+    `losses`: those of the task that it reads."""
     lengths = {field: section[field] for field in ("steps", "examples", "epochs") if section[field]}
     if len(lengths) != 1 or not 0 < min(lengths.values()) < math.inf:
         raise BadInput(
@@ -384,7 +486,7 @@ def build_stage(
                 f"config.stages.{name}: {listed(f'{field}={value}' for field, value in lengths.items())} are "
                 f"{shown} steps of {section.batch_size} rows; expected at most {LARGEST_COUNT:,}"
             )
-    return build(name, settings, num_layers, losses)
+    return build(name, settings, num_layers, losses, num_heads)
 
 
 def trace(recipe: Recipe, stage: Stage, mesh: Mesh) -> Any:

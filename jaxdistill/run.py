@@ -33,12 +33,13 @@ from jaxdistill.models import Model, Params
 from jaxdistill.models.encoder import in_compute_dtype
 from jaxdistill.models.parameters import digest
 from jaxdistill.models.sizes import parameter_shapes
-from jaxdistill.objectives import projections
+from jaxdistill.objectives import projections, ramps
 from jaxdistill.readers import Readers
 from jaxdistill.recipe import TEACHER
 from jaxdistill.resolve import main_network, stage_seed
 from jaxdistill.startup import Start
 from jaxdistill.students.copying import copy_embeddings_and_heads, random_start
+from jaxdistill.students.layers import copy_layers
 from jaxdistill.training import hosts, loop, programs, sharding, state
 from jaxdistill.training.checkpoints import Checkpoints, checksums, disk_errors
 from jaxdistill.training.interruption import StopRequest
@@ -102,13 +103,19 @@ class Run:
             start.mesh,
         )
         self.fitted, self.bound, self.wanted = start.fitted, start.bound, start.wanted
+        moved = {stage.network for stage in self.recipe.stages}
         self.networks: Networks = {
-            name: self._whole(name) for name in self.fitted if self.config.networks[name].init
+            name: self._whole(name)
+            for name in self.fitted
+            if self.config.networks[name].init or name not in moved
         }
         self.pages: dict[str, dict[str, Any]] = {}
         # Of each network there is: where it is, and its digest.
         self.origins: dict[str, dict[str, str]] = {
-            name: {"path": self.config.networks[name].init, "sha256": digest(params)}
+            name: {
+                "path": self.config.networks[self.recipe.begins[name].of].init,
+                "sha256": digest(params),
+            }
             for name, params in self.networks.items()
         }
         self.readers = Readers(start, self.networks, self.origins)
@@ -321,6 +328,8 @@ class Run:
         if begin.how == "copy":
             other = self.recipe.networks[begin.of]
             params, _ = copy_embeddings_and_heads(model, params, other, self.networks[begin.of])
+        if begin.how == "layers":
+            params = copy_layers(params, self.networks[begin.of], begin.layers)
         return params
 
     def _say_heads(self, name: str) -> None:
@@ -359,7 +368,7 @@ class Run:
         return [
             {
                 "stage": s.name,
-                "begins": [begin.how, begin.of],
+                "begins": [begin.how, begin.of, *begin.layers],
                 **json.loads(json.dumps(self.config.stages[s.name].to_dict())),
                 **self._chosen_by(s),
             }
@@ -400,7 +409,7 @@ class Run:
             feed = self.recipe.feeds[until.feed]
 
             def score(layer: int, params: Params) -> dict[str, float]:
-                return score_of(feed, cast.model, params, self.readers, self.mesh)[0]
+                return score_of(feed, [(cast.model, params)], self.readers, self.mesh)[0]
 
             return score
         stage, losses = cast.stage, programs.compile_losses(cast)
@@ -418,7 +427,10 @@ class Run:
                         name: total.get(name, 0.0) + float(value) for name, value in part.items()
                     }
             raw = {name: sums[name] / counts[name] for name in sums}
-            return {"loss": sum(term.weight * raw[term.name] for term in stage.terms), **raw}
+            return {
+                "loss": sum(ramps.at(term.weight, None) * raw[term.name] for term in stage.terms),
+                **raw,
+            }
 
         return evaluate
 

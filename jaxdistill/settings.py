@@ -72,7 +72,14 @@ class OffOrAtLeast:
         return "" if fits else f"; expected {self.expected}"
 
 
-Weight = Annotated[float, Within(0, _LARGEST_FLOAT, "a finite number, 0 or more")]
+class MayRamp:
+    """Marks a setting of a stage that may change while it goes on (`methods.settings.Common.ramps`)."""
+
+    def wrong(self, value: Any) -> str:
+        return ""
+
+
+Weight = Annotated[float, Within(0, _LARGEST_FLOAT, "a finite number, 0 or more"), MayRamp()]
 Count = Annotated[int, Within(1, LARGEST_COUNT)]
 CountOrZero = Annotated[int, Within(0, LARGEST_COUNT)]
 
@@ -84,6 +91,10 @@ class Setting:
     default: Any
     type: type
     checks: tuple[Any, ...] = ()
+
+    @property
+    def may_ramp(self) -> bool:
+        return any(isinstance(check, MayRamp) for check in self.checks)
 
     def wrong(self, value: Any) -> str:
         """What a message says after `value`; "" if it fits."""

@@ -30,7 +30,7 @@ from jaxdistill.inputs import Corpus, Read
 from jaxdistill.methods.base import Stage
 from jaxdistill.models.sizes import tap_shapes
 from jaxdistill.recipe import Recipe
-from jaxdistill.resolve import how_it_begins, main_network, resolve, trace
+from jaxdistill.resolve import how_it_begins, main_network, resolve, trace, with_task_heads
 from jaxdistill.training import hosts, sharding
 from jaxdistill.workdir import DONE, Workdir, begun, check, claim, lock, read_page
 
@@ -85,7 +85,7 @@ def check_before(
     for name in config.networks:
         how_it_begins(config, name)
     feeds = inputs.outline(config)
-    loaded = load_networks(config)
+    loaded = load_networks(with_task_heads(config, feeds))
     models = {name: found.model for name, found in loaded.items()}
     check(path, config.to_dict())  # before what its run is bound to is compared with the recipe's
     tokenizer = inputs.known_tokenizer(config, path)

@@ -23,7 +23,6 @@ import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -31,7 +30,7 @@ from jaxdistill import defaults, remote
 from jaxdistill.data.files import write_whole
 from jaxdistill.data.tokenizers import save_tokenizer
 from jaxdistill.errors import BadInput
-from jaxdistill.interop import hf_torch, own_format
+from jaxdistill.interop import own_format
 from jaxdistill.models import Model, Params
 from jaxdistill.models.parameters import digest
 from jaxdistill.training import hosts
@@ -156,24 +155,9 @@ class Workdir:
             for ending, text in files.items():
                 write_whole(folder / f"{network}.{ending}", text)
 
-    def read_derived(self, name: str) -> dict[str, np.ndarray] | None:
-        """The stored arrays of a derived feed; None if there are none, or none that can be read."""
-        file = self.path / "derived" / f"{name}.safetensors"
-        try:
-            return hf_torch.read_file(file) if file.exists() else None
-        except BadInput:  # they are made again
-            return None
-
-    def write_derived(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Stores the arrays of a derived feed (the first process does)."""
-        if not hosts.first():
-            return
-        file = self.path / "derived" / f"{name}.safetensors"
-        with disk_errors(self.path):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial = file.with_name(file.name + ".partial")
-            hf_torch.write_file(partial, arrays, {})
-            partial.replace(file)
+    def derived(self, feed: str, part: str) -> epath.Path:
+        """Where what a teacher says of a part of a derived feed is stored."""
+        return self.path / "derived" / f"{feed}-{part}.array_record"
 
     def load_stage(self, stage: str, model: Model) -> Params:
         """The parameters after a finished stage, checked against the digest in its page."""

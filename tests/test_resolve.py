@@ -63,7 +63,7 @@ MISTAKES = {
     ),
     "start": (
         {"networks.student.start": "cold"},
-        "config.networks.student.start='cold' is unknown; valid: copy, random",
+        "config.networks.student.start='cold' is unknown; valid: copy, layers, random",
     ),
     "freezing": ({"stages.transfer.freezing": "hard"}, "config.stages.transfer.freezing='hard'"),
     "too few steps": (

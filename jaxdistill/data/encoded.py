@@ -6,6 +6,7 @@ Called by every task."""
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,8 @@ class Encoded:
 
     `second_begins`: int32 [N], where the second segment of each begins (its length if there is none).
     `columns`: what else a row has, [N, ...] by name. `by_token`: what each token has, by name: values
-    along `ids`, and what stands at pads. `truncated`: how many rows were cut."""
+    along `ids`, and what stands at pads. `truncated`: how many rows were cut. `keys`: as
+    of `feeds.Rows`."""
 
     ids: np.ndarray
     begins: np.ndarray
@@ -36,6 +38,7 @@ class Encoded:
     columns: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     by_token: Mapping[str, tuple[np.ndarray, Any]] = dataclasses.field(default_factory=dict)
     truncated: int = 0
+    keys: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.second_begins)
@@ -43,7 +46,7 @@ class Encoded:
     @property
     def rows(self) -> Rows:
         """Its rows by number."""
-        return Rows(np.diff(self.begins), self.fetch)
+        return Rows(np.diff(self.begins), self.fetch, self.keys)
 
     def fetch(self, numbers: np.ndarray, length: int) -> Batch:
         """The rows of these numbers, int64 [B], padded to `length` tokens, which none exceeds."""
@@ -103,7 +106,26 @@ def encode(
         truncated += sum(tokens > length for tokens in whole)
     ids, _ = join(parts)
     begins = np.cumsum(lengths, dtype=np.int64)
-    return Encoded(ids, begins, np.array(second_begins, np.int32), special.pad, truncated=truncated)
+    return Encoded(
+        ids,
+        begins,
+        np.array(second_begins, np.int32),
+        special.pad,
+        truncated=truncated,
+        keys=keys_of(texts, pairs),
+    )
+
+
+def keys_of(texts: Sequence[str], pairs: Sequence[str] | None = None) -> np.ndarray:
+    """int64[N]: what rows of these texts are known by outside, whatever their order and their
+    tokenizer: the first 8 bytes of the SHA-256 of text + NUL + second text in UTF-8, the first byte the
+    highest, as a signed number."""
+    seconds = [""] * len(texts) if pairs is None else pairs
+    digests = (
+        hashlib.sha256(f"{a}\0{b}".encode("utf-8", "surrogatepass")).digest()[:8]
+        for a, b in zip(texts, seconds)
+    )
+    return np.array([int.from_bytes(d, "big", signed=True) for d in digests], np.int64)
 
 
 def pieces(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:

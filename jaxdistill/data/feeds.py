@@ -42,10 +42,12 @@ class About(NamedTuple):
 
 class Rows(NamedTuple):
     """Rows by number, counted from 0. `lengths`: int64[N], tokens of each. `fetch(numbers, length)`: of
-    int64[B], the batch of those, padded to `length` tokens, which none of them exceeds."""
+    int64[B], the batch of those, padded to `length` tokens, which none of them exceeds. `keys`:
+    int64[N], of a task, what each is known by outside (`encoded.keys_of`)."""
 
     lengths: np.ndarray
     fetch: Callable[[np.ndarray, int], Batch]
+    keys: np.ndarray | None = None
 
     @property
     def number(self) -> int:

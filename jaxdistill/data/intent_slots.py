@@ -120,8 +120,8 @@ def intent_slots(
         apart = made(held, theirs)
         kept = apart if held is train else made(train, ours)
         parts = Parts(
-            token_rows(kept, pad, cls_weight).rows,
-            token_rows(apart, pad, cls_weight).rows,
+            token_rows(kept, train.tagged, pad, cls_weight).rows,
+            token_rows(apart, held.tagged, pad, cls_weight).rows,
             Order(about.seed, length, rows.buckets),
         )
         answers = functools.partial(_answers, truth, held, apart, names)

@@ -7,9 +7,11 @@ import dataclasses
 import functools
 from typing import Any, Literal
 
+import numpy as np
+
 from jaxdistill.data import encoded, tokenizers
 from jaxdistill.data.answers import Decoding, answer_files, decode
-from jaxdistill.data.encoded import Encoded, join
+from jaxdistill.data.encoded import Encoded, join, keys_of
 from jaxdistill.data.examples import Fraction, Length, parted
 from jaxdistill.data.feeds import About, Answers, Feed, Order, Outputs, Parts, Reader, Shape
 from jaxdistill.data.rows import reader_of
@@ -79,7 +81,7 @@ def question_answering(
         ours = theirs if held is train else windows(train, tokenizer, *sizes)
         pad = tokenizers.describe(tokenizer).special.pad
         order = Order(about.seed, rows.sequence_length, rows.buckets)
-        parts = Parts(_rows(ours, pad).rows, _rows(theirs, pad).rows, order)
+        parts = Parts(_rows(ours, train, pad).rows, _rows(theirs, held, pad).rows, order)
         notices = dict.fromkeys(_notice(about.name, part) for part in (ours, theirs))
         answers = functools.partial(_answers, held, theirs, settings)
         return reader_of(parts, answers, tuple(filter(None, notices)))
@@ -113,10 +115,14 @@ def by_article(questions: Questions, fraction: float) -> tuple[Questions, Questi
     return kept, dataclasses.replace(questions, rows=held, notices=())
 
 
-def _rows(found: Windows, pad: int) -> Encoded:
+def _rows(found: Windows, questions: Questions, pad: int) -> Encoded:
+    """The windows, known by the id of their question and which of its windows each is, from 0."""
     ids, begins = join(found.ids)
+    first = np.searchsorted(found.question, found.question)
+    numbers = map(str, (np.arange(len(found)) - first).tolist())
+    of = [questions.rows[question].id for question in found.question]
     columns = {"start_positions": found.start_positions, "end_positions": found.end_positions}
-    return Encoded(ids, begins, found.second_begins, pad, columns)
+    return Encoded(ids, begins, found.second_begins, pad, columns, keys=keys_of(of, list(numbers)))
 
 
 def _notice(name: str, found: Windows) -> str:

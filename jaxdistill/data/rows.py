@@ -143,7 +143,10 @@ def sample(rows: Rows, most: int | None, seed: int) -> Rows:
     if most is None or rows.number <= most:
         return rows
     chosen = randomness.permute(np.arange(most), rows.number, seed, np.zeros(most, np.int64))
-    return Rows(rows.lengths[chosen], lambda numbers, length: rows.fetch(chosen[numbers], length))
+    keys = None if rows.keys is None else rows.keys[chosen]
+    return Rows(
+        rows.lengths[chosen], lambda numbers, length: rows.fetch(chosen[numbers], length), keys
+    )
 
 
 def mean_length(rows: Rows, order: Order, batch_size: int) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxdistill.data import data_sets, encoded, files, tokenizers
 from jaxdistill.data.classification import label_names
 from jaxdistill.data.conll import Tagged, read_conll, read_parallel_tags, with_bio_tags
-from jaxdistill.data.encoded import Encoded, join
+from jaxdistill.data.encoded import Encoded, join, keys_of
 from jaxdistill.data.examples import Fraction, Names, RowSettings, parted, several
 from jaxdistill.data.feeds import About, Answers, Feed, Order, Outputs, Parts, Reader, Shape
 from jaxdistill.data.rows import reader_of
@@ -87,7 +87,8 @@ def tagging(
         ours = theirs if held is train else pieces(train, tokenizer, length, names)
         pad = tokenizers.describe(tokenizer).special.pad
         order = Order(about.seed, length, rows.buckets)
-        parts = Parts(token_rows(ours, pad).rows, token_rows(theirs, pad).rows, order)
+        kept, apart = token_rows(ours, train, pad), token_rows(theirs, held, pad)
+        parts = Parts(kept.rows, apart.rows, order)
         answers = functools.partial(_answers, held, theirs, names)
         return reader_of(parts, answers, tuple(dict.fromkeys((*ours.notices, *theirs.notices))))
 
@@ -150,14 +151,18 @@ def _number(name: str, column: str | int, usual: int) -> int:
         ) from None
 
 
-def token_rows(found: Pieces, pad: int, cls_weight: float = 1.0) -> Encoded:
-    """The rows with `tags` and `tag_weights`: 0 where no tag is, `cls_weight` at a [CLS] that has one,
-    else 1."""
+def token_rows(found: Pieces, tagged: Tagged, pad: int, cls_weight: float = 1.0) -> Encoded:
+    """The rows of the sentences `tagged`, known by their words with blanks between them, with `tags` and
+    `tag_weights`: 0 where no tag is, `cls_weight` at a [CLS] that has one, else 1."""
     ids, begins = join(found.ids)
     tags, _ = join(found.tags)
     read = tags != NOT_READ
     weights = read.astype(np.float32)
     weights[begins[:-1]] *= cls_weight
+    words = [
+        " ".join(tagged.tokens[sentence][first : first + len(firsts)])
+        for sentence, first, firsts in zip(found.sentence, found.first_word, found.firsts)
+    ]
     return Encoded(
         ids,
         begins,
@@ -167,6 +172,7 @@ def token_rows(found: Pieces, pad: int, cls_weight: float = 1.0) -> Encoded:
             "tags": (np.where(read, tags, 0).astype(np.int32), 0),
             "tag_weights": (weights, 0.0),
         },
+        keys=keys_of(words),
     )
 
 

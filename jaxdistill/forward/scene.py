@@ -29,11 +29,13 @@ class Network(NamedTuple):
 
 class At(NamedTuple):
     """Where a micro-batch stands, all of it traced: the active layer of a progressive stage, int32[],
-    the key of dropout (None: off), and layer maps that are data, int32[N] by name."""
+    the key of dropout (None: off), layer maps that are data, int32[N] by name, and the step of its
+    stage, int32[] (None: its end, for what is measured)."""
 
     layer: jax.Array
     key: jax.Array | None = None
     maps: Mapping[str, jax.Array] = types.MappingProxyType({})
+    step: jax.Array | None = None
 
 
 class Result(NamedTuple):

@@ -13,17 +13,19 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill.forward import lockstep
-from jaxdistill.forward.heads import head_terms
+from jaxdistill.forward.heads import every_token, head_terms
 from jaxdistill.forward.scene import Network, Result, Scene, joined, weighted
-from jaxdistill.models import Arrays
+from jaxdistill.models import Arrays, Batch, Model, Params
 from jaxdistill.models.encoder import split_key
+from jaxdistill.models.heads import vocabulary_logits
 from jaxdistill.objectives.terms import Term
 
 
 def side_by_side(scene: Scene) -> Result:
     """The terms of `scene`, fused if it says so and their layer maps allow it."""
     layered = scene.of_layers
-    if not scene.fused or (layered and not walks(scene.terms)):
+    taps_stored = any(term.stored and not term.head for term in scene.terms)
+    if not scene.fused or taps_stored or (layered and not walks(scene.terms)):
         return plain(scene)
     embed_key, layers_key, heads_key = split_key(scene.at.key)
     hidden, bias = scene.model.embed(scene.params, scene.batch, embed_key), scene.bias
@@ -83,6 +85,9 @@ def plain(scene: Scene) -> Result:
         scene.params, scene.batch, taps=scene.taps(), heads=scene.heads(), dropout_key=scene.at.key
     )
     ours = {**outputs, **scene.projected({term.name: term for term in scene.terms}, taps)}
+    everywhere = [term for term in scene.terms if term.row.everywhere]
+    if everywhere:
+        ours |= _at_every_token(scene.model, scene.params, outputs, scene.batch)
     theirs = {}
     for name, other in scene.others.items():
         outputs, taps = other.model.apply(
@@ -92,6 +97,8 @@ def plain(scene: Scene) -> Result:
             heads=scene.heads(name),
             num_layers=scene.depth(name),
         )
+        if any(term.teacher == name for term in everywhere):
+            outputs |= _at_every_token(other.model, other.params, outputs, scene.batch)
         theirs[name] = jax.lax.stop_gradient({**outputs, **taps})
     sums = {
         term.name: _whole_sum(term, ours, theirs.get(term.teacher, {}), scene)
@@ -100,11 +107,19 @@ def plain(scene: Scene) -> Result:
     return weighted(sums, scene.scales)
 
 
+def _at_every_token(model: Model, params: Params, outputs: Arrays, batch: Batch) -> Arrays:
+    """What the MLM head says of all tokens, "token_logits" [B, L, V]."""
+    weights, features = model.mlm_features(params, outputs["last_hidden_state"], every_token(batch))
+    return {"token_logits": vocabulary_logits(weights, features)}
+
+
 def _whole_sum(term: Term, ours: Arrays, theirs: Arrays, scene: Scene) -> jax.Array:
     """The raw sum of a term, over all its layers, from taps and outputs of both networks."""
     target = None if term.row.teacher is None else theirs.get(term.row.teacher)
     if term.stored:
         target = scene.batch[term.stored]
+        if term.per_layer:  # [B, L, N, ...]
+            target = jnp.moveaxis(target, 2, 0)
     if not term.per_layer:
         return term.sum(ours[term.reads], target, scene.masks)
     assert target is not None

@@ -19,6 +19,7 @@ from jaxdistill.forward.side_by_side import side_by_side
 from jaxdistill.models import Model
 from jaxdistill.objectives.terms import BATCH, Term, heads_of, taps_of, teacher_depth
 
+UNSTORED = ("attention_scores", "hidden_moments")  # taps that are too large, or of no use
 DEPTHS = ("full", "progressive_soft", "progressive_strict")
 OptimizerName = Literal["adamw", "lamb"]
 DecayName = Literal["constant", "linear"]
@@ -27,13 +28,15 @@ OPTIMIZERS, DECAYS = get_args(OptimizerName), get_args(DecayName)
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What a kind knows beside its settings: the stage's name, how many layers the network that
-    moves has, the stage's length in steps, and the losses of the task that it reads, () of text."""
+    """What a kind knows beside its settings: the stage's name, how many layers and attention heads
+    the network that moves has, the stage's length in steps, and the losses of the task that it reads,
+    () of text."""
 
     stage: str
     num_layers: int
     steps: int
     losses: tuple[str, ...] = ()
+    num_heads: int = 1
 
     @property
     def task_losses(self) -> tuple[str, ...]:
@@ -63,6 +66,7 @@ class Objective:
 
     terms: tuple[Term, ...]
     moves: tuple[str, ...] = ("",)
+    layers: tuple[int, int] | None = None
     depth: str = "full"
     active_multiplier: float = 3.0
     forward: Forward | None = None
@@ -134,7 +138,8 @@ class Stage:
     """One run of the loop over one network, on the rows of one feed.
 
     `moves`: regular expressions matched at the start of a parameter's name ("layers/",
-    "embeddings/word"); what none matches is frozen, and absent from gradients and optimizer.
+    "embeddings/word"); what none matches is frozen, and absent from gradients and optimizer. `layers`:
+    of the stack only those from the first number up to, not including, the second; None: all.
     `depth`: "full", or progressive: layer i is active in steps [i P, (i + 1) P) with P = steps //
     N, learning at `active_multiplier`; the layers below learn at a tenth of that
     ("progressive_soft", as published) or not at all ("progressive_strict"), and moments restart at
@@ -155,6 +160,7 @@ class Stage:
     feed: str = "text"
     accumulation: int = 1
     moves: tuple[str, ...] = ("",)
+    layers: tuple[int, int] | None = None
     depth: str = "full"
     active_multiplier: float = 3.0
     dropout: bool = False
@@ -193,15 +199,21 @@ class Stage:
                     "train them in stages of their own"
                 )
         for term in self.terms:
-            if term.stored and (not term.head or term.head == "mlm"):
+            if term.stored and (term.head == "mlm" or term.row.teacher in UNSTORED):
                 raise BadInput(
                     f"stage {self.name!r}: the loss {term.loss!r} cannot be learned from stored outputs, which are "
-                    f"those of a task's head; name a network by config.stages.{self.name}.teacher"
+                    "those of a task's head, embeddings, hidden states, queries, keys and values; name a network by "
+                    f"config.stages.{self.name}.teacher"
                 )
         if self.accumulation < 1 or self.batch_size % self.accumulation:
             raise BadInput(
                 f"stage {self.name!r}: batch_size={self.batch_size} is not divisible by accumulation="
                 f"{self.accumulation}; change config.stages.{self.name}.batch_size or .accumulation"
+            )
+        if self.progressive and self.layers:
+            raise BadInput(
+                f"config.stages.{self.name}.layers={self.layers}: a progressive stage moves one layer after the "
+                "other by itself; set it to ()"
             )
         if self.progressive and self.dropout:
             raise BadInput(
@@ -212,6 +224,11 @@ class Stage:
             raise BadInput(
                 f"config.stages.{self.name}.best={self.until.metric!r}: losses of different layers do not compare, so a "
                 "progressive stage has no best state; set it to ''"
+            )
+        if self.progressive and any(term.stored for term in self.terms):
+            raise BadInput(
+                f"stage {self.name!r} is progressive, and walks a teacher beside the student; name a network by "
+                f"config.stages.{self.name}.teacher"
             )
         if self.progressive and any(not term.per_layer for term in self.terms):
             raise BadInput(
@@ -290,4 +307,4 @@ class Cast:
         """The width that each learned projection takes the student's states to."""
         others = dict(self.others)
         terms = [term for term in self.stage.terms if term.projection]
-        return {t.projection: others[t.teacher].config.hidden_size for t in terms}
+        return {t.projection: t.width or others[t.teacher].config.hidden_size for t in terms}

@@ -9,10 +9,20 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from jaxdistill.errors import BadInput, listed, nearest
-from jaxdistill.methods import finetune, minilm, mobilebert, soft_labels, tinybert
+from jaxdistill.errors import BadInput, listed, nearest, shortened
+from jaxdistill.methods import (
+    distilbert,
+    finetune,
+    fitnets,
+    minilm,
+    mobilebert,
+    pkd,
+    soft_labels,
+    tinybert,
+)
 from jaxdistill.methods.base import Facts, Objective, Optimizer, Patience, Schedule, Stage
 from jaxdistill.methods.settings import Common
+from jaxdistill.objectives.ramps import SHAPES, Ramp
 from jaxdistill.registry import Table
 from jaxdistill.settings import arguments, check, settings_of
 
@@ -30,9 +40,13 @@ KINDS: Table[Kind] = Table(
             mobilebert.auxiliary,
             mobilebert.distill,
             finetune.finetune,
-            minilm.relations,
-            tinybert.intermediate,
             soft_labels.soft_labels,
+            distilbert.distilbert,
+            pkd.patient,
+            fitnets.hint,
+            tinybert.intermediate,
+            minilm.self_attention,
+            minilm.relations,
         )
     },
 )
@@ -76,10 +90,12 @@ def check_setting(kind: str, name: str, where: str) -> None:
     )
 
 
-def build(name: str, section: Any, num_layers: int, losses: tuple[str, ...] = ()) -> Stage:
-    """The section of a recipe as a `Stage` of its kind, for a network of `num_layers`; its length in
-    `steps`. `losses`: those of the task that it reads. Raises `BadInput` for settings outside their
-    range, or that do not fit together."""
+def build(
+    name: str, section: Any, num_layers: int, losses: tuple[str, ...] = (), num_heads: int = 1
+) -> Stage:
+    """The section of a recipe as a `Stage` of its kind, for a network of `num_layers` with `num_heads`;
+    its length in `steps`. `losses`: those of the task that it reads. Raises `BadInput` for settings
+    outside their range, or that do not fit together."""
     where = f"config.stages.{name}"
     kind = KINDS.named(section.kind, f"{where}.kind=")
     for field in section:
@@ -91,7 +107,15 @@ def build(name: str, section: Any, num_layers: int, losses: tuple[str, ...] = ()
             f"{where}.warmup_steps={section.warmup_steps} and warmup_ratio={section.warmup_ratio}: give one of "
             "the two, set the other to 0"
         )
-    objective = kind(Facts(name, num_layers, section.steps, losses), **arguments(kind, section))
+    values = {**section, **_ramps(section, where)}
+    facts = Facts(name, num_layers, section.steps, losses, num_heads)
+    objective = kind(facts, **arguments(kind, values))
+    layers = section.layers or objective.layers
+    if layers and not (len(layers) == 2 and 0 <= layers[0] < layers[1] <= num_layers):
+        raise BadInput(
+            f"{where}.layers={tuple(layers)}: expected two numbers, the first layer that moves and the one "
+            f"behind the last, within 0 to {num_layers}, as (0, {num_layers})"
+        )
     return Stage(
         name=name,
         network=section.network,
@@ -116,6 +140,7 @@ def build(name: str, section: Any, num_layers: int, losses: tuple[str, ...] = ()
         batch_size=section.batch_size,
         accumulation=section.accumulation,
         moves=tuple(section.moves) or objective.moves,
+        layers=(layers[0], layers[1]) if layers else None,
         depth=objective.depth,
         active_multiplier=objective.active_multiplier,
         forward=objective.forward,
@@ -124,6 +149,36 @@ def build(name: str, section: Any, num_layers: int, losses: tuple[str, ...] = ()
         skip_above=section.skip_above,
         until=_until(section, where),
     )
+
+
+def _ramps(section: Any, where: str) -> dict[str, Ramp]:
+    """The settings of a section that change while its stage goes on, by name."""
+    declared = settings_of(KINDS[section.kind])
+    valid = [name for name, setting in declared.items() if setting.may_ramp]
+    found: dict[str, Ramp] = {}
+    for text in section.ramps:
+        name, _, said = (part.strip() for part in text.partition(":"))
+        shown = f"{where}.ramps: {shortened(text)!r}"
+        if name not in valid:
+            which = nearest(name, valid) if valid else f"a stage of kind {section.kind!r} has none"
+            raise BadInput(f"{shown}: {name!r} is no weight or temperature; {which}")
+        if name in found:
+            raise BadInput(f"{shown}: {name!r} is there twice; give it one ramp")
+        if (ramp := Ramp.read(said, section.steps)) is None:
+            raise BadInput(
+                f"{shown}: expected NAME: NUMBER to NUMBER, and perhaps a shape ({listed(SHAPES)}), as "
+                f"'{name}: 8 to 1, cosine'"
+            )
+        for end in (ramp.start, ramp.end):
+            if wrong := declared[name].wrong(end):
+                raise BadInput(f"{shown}: {end:g}{wrong}")
+        if section[name] != declared[name].default:
+            raise BadInput(
+                f"{where}.{name}={section[name]} would do nothing beside ramps={text!r}; leave one of the "
+                "two out"
+            )
+        found[name] = ramp
+    return found
 
 
 def _until(section: Any, where: str) -> Patience | None:

@@ -19,6 +19,7 @@ from jaxdistill.settings import Weight, Within
 # Blocks move, embeddings and heads stay as copied from the teacher (spec: "non-encoder variables:
 # rate 0").
 BLOCKS = ("layers/",)
+Multiplier = Annotated[float, Within(0, 1e6, "a number from 0 to a million")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ def progressive(
     *,
     transfer: Transfer,
     freezing: Literal["soft", "strict"] = "soft",
-    active_multiplier: Weight = 3.0,
+    active_multiplier: Multiplier = 3.0,
 ) -> Objective:
     """PKT: one phase a layer, the layers below at a tenth of the rate (soft) or frozen (strict)."""
     if facts.steps < facts.num_layers:

@@ -6,10 +6,11 @@ import dataclasses
 from typing import Annotated
 
 from jaxdistill.methods.base import DecayName, OptimizerName
-from jaxdistill.settings import Count, CountOrZero, Each, OffOrAtLeast, Weight, Within
+from jaxdistill.settings import Count, CountOrZero, Each, MayRamp, OffOrAtLeast, Weight, Within
 
 # `layer_map[i]` is the teacher layer that layer i follows, -1 for none; an empty one maps i to i.
 LayerMap = Annotated[tuple[int, ...], Each(int, "whole numbers, the teacher's layers from 0")]
+Temperature = Annotated[float, Within(0.01, 1000.0), MayRamp()]
 Patterns = Annotated[tuple[str, ...], Each(str, "patterns of names, as ('layers/',)")]
 
 
@@ -22,6 +23,11 @@ class Common:
     feed: str = "text"
     # The network that the terms compare with; a method with several names them itself.
     teacher: str = "teacher"
+    # Weights and temperatures of its kind that change while it goes on: ("temperature: 8 to 1, cosine",).
+    ramps: Annotated[
+        tuple[str, ...],
+        Each(str, "texts, as ('temperature: 8 to 1', 'hard_labels: 0 to 1, cosine')"),
+    ] = ()
     # One of the three says how long the stage is.
     steps: CountOrZero = 0
     examples: int = 0
@@ -41,6 +47,8 @@ class Common:
     dropout: bool = False
     # Patterns of the parameters that move, in place of the kind's own.
     moves: Patterns = ()
+    # Which layers move, from the first number up to, not including, the second, as (4, 6); (): all.
+    layers: Annotated[tuple[int, ...], Each(int, "two whole numbers, as (4, 6)")] = ()
     # Skip updates whose loss is so many standard deviations above its recent mean.
     skip_above: Annotated[
         float,

@@ -197,9 +197,9 @@ def word_terms(
     whole: Callable[[Any], Any] = lambda weights: weights,
 ) -> tuple[jax.Array, Arrays]:
     """MLM and its distillation over the vocabulary, scaled: (value, raw sums), some masked words of
-    every row at a time.
+    every row at a time; or some tokens, of terms that are `everywhere`.
 
-    `student`, `teacher`: (weights, features [B, P, D]) as `Model.mlm_features` gives them. `whole`
+    `student`, `teacher`: (weights, features [B, P or L, D]) as `Model.mlm_features` gives them. `whole`
     gathers split weights, once for all chunks. Kept for the backward pass: one [B, P, V] in the
     student's compute dtype."""
     terms, scales, _, rows = asked
@@ -223,7 +223,9 @@ def word_terms(
         }
         return weighted(sums, shared["scales"]), sums
 
-    labels = {name: split(batch[name]) for name in ("mlm_labels", "mlm_weights")}
+    everywhere = any(term.row.everywhere for term in terms.values())
+    read = ("attention_mask",) if everywhere else ("mlm_labels", "mlm_weights")
+    labels = {name: split(batch[name]) for name in read}
     shared = {"scales": dict(scales), "teacher": None if teacher is None else whole(teacher[0])}
     slices = labels, None if teacher is None else split(teacher[1])
     run = projected_loss(vocabulary_logits, function, features_BxPxD.dtype, whole)

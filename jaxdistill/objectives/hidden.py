@@ -1,5 +1,5 @@
-"""Hidden states of one layer, compared token by token: TinyBERT's squared error, and MobileBERT's
-feature-map transfer (section 3.5, eq. 2).
+"""Hidden states of one layer, compared token by token: TinyBERT's squared error, DistilBERT's cosine,
+MobileBERT's feature-map transfer (section 3.5, eq. 2); and PKD's, of first tokens alone.
 
 MobileBERT's published code splits the mean squared error in a normalised part and two parts on the
 statistics, which is what keeps it stable; the three are here. All are sums over real tokens of
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill.models import Batch
-from jaxdistill.models.encoder import attention_mask
+from jaxdistill.models.encoder import attention_mask, first_tokens
 
 EPS = 1e-12
 
@@ -22,6 +22,29 @@ def squared_error(student_BxLxD: jax.Array, teacher_BxLxD: jax.Array, batch: Bat
     projected to the width D)."""
     student, teacher = real_only(student_BxLxD, batch), real_only(teacher_BxLxD, batch)
     return masked_sum(jnp.mean((jax.lax.stop_gradient(teacher) - student) ** 2, axis=-1), batch)
+
+
+def cosine(student_BxLxD: jax.Array, teacher_BxLxD: jax.Array, batch: Batch) -> jax.Array:
+    """1 - cos(student, teacher) (DistilBERT, arXiv:1910.01108, section 3: L_cos)."""
+    student = unit_length(real_only(student_BxLxD, batch))
+    teacher = unit_length(real_only(jax.lax.stop_gradient(teacher_BxLxD), batch))
+    return masked_sum(1 - jnp.sum(student * teacher, axis=-1), batch)
+
+
+def first_token_mse(
+    student_BxLxD: jax.Array, teacher_BxLxD: jax.Array, batch: Batch, *, normalize: bool
+) -> jax.Array:
+    """Sum over D of (student - teacher)^2 at the first token of each text, a sum over texts; `normalize`:
+    of vectors of length 1 (PKD, arXiv:1908.09355, eq. 7)."""
+    weights_B = batch["example_weights"]
+
+    def vectors(x_BxLxD: jax.Array) -> jax.Array:
+        first_BxD = first_tokens(x_BxLxD, batch).astype(jnp.float32)
+        first_BxD = jnp.where(weights_B[..., None] > 0, first_BxD, 0.0)
+        return unit_length(first_BxD) if normalize else first_BxD
+
+    difference = vectors(jax.lax.stop_gradient(teacher_BxLxD)) - vectors(student_BxLxD)
+    return jnp.sum(jnp.sum(difference**2, axis=-1) * weights_B)
 
 
 def feature_map(student_BxLxD: jax.Array, teacher_BxLxD: jax.Array, batch: Batch) -> jax.Array:
@@ -67,6 +90,11 @@ def normalize(x_BxLxD: jax.Array) -> jax.Array:
     x = x_BxLxD.astype(jnp.float32)
     centred = x - jnp.mean(x, -1, keepdims=True)
     return centred * jax.lax.rsqrt(jnp.mean(centred**2, -1, keepdims=True) + EPS)
+
+
+def unit_length(x_BxD: jax.Array) -> jax.Array:
+    """Along the last axis; zeros stay zeros."""
+    return x_BxD * jax.lax.rsqrt(jnp.sum(x_BxD**2, axis=-1, keepdims=True) + EPS)
 
 
 def real_only(x_BxLxD: jax.Array, batch: Batch) -> jax.Array:

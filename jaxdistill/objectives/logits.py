@@ -1,5 +1,5 @@
-"""Losses on head outputs: masked-LM cross-entropy with hard and soft targets, NSP, classification,
-regression, tags, spans.
+"""Losses on head outputs: masked words, NSP, classes, numbers, tags and spans, each with the true
+answer and with a teacher's, from which a student has one of the `distances`.
 
 Every function returns a *sum*; the matching count comes from the masks alone (`terms.py`). Labels
 and weights may have any shape, as long as it is that of the logits without their last axis: [B], or
@@ -8,12 +8,14 @@ of a packed row, L sequence length."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from jaxdistill.models import Batch
-
-_NOTHING = -1e9  # a logit
+from jaxdistill.models.encoder import attention_mask
+from jaxdistill.objectives.distances import NOTHING, Distance
 
 
 def mlm(logits_BxPxV: jax.Array, _: jax.Array | None, batch: Batch) -> jax.Array:
@@ -35,6 +37,30 @@ def mlm_distillation(
     return jnp.sum(cross_BxP * batch["mlm_weights"])
 
 
+def distance_of_words(
+    logits_BxPxV: jax.Array,
+    teacher_BxPxV: jax.Array | None,
+    batch: Batch,
+    *,
+    distance: Distance,
+    **options: Any,
+) -> jax.Array:
+    """From the teacher's distribution over the vocabulary, at the masked positions."""
+    return distance(logits_BxPxV, teacher_BxPxV, batch["mlm_weights"], **options)
+
+
+def distance_of_tokens(
+    logits_BxLxV: jax.Array,
+    teacher_BxLxV: jax.Array | None,
+    batch: Batch,
+    *,
+    distance: Distance,
+    **options: Any,
+) -> jax.Array:
+    """From the teacher's distribution over the vocabulary, at all real tokens."""
+    return distance(logits_BxLxV, teacher_BxLxV, attention_mask(batch), **options)
+
+
 def nsp(logits_Bx2: jax.Array, _: jax.Array | None, batch: Batch) -> jax.Array:
     """Cross-entropy of next-sentence prediction: label 0 follows, 1 is random."""
     return _labelled(logits_Bx2, batch["nsp_labels"], batch["example_weights"])
@@ -45,13 +71,16 @@ def classification(logits_BxC: jax.Array, _: jax.Array | None, batch: Batch) -> 
     return _labelled(logits_BxC, batch["labels"], batch["example_weights"])
 
 
-def classification_distillation(
-    logits_BxC: jax.Array, teacher_BxC: jax.Array | None, batch: Batch, *, temperature: float
+def distance_of_classes(
+    logits_BxC: jax.Array,
+    teacher_BxC: jax.Array | None,
+    batch: Batch,
+    *,
+    distance: Distance,
+    **options: Any,
 ) -> jax.Array:
-    """T^2 KL(teacher || student) of the classes at temperature T (Hinton et al. 2015, section 2: the
-    square keeps the size of the gradient)."""
-    distance_B = _distance(logits_BxC, teacher_BxC, temperature)
-    return jnp.sum(distance_B * batch["example_weights"])
+    """From the teacher's distribution over the classes."""
+    return distance(logits_BxC, teacher_BxC, batch["example_weights"], **options)
 
 
 def regression(logits_Bx1: jax.Array, _: jax.Array | None, batch: Batch) -> jax.Array:
@@ -73,12 +102,16 @@ def tagging(logits_BxLxC: jax.Array, _: jax.Array | None, batch: Batch) -> jax.A
     return _labelled(logits_BxLxC, batch["tags"], batch["tag_weights"])
 
 
-def tagging_distillation(
-    logits_BxLxC: jax.Array, teacher_BxLxC: jax.Array | None, batch: Batch, *, temperature: float
+def distance_of_tags(
+    logits_BxLxC: jax.Array,
+    teacher_BxLxC: jax.Array | None,
+    batch: Batch,
+    *,
+    distance: Distance,
+    **options: Any,
 ) -> jax.Array:
-    """`classification_distillation` of the tags, at the first piece of each word."""
-    distance_BxL = _distance(logits_BxLxC, teacher_BxLxC, temperature)
-    return jnp.sum(distance_BxL * batch["tag_weights"])
+    """From the teacher's distribution over the tags, at the first piece of each word."""
+    return distance(logits_BxLxC, teacher_BxLxC, batch["tag_weights"], **options)
 
 
 def span_border(
@@ -89,30 +122,23 @@ def span_border(
     return _labelled(_of_tokens(logits_BxL, batch), batch[positions], batch["example_weights"])
 
 
-def span_border_distillation(
-    logits_BxL: jax.Array, teacher_BxL: jax.Array | None, batch: Batch, *, temperature: float
+def distance_of_borders(
+    logits_BxL: jax.Array,
+    teacher_BxL: jax.Array | None,
+    batch: Batch,
+    *,
+    distance: Distance,
+    **options: Any,
 ) -> jax.Array:
-    """`classification_distillation` of one end of the answer, among the real tokens."""
+    """From the teacher's distribution of one end of the answer over the real tokens."""
     assert teacher_BxL is not None
     ours, theirs = (_of_tokens(x, batch) for x in (logits_BxL, teacher_BxL))
-    return jnp.sum(_distance(ours, theirs, temperature) * batch["example_weights"])
+    return distance(ours, theirs, batch["example_weights"], **options)
 
 
 def _of_tokens(logits_BxL: jax.Array, batch: Batch) -> jax.Array:
     """The logits, so low at pads that these have no probability; finite, so that gradients are."""
-    return jnp.where(batch["attention_mask"] > 0, logits_BxL.astype(jnp.float32), _NOTHING)
-
-
-def _distance(
-    logits_BxC: jax.Array, teacher_BxC: jax.Array | None, temperature: float
-) -> jax.Array:
-    """T^2 KL(teacher || student) along the last axis."""
-    assert teacher_BxC is not None
-    ours, theirs = (
-        jax.nn.log_softmax(x.astype(jnp.float32) / temperature)
-        for x in (logits_BxC, jax.lax.stop_gradient(teacher_BxC))
-    )
-    return temperature**2 * jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)
+    return jnp.where(batch["attention_mask"] > 0, logits_BxL.astype(jnp.float32), NOTHING)
 
 
 def _labelled(logits_BxC: jax.Array, labels_B: jax.Array, weights_B: jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ from jaxdistill.models import ModelConfig
 
 class Pair(NamedTuple):
     """A term of a stage, `loss`, and the networks it compares, `network` the one that learns.
-    `options`, `projection`: the term's."""
+    `options`, `projection`: the term's. `accumulation`: in how many parts a batch of the stage goes."""
 
     stage: str
     network: str
@@ -22,6 +22,7 @@ class Pair(NamedTuple):
     teacher: ModelConfig
     options: Mapping[str, Any]
     projection: str = ""
+    accumulation: int = 1
 
 
 Need = Callable[[Pair], str]
@@ -90,3 +91,15 @@ def heads_divide(pair: Pair) -> str:
                 f"the {whose}'s queries, keys and values; use a divisor of both networks' widths"
             )
     return ""
+
+
+def whole_batch(pair: Pair) -> str:
+    """The whole batch at once: the loss compares rows with each other. Devices that share a batch are
+    no parts of it."""
+    if pair.accumulation == 1:
+        return ""
+    return (
+        f"stage {pair.stage!r}: the loss {pair.loss!r} compares the rows of a batch with each other, and "
+        f"accumulation={pair.accumulation} shows it only a part of them; set config.stages.{pair.stage}."
+        "accumulation=1"
+    )

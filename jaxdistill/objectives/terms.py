@@ -21,6 +21,7 @@ from jaxdistill.models import Batch
 from jaxdistill.models.block import BLOCK_TAPS
 from jaxdistill.models.encoder import attention_mask
 from jaxdistill.objectives import hidden, logits, relations
+from jaxdistill.objectives.distances import DISTANCES, dist, top_k
 from jaxdistill.objectives.needs import (
     Need,
     equal_heads,
@@ -29,7 +30,9 @@ from jaxdistill.objectives.needs import (
     equal_widths,
     equal_widths_or_projection,
     heads_divide,
+    whole_batch,
 )
+from jaxdistill.objectives.ramps import Number, at
 from jaxdistill.registry import Table
 
 
@@ -41,8 +44,9 @@ class Loss:
     `head`, an output of that head; `teacher` None: no teacher is needed. `options`: what else the
     sum must be told, by each term. `needs`: what must hold of the two networks. `batch`: which arrays
     of the batch it reads beside the text itself, which every feed has. `relation`: the sum
-    is a mean over relation heads, an option `heads`, and may be taken some heads at a time. `off`:
-    the setting that leaves it out, if that is not its own weight, for messages."""
+    is a mean over relation heads, an option `heads`, and may be taken some heads at a time.
+    `everywhere`: of the vocabulary, at all real tokens and not at the masked words alone. `off`: the
+    setting that leaves it out, if that is not its own weight, for messages."""
 
     sum: Callable[..., jax.Array]
     count: Callable[[Batch], jax.Array]
@@ -53,6 +57,7 @@ class Loss:
     options: tuple[str, ...] = ()
     batch: tuple[str, ...] = ()
     relation: bool = False
+    everywhere: bool = False
     off: str = ""
 
 
@@ -67,19 +72,22 @@ class Term:
 
     `layer_map[i]` is the teacher layer that student layer i follows, -1 if none (None: i follows
     i). `traced_map`: the name of a layer map that is data of the step, in place of `layer_map`: one
-    program serves all maps. `options`: pairs (name, value), what the loss's sum must be told. `projection`: the name of a
+    program serves all maps. `options`: pairs (name, value), what the loss's sum must be told. The weight
+    and options that are numbers may be ramps. `projection`: the name of a
     learned linear map from the student's width to the teacher's; terms that give one name share it.
+    `width`: the teacher's, where its states are stored.
     `name`: what the term's numbers are called, unique in a stage; left out, the loss's name.
 
     Raises `BadInput` for an unknown loss, and for options that are not the loss's."""
 
     loss: str
-    weight: float
+    weight: Number
     layer_map: tuple[int, ...] | None = None
     traced_map: str = ""
     teacher: str = "teacher"
     options: tuple[tuple[str, Any], ...] = ()
     projection: str = ""
+    width: int = 0
     name: str = ""
     row: Loss = dataclasses.field(init=False, repr=False)
 
@@ -93,6 +101,12 @@ class Term:
                 f"term {self.name!r}: the loss {self.loss!r} has the options {listed(wanted)}, given: "
                 f"{listed(given)}"
             )
+
+    def at(self, step: jax.Array | None) -> Term:
+        """The term as it is at `step`, int32[] (None: at the end of its stage), its weight and options
+        numbers."""
+        options = tuple((name, at(value, step)) for name, value in self.options)
+        return dataclasses.replace(self, weight=at(self.weight, step), options=options)
 
     def sum(self, student: jax.Array, teacher: jax.Array | None, batch: Batch) -> jax.Array:
         """The raw sum, before weight and count."""
@@ -180,29 +194,6 @@ def tagged_words(batch: Batch) -> jax.Array:
     return jnp.sum(batch["tag_weights"])
 
 
-def _span(end: str) -> dict[str, Loss]:
-    """The losses of one end of an answer, "start" or "end"."""
-    positions, output = f"{end}_positions", f"{end}_logits"
-    head = "question_answering"
-    return {
-        f"span_{end}": Loss(
-            functools.partial(logits.span_border, positions=positions),
-            examples,
-            output,
-            head=head,
-            batch=(positions,),
-        ),
-        f"span_{end}_distillation": Loss(
-            logits.span_border_distillation,
-            examples,
-            output,
-            output,
-            head=head,
-            options=("temperature",),
-        ),
-    }
-
-
 WIDTHS = (equal_widths,)
 WIDTHS_OR_PROJECTION = (equal_widths_or_projection,)
 HEADS = (equal_heads,)
@@ -210,6 +201,34 @@ WORDS = (equal_vocabularies,)
 CLASSES = (equal_labels,)
 TAGS = ("tags", "tag_weights")
 MASKED = ("mlm_positions", "mlm_labels", "mlm_weights")
+
+
+def _compared(task: str, loss: Loss, without: Sequence[Any] = ()) -> dict[str, Loss]:
+    """`loss` by every distance that is not among those to be left out, under "TASK_DISTANCE"."""
+    return {
+        f"{task}_{name}": dataclasses.replace(
+            loss,
+            sum=functools.partial(loss.sum, distance=distance),
+            teacher=loss.student,
+            needs=(*loss.needs, *((whole_batch,) if distance is dist else ())),
+            options=("temperature", "k") if distance is top_k else ("temperature",),
+        )
+        for name, distance in DISTANCES.items()
+        if distance not in without
+    }
+
+
+def _span(end: str) -> dict[str, Loss]:
+    """The losses of one end of an answer, "start" or "end"."""
+    positions, output = f"{end}_positions", f"{end}_logits"
+    head = "question_answering"
+    answer = functools.partial(logits.span_border, positions=positions)
+    compared = Loss(logits.distance_of_borders, examples, output, head=head, off="hard_labels=1")
+    return {
+        f"span_{end}": Loss(answer, examples, output, head=head, batch=(positions,)),
+        # Places are no classes: the same place of two texts has nothing to do with each other.
+        **_compared(f"span_{end}", compared, without=(dist,)),
+    }
 
 
 def _relation(tap: str) -> Loss:
@@ -224,6 +243,15 @@ def _relation(tap: str) -> Loss:
     )
 
 
+_WORDS = Loss(
+    logits.distance_of_words,
+    masked_words,
+    "mlm_logits",
+    head="mlm",
+    needs=WORDS,
+    batch=MASKED,
+    off="soft_words=0",
+)
 LOSSES = Table(
     "loss",
     {
@@ -238,6 +266,20 @@ LOSSES = Table(
             batch=MASKED,
             off="alpha=1",
         ),
+        # Evaluated some words at a time, which `dist` cannot be.
+        **_compared("mlm", _WORDS, without=(dist,)),
+        **_compared(
+            "token",
+            dataclasses.replace(
+                _WORDS,
+                sum=logits.distance_of_tokens,
+                count=real_tokens,
+                student="token_logits",
+                batch=(),
+                everywhere=True,
+            ),
+            without=(dist,),
+        ),
         "nsp": Loss(logits.nsp, examples, "nsp_logits", head="nsp", batch=("nsp_labels",)),
         "classification": Loss(
             logits.classification,
@@ -246,15 +288,16 @@ LOSSES = Table(
             head="sequence_classification",
             batch=("labels",),
         ),
-        "classification_distillation": Loss(
-            logits.classification_distillation,
-            examples,
-            "logits",
-            "logits",
-            head="sequence_classification",
-            needs=CLASSES,
-            options=("temperature",),
-            off="hard_labels=1",
+        **_compared(
+            "classification",
+            Loss(
+                logits.distance_of_classes,
+                examples,
+                "logits",
+                head="sequence_classification",
+                needs=CLASSES,
+                off="hard_labels=1",
+            ),
         ),
         "regression": Loss(
             logits.regression, examples, "logits", head="sequence_classification", batch=("labels",)
@@ -266,19 +309,22 @@ LOSSES = Table(
             "logits",
             head="sequence_classification",
             needs=CLASSES,
+            off="hard_labels=1",
         ),
         "tagging": Loss(
             logits.tagging, tagged_words, "logits", head="token_classification", batch=TAGS
         ),
-        "tagging_distillation": Loss(
-            logits.tagging_distillation,
-            tagged_words,
-            "logits",
-            "logits",
-            head="token_classification",
-            needs=CLASSES,
-            options=("temperature",),
-            batch=("tag_weights",),
+        **_compared(
+            "tagging",
+            Loss(
+                logits.distance_of_tags,
+                tagged_words,
+                "logits",
+                head="token_classification",
+                needs=CLASSES,
+                batch=("tag_weights",),
+                off="hard_labels=1",
+            ),
         ),
         **_span("start"),
         **_span("end"),
@@ -298,6 +344,17 @@ LOSSES = Table(
             "embeddings",
             "embeddings",
             needs=WIDTHS_OR_PROJECTION,
+        ),
+        "hidden_cosine": Loss(
+            hidden.cosine, real_tokens, "hidden", "hidden", needs=WIDTHS_OR_PROJECTION
+        ),
+        "first_token_mse": Loss(
+            hidden.first_token_mse,
+            examples,
+            "hidden",
+            "hidden",
+            needs=WIDTHS_OR_PROJECTION,
+            options=("normalize",),
         ),
         "attention_mse": Loss(
             relations.attention_mse,

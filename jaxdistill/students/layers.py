@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxdistill.errors import BadInput, listed, shortened
 from jaxdistill.models import Model, Params
 from jaxdistill.models.parameters import flatten, is_stacked, unflatten
+from jaxdistill.models.sizes import parameter_shapes
 
 
 def take_layers(model: Model, params: Params, layers: Sequence[int]) -> tuple[Model, Params]:
@@ -33,3 +35,30 @@ def take_layers(model: Model, params: Params, layers: Sequence[int]) -> tuple[Mo
         name: value[rows] if is_stacked(name) else value for name, value in flatten(params).items()
     }
     return Model(model.config.replace(num_layers=len(rows))), unflatten(taken)
+
+
+def copy_layers(params: Params, teacher_params: Params, layers: Sequence[int]) -> Params:
+    """A student that begins as some layers of its teacher, with its embeddings and heads; `params` are
+    where the student has a head that the teacher lacks, or one of another shape."""
+    ours, theirs = flatten(params), flatten(teacher_params)
+    rows = np.array(layers)
+    taken = {name: x[rows] if is_stacked(name) else x for name, x in theirs.items() if name in ours}
+    # jnp.array copies: the student's buffers are donated to the step, the teacher's must outlive it.
+    return unflatten(
+        {
+            name: jnp.array(taken[name])
+            if name in taken and taken[name].shape == value.shape
+            else value
+            for name, value in ours.items()
+        }
+    )
+
+
+def shared_names(student: Model, teacher: Model) -> set[str]:
+    """Names of the student's parameters that `copy_layers` takes from the teacher."""
+    ours, theirs = (flatten(parameter_shapes(model.config)) for model in (student, teacher))
+    return {
+        name
+        for name, value in ours.items()
+        if is_stacked(name) or (name in theirs and theirs[name].shape == value.shape)
+    }

@@ -57,7 +57,7 @@ def shapes(cast: Cast) -> TrainState:
 
 def split(stage: Stage, params: Params, layer: jax.Array) -> tuple[Flat, Flat]:
     """(what moves, what is frozen) by name. Under strict freezing only layer `layer`'s slices move
-    (no layer axis), and the whole stack is among the frozen."""
+    (no layer axis), and the whole stack is among the frozen; so it is where only some layers move."""
     flat = flatten(params)
     names = moving_names(stage, params)
     moving = {name: value for name, value in flat.items() if name in names}
@@ -65,7 +65,26 @@ def split(stage: Stage, params: Params, layer: jax.Array) -> tuple[Flat, Flat]:
         return take_layer(
             {name: value for name, value in moving.items() if is_stacked(name)}, layer
         ), flat
+    if stage.layers is not None:
+        first, end = stage.layers
+        moving = {n: value[first:end] if is_stacked(n) else value for n, value in moving.items()}
+        return moving, {n: value for n, value in flat.items() if n not in moving or is_stacked(n)}
     return moving, {name: value for name, value in flat.items() if name not in moving}
+
+
+def joined(stage: Stage, moving: Flat, frozen: Flat) -> Flat:
+    """What `split` took apart, by name; under strict freezing as it was before `moving` moved."""
+    if stage.depth == "progressive_strict":
+        return frozen
+    if stage.layers is not None:
+        first, end = stage.layers
+        moving = {
+            name: jnp.concatenate([frozen[name][:first], value, frozen[name][end:]])
+            if is_stacked(name)
+            else value
+            for name, value in moving.items()
+        }
+    return {**frozen, **moving}
 
 
 def moving_names(stage: Stage, params: Params) -> set[str]:
@@ -84,7 +103,8 @@ def merge(stage: Stage, params: Params, moved: Flat, layer: jax.Array) -> Params
             name: jax.lax.dynamic_update_index_in_dim(flat[name], value, layer, 0)
             for name, value in moved.items()
         }
-    return unflatten({**flat, **moved})
+        return unflatten({**flat, **moved})
+    return unflatten(joined(stage, moved, flat))
 
 
 def check_moves(stage: Stage, params: Params, started: set[str], norm: str) -> None:
@@ -117,7 +137,10 @@ def check_moves(stage: Stage, params: Params, started: set[str], norm: str) -> N
     lost = [
         n
         for n in flat
-        if n.split("/")[0] in used and n not in moving and n not in started and n not in identity
+        if n.split("/")[0] in used
+        and (n not in moving or (is_stacked(n) and stage.layers is not None and stage.layers[0]))
+        and n not in started
+        and n not in identity
     ]
     if lost:
         raise BadInput(

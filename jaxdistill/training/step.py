@@ -17,10 +17,10 @@ from jaxdistill.forward.scene import At, Network, Scene
 from jaxdistill.methods.base import Cast, Stage
 from jaxdistill.models import Arrays, Batch, Params
 from jaxdistill.models.parameters import unflatten
-from jaxdistill.objectives import projections
+from jaxdistill.objectives import projections, ramps
 from jaxdistill.objectives.terms import count_everything
 from jaxdistill.training import optimizers, schedules, spikes
-from jaxdistill.training.state import Flat, TrainState, merge, split
+from jaxdistill.training.state import Flat, TrainState, joined, merge, split
 
 Metrics = dict[str, jax.Array]
 
@@ -58,13 +58,14 @@ def make_step(cast: Cast) -> Step:
             schedules.active_layer(stage, layers, state.step) if stage.progressive else jnp.int32(0)
         )
         counts = count_terms(stage, batch)
-        scales = {term.name: term.weight / counts[term.name] for term in stage.terms}
+        weights = {term.name: ramps.at(term.weight, state.step) for term in stage.terms}
+        scales = {name: weight / counts[name] for name, weight in weights.items()}
         moving, frozen = split(stage, state.params, layer)
         key = jax.random.fold_in(jax.random.key(given.seed), state.step) if stage.dropout else None
 
         def micro_gradients(micro: Batch, micro_key: jax.Array | None) -> tuple[Flat, Arrays]:
             def value_and_sums(moving: Flat) -> tuple[jax.Array, Arrays]:
-                ours, at = Split(moving, frozen), At(layer, micro_key, given.maps)
+                ours, at = Split(moving, frozen), At(layer, micro_key, given.maps, state.step)
                 return run(make_scene(cast, ours, given.others, micro, scales, at))
 
             (_, sums), gradients = jax.value_and_grad(value_and_sums, has_aux=True)(moving)
@@ -79,7 +80,7 @@ def make_step(cast: Cast) -> Step:
             )
             gradients, sums = accumulate(micro_gradients, zeros, batch, stage.accumulation, key)
         raw = {name: sums[name] / counts[name] for name in sums}
-        loss = sum((term.weight * raw[term.name] for term in stage.terms), jnp.float32(0))
+        loss = sum((weights[name] * raw[name] for name in weights), jnp.float32(0))
 
         rate = schedules.learning_rate(stage, state.step)
         multipliers = (
@@ -132,7 +133,7 @@ def make_step(cast: Cast) -> Step:
             "skipped_in_a_row": new_state.skipped_in_a_row,
         }
         metrics |= {f"raw/{name}": value for name, value in raw.items()}
-        metrics |= {f"weighted/{term.name}": term.weight * raw[term.name] for term in stage.terms}
+        metrics |= {f"weighted/{name}": weight * raw[name] for name, weight in weights.items()}
         if stage.progressive:
             metrics["layer"] = layer
         return new_state, metrics
@@ -163,9 +164,9 @@ def make_scene(
     """What the forward of a stage is given; the one place where a scene is made."""
     stage, model = cast.stage, cast.model
     strict = stage.depth == "progressive_strict"
-    params = unflatten(ours.frozen if strict else {**ours.frozen, **ours.moving})
+    params = unflatten(joined(stage, ours.moving, ours.frozen))
     return Scene(
-        terms=stage.terms,
+        terms=tuple(term.at(at.step) for term in stage.terms),
         model=model,
         params=params,
         others={name: Network(other, others[name]) for name, other in cast.others},

@@ -27,7 +27,7 @@ def contrast(
     group: Group,
     share: Annotated[float, Within(0, 1)] = 0.5,
     count: Count = 4,
-    layers: LayerMap = (),
+    followed: LayerMap = (),
     mode: Literal["near", "far"] = "near",
 ):
     return Objective(
@@ -47,7 +47,7 @@ def test_settings_are_those_of_the_signature_with_groups_spread_out():
         "second": (3, int),
         "share": (0.5, float),
         "count": (4, int),
-        "layers": ((), tuple),
+        "followed": ((), tuple),
         "mode": ("near", str),
     }
 
@@ -71,7 +71,7 @@ def test_a_kind_of_ones_own_is_a_stage_like_any_other(registered):
         (dict(share=float("nan")), r"share=nan; expected 0 to 1"),
         (dict(first=-1.0), r"first=-1.0; expected a finite number, 0 or more"),
         (dict(count=0), r"count=0; expected 1 to 2147483647"),
-        (dict(layers=(0.5,)), r"layers=\(0.5,\); expected whole numbers"),
+        (dict(followed=(0.5,)), r"followed=\(0.5,\); expected whole numbers"),
         (dict(mode="fare"), r"mode='fare' is unknown; did you mean 'far'"),
         (dict(skip_above=1.0), r"skip_above=1.0; expected 0 \(no update is skipped\) or 2"),
         (dict(moves=(3,)), r"moves=\(3,\); expected patterns"),

@@ -189,7 +189,11 @@ def test_a_misspelt_field_or_kind_is_named_with_its_neighbour():
         "auxiliary",
         "distill",
         "relations",
+        "self_attention",
         "intermediate",
+        "distilbert",
+        "patient",
+        "hint",
         "finetune",
         "soft_labels",
     }

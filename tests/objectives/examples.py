@@ -9,8 +9,8 @@ from jaxdistill.objectives import terms
 
 LENGTHS = (6, 4, 1)
 HEADS, WIDTH, STATES, WORDS, CLASSES = 2, 5, 4, 7, 3
-RELATION_HEADS, TEMPERATURE = 3, 1.7
-OPTIONS = {"heads": RELATION_HEADS, "temperature": TEMPERATURE}
+RELATION_HEADS, TEMPERATURE, TOP = 3, 1.7, 2
+OPTIONS = {"heads": RELATION_HEADS, "temperature": TEMPERATURE, "k": TOP, "normalize": True}
 LOSSES = {
     name: Term(name, 1.0, options=tuple((option, OPTIONS[option]) for option in row.options))
     for name, row in terms.LOSSES.items()
@@ -58,6 +58,7 @@ def tap(kind, batch, seed):
         return (rng.normal(size=(rows, HEADS, length, length)) + pads).astype(np.float32)
     shape = {
         "mlm_logits": (rows, 3, WORDS),
+        "token_logits": (rows, length, WORDS),
         "nsp_logits": (rows, 2),
         "logits": (rows, CLASSES),
         "tag_logits": (rows, length, CLASSES),
@@ -130,15 +131,53 @@ def _mlm_distillation(student, teacher, batch):
     return total
 
 
-def _soft(weights):
+def _kl(p, q):
+    return sum(p[c] * np.log(p[c] / q[c]) for c in range(len(p)))
+
+
+def _top(ours, theirs):
+    """The teacher's likeliest classes one by one, and the others as one."""
+    best = np.argsort(-theirs)[:TOP]
+    ours, theirs = ([*p[best], 1 - p[best].sum()] for p in (ours, theirs))
+    return _kl(theirs, ours)
+
+
+ROWWISE = {  # of the student's and the teacher's probabilities in one row
+    "kl": lambda ours, theirs: _kl(theirs, ours),
+    "reverse_kl": lambda ours, theirs: _kl(ours, theirs),
+    "jensen_shannon": lambda ours, theirs: (
+        _kl(theirs, (ours + theirs) / 2) / 2 + _kl(ours, (ours + theirs) / 2) / 2
+    ),
+    "total_variation": lambda ours, theirs: sum(abs(ours - theirs)) / 2,
+    "top_k": _top,
+}
+
+
+def _probabilities(logits):
+    return softmax(logits / TEMPERATURE)
+
+
+def _distance(name, weights):
+    """Over the rows that `weights` names, one at a time."""
+
     def loop(student, teacher, batch):
-        total = 0.0
-        for i in np.ndindex(batch[weights].shape):
-            ours, theirs = (log_softmax(x[i] / TEMPERATURE) for x in (student, teacher))
-            total += batch[weights][i] * sum(
-                np.exp(theirs[c]) * (theirs[c] - ours[c]) for c in range(CLASSES)
-            )
+        rows = list(np.ndindex(batch[weights].shape))
+        ours, theirs = ([_probabilities(x[i]) for i in rows] for x in (student, teacher))
+        total = sum(batch[weights][i] * ROWWISE[name](p, q) for i, p, q in zip(rows, ours, theirs))
         return TEMPERATURE**2 * total
+
+    return loop
+
+
+def _dist(weights):
+    """numpy's own correlation: of the classes in each row, and of the rows that count in each class."""
+
+    def loop(student, teacher, batch):
+        rows = [i for i in np.ndindex(batch[weights].shape) if batch[weights][i]]
+        ours, theirs = (np.array([_probabilities(x[i]) for i in rows]) for x in (student, teacher))
+        within = sum(1 - np.corrcoef(p, q)[0, 1] for p, q in zip(ours, theirs))
+        between = np.mean([1 - np.corrcoef(p, q)[0, 1] for p, q in zip(ours.T, theirs.T)])
+        return TEMPERATURE**2 * (within + len(rows) * between)
 
     return loop
 
@@ -157,13 +196,19 @@ def _span(positions):
     return loop
 
 
-def _soft_span(student, teacher, batch):
-    total = 0.0
-    for row, weight in enumerate(batch["example_weights"]):
-        places = [l for b, l in real(batch) if b == row]
-        ours, theirs = (log_softmax(x[row][places] / TEMPERATURE) for x in (student, teacher))
-        total += weight * sum(np.exp(t) * (t - o) for o, t in zip(ours, theirs))
-    return TEMPERATURE**2 * total
+def _span_distance(name):
+    """Among the real tokens of each row."""
+
+    def loop(student, teacher, batch):
+        total = 0.0
+        for row, weight in enumerate(batch["example_weights"]):
+            places = [l for b, l in real(batch) if b == row]
+            if weight:
+                ours, theirs = (_probabilities(x[row][places]) for x in (student, teacher))
+                total += weight * ROWWISE[name](ours, theirs)
+        return TEMPERATURE**2 * total
+
+    return loop
 
 
 def _regression(student, _, batch):
@@ -181,6 +226,21 @@ def _feature_map(student, teacher, batch):
 
 def _squared_error(student, teacher, batch):
     return sum(np.mean([(t - s) ** 2 for t, s in zip(teacher[i], student[i])]) for i in real(batch))
+
+
+def _cosine(student, teacher, batch):
+    return sum(
+        1 - teacher[i] @ student[i] / np.linalg.norm(teacher[i]) / np.linalg.norm(student[i])
+        for i in real(batch)
+    )
+
+
+def _first_token_mse(student, teacher, batch):
+    total = 0.0
+    for row, weight in enumerate(batch["example_weights"]):
+        ours, theirs = (x[row, 0] / np.linalg.norm(x[row, 0]) for x in (student, teacher))
+        total += weight * sum((ours - theirs) ** 2)
+    return total
 
 
 def _attention_mse(student, teacher, batch):
@@ -254,13 +314,16 @@ REFERENCES = {
     "mlm": _cross_entropy("mlm"),
     "nsp": _cross_entropy("nsp"),
     "classification": _cross_entropy("classification"),
-    "classification_distillation": _soft("example_weights"),
+    **{f"classification_{name}": _distance(name, "example_weights") for name in ROWWISE},
+    **{f"tagging_{name}": _distance(name, "tag_weights") for name in ROWWISE},
+    **{f"mlm_{name}": _distance(name, "mlm_weights") for name in ROWWISE},
+    **{f"token_{name}": _distance(name, "attention_mask") for name in ROWWISE},
+    **{f"span_{end}_{name}": _span_distance(name) for end in ("start", "end") for name in ROWWISE},
+    "classification_dist": _dist("example_weights"),
+    "tagging_dist": _dist("tag_weights"),
     "tagging": _cross_entropy("tagging"),
-    "tagging_distillation": _soft("tag_weights"),
     "span_start": _span("start_positions"),
     "span_end": _span("end_positions"),
-    "span_start_distillation": _soft_span,
-    "span_end_distillation": _soft_span,
     "regression_distillation": lambda student, teacher, batch: sum(
         w * (x[0] - y[0]) ** 2 for x, y, w in zip(student, teacher, batch["example_weights"])
     ),
@@ -273,6 +336,8 @@ REFERENCES = {
     "variance_tf1": _variance_tf1,
     "hidden_mse": _squared_error,
     "embedding_mse": _squared_error,
+    "hidden_cosine": _cosine,
+    "first_token_mse": _first_token_mse,
     "attention_mse": _attention_mse,
     "attention": _attention,
     "query_relation": _relation,
@@ -281,20 +346,22 @@ REFERENCES = {
     "attention_kl": lambda *args: _attention(*args, entropy=True),
 }
 COUNTS = {
-    "mlm": lambda batch: sum(batch["mlm_weights"].ravel()),
-    "mlm_distillation": lambda batch: sum(batch["mlm_weights"].ravel()),
-    "nsp": lambda batch: sum(batch["example_weights"]),
-    "classification": lambda batch: sum(batch["example_weights"]),
-    "classification_distillation": lambda batch: sum(batch["example_weights"]),
     **{
-        name: lambda batch: sum(batch["example_weights"])
+        name: lambda batch, weights=weights: sum(batch[weights].ravel())
+        for start, weights in {
+            "mlm": "mlm_weights",
+            "token": "attention_mask",
+            "nsp": "example_weights",
+            "classification": "example_weights",
+            "regression": "example_weights",
+            "span": "example_weights",
+            "tagging": "tag_weights",
+        }.items()
         for name in LOSSES
-        if name.startswith(("regression", "span"))
+        if name.startswith(start)
     },
-    **dict.fromkeys(
-        ("tagging", "tagging_distillation"), lambda batch: sum(batch["tag_weights"].ravel())
-    ),
     **{name: lambda batch: len(real(batch)) for name in (*PER_LAYER, "embedding_mse")},
+    "first_token_mse": lambda batch: sum(batch["example_weights"]),
     "attention_mse": lambda batch: sum(
         len([k for row, k in real(batch) if row == b]) for b, _ in real(batch)
     ),

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdistill.methods.base import Term
 from jaxdistill.objectives import logits
-from tests.objectives.examples import WORDS, example, log_softmax, softmax
+from jaxdistill.objectives.distances import DISTANCES
+from tests.objectives.examples import LOSSES, TEMPERATURE, WORDS, example, log_softmax, softmax
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
@@ -46,3 +48,52 @@ def test_filling_words_and_rows_get_no_gradient():
         )
         weights = batch["mlm_weights" if name == "mlm" else "example_weights"]
         assert not gradient[weights == 0].any() and np.abs(gradient[weights == 1]).sum(-1).all()
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_every_distance_is_zero_between_equals_and_grows_when_rows_are_permuted(distance):
+    name = f"tagging_{distance}"
+    student, teacher, batch = example(name)
+    near = LOSSES[name].sum(teacher + np.float32(0.03) * student, teacher, batch)
+    far = LOSSES[name].sum(teacher[:, [1, 2, 0, 3, 4, 5]], teacher, batch)
+    assert (
+        abs(float(LOSSES[name].sum(teacher, teacher, batch)))
+        < 2e-6
+        < float(near)
+        < 0.1 * float(far)
+    )
+
+
+def test_as_many_top_classes_as_there_are_is_all_of_them():
+    student, teacher, batch = example("classification_top_k")
+    every = Term("classification_top_k", 1.0, options=(("temperature", TEMPERATURE), ("k", 99)))
+    np.testing.assert_allclose(
+        every.sum(student, teacher, batch),
+        LOSSES["classification_kl"].sum(student, teacher, batch),
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_logits_far_apart_and_all_alike_give_finite_gradients(distance):
+    """Probabilities of exactly 0 and 1, and rows and classes that do not vary."""
+    options = {"temperature": 1.0} | ({"k": 2} if distance == "top_k" else {})
+    for theirs in (np.zeros((3, 4)), np.eye(3, 4) * 1e4, -np.eye(3, 4) * 1e4):
+        for ours in (np.zeros((3, 4)), np.eye(3, 4) * 1e4, np.eye(3, 4)[::-1] * 1e4):
+            value, gradient = jax.value_and_grad(
+                lambda x, y=theirs: DISTANCES[distance](x, jnp.asarray(y), jnp.ones(3), **options)
+            )(jnp.asarray(ours))
+            assert np.isfinite(value) and np.isfinite(gradient).all()
+
+
+def test_rows_in_parts_are_another_loss_only_where_rows_are_compared():
+    """Which is why `dist` needs the whole batch; on devices that share it, it has that."""
+    for name in DISTANCES:
+        student, teacher, batch = example(f"tagging_{name}")
+        loss = LOSSES[f"tagging_{name}"]
+        parts = [
+            loss.sum(student[rows], teacher[rows], {k: x[rows] for k, x in batch.items()})
+            for rows in (slice(1), slice(1, None))
+        ]
+        whole = loss.sum(student, teacher, batch)
+        assert np.isclose(sum(parts), whole, rtol=1e-5) == (name != "dist")

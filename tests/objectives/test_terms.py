@@ -99,6 +99,8 @@ def test_gradient_reaches_the_student_and_never_the_teacher(name):
         "attention_kl",
         "query_relation",
         "hidden_mse",
+        "hidden_cosine",
+        "first_token_mse",
         "embedding_mse",
     ],
 )
@@ -174,8 +176,9 @@ def test_twice_the_rows_is_the_same_loss(name):
         name, np.concatenate([student, student]), teacher, twice
     )
     np.testing.assert_allclose(new_value, value, rtol=1e-6)
+    noise = 1e-7 * np.abs(gradient).max()
     np.testing.assert_allclose(
-        new_gradient, np.concatenate([gradient, gradient]) / 2, rtol=1e-5, atol=1e-9
+        new_gradient, np.concatenate([gradient, gradient]) / 2, rtol=1e-5, atol=noise
     )
 
 

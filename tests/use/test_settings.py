@@ -52,7 +52,7 @@ def refused(capsys, tmp_path, monkeypatch):
         ("networks.random_start.like=copied_start", ["is itself like another network"]),
         ("networks.random_start.init=x", ["leave one of the two out"]),
         ("networks.random_start.model.num_layers=3", ["has no field 'model'"]),
-        ("networks.student.start=cold", ["'cold' is unknown; valid: copy, random"]),
+        ("networks.student.start=cold", ["'cold' is unknown; valid: copy, layers, random"]),
         ("teacher.model.num_layers=3", ["config.networks.teacher.model.num_layers"]),
         ("student.init=x", ["another place now: config.networks.student.init"]),
         ("stages.distill.network=studnt", ["did you mean 'student'?"]),
@@ -100,11 +100,25 @@ def test_every_setting_of_a_kind_changes_its_stage_and_other_kinds_refuse_it():
         "teacher_layer": 0,
         "alpha": 0.25,
         "hard_labels": 0.25,
+        "distance": "reverse_kl",
+        "top_k": 3,
+        "teachers": ("first", "second"),
+        "normalize": False,
+        "distilled": "all",
+        "guided_layer": 1,
+        "hint_layer": 1,
+    }
+    needed = {
+        "relations": {"teacher_layer": 1},
+        "self_attention": {"teacher_layer": 1},
+        "distilbert": {"teacher_layer": 1},
+        "patient": {"layer_map": (0, -1)},
+        "soft_labels": {"distance": "top_k"},
     }
     every = {field for kind in KINDS.values() for field in settings_of(kind)}
-    assert len(every) == 21
+    assert len(every) == 32
     for name, kind in KINDS.items():
-        base = {"steps": 4, **({"teacher_layer": 1} if name == "relations" else {})}
+        base = {"steps": 4, **needed.get(name, {})}
 
         def built(name=name, base=base, **changes):
             section = defaults.stage(name, "student", **{**base, **changes})
@@ -112,6 +126,8 @@ def test_every_setting_of_a_kind_changes_its_stage_and_other_kinds_refuse_it():
 
         for field in every:
             changes = {field: other.get(field, 0.125)}
+            if name == "patient" and field == "projection":
+                changes = {field: True}
             if field in settings_of(kind):
                 assert built(**changes) != built(), (name, field)
             else:

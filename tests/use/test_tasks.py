@@ -166,16 +166,16 @@ def test_a_student_learns_the_same_from_stored_outputs(done, folder, tmp_path, m
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
     page = json.loads((tmp_path / "stored" / "stages" / "distill" / "stage.json").read_text())
     assert page["teachers"]["teacher"]["sha256"] == live["networks"]["teacher"]["sha256"]
-    files = sorted((tmp_path / "stored" / "derived").iterdir())
-    assert [file.name.rpartition("-")[0] for file in files] == ["stored-heldout", "stored-train"]
+    held, train = sorted((tmp_path / "stored" / "derived").glob("*.array_record"))
+    assert [held.stem, train.stem] == ["stored-heldout", "stored-train"]
 
     def again(made):
         """Trains the stage once more; how often the outputs are made."""
         shutil.rmtree(tmp_path / "stored" / "stages")
         real, calls = derived.DERIVED["outputs"], []
 
-        def counted(base, model):
-            found = real(base, model)
+        def counted(base, model, **settings):
+            found = real(base, model, **settings)
             return found._replace(make=lambda *given: calls.append(1) or found.make(*given))
 
         with monkeypatch.context() as patch:
@@ -184,7 +184,7 @@ def test_a_student_learns_the_same_from_stored_outputs(done, folder, tmp_path, m
         assert len(calls) == made
 
     again(0)  # they are still there
-    files[1].write_bytes(files[1].read_bytes()[:-8])
+    train.write_bytes(train.read_bytes()[:-8])
     again(1)  # a damaged file is made again
     _, params = interop.from_pretrained(tmp_path / "stored" / "student")
     for ours, theirs in zip(*map(jax.tree.leaves, (students[1], params)), strict=True):
