@@ -253,7 +253,7 @@ def recipe(case: str, source: Path) -> Any:
     config = defaults.recipe("digests")
     named = "networks" in config  # in older commits there are two, and stages say how they start
     networks = config.networks if named else config
-    begins = {"start": "copy"} if named else {}
+    begins: dict[str, Any] = {"start": "copy"} if named else {}
     presets, wide = ("ib_bert_large", "mobilebert"), [{"bottleneck_size": 24}, {"num_ffn": 2}]
     wide[1] |= {"bottleneck_size": 8}
     if case == "narrow":

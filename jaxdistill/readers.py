@@ -3,22 +3,22 @@ run."""
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator, Mapping
 
 import jax
 
 from jaxdistill.data import files
-from jaxdistill.data.feeds import Batch, Order, Reader, Rows, Share
-from jaxdistill.data.rows import evaluation_batches, mean_length
+from jaxdistill.data.feeds import Batch, Reader, Share
+from jaxdistill.data.rows import mean_length
 from jaxdistill.data.tasks import TEST
 from jaxdistill.errors import BadInput
-from jaxdistill.evaluation import derived, stored
+from jaxdistill.evaluation import derived
 from jaxdistill.methods.base import Stage
 from jaxdistill.models import Params
 from jaxdistill.startup import Start
 from jaxdistill.training import hosts
-from jaxdistill.training.progress import Progress
 
 
 class Readers:
@@ -31,6 +31,7 @@ class Readers:
         self.config, self.folder, self.recipe = start.config, start.folder, start.recipe
         self.bound, self.mesh = start.bound, start.mesh
         self.networks, self.origins = networks, origins
+        self.tokenizer = start.read.tokenizer
         bases = {self.recipe.base(name) for stage in self.recipe.stages for name in stage.feeds}
         bases |= {name + TEST for name in bases if name + TEST in self.recipe.feeds}
         self.readers = {
@@ -78,29 +79,23 @@ class Readers:
     def reader(self, feed: str) -> Reader:
         """The reader of a feed; a derived one is made at first use."""
         if feed not in self.readers:
-            base = self.readers[self.recipe.derived[feed].of]
-            assert base.parts is not None
-            train, held = (
-                self._derived(feed, part, rows, base.parts.order)
-                for part, rows in (("train", base.parts.train), ("heldout", base.parts.heldout))
-            )
-            self.readers[feed] = derived.reader(base, train, held)
+            self.readers[feed] = self._made(feed)
         return self.readers[feed]
 
-    def _derived(self, feed: str, part: str, rows: Rows, order: Order) -> stored.Fetch:
-        """What a derived feed adds to the rows of a part: as this run has stored it, or made now."""
+    def _made(self, feed: str) -> Reader:
+        """The reader of a derived feed: as this run has stored it, or made now."""
         made = self.recipe.derived[feed]
         base, model = self.recipe.feeds[made.of], self.recipe.networks.get(made.by)
-        found, path = made.derivation(base, model), self.folder.derived(feed, part)
+        found = made.derivation(base, model)
         teacher = self.origins[made.by]["sha256"] if made.by else ""
         of = [made.kind, *made.settings, self.bound.digest(made.of), teacher, found.digest]
-        fingerprint = files.digest_of([*of, base.length])
-        held = stored.there(path, found.layout, rows.number, fingerprint)
-        if hosts.largest(int(not held)):  # made by all processes, or by none
-            batch_size, params = self.config.evaluation.batch_size, self.networks.get(made.by, {})
-            with Progress(None, f"making {feed} ({part})", unit="rows") as bar:
-                batches = evaluation_batches(rows, order, batch_size, self.share)
-                parts = found.make(params, rows, batches, self.mesh)
-                hosts.together(lambda: derived.store(path, found, parts, rows.number, fingerprint))
-                bar.update(rows.number)
-        return stored.read(path, found.layout, rows.lengths)
+        making = derived.Making(
+            self.networks.get(made.by, {}),
+            self.mesh,
+            self.config.evaluation.batch_size,
+            self.share,
+            self.tokenizer,
+            functools.partial(self.folder.derived, feed),
+            files.digest_of([*of, base.length, self.config.seed]),
+        )
+        return found.read(self.readers[made.of], making)

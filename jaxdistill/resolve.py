@@ -204,7 +204,7 @@ def derived_feeds(config: ConfigDict, feeds: Mapping[str, Feed]) -> dict[str, De
                 f"{where}.of={section.of!r} is no task of this recipe; {nearest(section.of, tasks)}"
             )
         settings = default_settings(section.derived)
-        if section.by or section.derived == "outputs":
+        if section.by or section.derived != "teacher_outputs":
             check_network(config, section.by, f"{where}.by")
         check(DERIVED[section.derived], section, where)
         if section.of in feeds:
@@ -227,8 +227,8 @@ def labels_of(
             if feeds[stage.feed].head in stage.heads(name)
         ]
         read += [(None, feeds[stage.until.feed])] if stage.until is not None else []
-        makers = {name: derived[name].by for name in stage.feeds if name in derived}
-        read += [(by, feeds[name]) for name, by in makers.items() if by]
+        made = {name: derived[name] for name in stage.feeds if name in derived}
+        read += [(d.by, feeds[name]) for name, d in made.items() if d.kind == "outputs"]
         for name, feed in ((name or stage.network, feed) for name, feed in read if by_label(feed)):
             if found.setdefault(name, feed.labels) != feed.labels:
                 raise BadInput(

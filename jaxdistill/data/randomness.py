@@ -37,6 +37,7 @@ class Stream(enum.IntEnum):
     SHORT_LENGTH = 10
     PACK = 11
     BATCH_ORDER = 12
+    AUGMENTATION = 13
 
 
 def _mix(bits: np.ndarray) -> np.ndarray:

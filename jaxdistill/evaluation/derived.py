@@ -8,8 +8,8 @@ the content."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +17,13 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from jaxdistill.data.feeds import Batch, Feed, Reader, Rows, Shape
+from jaxdistill.data.feeds import MANY, Batch, Feed, Order, Parts, Reader, Rows, Shape, Share
 from jaxdistill.data.files import digest_of
-from jaxdistill.data.rows import reader_of
+from jaxdistill.data.rows import evaluation_batches, reader_of, sample
 from jaxdistill.errors import BadInput, listed, nearest
+from jaxdistill.evaluation import augmented as rewriting
 from jaxdistill.evaluation import stored
+from jaxdistill.evaluation.augmented import Plan, Rewritten
 from jaxdistill.evaluation.stored import Fetch, Layout, Part
 from jaxdistill.evaluation.teacher_file import TeacherFile
 from jaxdistill.models import Model, Params
@@ -29,9 +31,10 @@ from jaxdistill.models.heads import HEADS
 from jaxdistill.models.sizes import parameter_shapes
 from jaxdistill.objectives.terms import STORED
 from jaxdistill.registry import Table
-from jaxdistill.settings import Each, OneOf, settings_of
+from jaxdistill.settings import Count, CountOrZero, Each, OneOf, Within, settings_of
 from jaxdistill.training import hosts, sharding
 from jaxdistill.training.programs import abstract_batch
+from jaxdistill.training.progress import Progress
 
 # Taps of which nothing grows with the square of the length.
 TAPS = ("embeddings", "hidden", "query", "key", "value")
@@ -39,15 +42,94 @@ Taps = Annotated[tuple[str, ...], Each(str, f"names of taps: {', '.join(TAPS)}")
 Layers = Annotated[tuple[int, ...], Each(int, "whole numbers, the teacher's layers from 0")]
 
 
-class Derivation(NamedTuple):
-    """What a derived feed adds to the rows of another. `layout`: the arrays; `make`: (parameters, rows,
-    batches of all of them, mesh) -> those arrays, some rows after the other. `digest`: of what they are
-    made of beside rows and parameters. `layers`: the teacher's layers that taps are of, in their order."""
+class Making(NamedTuple):
+    """What a derived feed may be made with: the network's parameters, the mesh, how many rows at a time, the
+    tokenizer, where to keep what is made of a part by its name, and the fingerprint to keep it under."""
 
-    layout: Layout
-    make: Callable[[Params, Rows, Iterable[Batch], Mesh], Iterator[Part]]
+    params: Params
+    mesh: Mesh
+    batch_size: int
+    share: Share
+    tokenizer: Any
+    path: Callable[[str], epath.Path]
+    fingerprint: str
+
+
+class Derivation(NamedTuple):
+    """A derived feed as known at start-up. `row`: what it adds to a row of its base; `read`: the base's
+    reader and a `Making` -> its own, made or found; `digest`: of what it is made of beside rows and
+    parameters; `layers`: the teacher's layers that taps are of, in their order; `rows`: how many training
+    rows it has, of how many of its base."""
+
+    row: Mapping[str, Shape]
+    read: Callable[[Reader, Making], Reader]
     digest: str = ""
     layers: tuple[int, ...] = ()
+    rows: Callable[[int], int] = lambda rows: rows
+
+
+# (rows, batches of all of them, `Making`) -> what is said of them, some rows after the other
+Make = Callable[[Rows, Iterable[Batch], Making], Iterator[Part]]
+
+
+def beside(
+    base: Feed, layout: Layout, make: Make, digest: str, layers: tuple[int, ...]
+) -> Derivation:
+    """A feed with the rows of its base and, beside each, what `make` says of it."""
+
+    def read(rows: Reader, making: Making) -> Reader:
+        assert rows.parts is not None
+        order = rows.parts.order
+        train, held = (
+            _with(part, _fetch(name, part, order, layout, make, making))
+            for name, part in (("train", rows.parts.train), ("heldout", rows.parts.heldout))
+        )
+        return reader_of(Parts(train, held, order), rows.answers, rows.notices)
+
+    added = {
+        STORED + name: Shape((base.length, *shape) if name in layout.by_token else shape, dtype)
+        for name, (shape, dtype) in layout.row.items()
+    }
+    return Derivation(added, read, digest, layers)
+
+
+def _fetch(
+    part: str, rows: Rows, order: Order, layout: Layout, make: Make, making: Making
+) -> Fetch:
+    """What is said of the rows of a part: as it is stored, or made now."""
+    path = making.path(part)
+    held = stored.there(path, layout, rows.number, making.fingerprint)
+    if hosts.largest(int(not held)):  # made by all processes, or by none
+        batches = evaluation_batches(rows, order, making.batch_size, making.share)
+        with Progress(rows.number, f"making {path.name}", unit="rows") as bar:
+            found = _counted(make(rows, batches, making), bar)
+            hosts.together(lambda: _store(path, layout, found, rows.number, making.fingerprint))
+    return stored.read(path, layout, rows.lengths)
+
+
+def _counted(parts: Iterator[Part], bar: Progress) -> Iterator[Part]:
+    for part in parts:
+        yield part
+        bar.update(len(part[0]))
+
+
+def _store(
+    path: epath.Path, layout: Layout, parts: Iterator[Part], number: int, fingerprint: str
+) -> None:
+    """All processes make it, the first writes it."""
+    if hosts.first():
+        stored.write(path, layout, parts, number, fingerprint)
+    else:
+        for _ in parts:
+            pass
+
+
+def _with(rows: Rows, fetch: Fetch) -> Rows:
+    def both(numbers: np.ndarray, length: int) -> Batch:
+        found = {STORED + name: x for name, x in fetch(numbers, length).items()}
+        return {**rows.fetch(numbers, length), **found}
+
+    return rows._replace(fetch=both)
 
 
 def outputs(
@@ -96,11 +178,11 @@ def outputs(
         for name, x in shapes.items()
     }
 
-    def make(params: Params, rows: Rows, batches: Iterable[Batch], mesh: Mesh) -> Iterator[Part]:
-        jitted = jax.jit(run, out_shardings=sharding.over_batch(mesh))
-        placed_params = sharding.place(mesh, params)
+    def make(rows: Rows, batches: Iterable[Batch], making: Making) -> Iterator[Part]:
+        jitted = jax.jit(run, out_shardings=sharding.over_batch(making.mesh))
+        placed_params = sharding.place(making.mesh, making.params)
         for batch in batches:
-            placed = sharding.put_batch(mesh, batch)
+            placed = sharding.put_batch(making.mesh, batch)
             numbers, weights, arrays = hosts.to_host(
                 (placed["row"], placed["example_weights"], jitted(placed_params, placed))
             )
@@ -112,7 +194,7 @@ def outputs(
             )
 
     digest = digest_of([model.config.dtype, list(layers)])
-    return Derivation(Layout(row, by_token), make, digest, tuple(layers))
+    return beside(base, Layout(row, by_token), make, digest, tuple(layers))
 
 
 def teacher_outputs(base: Feed, model: Model | None, *, file: str = "") -> Derivation:
@@ -122,14 +204,70 @@ def teacher_outputs(base: Feed, model: Model | None, *, file: str = "") -> Deriv
         raise BadInput(f"a feed of teacher outputs of {base.name!r} needs file=NAME.safetensors")
     found = TeacherFile(file, base)
 
-    def make(_: Params, rows: Rows, batches: Iterable[Batch], mesh: Mesh) -> Iterator[Part]:
+    def make(rows: Rows, batches: Iterable[Batch], _: Making) -> Iterator[Part]:
         return found.parts(rows, batches)
 
-    return Derivation(found.layout, make, found.digest, found.layers)
+    return beside(base, found.layout, make, found.digest, found.layers)
+
+
+def augmented(
+    base: Feed,
+    model: Model | None,
+    *,
+    copies: Count = 20,
+    replaced: Annotated[float, Within(0.01, 1)] = 0.4,
+    candidates: Annotated[int, Within(1, 1000)] = 15,
+    context: Literal["row", "word"] = "row",
+    most: CountOrZero = 0,
+) -> Derivation:
+    """The training rows of a task, of `most` of them if that is not 0, and `copies` of each with words
+    replaced as a network with an MLM head holds likely (`augmented.Plan`); held-out rows stay. Of
+    questions about a text only the questions change. Published: 20 copies, and each word masked alone
+    (context="word"), which takes a forward pass a word."""
+    assert model is not None
+    if "mlm" not in model.config.heads or not base.head:
+        raise BadInput(
+            f"{base.name!r} is augmented by a network with the head 'mlm'; its heads: {listed(model.config.heads)}"
+        )
+    first_segment = base.head == "question_answering"
+
+    def read(rows: Reader, making: Making) -> Reader:
+        assert rows.parts is not None
+        order, path = rows.parts.order, making.path("train").with_suffix(".safetensors")
+        plan = Plan(copies, replaced, candidates, context, first_segment, order.seed)
+        train = sample(rows.parts.train, most or None, order.seed)
+
+        def make() -> None:
+            if not hosts.first() or rewriting.read(path, making.fingerprint) is not None:
+                return
+            with Progress(train.number * (1 + copies), f"making {path.name}", unit="rows") as bar:
+                parts = rewriting.augment(
+                    train, making.tokenizer, model, making.params, plan, making.batch_size
+                )
+                found = rewriting.joined(_ticked(parts, bar))
+            rewriting.write(path, found, making.fingerprint)
+
+        hosts.together(make)
+        found = rewriting.read(path, making.fingerprint)
+        if found is None:
+            raise BadInput(
+                f"{str(path)!r} cannot be read back; give a workdir that all processes share"
+            )
+        return reader_of(rows.parts._replace(train=found.rows(train)), rows.answers, rows.notices)
+
+    return Derivation(
+        {}, read, model.config.dtype, (), lambda rows: min(rows, most or rows) * (1 + copies)
+    )
+
+
+def _ticked(parts: Iterator[Rewritten], bar: Progress) -> Iterator[Rewritten]:
+    for part in parts:
+        yield part
+        bar.update(len(part.of))
 
 
 DERIVED: Table[Callable[..., Derivation]] = Table(
-    "derived feed", {"outputs": outputs, "teacher_outputs": teacher_outputs}
+    "derived feed", {"outputs": outputs, "teacher_outputs": teacher_outputs, "augmented": augmented}
 )
 
 
@@ -160,36 +298,10 @@ def outlined(name: str, derived: Derived, base: Feed, model: Model | None) -> Fe
         raise AssertionError(f"feed {name!r} is read through `reader`")
 
     found = derived.derivation(base, model)
-    added = {
-        STORED + key: Shape(((base.length,) if key in found.layout.by_token else ()) + shape, dtype)
-        for key, (shape, dtype) in found.layout.row.items()
-    }
-    return dataclasses.replace(base, name=name, row={**base.row, **added}, read=not_yet)
-
-
-def reader(base: Reader, train: Fetch, heldout: Fetch) -> Reader:
-    """The reader of rows with what is stored of the training and of the held-out ones."""
-    assert base.parts is not None
-    parts = base.parts._replace(
-        train=_with(base.parts.train, train), heldout=_with(base.parts.heldout, heldout)
+    return dataclasses.replace(
+        base,
+        name=name,
+        row={**base.row, **found.row},
+        rows=base.rows if base.rows == MANY else found.rows(base.rows),
+        read=not_yet,
     )
-    return reader_of(parts, base.answers, base.notices)
-
-
-def _with(rows: Rows, fetch: Fetch) -> Rows:
-    def both(numbers: np.ndarray, length: int) -> Batch:
-        found = {STORED + name: x for name, x in fetch(numbers, length).items()}
-        return {**rows.fetch(numbers, length), **found}
-
-    return rows._replace(fetch=both)
-
-
-def store(
-    path: epath.Path, made: Derivation, parts: Iterator[Part], number: int, fingerprint: str
-) -> None:
-    """Makes what is to be stored on all processes, and writes it on the first."""
-    if hosts.first():
-        stored.write(path, made.layout, parts, number, fingerprint)
-    else:
-        for _ in parts:
-            pass

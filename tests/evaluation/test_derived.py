@@ -13,11 +13,12 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from etils import epath
 
 from jaxdistill import defaults
-from jaxdistill.data.rows import evaluation_batches, training_batches
+from jaxdistill.data.feeds import ALONE
+from jaxdistill.data.rows import training_batches
 from jaxdistill.data.tasks import open_task
 from jaxdistill.data.tokenizers import train_wordpiece
 from jaxdistill.errors import BadInput
-from jaxdistill.evaluation import derived, stored, teacher_file
+from jaxdistill.evaluation import derived, teacher_file
 from jaxdistill.evaluation.derived import Derived
 from jaxdistill.methods.base import Cast
 from jaxdistill.methods.kinds import build
@@ -49,19 +50,21 @@ def task(tmp_path_factory):
     return feed, feed.read(tokenizer), teacher, random_params(teacher, 1)
 
 
-def store(folder, task, made, fingerprint="x"):
+def making(folder, params, tokenizer=None, fingerprint="x"):
+    def path(part):
+        return epath.Path(folder) / f"{part}.array_record"
+
+    return derived.Making(params, sharding.make_mesh(1), 8, ALONE, tokenizer, path, fingerprint)
+
+
+def store(folder, task, made):
     """The reader of the derived feed, made in `folder`."""
-    feed, base, teacher, params = task
-    mesh, fetches = sharding.make_mesh(1), []
-    for part in ("train", "heldout"):
-        rows, path = getattr(base.parts, part), epath.Path(folder) / f"{part}.array_record"
-        batches = evaluation_batches(rows, base.parts.order, 8)
-        found = made.make(params, rows, batches, mesh)
-        derived.store(path, made, found, rows.number, fingerprint)
-        assert stored.there(path, made.layout, rows.number, fingerprint)
-        assert not stored.there(path, made.layout, rows.number, fingerprint + "y")
-        fetches.append(stored.read(path, made.layout, rows.lengths))
-    return derived.reader(base, *fetches)
+    _, base, _, params = task
+    reader = made.read(base, making(folder, params))
+    kept = [file.read_bytes() for file in sorted(folder.iterdir())]
+    made.read(base, making(folder, None))  # found again: nothing is computed
+    assert kept == [file.read_bytes() for file in sorted(folder.iterdir())]
+    return reader
 
 
 def gradients(stage, student, others, batch, given):
@@ -126,7 +129,8 @@ def test_nothing_is_stored_of_pads(task, tmp_path):
     """A record has as many entries as its row has tokens."""
     feed, base, teacher, _ = task
     spec = Derived("outputs", "task", "teacher", (("taps", ("hidden",)), ("layers", (0, 1))))
-    store(tmp_path, task, spec.derivation(feed, teacher))
+    made = spec.derivation(feed, teacher)
+    store(tmp_path, task, made)
     records = ArrayRecordDataSource([str(tmp_path / "train.array_record")])
     tokens, rows = base.parts.train.lengths.sum(), base.parts.train.number
     assert sum(len(records[i]) for i in range(len(records))) == 4 * (tokens * 2 * 24 + rows * 2)
@@ -236,3 +240,16 @@ def test_no_such_file_and_no_safetensors(task, tmp_path):
             derived.teacher_outputs(task[0], None, file=str(file))
     with pytest.raises(BadInput, match="needs file="):
         derived.teacher_outputs(task[0], None)
+
+
+def test_another_fingerprint_is_made_anew(task, tmp_path):
+    """Of another teacher, text, tokenizer or length: the fingerprint holds them all."""
+    feed, base, teacher, params = task
+    made = derived.outputs(feed, teacher)
+    doubled = jax.tree.map(lambda x: 2 * x, params)
+    logits = []
+    for given, fingerprint in ((params, "x"), (doubled, "x"), (doubled, "y")):
+        rows = made.read(base, making(tmp_path, given, fingerprint=fingerprint)).parts.train
+        logits.append(rows.fetch(np.arange(4), 12)["stored_logits"])
+    np.testing.assert_array_equal(logits[0], logits[1])
+    assert np.abs(logits[0] - logits[2]).max() > 0.1
