@@ -24,15 +24,29 @@ def get_config(variant: str = "") -> ConfigDict:
     config = defaults.task_recipe("tinybert_task")
     config.networks.student.model.num_heads = 4  # scores are compared head by head
     config.networks.words = defaults.network(
-        "bert_base", heads=("mlm",), num_layers=2, hidden_size=128, num_heads=2, intermediate_size=256
+        "bert_base",
+        heads=("mlm",),
+        num_layers=2,
+        hidden_size=128,
+        num_heads=2,
+        intermediate_size=256,
     )
     config.feeds.more = defaults.derived("augmented", of="task", by="words", copies=2)
     learning = dict(defaults.LEARNING, feed="more", learning_rate=3e-4)
     config.stages.words = defaults.stage(
-        "pretrain", "words", nsp=0.0, steps=600, optimizer="adamw", learning_rate=1e-3, warmup_steps=60
+        "pretrain",
+        "words",
+        nsp=0.0,
+        steps=600,
+        optimizer="adamw",
+        learning_rate=1e-3,
+        warmup_steps=60,
     )
     config.stages.intermediate = defaults.stage(
-        "intermediate", "student", layer_map=(1, 3), **{**learning, "decay": "constant", "warmup_ratio": 0.0}
+        "intermediate",
+        "student",
+        layer_map=(1, 3),
+        **{**learning, "decay": "constant", "warmup_ratio": 0.0},
     )
     config.stages.distill = defaults.stage(
         "soft_labels", "student", temperature=1.0, hard_labels=0.0, **learning

@@ -204,7 +204,7 @@ def derived_feeds(config: ConfigDict, feeds: Mapping[str, Feed]) -> dict[str, De
                 f"{where}.of={section.of!r} is no task of this recipe; {nearest(section.of, tasks)}"
             )
         settings = default_settings(section.derived)
-        if section.by or section.derived != "teacher_outputs":
+        if section.by or section.derived in ("outputs", "augmented"):
             check_network(config, section.by, f"{where}.by")
         check(DERIVED[section.derived], section, where)
         if section.of in feeds:

@@ -8,6 +8,7 @@ the content."""
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -17,12 +18,16 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
+from jaxdistill.data import files
+from jaxdistill.data.encoded import Encoded
 from jaxdistill.data.feeds import MANY, Batch, Feed, Order, Parts, Reader, Rows, Shape, Share
 from jaxdistill.data.files import digest_of
 from jaxdistill.data.rows import evaluation_batches, reader_of, sample
+from jaxdistill.data.unlabelled import TextColumns, read_unlabelled
 from jaxdistill.errors import BadInput, listed, nearest
 from jaxdistill.evaluation import augmented as rewriting
 from jaxdistill.evaluation import stored
+from jaxdistill.evaluation import transfer_set as sets
 from jaxdistill.evaluation.augmented import Plan, Rewritten
 from jaxdistill.evaluation.stored import Fetch, Layout, Part
 from jaxdistill.evaluation.teacher_file import TeacherFile
@@ -38,6 +43,7 @@ from jaxdistill.training.progress import Progress
 
 # Taps of which nothing grows with the square of the length.
 TAPS = ("embeddings", "hidden", "query", "key", "value")
+NONE = Encoded(np.zeros(0, np.int32), np.zeros(1, np.int64), np.zeros(0, np.int32), 0)
 Taps = Annotated[tuple[str, ...], Each(str, f"names of taps: {', '.join(TAPS)}")]
 Layers = Annotated[tuple[int, ...], Each(int, "whole numbers, the teacher's layers from 0")]
 
@@ -260,6 +266,54 @@ def augmented(
     )
 
 
+def transfer_set(
+    base: Feed,
+    _: Model | None,
+    *,
+    unlabelled: str = "",
+    text_column: str = "",
+    pair_column: str = "",
+    header: Literal["auto", "yes", "no"] = "auto",
+    quoting: Literal["auto", "none", "quoted"] = "auto",
+    labelled: bool = True,
+) -> Derivation:
+    """The training rows of a task, if `labelled`, and the texts of the file `unlabelled`, "" for none;
+    held-out rows stay. A term on true labels counts the rows that have one, others all."""
+    sets.check_head(base)
+    if not (unlabelled or labelled):
+        raise BadInput(
+            f"a transfer set of {base.name!r} without its rows needs unlabelled=FILE, of other texts"
+        )
+    columns = TextColumns(
+        text_column=text_column, pair_column=pair_column, header=header, quoting=quoting
+    )
+
+    def read(rows: Reader, making: Making) -> Reader:
+        assert rows.parts is not None
+        if not unlabelled:
+            train = sets.joined(rows.parts.train, NONE, base.row)
+        else:
+            found = sets.encode(unlabelled, columns, base, making.tokenizer)
+            train = sets.joined(rows.parts.train if labelled else None, found, base.row)
+        heldout = sets.joined(rows.parts.heldout, NONE, base.row)
+        parts = Parts(train, heldout, rows.parts.order)
+        return reader_of(parts, rows.answers, rows.notices)
+
+    more, digest = 0, ""
+    if unlabelled:
+        content = files.find(unlabelled, "unlabelled texts").read_bytes()
+        digest = digest_of([hashlib.sha256(content).hexdigest(), dataclasses.astuple(columns)])
+        if base.head == "sequence_classification":
+            more = len(read_unlabelled(unlabelled, columns))
+    return Derivation(
+        {sets.LABEL_WEIGHTS: Shape((), "float32")},
+        read,
+        digest,
+        (),
+        lambda number: number * labelled + more,
+    )
+
+
 def _ticked(parts: Iterator[Rewritten], bar: Progress) -> Iterator[Rewritten]:
     for part in parts:
         yield part
@@ -267,7 +321,13 @@ def _ticked(parts: Iterator[Rewritten], bar: Progress) -> Iterator[Rewritten]:
 
 
 DERIVED: Table[Callable[..., Derivation]] = Table(
-    "derived feed", {"outputs": outputs, "teacher_outputs": teacher_outputs, "augmented": augmented}
+    "derived feed",
+    {
+        "outputs": outputs,
+        "teacher_outputs": teacher_outputs,
+        "augmented": augmented,
+        "transfer_set": transfer_set,
+    },
 )
 
 

@@ -68,7 +68,7 @@ def nsp(logits_Bx2: jax.Array, _: jax.Array | None, batch: Batch) -> jax.Array:
 
 def classification(logits_BxC: jax.Array, _: jax.Array | None, batch: Batch) -> jax.Array:
     """Cross-entropy of `labels` int[B]."""
-    return _labelled(logits_BxC, batch["labels"], batch["example_weights"])
+    return _labelled(logits_BxC, batch["labels"], labelled(batch, batch["example_weights"]))
 
 
 def distance_of_classes(
@@ -85,7 +85,8 @@ def distance_of_classes(
 
 def regression(logits_Bx1: jax.Array, _: jax.Array | None, batch: Batch) -> jax.Array:
     """Squared error of `labels` float[B]."""
-    return jnp.sum((logits_Bx1[..., 0] - batch["labels"]) ** 2 * batch["example_weights"])
+    weights_B = labelled(batch, batch["example_weights"])
+    return jnp.sum((logits_Bx1[..., 0] - batch["labels"]) ** 2 * weights_B)
 
 
 def regression_distillation(
@@ -99,7 +100,7 @@ def regression_distillation(
 
 def tagging(logits_BxLxC: jax.Array, _: jax.Array | None, batch: Batch) -> jax.Array:
     """Cross-entropy of `tags` int[B, L], summed with `tag_weights`: 1 at the first piece of a word."""
-    return _labelled(logits_BxLxC, batch["tags"], batch["tag_weights"])
+    return _labelled(logits_BxLxC, batch["tags"], labelled(batch, batch["tag_weights"]))
 
 
 def distance_of_tags(
@@ -119,7 +120,8 @@ def span_border(
 ) -> jax.Array:
     """Cross-entropy of one end of the answer, int[B] in the array `positions`, among the real tokens
     (Devlin et al. 2019, 4.2). Pads take no part, so that padding changes nothing."""
-    return _labelled(_of_tokens(logits_BxL, batch), batch[positions], batch["example_weights"])
+    weights_B = labelled(batch, batch["example_weights"])
+    return _labelled(_of_tokens(logits_BxL, batch), batch[positions], weights_B)
 
 
 def distance_of_borders(
@@ -139,6 +141,14 @@ def distance_of_borders(
 def _of_tokens(logits_BxL: jax.Array, batch: Batch) -> jax.Array:
     """The logits, so low at pads that these have no probability; finite, so that gradients are."""
     return jnp.where(batch["attention_mask"] > 0, logits_BxL.astype(jnp.float32), NOTHING)
+
+
+def labelled(batch: Batch, weights_B: jax.Array) -> jax.Array:
+    """The weights of true answers, float[B, ...]: 0 in rows without one (`label_weights` float[B])."""
+    if "label_weights" not in batch:
+        return weights_B
+    given_B = batch["label_weights"]
+    return weights_B * given_B.reshape(given_B.shape + (1,) * (weights_B.ndim - given_B.ndim))
 
 
 def _labelled(logits_BxC: jax.Array, labels_B: jax.Array, weights_B: jax.Array) -> jax.Array:

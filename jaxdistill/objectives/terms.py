@@ -190,8 +190,18 @@ def examples(batch: Batch) -> jax.Array:
 
 
 def tagged_words(batch: Batch) -> jax.Array:
-    """How many words have a tag to learn."""
+    """How many words a tag is asked of."""
     return jnp.sum(batch["tag_weights"])
+
+
+def labelled_examples(batch: Batch) -> jax.Array:
+    """How many rows have a true answer to learn."""
+    return jnp.sum(logits.labelled(batch, batch["example_weights"]))
+
+
+def labelled_words(batch: Batch) -> jax.Array:
+    """How many words have a true tag to learn."""
+    return jnp.sum(logits.labelled(batch, batch["tag_weights"]))
 
 
 WIDTHS = (equal_widths,)
@@ -225,7 +235,7 @@ def _span(end: str) -> dict[str, Loss]:
     answer = functools.partial(logits.span_border, positions=positions)
     compared = Loss(logits.distance_of_borders, examples, output, head=head, off="hard_labels=1")
     return {
-        f"span_{end}": Loss(answer, examples, output, head=head, batch=(positions,)),
+        f"span_{end}": Loss(answer, labelled_examples, output, head=head, batch=(positions,)),
         # Places are no classes: the same place of two texts has nothing to do with each other.
         **_compared(f"span_{end}", compared, without=(dist,)),
     }
@@ -283,7 +293,7 @@ LOSSES = Table(
         "nsp": Loss(logits.nsp, examples, "nsp_logits", head="nsp", batch=("nsp_labels",)),
         "classification": Loss(
             logits.classification,
-            examples,
+            labelled_examples,
             "logits",
             head="sequence_classification",
             batch=("labels",),
@@ -300,7 +310,11 @@ LOSSES = Table(
             ),
         ),
         "regression": Loss(
-            logits.regression, examples, "logits", head="sequence_classification", batch=("labels",)
+            logits.regression,
+            labelled_examples,
+            "logits",
+            head="sequence_classification",
+            batch=("labels",),
         ),
         "regression_distillation": Loss(
             logits.regression_distillation,
@@ -312,7 +326,7 @@ LOSSES = Table(
             off="hard_labels=1",
         ),
         "tagging": Loss(
-            logits.tagging, tagged_words, "logits", head="token_classification", batch=TAGS
+            logits.tagging, labelled_words, "logits", head="token_classification", batch=TAGS
         ),
         **_compared(
             "tagging",
