@@ -14,7 +14,7 @@ from jaxdistill.data.feeds import Batch, Reader, Share
 from jaxdistill.data.rows import mean_length
 from jaxdistill.data.tasks import TEST
 from jaxdistill.errors import BadInput
-from jaxdistill.evaluation import derived
+from jaxdistill.evaluation.derivation import Making
 from jaxdistill.methods.base import Stage
 from jaxdistill.models import Params
 from jaxdistill.startup import Start
@@ -89,7 +89,7 @@ class Readers:
         found = made.derivation(base, model)
         teacher = self.origins[made.by]["sha256"] if made.by else ""
         of = [made.kind, *made.settings, self.bound.digest(made.of), teacher, found.digest]
-        making = derived.Making(
+        making = Making(
             self.networks.get(made.by, {}),
             self.mesh,
             self.config.evaluation.batch_size,

@@ -28,7 +28,7 @@ from jaxdistill.checks import (
 from jaxdistill.data.feeds import MANY, Feed
 from jaxdistill.data.tasks import TEST
 from jaxdistill.errors import BadInput, listed, nearest
-from jaxdistill.evaluation.derived import DERIVED, Derived, default_settings, outlined
+from jaxdistill.evaluation.derived import BY_NETWORK, DERIVED, Derived, default_settings, outlined
 from jaxdistill.evaluation.scores import SCORES
 from jaxdistill.methods.base import Cast, Stage
 from jaxdistill.methods.kinds import build
@@ -204,7 +204,7 @@ def derived_feeds(config: ConfigDict, feeds: Mapping[str, Feed]) -> dict[str, De
                 f"{where}.of={section.of!r} is no task of this recipe; {nearest(section.of, tasks)}"
             )
         settings = default_settings(section.derived)
-        if section.by or section.derived in ("outputs", "augmented"):
+        if section.by or section.derived in BY_NETWORK:
             check_network(config, section.by, f"{where}.by")
         check(DERIVED[section.derived], section, where)
         if section.of in feeds:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +20,16 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from jaxdistill.data import randomness
 from jaxdistill.data.encoded import join
-from jaxdistill.data.feeds import Batch, Rows
+from jaxdistill.data.feeds import Batch, Feed, Reader, Rows
+from jaxdistill.data.rows import reader_of, sample
 from jaxdistill.data.tokenizers import describe, plain_backend
+from jaxdistill.errors import BadInput, listed
+from jaxdistill.evaluation.derivation import Derivation, Making
 from jaxdistill.models import Model, Params
 from jaxdistill.models.parameters import flatten
+from jaxdistill.settings import Count, CountOrZero, Within
+from jaxdistill.training import hosts
+from jaxdistill.training.progress import Progress
 
 POSITIONS = ("start_positions", "end_positions")  # columns of a row that point at a token
 
@@ -306,8 +312,8 @@ def joined(parts: Iterator[Rewritten]) -> Rewritten:
     )
 
 
-def read(path: epath.Path, fingerprint: str) -> Rewritten | None:
-    """What `write` stored under this fingerprint; None if there is none."""
+def read_stored(path: epath.Path, fingerprint: str) -> Rewritten | None:
+    """What `write_stored` stored under this fingerprint; None if there is none."""
     try:
         content = path.read_bytes()
         found = safetensors.numpy.load(content)
@@ -317,10 +323,66 @@ def read(path: epath.Path, fingerprint: str) -> Rewritten | None:
         return None
 
 
-def write(path: epath.Path, rows: Rewritten, fingerprint: str) -> None:
+def write_stored(path: epath.Path, rows: Rewritten, fingerprint: str) -> None:
     """Stores rows."""
     held = {"fingerprint": np.frombuffer(fingerprint.encode(), np.uint8), **rows.arrays()}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(safetensors.numpy.save(held))
     partial.replace(path)
+
+
+def augmented(
+    base: Feed,
+    model: Model | None,
+    *,
+    copies: Count = 20,
+    replaced: Annotated[float, Within(0.01, 1)] = 0.4,
+    candidates: Annotated[int, Within(1, 1000)] = 15,
+    context: Literal["row", "word"] = "row",
+    most: CountOrZero = 0,
+) -> Derivation:
+    """The training rows of a task, of `most` of them if that is not 0, and `copies` of each with words
+    replaced as a network with an MLM head holds likely (`augmented.Plan`); held-out rows stay. Of
+    questions about a text only the questions change. Published: 20 copies, and each word masked alone
+    (context="word"), which takes a forward pass a word."""
+    assert model is not None
+    if "mlm" not in model.config.heads or not base.head:
+        raise BadInput(
+            f"{base.name!r} is augmented by a network with the head 'mlm'; its heads: {listed(model.config.heads)}"
+        )
+    first_segment = base.head == "question_answering"
+
+    def read(rows: Reader, making: Making) -> Reader:
+        assert rows.parts is not None
+        order, path = rows.parts.order, making.path("train").with_suffix(".safetensors")
+        plan = Plan(copies, replaced, candidates, context, first_segment, order.seed)
+        train = sample(rows.parts.train, most or None, order.seed)
+
+        def make() -> None:
+            if not hosts.first() or read_stored(path, making.fingerprint) is not None:
+                return
+            with Progress(train.number * (1 + copies), f"making {path.name}", unit="rows") as bar:
+                parts = augment(
+                    train, making.tokenizer, model, making.params, plan, making.batch_size
+                )
+                found = joined(_ticked(parts, bar))
+            write_stored(path, found, making.fingerprint)
+
+        hosts.together(make)
+        found = read_stored(path, making.fingerprint)
+        if found is None:
+            raise BadInput(
+                f"{str(path)!r} cannot be read back; give a workdir that all processes share"
+            )
+        return reader_of(rows.parts._replace(train=found.rows(train)), rows.answers, rows.notices)
+
+    return Derivation(
+        {}, read, model.config.dtype, (), lambda rows: min(rows, most or rows) * (1 + copies)
+    )
+
+
+def _ticked(parts: Iterator[Rewritten], bar: Progress) -> Iterator[Rewritten]:
+    for part in parts:
+        yield part
+        bar.update(len(part.of))

@@ -27,7 +27,10 @@ import safetensors.numpy
 from jaxdistill.data.feeds import Batch, Feed, Rows, Shape
 from jaxdistill.data.files import digest_of
 from jaxdistill.errors import BadInput, listed, shortened
+from jaxdistill.evaluation.derivation import Derivation, Making
+from jaxdistill.evaluation.outputs import beside
 from jaxdistill.evaluation.stored import Layout, Part
+from jaxdistill.models import Model
 from jaxdistill.models.heads import HEADS
 
 KEYS, LENGTHS = "keys", "lengths"
@@ -197,3 +200,16 @@ def write(
         **{name: np.ascontiguousarray(x) for name, x in tensors.items()},
     }
     safetensors.numpy.save_file(arrays, path, metadata)
+
+
+def teacher_outputs(base: Feed, model: Model | None, *, file: str = "") -> Derivation:
+    """What a teacher of another framework gives for each row of a task, from a file as `teacher_file`
+    describes it."""
+    if not file:
+        raise BadInput(f"a feed of teacher outputs of {base.name!r} needs file=NAME.safetensors")
+    found = TeacherFile(file, base)
+
+    def make(rows: Rows, batches: Iterable[Batch], _: Making) -> Iterator[Part]:
+        return found.parts(rows, batches)
+
+    return beside(base, found.layout, make, found.digest, found.layers)

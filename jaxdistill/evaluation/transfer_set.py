@@ -5,23 +5,29 @@ A row's `label_weights` say whether it has a true answer to learn: 1 or 0. Calle
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import os
 import re
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from jaxdistill.data import encoded, tokenizers
+from jaxdistill.data import encoded, files, tokenizers
 from jaxdistill.data.conll import Tagged, read_conll
 from jaxdistill.data.encoded import Encoded, join
-from jaxdistill.data.feeds import Batch, Feed, Rows
+from jaxdistill.data.feeds import Batch, Feed, Parts, Reader, Rows, Shape
+from jaxdistill.data.rows import reader_of
 from jaxdistill.data.squad import read_squad
 from jaxdistill.data.tagged import pieces
 from jaxdistill.data.unlabelled import TextColumns, read_unlabelled
 from jaxdistill.data.windows import windows
 from jaxdistill.errors import BadInput
+from jaxdistill.evaluation.derivation import Derivation, Making
+from jaxdistill.models import Model
 
 LABEL_WEIGHTS = "label_weights"
+NONE = Encoded(np.zeros(0, np.int32), np.zeros(1, np.int64), np.zeros(0, np.int32), 0)
 _BLANKS = re.compile(r"\s+")
 _STRIDE, _QUESTION = 128, 64  # of windows, as SQuAD's are by default
 
@@ -100,3 +106,53 @@ def check_head(feed: Feed) -> None:
     heads = ("sequence_classification", "token_classification", "question_answering")
     if feed.head not in heads:
         raise BadInput(f"{feed.name!r} has no head that a student could follow a teacher by")
+
+
+def transfer_set(
+    base: Feed,
+    _: Model | None,
+    *,
+    unlabelled: str = "",
+    text_column: str = "",
+    pair_column: str = "",
+    header: Literal["auto", "yes", "no"] = "auto",
+    quoting: Literal["auto", "none", "quoted"] = "auto",
+    labelled: bool = True,
+) -> Derivation:
+    """The training rows of a task, if `labelled`, and the texts of the file `unlabelled`, "" for none;
+    held-out rows stay. A term on true labels counts the rows that have one, others all."""
+    check_head(base)
+    if not (unlabelled or labelled):
+        raise BadInput(
+            f"a transfer set of {base.name!r} without its rows needs unlabelled=FILE, of other texts"
+        )
+    columns = TextColumns(
+        text_column=text_column, pair_column=pair_column, header=header, quoting=quoting
+    )
+
+    def read(rows: Reader, making: Making) -> Reader:
+        assert rows.parts is not None
+        if not unlabelled:
+            train = joined(rows.parts.train, NONE, base.row)
+        else:
+            found = encode(unlabelled, columns, base, making.tokenizer)
+            train = joined(rows.parts.train if labelled else None, found, base.row)
+        heldout = joined(rows.parts.heldout, NONE, base.row)
+        parts = Parts(train, heldout, rows.parts.order)
+        return reader_of(parts, rows.answers, rows.notices)
+
+    more, digest = 0, ""
+    if unlabelled:
+        content = files.find(unlabelled, "unlabelled texts").read_bytes()
+        digest = files.digest_of(
+            [hashlib.sha256(content).hexdigest(), dataclasses.astuple(columns)]
+        )
+        if base.head == "sequence_classification":
+            more = len(read_unlabelled(unlabelled, columns))
+    return Derivation(
+        {LABEL_WEIGHTS: Shape((), "float32")},
+        read,
+        digest,
+        (),
+        lambda number: number * labelled + more,
+    )

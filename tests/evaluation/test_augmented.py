@@ -11,6 +11,7 @@ from jaxdistill.data.tokenizers import describe, train_wordpiece
 from jaxdistill.errors import BadInput
 from jaxdistill.evaluation import augmented, derived
 from jaxdistill.evaluation.augmented import Plan, Words
+from jaxdistill.evaluation.derivation import Making
 from jaxdistill.models import Model, preset
 from jaxdistill.training import sharding
 from tests.conftest import WORDS, random_params, write_table
@@ -218,7 +219,7 @@ def test_as_a_feed_it_is_made_once_and_has_as_many_rows_as_said(
     def read(fingerprint="x"):
         return made.read(
             base,
-            derived.Making(
+            Making(
                 params, sharding.make_mesh(1), 8, ALONE, tokenizer,
                 lambda part: epath.Path(tmp_path) / "derived" / f"{part}.array_record", fingerprint,
             ),

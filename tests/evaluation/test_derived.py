@@ -19,6 +19,7 @@ from jaxdistill.data.tasks import open_task
 from jaxdistill.data.tokenizers import train_wordpiece
 from jaxdistill.errors import BadInput
 from jaxdistill.evaluation import derived, teacher_file
+from jaxdistill.evaluation.derivation import Making
 from jaxdistill.evaluation.derived import Derived
 from jaxdistill.methods.base import Cast
 from jaxdistill.methods.kinds import build
@@ -54,7 +55,7 @@ def making(folder, params, tokenizer=None, fingerprint="x"):
     def path(part):
         return epath.Path(folder) / f"{part}.array_record"
 
-    return derived.Making(params, sharding.make_mesh(1), 8, ALONE, tokenizer, path, fingerprint)
+    return Making(params, sharding.make_mesh(1), 8, ALONE, tokenizer, path, fingerprint)
 
 
 def store(folder, task, made):

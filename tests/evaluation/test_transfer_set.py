@@ -12,6 +12,7 @@ from jaxdistill.data.tasks import open_task
 from jaxdistill.data.tokenizers import describe, train_wordpiece
 from jaxdistill.errors import BadInput
 from jaxdistill.evaluation import derived
+from jaxdistill.evaluation.derivation import Making
 from jaxdistill.objectives import terms
 from jaxdistill.training import sharding
 from tests.conftest import WORDS, write_table
@@ -24,7 +25,7 @@ def tokenizer():
 
 def read(feed, tokenizer, **settings):
     made = derived.transfer_set(feed, None, **settings)
-    making = derived.Making({}, sharding.make_mesh(1), 8, ALONE, tokenizer, lambda part: None, "x")
+    making = Making({}, sharding.make_mesh(1), 8, ALONE, tokenizer, lambda part: None, "x")
     return made, made.read(feed.read(tokenizer), making)
 
 

@@ -1,0 +1,196 @@
+"""A student distilled on every task by every method, as docs/results.md has it, beside the rows of tasks.py.
+
+    python benchmarks/methods.py --data=FOLDER --teachers=DIR --workdir=DIR --pretrained=FOLDER --words=FOLDER
+                                 [--layers=0,2,5] [--only=cola,mrpc] [--methods=kd,pkd,tinybert] [--minutes=10]
+
+`--teachers` is the workdir of tasks.py: the model fine-tuned there with the first seed teaches here. The student
+begins as `--layers` of `--pretrained`, the same model before it was fine-tuned, as the student that tasks.py
+fine-tunes alone does; it takes as many steps. `--words` has an MLM head and replaces words for TinyBERT: two copies
+of every row, of at most 20,000. Finished rows go at once into benchmarks/methods.json and the table; the same
+command goes on where it was stopped."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import statistics
+import time
+from typing import Any
+
+import tasks
+from ml_collections import ConfigDict
+
+from jaxdistill import defaults, run
+from jaxdistill.data.feeds import MANY
+from jaxdistill.data.files import digest_of
+from jaxdistill.data.tasks import open_task
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROWS = HERE / "methods.json"
+BEGIN, END = "<!-- methods: begin -->", "<!-- methods: end -->"
+METHODS = ("kd", "pkd", "tinybert")
+COPIES, MOST = 2, 20_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name in ("data", "teachers", "workdir", "pretrained", "words"):
+        parser.add_argument(f"--{name}", required=True, type=pathlib.Path)
+    parser.add_argument("--layers", default="0,2,5")
+    parser.add_argument("--only", default=",".join(tasks.SETS))
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--minutes", type=float, default=10.0)
+    options = parser.parse_args()
+    for name in options.only.split(","):
+        for method in options.methods.split(","):
+            rows = json.loads(ROWS.read_text()) if ROWS.exists() else []
+            row = {"task": name, "method": method, "set": digest_of(tasks.SETS[name])}
+            if any(row.items() <= held.items() for held in rows):
+                continue
+            row |= row_of(name, method, options)
+            rows = [held for held in rows if (held["task"], held["method"]) != (name, method)]
+            ROWS.write_text(json.dumps([*rows, row], indent=1) + "\n")
+            write_table([*rows, row])
+            print(json.dumps(row), flush=True)
+
+
+def row_of(name: str, method: str, options: argparse.Namespace) -> dict[str, Any]:
+    """The scores of a student on a set, of three seeds if a run takes less than `--minutes`."""
+    workdir = options.workdir / f"{name}-{method}"
+
+    def once(seed: int) -> dict[str, Any]:
+        config = recipe(name, method, options)
+        config.seed = seed
+        begun = time.perf_counter()
+        found = run.train(config, workdir / f"seed-{seed}")
+        stages = sum(stage["seconds"] for stage in found["stages"].values())
+        kept = workdir / f"seed-{seed}" / "seconds.json"
+        if not kept.exists():  # a finished run is only read again
+            making = max(0.0, time.perf_counter() - begun - stages)
+            kept.write_text(json.dumps([round(stages, 1), round(making, 1)]))
+        student = found["networks"]["student"]
+        return {
+            "test": student["task.test"],
+            "heldout": student["task"],
+            "seconds": json.loads(kept.read_text()),
+            "parameters": student["parameters"],
+            "hardware": found["hardware"],
+        }
+
+    found = [once(tasks.SEEDS[0])]
+    if found[0]["seconds"][0] < 60 * options.minutes:
+        found += [once(seed) for seed in tasks.SEEDS[1:]]
+    metric = tasks.SETS[name].metric
+    return {
+        "metric": metric,
+        "parameters": found[0]["parameters"],
+        "chosen_by": [one["heldout"][metric] for one in found],
+        "test": [one["test"][metric] for one in found],
+        "seconds": [one["seconds"][0] for one in found],
+        "beside_seconds": [one["seconds"][1] for one in found],
+        "hardware": found[0]["hardware"],
+    }
+
+
+def recipe(name: str, method: str, options: argparse.Namespace) -> ConfigDict:
+    """The recipe of a method on a set."""
+    row = tasks.SETS[name]
+    train, heldout, test = (str(options.data / file) if file else "" for file in row.files)
+    settings = {
+        key: str(options.data / value) if key.endswith("_of") else value
+        for key, value in row.settings.items()
+    }
+    config = defaults.recipe(f"{name}_{method}")
+    config.feeds.task = defaults.task(
+        row.task, source=train, heldout=heldout, test=test, **settings
+    )
+    layers = tuple(int(layer) for layer in options.layers.split(","))
+    config.networks.teacher = defaults.network(init=str(teacher_of(name, options)))
+    config.networks.pretrained = defaults.network(init=str(options.pretrained), heads=())
+    config.networks.student = defaults.network(
+        like="pretrained", start="layers", of="pretrained", layers=layers, heads=("task",)
+    )
+    learning: dict[str, Any] = dict(
+        defaults.LEARNING, learning_rate=1e-4, epochs=row.epochs, best=row.metric, best_every=500
+    )
+    stages = config.stages
+    if method == "kd":
+        stages.distill = defaults.stage(
+            "soft_labels", "student", temperature=2.0, hard_labels=0.5, **learning
+        )
+    elif method == "pkd":
+        follow = (*layers[1:], -1)[-len(layers) :]  # the layers that it began as, but for the last
+        stages.distill = defaults.stage(
+            "patient", "student", layer_map=follow, temperature=10.0, hard_labels=0.5,
+            first_token_mse=0.026, **learning,
+        )  # fmt: skip
+    else:
+        config.networks.words = defaults.network(init=str(options.words), heads=("mlm",))
+        config.feeds.more = defaults.derived(
+            "augmented", of="task", by="words", copies=COPIES, most=MOST
+        )
+        # As many steps in all as the others: half to follow, half to answer.
+        rows = open_task("task", config.feeds.task, 0).rows
+        sampled = rows / MOST if MOST < rows < MANY else 1.0
+        half = dict(learning, epochs=row.epochs / 2 / (1 + COPIES) * sampled, feed="more")
+        stages.intermediate = defaults.stage(
+            "intermediate", "student", layer_map=layers, projection=False,
+            **dict(half, best="", best_every=0, decay="constant", warmup_ratio=0.0),
+        )  # fmt: skip
+        stages.distill = defaults.stage(
+            "soft_labels", "student", temperature=1.0, hard_labels=0.0, **dict(half, best_on="task")
+        )
+    config.order = ("intermediate", "distill") if "intermediate" in stages else ("distill",)
+    config.export = False
+    return config
+
+
+def teacher_of(name: str, options: argparse.Namespace) -> pathlib.Path:
+    """The fine-tuned model of tasks.py, of its first seed."""
+    found = sorted(
+        (options.teachers / f"{name}-{options.pretrained.name}").glob(
+            f"learning_rate-*/seed-{tasks.SEEDS[0]}/model"
+        )
+    )
+    if not found:
+        raise SystemExit(
+            f"{options.teachers} has no fine-tuned model for {name}; run tasks.py first"
+        )
+    return found[0]
+
+
+def write_table(rows: list[dict[str, Any]]) -> None:
+    """The table of docs/results.md, between its marks, with the columns of tasks.py beside."""
+    alone = json.loads(tasks.ROWS.read_text())
+    models = list(dict.fromkeys(row["model"] for row in alone))
+    heads = ["task", "score", *(f"{model}, alone" for model in models)]
+    for method in METHODS:
+        heads += [method, "s a run (and beside)"]
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for name in tasks.SETS:
+        of = {row["method"]: row for row in rows if row["task"] == name}
+        if not of:
+            continue
+        metric = next(iter(of.values()))["metric"].replace("_", " ")
+        cells = [name, metric]
+        for model in models:
+            found = [r for r in alone if (r["task"], r["model"]) == (name, model)]
+            cells.append(tasks.cells_of(found[0])[0] if found else "")
+        for method in METHODS:
+            if method not in of:
+                cells += ["", ""]
+                continue
+            score, seconds = tasks.cells_of(of[method])
+            beside = statistics.median(of[method]["beside_seconds"])
+            cells += [score, f"{seconds} (+{beside:,.0f})"]
+        lines.append(f"| {' | '.join(cells)} |")
+    before, _, rest = tasks.TABLE.read_text().partition(BEGIN)
+    after = rest.partition(END)[2]
+    tasks.TABLE.write_text("\n".join([before + BEGIN, "", *lines, "", END + after]))
+
+
+if __name__ == "__main__":
+    main()
