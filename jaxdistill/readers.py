@@ -15,6 +15,7 @@ from jaxdistill.data.rows import mean_length
 from jaxdistill.data.tasks import TEST
 from jaxdistill.errors import BadInput
 from jaxdistill.evaluation.derivation import Making
+from jaxdistill.evaluation.derived import OF_TEXT
 from jaxdistill.methods.base import Stage
 from jaxdistill.models import Params
 from jaxdistill.startup import Start
@@ -41,7 +42,8 @@ class Readers:
             for notice in (*self.recipe.feeds[name].notices, *reader.notices):
                 print(f"jaxdistill: {notice}", file=sys.stderr, flush=True)
         for name, made in self.recipe.derived.items():
-            if made.of in self.readers and self.readers[made.of].parts is None:
+            of_rows = made.kind not in OF_TEXT and made.of in self.readers
+            if of_rows and self.readers[made.of].parts is None:
                 raise BadInput(
                     f"config.feeds.{name}: the rows of {made.of!r} differ from epoch to epoch, so nothing can be "
                     "stored of them; its reader must have parts, as jaxdistill.data.rows.reader_of makes one"

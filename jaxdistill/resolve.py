@@ -27,8 +27,16 @@ from jaxdistill.checks import (
 )
 from jaxdistill.data.feeds import MANY, Feed
 from jaxdistill.data.tasks import TEST
+from jaxdistill.data.text import NAME as TEXT
 from jaxdistill.errors import BadInput, listed, nearest
-from jaxdistill.evaluation.derived import BY_NETWORK, DERIVED, Derived, default_settings, outlined
+from jaxdistill.evaluation.derived import (
+    BY_NETWORK,
+    DERIVED,
+    OF_TEXT,
+    Derived,
+    default_settings,
+    outlined,
+)
 from jaxdistill.evaluation.scores import SCORES
 from jaxdistill.methods.base import Cast, Stage
 from jaxdistill.methods.kinds import build
@@ -199,7 +207,10 @@ def derived_feeds(config: ConfigDict, feeds: Mapping[str, Feed]) -> dict[str, De
         where = f"config.feeds.{name}"
         DERIVED.named(section.derived, f"{where}.derived=")
         tasks = [task for task, other in config.feeds.items() if "derived" not in other]
-        if section.of not in tasks:
+        if section.derived in OF_TEXT:
+            if section.of != TEXT:
+                raise BadInput(f"{where}.of={section.of!r}: words are of plain text; give {TEXT!r}")
+        elif section.of not in tasks:
             raise BadInput(
                 f"{where}.of={section.of!r} is no task of this recipe; {nearest(section.of, tasks)}"
             )

@@ -18,11 +18,13 @@ from jaxdistill.evaluation.derivation import Derivation
 from jaxdistill.evaluation.outputs import outputs
 from jaxdistill.evaluation.teacher_file import teacher_outputs
 from jaxdistill.evaluation.transfer_set import transfer_set
+from jaxdistill.evaluation.words import words
 from jaxdistill.models import Model
 from jaxdistill.registry import Table
 from jaxdistill.settings import settings_of
 
-BY_NETWORK = ("outputs", "augmented")  # kinds that a network makes
+BY_NETWORK = ("outputs", "augmented", "words")  # kinds that a network makes
+OF_TEXT = ("words",)  # kinds that are made of plain text, not of a task
 DERIVED: Table[Callable[..., Derivation]] = Table(
     "derived feed",
     {
@@ -30,6 +32,7 @@ DERIVED: Table[Callable[..., Derivation]] = Table(
         "teacher_outputs": teacher_outputs,
         "augmented": augmented,
         "transfer_set": transfer_set,
+        "words": words,
     },
 )
 
@@ -65,6 +68,6 @@ def outlined(name: str, derived: Derived, base: Feed, model: Model | None) -> Fe
         base,
         name=name,
         row={**base.row, **found.row},
-        rows=base.rows if base.rows == MANY else found.rows(base.rows),
+        rows=base.rows if base.rows == MANY and base.head else found.rows(base.rows),
         read=not_yet,
     )

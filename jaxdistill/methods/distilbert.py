@@ -24,7 +24,7 @@ def distilbert(
     mlm: Weight = 2.0,
     hidden_cosine: Weight = 1.0,
     temperature: Temperature = 2.0,
-    distilled: Literal["masked", "all"] = "masked",
+    distilled: Literal["masked", "all", "stored"] = "masked",
     projection: bool = False,
     teacher_layer: int = -1,
 ) -> Objective:
@@ -32,7 +32,8 @@ def distilbert(
     hidden states.
 
     `distilled`: whether the distributions are compared at the masked words alone, or at all tokens as
-    in the released code, which takes a vocabulary-sized product at every token. `teacher_layer`: whose
+    in the released code, which takes a vocabulary-sized product at every token; "stored": from a feed that
+    holds the teacher's likeliest words (derived "words"), at its temperature. `teacher_layer`: whose
     hidden state the student's last one follows, counted from 0; the teacher's last. Raises `BadInput`
     without it."""
     if hidden_cosine > 0 and teacher_layer < 0:
@@ -42,9 +43,14 @@ def distilbert(
         )
     last = (-1,) * (facts.num_layers - 1) + (teacher_layer,)
     learned = PROJECTION if projection else ""
-    soft = "mlm_kl" if distilled == "masked" else "token_kl"
+    options = (("temperature", temperature),)
+    soft = {
+        "masked": Term("mlm_kl", soft_words, options=options),
+        "all": Term("token_kl", soft_words, options=options),
+        "stored": Term("mlm_stored", soft_words),
+    }
     terms = (
-        Term(soft, soft_words, options=(("temperature", temperature),)),
+        soft[distilled],
         Term("mlm", mlm),
         Term("hidden_cosine", hidden_cosine, last, projection=learned),
     )

@@ -72,6 +72,24 @@ def top_k(
     )
 
 
+def stored_top_k(
+    ours_NxC: jax.Array,
+    chosen_Nxk: jax.Array,
+    theirs_Nxk: jax.Array,
+    weights_N: jax.Array,
+    temperature_N: jax.Array,
+) -> jax.Array:
+    """`top_k` from what is stored of the teacher: its likeliest classes, and their log-probabilities at the
+    temperature of each row."""
+    ours = jax.nn.log_softmax(ours_NxC.astype(jnp.float32) / temperature_N[..., None])
+    others = 1 - jnp.sum(jnp.exp(theirs_Nxk), axis=-1, keepdims=True)
+    # What is left of 1 by rounding is no class.
+    rest = jnp.where(others > 1e-6, jnp.log(jnp.maximum(others, 1e-6)), NOTHING)
+    theirs = jnp.concatenate([theirs_Nxk, rest], axis=-1)
+    rows_N = _kl(jax.lax.stop_gradient(theirs), _with_rest(ours, chosen_Nxk))
+    return jnp.sum(temperature_N**2 * rows_N * weights_N)
+
+
 def dist(
     ours_NxC: jax.Array, theirs_NxC: jax.Array, weights_N: jax.Array, *, temperature: Temperature
 ) -> jax.Array:

@@ -224,7 +224,12 @@ def word_terms(
         return weighted(sums, shared["scales"]), sums
 
     everywhere = any(term.row.everywhere for term in terms.values())
-    read = ("attention_mask",) if everywhere else ("mlm_labels", "mlm_weights")
+    of_places = {name for term in terms.values() for name in term.row.batch}
+    read = (
+        ("attention_mask",)
+        if everywhere
+        else ("mlm_weights", *(of_places - {"mlm_positions", "mlm_weights"}))
+    )
     labels = {name: split(batch[name]) for name in read}
     shared = {"scales": dict(scales), "teacher": None if teacher is None else whole(teacher[0])}
     slices = labels, None if teacher is None else split(teacher[1])

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxdistill.models import Batch
 from jaxdistill.models.encoder import attention_mask
-from jaxdistill.objectives.distances import NOTHING, Distance
+from jaxdistill.objectives.distances import NOTHING, Distance, stored_top_k
 
 
 def mlm(logits_BxPxV: jax.Array, _: jax.Array | None, batch: Batch) -> jax.Array:
@@ -59,6 +59,12 @@ def distance_of_tokens(
 ) -> jax.Array:
     """From the teacher's distribution over the vocabulary, at all real tokens."""
     return distance(logits_BxLxV, teacher_BxLxV, attention_mask(batch), **options)
+
+
+def stored_words(logits_BxPxV: jax.Array, _: jax.Array | None, batch: Batch) -> jax.Array:
+    """From a teacher's likeliest words at the masked positions, as a feed holds them."""
+    names = ("stored_words", "stored_log_probabilities", "mlm_weights", "stored_temperature")
+    return stored_top_k(logits_BxPxV, *(batch[name] for name in names))
 
 
 def nsp(logits_Bx2: jax.Array, _: jax.Array | None, batch: Batch) -> jax.Array:

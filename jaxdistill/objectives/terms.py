@@ -276,6 +276,13 @@ LOSSES = Table(
             batch=MASKED,
             off="alpha=1",
         ),
+        "mlm_stored": Loss(
+            logits.stored_words,
+            masked_words,
+            "mlm_logits",
+            head="mlm",
+            batch=(*MASKED, f"{STORED}words", f"{STORED}log_probabilities", f"{STORED}temperature"),
+        ),
         # Evaluated some words at a time, which `dist` cannot be.
         **_compared("mlm", _WORDS, without=(dist,)),
         **_compared(

@@ -38,6 +38,18 @@ def batch_of(length=6, seed=0, lengths=LENGTHS):
         ),
         "start_positions": np.asarray([2, 3, 0], np.int32)[:rows],
         "end_positions": np.asarray([5, 3, 0], np.int32)[:rows],
+        **stored(rows, rng),
+    }
+
+
+def stored(rows, rng):
+    """Two likely words of three masked places, as a feed holds them."""
+    words = np.argsort(rng.random((rows, 3, WORDS)), axis=-1)[..., :2].astype(np.int32)
+    shares = np.sort(rng.uniform(0.05, 0.45, (rows, 3, 2)))[..., ::-1]
+    return {
+        "stored_words": words,
+        "stored_log_probabilities": np.log(shares).astype(np.float32),
+        "stored_temperature": np.full((rows, 3), TEMPERATURE, np.float32),
     }
 
 
@@ -196,6 +208,16 @@ def _span(positions):
     return loop
 
 
+def _stored_words(student, _, batch):
+    total = 0.0
+    for i in np.ndindex(batch["mlm_weights"].shape):
+        ours, words = _probabilities(student[i]), batch["stored_words"][i]
+        theirs = np.exp(batch["stored_log_probabilities"][i].astype(np.float64))
+        q = np.array([*ours[words], 1 - ours[words].sum()])
+        total += batch["mlm_weights"][i] * _kl(np.array([*theirs, 1 - theirs.sum()]), q)
+    return TEMPERATURE**2 * total
+
+
 def _span_distance(name):
     """Among the real tokens of each row."""
 
@@ -328,6 +350,7 @@ REFERENCES = {
         w * (x[0] - y[0]) ** 2 for x, y, w in zip(student, teacher, batch["example_weights"])
     ),
     "mlm_distillation": _mlm_distillation,
+    "mlm_stored": _stored_words,
     "regression": _regression,
     "feature_map": _feature_map,
     "mean": _mean,
