@@ -153,7 +153,7 @@ def check_order(recipe: Recipe) -> None:
 def check_ensembles(config: ConfigDict, recipe: Recipe) -> None:
     """Raises `BadInput` for an ensemble of fewer than two networks of this run, or of networks whose
     classifiers are not for the same labels."""
-    there = {stage.network for stage in recipe.stages}
+    there = recipe.networks.keys()
     for name, members in config.ensembles.items():
         where = f"config.ensembles.{name}={tuple(members)}"
         if name in recipe.networks or name in NO_FEED:
@@ -163,7 +163,7 @@ def check_ensembles(config: ConfigDict, recipe: Recipe) -> None:
         for member in members:
             if member not in there:
                 raise BadInput(
-                    f"{where}: {member!r} is no network that a stage trains; {nearest(member, there)}"
+                    f"{where}: {member!r} is no network of this run; {nearest(member, there)}"
                 )
         if len({recipe.labels.get(member) for member in members}) > 1:
             raise BadInput(

@@ -51,10 +51,14 @@ class Measure:
         )
         self.fitted, self.bound, self.mesh = start.fitted, start.bound, start.mesh
         self.readers, self.networks, self.pages = readers, networks, pages
-        self.ensembles = {
+
+    @property
+    def ensembles(self) -> dict[str, tuple[str, ...]]:
+        """Those whose networks are there, by name."""
+        return {
             name: tuple(members)
             for name, members in self.config.ensembles.items()
-            if set(members) <= networks.keys()
+            if set(members) <= self.networks.keys()
         }
 
     def reported(self) -> dict[str, Any] | None:

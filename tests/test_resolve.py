@@ -2,21 +2,30 @@
 change."""
 
 import dataclasses
+import re
 import types
 
 import numpy as np
 import pytest
 
 from jaxdistill import inputs
+from jaxdistill.configuration import load_config, shipped_recipes
 from jaxdistill.data import packing
 from jaxdistill.data.text import pretraining_row
 from jaxdistill.errors import BadInput
 from jaxdistill.models import Model
 from jaxdistill.recipe import Begin
-from jaxdistill.resolve import choose_fused, model_config, resolve, stage_seed, trace
+from jaxdistill.resolve import (
+    choose_fused,
+    model_config,
+    resolve,
+    stage_seed,
+    trace,
+    with_task_heads,
+)
 from jaxdistill.training import sharding
 from jaxdistill.training.programs import abstract_batch
-from tests.conftest import cast_of, make_stage, pretraining_batch, tiny_config
+from tests.conftest import cast_of, make_stage, pretraining_batch, tiny_config, write_table
 
 MISTAKES = {
     "order": (
@@ -436,3 +445,82 @@ def test_a_padded_table_of_a_given_model_sets_the_length_of_the_other(text_sourc
             mesh=sharding.make_mesh(1),
             loaded={"teacher": padded},
         )
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"networks.student.start": "layers"}, "start='layers': a network of some layers needs like=NAME"),
+        ({"networks.student.layers": (0,)}, r"layers=\(0,\): a network of some layers needs like=NAME"),
+        ({"networks.student.start": "like"}, "start='like' needs like=NAME"),
+        ({"networks.copied_start.start": "layers"}, "say which of 'student' it begins as"),
+        (
+            {"networks.copied_start.start": "layers", "networks.copied_start.layers": (0, 2), "baselines": True},
+            r"config.networks.copied_start.layers=\(0, 2\): expected different layers of 'teacher', counted from 0 to 1; given: 2",
+        ),
+        (
+            {"networks.copied_start.start": "layers", "networks.copied_start.layers": (1, 1), "baselines": True},
+            "expected different layers",
+        ),
+        (
+            {
+                "networks.copied_start.start": "layers",
+                "networks.copied_start.layers": (1,),
+                "networks.copied_start.of": "random_start",
+                "order": ("copied_start",),
+                "baselines": True,
+            },
+            "starts from the layers of 'random_start', but no earlier stage trains one",
+        ),
+    ],
+)  # fmt: skip
+def test_a_start_that_cannot_be(changes, message):
+    with pytest.raises(BadInput, match=message):
+        resolved(changed(changes))
+
+
+def test_a_network_of_some_layers():
+    config = changed(
+        {
+            "networks.copied_start.like": "teacher",
+            "networks.copied_start.start": "layers",
+            "networks.copied_start.layers": (1,),
+            "baselines": True,
+        }
+    )
+    recipe = resolved(config)
+    found, teacher = recipe.networks["copied_start"].config, recipe.networks["teacher"].config
+    assert found == teacher.replace(num_layers=1)
+    assert recipe.begins["copied_start"] == Begin("layers", "teacher", (1,))
+    config.networks.random_start.update({"like": "teacher", "start": "like"})
+    assert resolved(config).begins["random_start"] == Begin("random")
+
+
+def variants():
+    """Every shipped recipe, as it is and in each of its variants."""
+    for name, file in sorted(shipped_recipes().items()):
+        if name == "from_hf":  # its student has the depth of the model that it takes
+            continue
+        found = re.search(r"check_variant\(variant, (.*)\)", file.read_text())
+        yield from (name, *(f"{name}:{word}" for word in re.findall(r'"(\w+)"', found[1])))
+
+
+@pytest.mark.parametrize("name", variants())
+def test_every_recipe_resolves(name, tmp_path):
+    """Its stages, networks and feeds fit each other; models that a user must give are made up."""
+    config = load_config(name)
+    trained = {config.stages[stage].network for stage in config.order}
+    for section in config.feeds.values():
+        if section.get("source") == "default":
+            section.source = str(write_table(tmp_path / "task.tsv"))
+    feeds = inputs.outline(config)
+    feeds["text"] = dataclasses.replace(feeds["text"], rows=100_000)
+    config, loaded = with_task_heads(config, feeds), {}
+    for network, section in config.networks.items():
+        given = section.init or network not in trained
+        if "model" in section and (given or (":paper" in name and network == "teacher")):
+            section.init = "FOLDER"
+            loaded[network] = Model(model_config(section, 120))
+    mesh = sharding.make_mesh(**{**config.mesh, "data": 1})
+    recipe = resolve(config, vocab_size=120, feeds=feeds, mesh=mesh, loaded=loaded)
+    assert [stage.name for stage in recipe.stages] == list(config.order)

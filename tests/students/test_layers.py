@@ -2,15 +2,17 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 import torch
 
 from jaxdistill import cli, interop
 from jaxdistill.errors import BadInput
-from jaxdistill.models.parameters import digest, flatten
-from jaxdistill.students.layers import take_layers
-from tests.conftest import TEACHER
+from jaxdistill.models import Model
+from jaxdistill.models.parameters import digest, flatten, is_stacked
+from jaxdistill.students.layers import copy_layers, shared_names, take_layers
+from tests.conftest import TEACHER, random_params
 from tests.interop import oracle
 
 
@@ -74,3 +76,20 @@ def test_other_layers_are_refused(layers, words, teacher_params, tmp_path, capsy
 def test_what_are_no_layers(layers, teacher_params):
     with pytest.raises(BadInput, match="0 to 2"):
         take_layers(TEACHER, teacher_params, layers)
+
+
+def test_a_student_begins_as_some_layers_with_buffers_of_its_own():
+    """Embeddings and heads too; a head that the teacher lacks, or of another shape, stays as it is."""
+    student = Model(TEACHER.config.replace(num_layers=2, heads=("mlm", "sequence_classification")))
+    theirs, ours = random_params(TEACHER, 1), random_params(student, 2)
+    found, before, teacher = map(flatten, (copy_layers(ours, theirs, (2, 0)), ours, theirs))
+    copied = shared_names(student, TEACHER)
+    for name, value in found.items():
+        if is_stacked(name):
+            np.testing.assert_array_equal(value, np.asarray(teacher[name])[[2, 0]])
+        else:
+            np.testing.assert_array_equal(value, (teacher if name in copied else before)[name])
+    assert copied == {name for name in before if not name.startswith("sequence_classification")}
+    held = digest(theirs)
+    jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)(found)
+    assert digest(theirs) == held

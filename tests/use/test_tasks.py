@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxdistill import cli, defaults, interop, run
-from jaxdistill.data.tokenizers import save_tokenizer, train_wordpiece
+from jaxdistill.data.tokenizers import load_tokenizer, save_tokenizer, train_wordpiece
 from jaxdistill.errors import BadInput, Interrupted
 from jaxdistill.evaluation import derived
 from jaxdistill.models.parameters import digest
@@ -49,6 +49,8 @@ def recipe(folder, **task):
     config.stages.finetune = defaults.stage("finetune", "teacher", **learning)
     config.stages.distill = defaults.stage("soft_labels", "student", **learning)
     config.order = ("finetune", "distill")
+    if "student" in config.networks:
+        config.ensembles.both = ("teacher", "student")
     config.evaluation.batch_size, config.checkpoint.every_steps = 8, 20
     config.log_every, config.mesh.data = 20, 1
     return config
@@ -83,6 +85,39 @@ def test_a_student_learns_a_task_from_its_teacher(done):
     assert json.loads((workdir / "inputs.json").read_text())["text"] == {}
 
 
+def test_an_ensemble_answers_with_the_mean_of_logits(done, folder):
+    workdir, results = done
+    lines = (workdir / "predictions" / "rivers" / "student.tsv").read_text().splitlines()[1:]
+    labels, _, texts = zip(*(line.split("\t") for line in lines))
+    batch = dict(
+        load_tokenizer(folder / "tokenizer")(list(texts), padding=True, return_tensors="np")
+    )
+    logits = []
+    for stage in ("finetune", "distill"):
+        model, params = interop.from_pretrained(workdir / "stages" / stage)
+        logits.append(model.apply(params, batch)[0]["logits"])
+    log_probs = jax.nn.log_softmax((logits[0] + logits[1]) / 2)
+    expected = -np.mean([row[label == "wet"] for row, label in zip(log_probs, labels)])
+    found = results["ensembles"]["both"]
+    assert found["networks"] == ["teacher", "student"]
+    assert found["rivers"]["loss"] == pytest.approx(expected, rel=1e-5)
+    assert found["rivers"].keys() == results["networks"]["student"]["rivers"].keys()
+
+
+@pytest.mark.parametrize(
+    "members, words",
+    [
+        (("teacher",), "expected two different networks or more"),
+        (("teacher", "teacher"), "expected two different networks or more"),
+        (("teacher", "studnt"), "did you mean 'student'"),
+    ],
+)
+def test_an_ensemble_of_what_is_not_there_is_refused(folder, tmp_path, members, words):
+    config = recipe(folder)
+    config.ensembles.both = members
+    refused(config, tmp_path / "w", "config.ensembles.both", words)
+
+
 def test_what_is_exported_knows_its_labels(done, tmp_path, capsys):
     workdir, _ = done
     assert json.loads((workdir / "student" / "config.json").read_text())["id2label"] == {
@@ -101,7 +136,12 @@ def test_the_table_and_the_card_name_the_task(done, capsys):
     workdir, _ = done
     assert cli.main(["train", f"--workdir={workdir}"]) == 0  # reported again
     out = capsys.readouterr().out
-    assert "rivers" in out and "accuracy" in out and "held-out MLM loss" not in out
+    assert (
+        "rivers" in out
+        and "accuracy" in out
+        and "\nboth " in out
+        and "held-out MLM loss" not in out
+    )
     assert "rivers: accuracy" in (workdir / "student" / "README.md").read_text()
 
 
