@@ -38,6 +38,7 @@ def bucket():
         yield epath.Path("gs://bucket")
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_is_stopped_and_resumed_and_equals_a_local_one(
     bucket, tmp_path, monkeypatch
 ):

@@ -50,7 +50,7 @@ def test_finetune_learns_writes_predictions_and_a_model(finished, tmp_path):
             label_column="label",
             epochs=epochs,
             batch_size=8,
-            learning_rate=3e-3,
+            learning_rate=1e-2,
             sequence_length=16,
         )
 

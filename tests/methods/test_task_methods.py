@@ -2,6 +2,7 @@
 and MiniLM v1 on text. Which terms, which layers, what moves, and one step of each."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,12 @@ def stage_of(kind, losses=("classification",), num_layers=3, **changes):
     return build("it", section, num_layers, losses, SMALL["num_heads"])
 
 
+@functools.lru_cache(8)
+def jitted(cast):
+    """A step that is compiled once, although it is called at several steps."""
+    return jax.jit(make_step(cast))
+
+
 def one_step(stage, student, teachers, batch, step=0, mesh=None):
     """(parameters after it, metrics) of a step from parameters of which none is 0."""
     cast = Cast(
@@ -62,7 +69,7 @@ def one_step(stage, student, teachers, batch, step=0, mesh=None):
     now = state.create(cast, random_params(student, 2), jax.random.key(4))
     now, given = now.replace(step=jnp.int32(step)), Given(others, np.int32(0))
     if mesh is None:
-        now, metrics = jax.jit(make_step(cast))(now, given, batch)
+        now, metrics = jitted(cast)(now, given, batch)
     else:
         placed = (sharding.place(mesh, tree) for tree in (now, given))
         now, metrics = programs.compile_step(cast, mesh)(*placed, sharding.put_batch(mesh, batch))

@@ -15,6 +15,12 @@ LOSSES = {
     name: Term(name, 1.0, options=tuple((option, OPTIONS[option]) for option in row.options))
     for name, row in terms.LOSSES.items()
 }
+# The distances of words, spans and tags are those of classes, by other weights: one of each is enough.
+REPEATED = [
+    f"{task}_{distance}"
+    for task in ("mlm", "token", "span_start", "span_end", "tagging")
+    for distance in ("reverse_kl", "jensen_shannon", "total_variation", "top_k")
+]
 PER_LAYER = [name for name, loss in LOSSES.items() if loss.per_layer]
 WITH_TEACHER = [name for name, loss in LOSSES.items() if loss.row.teacher is not None]
 

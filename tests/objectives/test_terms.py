@@ -9,11 +9,13 @@ from jaxdistill.errors import BadInput
 from jaxdistill.models.encoder import MASKED_SCORE
 from jaxdistill.objectives import terms
 from jaxdistill.objectives.terms import count_everything
+from tests.conftest import rarely
 from tests.objectives.examples import (
     COUNTS,
     LOSSES,
     PER_LAYER,
     REFERENCES,
+    REPEATED,
     WITH_TEACHER,
     example,
     float64,
@@ -70,7 +72,7 @@ def test_every_loss_has_a_reference():
 
 
 @pytest.mark.parametrize("unmasked", [False, True], ids=["masked", "tf1_unmasked"])
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", rarely(list(LOSSES), *REPEATED))
 def test_sum_and_count_against_loops(name, unmasked):
     """Only real tokens, words and rows count; under tf1_unmasked every token does."""
     student, teacher, batch = example(name)
@@ -83,7 +85,7 @@ def test_sum_and_count_against_loops(name, unmasked):
     assert float(LOSSES[name].count(counted)) == COUNTS[name](by_hand)
 
 
-@pytest.mark.parametrize("name", WITH_TEACHER)
+@pytest.mark.parametrize("name", rarely(WITH_TEACHER, *REPEATED))
 def test_gradient_reaches_the_student_and_never_the_teacher(name):
     _, ours, theirs = value_and_gradients(name, *example(name))
     assert np.abs(ours).max() > 1e-4
@@ -161,7 +163,7 @@ def test_what_the_teacher_holds_at_pads_does_not_reach_the_student(name, garbage
     np.testing.assert_array_equal(new_gradient, gradient)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", rarely(list(LOSSES), *REPEATED))
 def test_twice_the_rows_is_the_same_loss(name):
     """The scale does not depend on the batch size, and each copy of a row gets half the
     gradient."""

@@ -134,6 +134,7 @@ def losses(workdir):
     ]
 
 
+@pytest.mark.slow
 def test_two_processes_killed_and_resumed_by_one(recipe, tmp_path):
     """A task's stage, whose program is small: losses of every step and the score are those of one
     uninterrupted process (float32 sums in another order)."""

@@ -40,7 +40,7 @@ STAGES = {
     "packed, all losses": dict(kind="auxiliary", accumulation=2, batch_size=16),
 }
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 4, 1), "tensor": (1, 1, 2), "mixed": (2, 2, 2)}
-FAST = {("relations", "tensor"), ("soft", "mixed"), ("distill", "fsdp"), ("packed", "mixed")}
+FAST = {("relations", "tensor"), ("distill", "fsdp")}
 
 
 def train(name, sizes, steps=20):

@@ -65,7 +65,7 @@ def tuned(folder):
         heldout=folder / "valid",
         epochs=6,
         batch_size=BATCH,
-        learning_rate=2e-3,
+        learning_rate=6e-3,
         overrides=("stages.finetune.dropout=False",),
     )
 
