@@ -2,6 +2,7 @@
 next one from that one; at the end the generations answer together.
 
     jaxdistill train --config=born_again --config.networks.teacher.init=FOLDER_OR_HUB_NAME \\
+        --config.stages.finetune.learning_rate=5e-5 \\
         --config.feeds.task.source=TRAIN.tsv --config.feeds.task.heldout=DEV.tsv --workdir=DIR
 
 Every generation begins as the teacher did, and learns the true labels and its parent's classes in equal
@@ -28,7 +29,7 @@ def get_config(variant: str = "") -> ConfigDict:
             teacher=parent,
             temperature=1.0,
             hard_labels=0.5,
-            learning_rate=1e-4,
+            learning_rate=5e-4,
             **defaults.LEARNING,
         )
     config.ensembles.ensemble = ("first", "second")

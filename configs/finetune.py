@@ -3,6 +3,7 @@ correction that BERT's and MobileBERT's code lacks. Without it runs on small tas
 2021, arXiv:2006.04884; docs/log.md).
 
     jaxdistill train --config=finetune --config.networks.model.init=FOLDER_OR_HUB_NAME \\
+        --config.stages.finetune.learning_rate=5e-5 \\
         --config.feeds.task.source=TRAIN.tsv --config.feeds.task.heldout=DEV.tsv --workdir=DIR
 
 `jaxdistill finetune` is this recipe with shorter options. Without a model it trains a small BERT from
@@ -35,7 +36,7 @@ def get_config(variant: str = "") -> ConfigDict:
         batch_size=32,
         optimizer="adamw",
         bias_correction=True,
-        learning_rate=1e-4,
+        learning_rate=5e-4,
         warmup_ratio=0.1,
         dropout=True,
     )

@@ -2,6 +2,7 @@
 middle of the teacher, then the whole student the teacher's soft labels; beside one that learns alone.
 
     jaxdistill train --config=fitnets --config.networks.teacher.init=FOLDER_OR_HUB_NAME \\
+        --config.stages.finetune.learning_rate=5e-5 \\
         --config.feeds.task.source=TRAIN.tsv --config.feeds.task.heldout=DEV.tsv --workdir=DIR
 
 The paper has image models, deeper than their teachers, and no settings for text: these are ours. The
@@ -17,7 +18,7 @@ def get_config(variant: str = "") -> ConfigDict:
     defaults.check_variant(variant, "smoke")
     config = defaults.task_recipe("fitnets")
     config.networks.student.model.num_layers = 4
-    learning = dict(defaults.LEARNING, learning_rate=3e-4)
+    learning = dict(defaults.LEARNING, learning_rate=1e-3)
     config.stages.hint = defaults.stage(
         "hint", "student", guided_layer=1, hint_layer=1, **{**learning, "epochs": 1.0}
     )

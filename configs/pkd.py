@@ -2,6 +2,7 @@
 from its classes and from the first token of its hidden states, beside one that learns alone.
 
     jaxdistill train --config=pkd --config.networks.teacher.init=FOLDER_OR_HUB_NAME \\
+        --config.stages.finetune.learning_rate=5e-5 \\
         --config.feeds.task.source=TRAIN.tsv --config.feeds.task.heldout=DEV.tsv --workdir=DIR
 
 The default fits a laptop and begins at random. `pkd:paper` is PKD-Skip with a BERT-base given by
@@ -18,10 +19,11 @@ def get_config(variant: str = "") -> ConfigDict:
     """`variant`: "", "paper" or "smoke"."""
     defaults.check_variant(variant, "paper", "smoke")
     config = defaults.task_recipe("pkd")
-    layers, followed, settings = (0, 1), (1, -1), dict(defaults.LEARNING, learning_rate=1e-4)
+    layers, followed, settings = (0, 1), (1, -1), dict(defaults.LEARNING, learning_rate=5e-4)
     if variant == "paper":
         layers, followed = tuple(range(6)), (1, 3, 5, 7, 9, -1)
         settings.update({"epochs": 4.0, "learning_rate": 5e-5})
+        config.stages.finetune.learning_rate = 5e-5
         config.networks.teacher = defaults.network("bert_base", heads=("task",))
     of = "teacher"
     if variant == "paper":

@@ -2,6 +2,7 @@
 fine-tuned teacher, beside a student of the same start that sees the true labels alone.
 
     jaxdistill train --config=soft_labels --config.networks.teacher.init=FOLDER_OR_HUB_NAME \\
+        --config.stages.finetune.learning_rate=5e-5 \\
         --config.feeds.task.source=TRAIN.tsv --config.feeds.task.heldout=DEV.tsv --workdir=DIR
 
 Another task is `--config.feeds.task.kind=tagging` or the like, another distance than KL
@@ -25,7 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "student",
         temperature=2.0,
         hard_labels=0.5,
-        learning_rate=3e-4,
+        learning_rate=1e-3,
         **defaults.LEARNING,
     )
     config.order = ("finetune", "distill", "alone")

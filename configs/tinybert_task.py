@@ -3,6 +3,7 @@ replaced, a narrow student follows the fine-tuned teacher's embeddings, hidden s
 scores, then its answers; beside one that learns alone.
 
     jaxdistill train --config=tinybert_task --config.networks.teacher.init=FOLDER_OR_HUB_NAME \\
+        --config.stages.finetune.learning_rate=5e-5 \\
         --config.networks.words.init=FOLDER_WITH_MLM_HEAD --config.feeds.task.source=TRAIN.tsv \\
         --config.feeds.task.heldout=DEV.tsv --workdir=DIR
 
@@ -32,7 +33,7 @@ def get_config(variant: str = "") -> ConfigDict:
         intermediate_size=256,
     )
     config.feeds.more = defaults.derived("augmented", of="task", by="words", copies=2)
-    learning = dict(defaults.LEARNING, feed="more", learning_rate=3e-4)
+    learning = dict(defaults.LEARNING, feed="more", learning_rate=1e-3)
     config.stages.words = defaults.stage(
         "pretrain",
         "words",
@@ -63,6 +64,7 @@ def get_config(variant: str = "") -> ConfigDict:
             {"layer_map": (2, 5, 8, 11), "epochs": 20.0, "learning_rate": 5e-5}
         )
         config.stages.distill.learning_rate = 3e-5
+        config.stages.finetune.learning_rate = 5e-5
         config.order = ("finetune", "intermediate", "distill", "alone")
     if variant == "smoke":
         config = defaults.smoke(config)

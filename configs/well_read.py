@@ -3,6 +3,7 @@ then learns a fine-tuned teacher's classes on texts of the task, labelled or not
 pre-training that is fine-tuned alone.
 
     jaxdistill train --config=well_read --config.networks.teacher.init=FOLDER_OR_HUB_NAME \\
+        --config.stages.finetune.learning_rate=5e-5 \\
         --config.networks.compact.init=PRETRAINED_STUDENT "--config.order=('finetune','distill','alone')" \\
         --config.feeds.task.source=TRAIN.tsv --config.feeds.task.heldout=DEV.tsv \\
         --config.feeds.transfer.unlabelled=MORE.txt --workdir=DIR
@@ -41,7 +42,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "student",
         temperature=1.0,
         hard_labels=0.0,
-        learning_rate=3e-4,
+        learning_rate=1e-3,
         **dict(defaults.LEARNING, feed="transfer"),
     )
     config.order = ("compact", "finetune", "distill", "alone")

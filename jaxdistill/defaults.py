@@ -257,8 +257,9 @@ def task_recipe(name: str) -> ConfigDict:
     """A recipe whose `teacher` is fine-tuned on the task `task`, and with a `student` for which a method
     adds stages before `alone`: the same student that sees the true labels alone.
 
-    The task is the one made of the installed documentation, the networks are small and begin at random;
-    `config.feeds.task` and `config.networks.teacher.init` say what else."""
+    The task is the one made of the installed documentation, the networks are small and begin at random,
+    and learn at rates for that; `config.feeds.task` and `config.networks.teacher.init` say what else, and
+    a given model wants a lower `config.stages.finetune.learning_rate`, as 5e-5."""
     config = recipe(name)
     config.feeds.task = task("classification", source="default", sequence_length=128)
     wide: dict[str, Any] = dict(num_layers=4, hidden_size=128, num_heads=4, intermediate_size=512)
@@ -266,8 +267,8 @@ def task_recipe(name: str) -> ConfigDict:
     config.networks.teacher = network("bert_base", heads=("task",), **wide)
     config.networks.student = network("bert_base", heads=("task",), **thin)
     config.networks.alone = network(like="student")
-    config.stages.finetune = stage("finetune", "teacher", learning_rate=1e-4, **LEARNING)
-    config.stages.alone = stage("finetune", "alone", baseline=True, learning_rate=3e-4, **LEARNING)
+    config.stages.finetune = stage("finetune", "teacher", learning_rate=5e-4, **LEARNING)
+    config.stages.alone = stage("finetune", "alone", baseline=True, learning_rate=1e-3, **LEARNING)
     return config
 
 
