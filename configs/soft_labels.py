@@ -8,9 +8,9 @@ fine-tuned teacher, beside a student of the same start that sees the true labels
 Another task is `--config.feeds.task.kind=tagging` or the like, another distance than KL
 `--config.stages.distill.distance=reverse_kl`. The teacher is fine-tuned first. Without a model and a
 file it runs on what `finetune` runs on: 1,440 paragraphs, three classes, all networks from a random
-start. That takes 4.5 minutes on two CPU cores and gives accuracies of 62.2 % (teacher), 60.0 % (student)
-and 62.5 % (alone) on 360 held-out rows, seed 0: a teacher that has learnt no more than its student has
-nothing to give."""
+start. That takes 7 minutes on two CPU cores (AMD EPYC, family 25, model 1) and gives accuracies of 70.3 %
+(teacher), 62.8 % (student) and 62.8 % (alone) on 360 held-out rows, seed 0: the student takes nothing
+from its teacher there."""
 
 from ml_collections import ConfigDict
 
