@@ -160,6 +160,7 @@ def derived(kind: str, of: str, by: str = "", **changes: Any) -> ConfigDict:
     for name in changes:
         if name not in settings:
             raise BadInput(f"derived({kind!r}) has no setting {name!r}; {nearest(name, settings)}")
+    changes = {name: tuple(x) if isinstance(x, list) else x for name, x in changes.items()}
     return ConfigDict({"derived": kind, "of": of, "by": by, **settings, **changes})
 
 

@@ -71,7 +71,10 @@ class Measure:
             measured == {name: digest(params) for name, params in self.networks.items()}
             and (found.get("stages") or {}).keys() == self.pages.keys()
             and found.get("evaluation") == measured_as(self.config)
-            and (found.get("ensembles") or {}).keys() == self.ensembles.keys()
+            and {
+                name: tuple(row["networks"]) for name, row in (found.get("ensembles") or {}).items()
+            }
+            == self.ensembles
             and found.get("inputs") == self.bound.whole
             and all({*self._feeds_of(name)} <= row.keys() for name, row in rows.items())
             and all(
@@ -154,7 +157,10 @@ class Measure:
         found: dict[str, dict[str, Any]] = {}
         for name, members in self.ensembles.items():
             found[name] = {"networks": list(members)}
+            theirs = [{feed.name for feed in self.tasks_of(member)} for member in members[1:]]
             for feed in self.tasks_of(members[0]):
+                if not all(feed.name in names for names in theirs):
+                    continue
                 each = [(self.recipe.networks[m], self.networks[m]) for m in members]
                 found[name][feed.name], _ = score_of(feed, each, self.readers, self.mesh)
         return found

@@ -132,7 +132,12 @@ def resolve(
         if not d.by or d.by in networks
     }
     stages = [
-        with_stored(stage, feeds[stage.feed], _layers_stored(stage, derived, feeds, networks))
+        with_stored(
+            stage,
+            feeds[stage.feed],
+            _layers_stored(stage, derived, feeds, networks),
+            networks[stage.network].config.num_layers,
+        )
         for stage in stages
     ]
     first = first_examples(stages)
@@ -269,16 +274,17 @@ def _layers_stored(
     return found.derivation(feeds[found.of], networks.get(found.by)).layers
 
 
-def with_stored(stage: Stage, feed: Feed, layers: tuple[int, ...]) -> Stage:
-    """The stage with its terms on stored taps as the feed has them: the teacher's width, and places
-    among the stored `layers` in place of the teacher's layers. Raises `BadInput` for a layer that is not stored."""
+def with_stored(stage: Stage, feed: Feed, layers: tuple[int, ...], num_layers: int) -> Stage:
+    """The stage of a network of `num_layers` with its terms on stored taps as the feed has them: the
+    teacher's width, and places among the stored `layers` in place of the teacher's layers. Raises
+    `BadInput` for a layer that is not stored."""
     terms = []
     for term in stage.terms:
         if term.stored in feed.row and not term.head:
             shape = feed.row[term.stored].shape
             layer_map = term.layer_map
             if term.per_layer:
-                wanted = layer_map if layer_map is not None else tuple(range(len(layers)))
+                wanted = layer_map if layer_map is not None else tuple(range(num_layers))
                 for layer in wanted:
                     if layer >= 0 and layer not in layers:
                         raise BadInput(
@@ -433,6 +439,8 @@ def choose_fused(config: ConfigDict, mesh: Mesh, cast: Cast) -> bool:
     of the student follows."""
     if config.objectives.fused is not None:
         return bool(config.objectives.fused)
+    if any(term.row.everywhere for term in cast.stage.terms):
+        return True  # plain, the logits of every token would exist at once
     followed = {at for term in cast.stage.terms for at in term.layer_map or ()}
     deepest = max((other.config.num_layers for _, other in cast.others), default=0)
     saves = followed and len(followed - {-1}) < deepest and not cast.stage.progressive

@@ -117,7 +117,7 @@ def test_stored_outputs_give_the_gradients_of_the_teacher_itself(
     live = gradients(
         stage_of("teacher"), student, (("teacher", teacher),), batches[0], {"teacher": params}
     )
-    stage = with_stored(stage_of("batch"), outlined, made.layers)
+    stage = with_stored(stage_of("batch"), outlined, made.layers, 2)
     ours = gradients(stage, student, (), batches[1], {})
     assert live.keys() == ours.keys() and any(np.abs(x).max() > 1e-3 for x in live.values())
     largest = max(np.linalg.norm(x) for x in live.values())
@@ -166,7 +166,7 @@ def test_a_layer_that_is_not_stored_is_named(task):
     with pytest.raises(
         BadInput, match="follows layer 0 of the teacher, but 'stored' holds the layers 2"
     ):
-        with_stored(stage, derived.outlined("stored", spec, feed, teacher), (2,))
+        with_stored(stage, derived.outlined("stored", spec, feed, teacher), (2,), 2)
 
 
 def answers_of(feed, base):
@@ -254,3 +254,15 @@ def test_another_fingerprint_is_made_anew(task, tmp_path):
         logits.append(rows.fetch(np.arange(4), 12)["stored_logits"])
     np.testing.assert_array_equal(logits[0], logits[1])
     assert np.abs(logits[0] - logits[2]).max() > 0.1
+
+
+def test_without_a_layer_map_layer_i_follows_layer_i(task):
+    """However many layers are stored, and in whatever order."""
+    feed, _, teacher, _ = task
+    spec = Derived("outputs", "task", "teacher", (("taps", ("hidden",)), ("layers", (2, 1, 0))))
+    section = defaults.stage(
+        "intermediate", "student", steps=4, teacher="batch", attention_mse=0.0, embedding_mse=0.0
+    )
+    stage = build("it", section, 2, feed.losses)
+    outlined = derived.outlined("stored", spec, feed, teacher)
+    assert with_stored(stage, outlined, (2, 1, 0), 2).terms[0].layer_map == (2, 1)
