@@ -26,6 +26,7 @@ from jaxdistill import binding, health, interop, report, startup
 from jaxdistill.configuration import Overrides, as_config, as_folder, as_names
 from jaxdistill.data.feeds import Batch
 from jaxdistill.errors import BadInput, TrainingStopped
+from jaxdistill.evaluation.derived import BY_NETWORK
 from jaxdistill.measure import Measure, score_of
 from jaxdistill.methods.base import Cast, Stage
 from jaxdistill.methods.kinds import KINDS, default_settings
@@ -371,9 +372,20 @@ class Run:
                 "begins": [begin.how, begin.of, *begin.layers],
                 **json.loads(json.dumps(self.config.stages[s.name].to_dict())),
                 **self._chosen_by(s),
+                **self._made_of(s),
             }
             for s in own[: own.index(stage) + 1]
         ]
+
+    def _made_of(self, stage: Stage) -> dict[str, Any]:
+        """The contents of the files that its derived feeds are made of; what a network makes has the
+        network's digest."""
+        found = {}
+        for name in set(stage.feeds) & self.recipe.derived.keys():
+            made = self.recipe.derived[name]
+            if made.kind not in BY_NETWORK:
+                found[name] = made.derivation(self.recipe.feeds[made.of], None).digest
+        return {"made_of": found} if found else {}
 
     def _chosen_by(self, stage: Stage) -> dict[str, int]:
         """The settings that the choice of a best state depends on, beside the stage's own."""

@@ -11,10 +11,12 @@ import pytest
 from etils import epath
 
 from jaxdistill import cli, conversion, defaults, remote, run
+from jaxdistill.data.feeds import Shape
 from jaxdistill.data.prepare import prepare
 from jaxdistill.data.records import open_reader
 from jaxdistill.data.tokenizers import load_tokenizer, train_wordpiece
 from jaxdistill.errors import BadInput, Interrupted
+from jaxdistill.evaluation import stored
 from jaxdistill.interop import from_pretrained, verify_export
 from jaxdistill.training.metrics import read_metrics
 from tests.bucket import serve
@@ -180,3 +182,16 @@ def test_beam_prepares_text_of_a_bucket_by_way_of_one(bucket, tmp_path):
         and (table.breaks == expected.breaks).all()
     )
     assert not list((bucket / "tmp").glob("*"))
+
+
+def test_what_a_teacher_says_is_stored_in_a_bucket(bucket):
+    """ArrayRecord knows local files alone."""
+    layout = stored.Layout({"hidden": Shape((2,), "float32")}, frozenset({"hidden"}))
+    lengths, values = np.array([3, 1]), np.arange(12, dtype=np.float32).reshape(2, 3, 2)
+    path = bucket / "derived" / "it.array_record"
+    stored.write(path, layout, [(np.array([1, 0]), lengths[::-1], {"hidden": values})], 2, "x")
+    assert stored.there(path, layout, 2, "x") and not stored.there(path, layout, 2, "y")
+    found = stored.read(path, layout, lengths)(np.array([0, 1]), 4)["hidden"]
+    np.testing.assert_array_equal(found[0, :3], values[1])
+    np.testing.assert_array_equal(found[1, :1], values[0, :1])
+    assert not found[1, 1:].any()

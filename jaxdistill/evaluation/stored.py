@@ -7,8 +7,10 @@ row's, and by a fingerprint what they were made of. Called by readers, through `
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -16,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from jaxdistill import remote
 from jaxdistill.data.feeds import Batch, Shape
 from jaxdistill.errors import BadInput
 from jaxdistill.training.checkpoints import disk_errors
@@ -50,10 +53,13 @@ def write(
 
     names = sorted(layout.row)
     place, written = np.full(number, -1, np.int64), 0
-    with disk_errors(path.parent):
+    with contextlib.ExitStack() as held:
+        held.enter_context(disk_errors(path.parent))
         path.parent.mkdir(parents=True, exist_ok=True)
         _index(path, "json").unlink(missing_ok=True)
-        writer = ArrayRecordWriter(str(path), "group_size:1")
+        here = held.enter_context(tempfile.TemporaryDirectory()) if remote.is_remote(path) else ""
+        file = f"{here}/records" if here else str(path)  # the library knows local files alone
+        writer = ArrayRecordWriter(file, "group_size:1")
         try:
             for rows, lengths, arrays in parts:
                 for i, (row, length) in enumerate(zip(rows, lengths)):
@@ -69,6 +75,8 @@ def write(
                     place[row], written = written, written + 1
         finally:
             writer.close()
+        if here:
+            remote.fetch(epath.Path(file), path)
         buffer = io.BytesIO()
         np.lib.format.write_array(buffer, place, allow_pickle=False)
         _index(path, "npy").write_bytes(buffer.getvalue())
@@ -97,11 +105,12 @@ def read(path: epath.Path, layout: Layout, lengths: np.ndarray) -> Fetch:
     zeros to `length`. Raises `BadInput` for a file that is damaged."""
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+    held = contextlib.ExitStack()
     try:
         place = np.lib.format.read_array(
             io.BytesIO(_index(path, "npy").read_bytes()), allow_pickle=False
         )
-        source = ArrayRecordDataSource([str(path)])
+        source = ArrayRecordDataSource([str(held.enter_context(remote.local(path)))])
         whole = len(source) == np.sum(place >= 0) and len(place) == len(lengths)
     except (OSError, ValueError, RuntimeError):
         whole = False
@@ -123,6 +132,7 @@ def read(path: epath.Path, layout: Layout, lengths: np.ndarray) -> Fetch:
             )
             for name in names
         }
+        _ = held  # a copy of a remote file is there as long as this function is
         records = source.__getitems__(place[numbers].tolist())
         for i, (row, record) in enumerate(zip(numbers, records)):
             begin = 0

@@ -73,6 +73,15 @@ def _sentences(path: str, columns: TextColumns) -> Tagged:
     return Tagged(kept, None, tuple((path, line) for line in range(1, len(kept) + 1)))
 
 
+def number(path: str, columns: TextColumns, feed: Feed) -> int:
+    """How many texts a file holds; a long one may make several rows."""
+    if feed.head == "token_classification":
+        return len(_sentences(path, columns))
+    if feed.head == "question_answering":
+        return len(read_squad(path))
+    return len(read_unlabelled(path, columns))
+
+
 def joined(labelled: Rows | None, others: Encoded, row: Any) -> Rows:
     """The rows of both, those with labels first; arrays of `row` that a text without a label lacks are
     zeros there. None: the others alone."""
@@ -147,8 +156,7 @@ def transfer_set(
         digest = files.digest_of(
             [hashlib.sha256(content).hexdigest(), dataclasses.astuple(columns)]
         )
-        if base.head == "sequence_classification":
-            more = len(read_unlabelled(unlabelled, columns))
+        more = number(unlabelled, columns, base)
     return Derivation(
         {LABEL_WEIGHTS: Shape((), "float32")},
         read,

@@ -29,14 +29,15 @@ OPTIMIZERS, DECAYS = get_args(OptimizerName), get_args(DecayName)
 @dataclasses.dataclass(frozen=True)
 class Facts:
     """What a kind knows beside its settings: the stage's name, how many layers and attention heads
-    the network that moves has, the stage's length in steps, and the losses of the task that it reads,
-    () of text."""
+    the network that moves has, the stage's length in steps, the losses of the task that it reads, () of
+    text, and the network that the stage names as its teacher."""
 
     stage: str
     num_layers: int
     steps: int
     losses: tuple[str, ...] = ()
     num_heads: int = 1
+    teacher: str = "teacher"
 
     @property
     def task_losses(self) -> tuple[str, ...]:

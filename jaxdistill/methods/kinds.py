@@ -108,7 +108,7 @@ def build(
             "the two, set the other to 0"
         )
     values = {**section, **_ramps(section, where)}
-    facts = Facts(name, num_layers, section.steps, losses, num_heads)
+    facts = Facts(name, num_layers, section.steps, losses, num_heads, section.teacher)
     objective = kind(facts, **arguments(kind, values))
     layers = section.layers or objective.layers
     if layers and not (len(layers) == 2 and 0 <= layers[0] < layers[1] <= num_layers):

@@ -40,6 +40,11 @@ def soft_labels(
             f"config.stages.{facts.stage}.top_k={top_k} would do nothing beside distance={distance!r}; set "
             "distance='top_k', or leave it out"
         )
+    if teachers and facts.teacher != "teacher":
+        raise BadInput(
+            f"config.stages.{facts.stage}.teacher={facts.teacher!r} would do nothing beside teachers={teachers}; "
+            "name it there too, or leave one of the two out"
+        )
     shares = 1.0 / len(facts.task_losses)
     hard = [Term(loss, shares * hard_labels) for loss in facts.task_losses]
     soft = distillation(

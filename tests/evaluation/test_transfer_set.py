@@ -99,7 +99,8 @@ def test_tags_are_asked_of_the_first_piece_of_each_word(tmp_path, tokenizer):
     feed = open_task("task", section, seed=0)
     words = [WORDS[-1], "stone", WORDS[-2]]  # not in the vocabulary: several pieces
     (tmp_path / "more.tsv").write_text(" ".join(words) + "\n\n")
-    _, reader = read(feed, tokenizer, unlabelled=str(tmp_path / "more.tsv"), labelled=False)
+    made, reader = read(feed, tokenizer, unlabelled=str(tmp_path / "more.tsv"), labelled=False)
+    assert made.rows(2) == 1  # epochs are counted by it
     batch = reader.parts.train.fetch(np.zeros(1, np.int64), 16)
     pieces = [tokenizer.encode(word, add_special_tokens=False) for word in words]
     assert max(map(len, pieces)) > 1

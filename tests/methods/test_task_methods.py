@@ -107,6 +107,11 @@ def test_top_k_beside_another_distance_is_refused():
         stage_of("soft_labels", top_k=3)
 
 
+def test_one_teacher_beside_several_is_refused():
+    with pytest.raises(BadInput, match="teacher='x' would do nothing beside teachers="):
+        stage_of("soft_labels", teacher="x", teachers=("teacher", "y"))
+
+
 def test_dist_needs_the_whole_batch():
     student, (model, _) = network(), teacher()
     stage = stage_of("soft_labels", distance="dist", accumulation=2)

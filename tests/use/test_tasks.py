@@ -226,6 +226,21 @@ def test_a_student_learns_the_same_from_stored_outputs(done, folder, tmp_path, m
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_other_texts_in_the_file_of_a_transfer_set_are_refused(done, folder, tmp_path):
+    config = recipe(folder)
+    config.networks.teacher = defaults.network(init=str(folder / "run" / "stages" / "finetune"))
+    more = tmp_path / "more.txt"
+    more.write_text("river stone\nwinter paper\n")
+    config.feeds.transfer = defaults.derived("transfer_set", of="rivers", unlabelled=str(more))
+    config.stages.distill.update({"feed": "transfer", "hard_labels": 0.0, "steps": 2})
+    config.order = ("distill",)
+    sha256 = run.train(config, tmp_path / "w")["student_sha256"]
+    assert run.train(config, tmp_path / "w")["student_sha256"] == sha256
+    more.write_text("river stone\nwinter garden\n")
+    with pytest.raises(BadInput, match="'distill' in this workdir was run with other settings"):
+        run.train(config, tmp_path / "w")
+
+
 def refused(config, workdir, *words):
     with pytest.raises(BadInput) as error:
         run.train(config, workdir)
