@@ -15,6 +15,7 @@ from jaxdistill.errors import BadInput, listed, nearest, shortened
 from jaxdistill.methods.base import Cast, Stage
 from jaxdistill.models import ModelConfig
 from jaxdistill.models.heads import HEADS
+from jaxdistill.models.parameters import is_stacked
 from jaxdistill.models.sizes import parameter_shapes
 from jaxdistill.objectives.needs import Pair
 from jaxdistill.objectives.terms import Term
@@ -313,7 +314,10 @@ def check_frozen(recipe: Recipe) -> None:
                     )
                 set_by[stage.network] |= copied
         state.check_moves(stage, shapes, set_by[stage.network], model.config.norm)
-        set_by[stage.network] |= state.moving_names(stage, shapes)
+        moved = state.moving_names(stage, shapes)
+        if stage.layers not in (None, (0, model.config.num_layers)):  # the others stay as they were
+            moved = {name for name in moved if not is_stacked(name)}
+        set_by[stage.network] |= moved
 
 
 def check_layers(name: str, begin: Begin, there: int) -> None:

@@ -496,6 +496,19 @@ def test_a_network_of_some_layers():
     assert resolved(config).begins["random_start"] == Begin("random")
 
 
+def test_layers_that_no_stage_moved_are_not_set(tmp_path):
+    """A hint trains the lower part of a random stack; what is above it may not be frozen next."""
+    config = load_config("fitnets:smoke")
+    config.stages.hint.update({"guided_layer": 0, "hint_layer": 0})
+    config.feeds.task.source = str(write_table(tmp_path / "task.tsv"))
+    resolved(config)
+    config.stages.distill.moves = ("embeddings/", "pooler/", "sequence_classification/")
+    with pytest.raises(BadInput, match="stage 'distill' freezes 'layers/.*, which nothing has set"):
+        resolved(config)
+    config.stages.hint.update({"guided_layer": 1, "hint_layer": 1})
+    resolved(config)
+
+
 def variants():
     """Every shipped recipe, as it is and in each of its variants."""
     for name, file in sorted(shipped_recipes().items()):

@@ -14,8 +14,6 @@ from typing import Annotated, Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
-from etils import epath
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from jaxdistill.data import randomness
@@ -25,6 +23,7 @@ from jaxdistill.data.rows import reader_of, sample
 from jaxdistill.data.tokenizers import describe, plain_backend
 from jaxdistill.errors import BadInput, listed
 from jaxdistill.evaluation.derivation import Derivation, Making
+from jaxdistill.evaluation.stored import read_arrays, write_arrays
 from jaxdistill.models import Model, Params
 from jaxdistill.models.parameters import flatten
 from jaxdistill.settings import Count, CountOrZero, Within
@@ -114,10 +113,6 @@ class Rewritten:
             return batch
 
         return Rows(lengths, fetch)
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """As it is stored."""
-        return dataclasses.asdict(self)
 
 
 def augment(
@@ -312,26 +307,6 @@ def joined(parts: Iterator[Rewritten]) -> Rewritten:
     )
 
 
-def read_stored(path: epath.Path, fingerprint: str) -> Rewritten | None:
-    """What `write_stored` stored under this fingerprint; None if there is none."""
-    try:
-        content = path.read_bytes()
-        found = safetensors.numpy.load(content)
-        held = bytes(found.pop("fingerprint")).decode()
-        return Rewritten(**found) if held == fingerprint else None
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError):
-        return None
-
-
-def write_stored(path: epath.Path, rows: Rewritten, fingerprint: str) -> None:
-    """Stores rows."""
-    held = {"fingerprint": np.frombuffer(fingerprint.encode(), np.uint8), **rows.arrays()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(safetensors.numpy.save(held))
-    partial.replace(path)
-
-
 def augmented(
     base: Feed,
     model: Model | None,
@@ -360,22 +335,23 @@ def augmented(
         train = sample(rows.parts.train, most or None, order.seed)
 
         def make() -> None:
-            if not hosts.first() or read_stored(path, making.fingerprint) is not None:
+            if not hosts.first() or read_arrays(path, making.fingerprint) is not None:
                 return
             with Progress(train.number * (1 + copies), f"making {path.name}", unit="rows") as bar:
                 parts = augment(
                     train, making.tokenizer, model, making.params, plan, making.batch_size
                 )
                 found = joined(_ticked(parts, bar))
-            write_stored(path, found, making.fingerprint)
+            write_arrays(path, dataclasses.asdict(found), making.fingerprint)
 
         hosts.together(make)
-        found = read_stored(path, making.fingerprint)
-        if found is None:
+        arrays = read_arrays(path, making.fingerprint)
+        if arrays is None:
             raise BadInput(
                 f"{str(path)!r} cannot be read back; give a workdir that all processes share"
             )
-        return reader_of(rows.parts._replace(train=found.rows(train)), rows.answers, rows.notices)
+        train = Rewritten(**arrays).rows(train)
+        return reader_of(rows.parts._replace(train=train), rows.answers, rows.notices)
 
     return Derivation(
         {}, read, model.config.dtype, (), lambda rows: min(rows, most or rows) * (1 + copies)

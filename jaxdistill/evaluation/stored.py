@@ -16,13 +16,17 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+import safetensors
+import safetensors.numpy
 from etils import epath
 
 from jaxdistill import remote
 from jaxdistill.data.feeds import Batch, Shape
+from jaxdistill.data.files import write_whole
 from jaxdistill.errors import BadInput
 from jaxdistill.training.checkpoints import disk_errors
 
+_FINGERPRINT = "fingerprint"
 Fetch = Callable[[np.ndarray, int], Batch]
 
 
@@ -153,3 +157,22 @@ def read(path: epath.Path, layout: Layout, lengths: np.ndarray) -> Fetch:
 
 def _index(path: epath.Path, ending: str) -> epath.Path:
     return path.with_name(f"{path.name}.index.{ending}")
+
+
+def write_arrays(path: epath.Path, arrays: Mapping[str, np.ndarray], fingerprint: str) -> None:
+    """Stores whole arrays, in one safetensors file."""
+    held = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
+    held[_FINGERPRINT] = np.frombuffer(fingerprint.encode(), np.uint8)
+    with disk_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, safetensors.numpy.save(held))
+
+
+def read_arrays(path: epath.Path, fingerprint: str) -> dict[str, np.ndarray] | None:
+    """What `write_arrays` stored under this fingerprint; None if there is none, or it is damaged."""
+    try:
+        found = safetensors.numpy.load(path.read_bytes())
+        held = bytes(found.pop(_FINGERPRINT)).decode()
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError):
+        return None
+    return found if held == fingerprint else None

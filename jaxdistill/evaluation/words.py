@@ -9,13 +9,12 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
-from etils import epath
 
 from jaxdistill.data.feeds import ALONE, Batch, Feed, Order, Parts, Reader, Rows, Shape
 from jaxdistill.data.rows import reader_of
 from jaxdistill.errors import BadInput, listed
 from jaxdistill.evaluation.derivation import Derivation, Making
+from jaxdistill.evaluation.stored import read_arrays, write_arrays
 from jaxdistill.models import Model, Params
 from jaxdistill.objectives.terms import STORED
 from jaxdistill.settings import Count, Within
@@ -73,23 +72,25 @@ def words(
         path = making.path("words").with_suffix(".safetensors")
 
         def make() -> None:
-            if not hosts.first() or _read(path, making.fingerprint) is not None:
+            if not hosts.first() or read_arrays(path, making.fingerprint) is not None:
                 return
             params = jax.tree.map(jnp.asarray, making.params)
             with Progress(rows + HELDOUT, f"making {path.name}", unit="rows") as bar:
                 train = made(reader.train(making.batch_size, 0, ALONE), rows, params, bar)
                 batches = reader.heldout(making.batch_size, HELDOUT, ALONE)
                 held = made(iter(batches), HELDOUT, params, bar)
-            _write(path, train, held, making.fingerprint)
+            arrays = {f"train/{name}": x for name, x in train.items()}
+            arrays |= {f"heldout/{name}": x for name, x in held.items()}
+            write_arrays(path, arrays, making.fingerprint)
 
         hosts.together(make)
-        found = _read(path, making.fingerprint)
+        found = read_arrays(path, making.fingerprint)
         if found is None:
             raise BadInput(
                 f"{str(path)!r} cannot be read back; give a workdir that all processes share"
             )
         order = Order(0, base.length, buckets=False)
-        return reader_of(Parts(_rows(found[0]), _rows(found[1]), order))
+        return reader_of(Parts(_part(found, "train/"), _part(found, "heldout/"), order))
 
     return Derivation(added, read, model.config.dtype, (), lambda _: rows)
 
@@ -103,25 +104,6 @@ def _rows(arrays: Batch) -> Rows:
     return Rows(np.full(number, length, np.int64), fetch)
 
 
-def _write(path: epath.Path, train: Batch, held: Batch, fingerprint: str) -> None:
-    arrays = {f"train/{name}": np.ascontiguousarray(x) for name, x in train.items()}
-    arrays |= {f"heldout/{name}": np.ascontiguousarray(x) for name, x in held.items()}
-    arrays["fingerprint"] = np.frombuffer(fingerprint.encode(), np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(safetensors.numpy.save(arrays))
-    partial.replace(path)
-
-
-def _read(path: epath.Path, fingerprint: str) -> tuple[Batch, Batch] | None:
-    try:
-        found = safetensors.numpy.load(path.read_bytes())
-        if bytes(found.pop("fingerprint")).decode() != fingerprint:
-            return None
-    except (OSError, ValueError, KeyError, safetensors.SafetensorError):
-        return None
-    parts: dict[str, Batch] = {"train": {}, "heldout": {}}
-    for name, x in found.items():
-        part, _, array = name.partition("/")
-        parts[part][array] = x
-    return parts["train"], parts["heldout"]
+def _part(arrays: Batch, part: str) -> Rows:
+    found = {name.removeprefix(part): x for name, x in arrays.items() if name.startswith(part)}
+    return _rows(found)

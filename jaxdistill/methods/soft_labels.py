@@ -3,19 +3,20 @@ the teacher's probabilities, softened by a temperature, beside the true answer."
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from jaxdistill.errors import BadInput
 from jaxdistill.methods.base import Facts, Objective
 from jaxdistill.methods.settings import Temperature
+from jaxdistill.objectives.distances import DISTANCES
 from jaxdistill.objectives.ramps import Number
 from jaxdistill.objectives.terms import LOSSES, Term
-from jaxdistill.settings import Count, Each, MayRamp, Within, settings_of
+from jaxdistill.settings import Count, Each, MayRamp, OneOf, Within, settings_of
 
 Share = Annotated[
     float, Within(0, 1, "0 (the teacher's classes alone) to 1 (the true ones alone)"), MayRamp()
 ]
-Distances = Literal["kl", "reverse_kl", "jensen_shannon", "total_variation", "top_k", "dist"]
+Name = Annotated[str, OneOf(tuple(DISTANCES))]
 Names = Annotated[tuple[str, ...], Each(str, "names of networks")]
 
 
@@ -24,7 +25,7 @@ def soft_labels(
     *,
     hard_labels: Share = 0.5,
     temperature: Temperature = 2.0,
-    distance: Distances = "kl",
+    distance: Name = "kl",
     top_k: Count = 10,
     teachers: Names = (),
 ) -> Objective:

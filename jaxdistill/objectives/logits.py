@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill.models import Batch
-from jaxdistill.models.encoder import attention_mask
 from jaxdistill.objectives.distances import NOTHING, Distance, stored_top_k
 
 
@@ -37,28 +36,18 @@ def mlm_distillation(
     return jnp.sum(cross_BxP * batch["mlm_weights"])
 
 
-def distance_of_words(
-    logits_BxPxV: jax.Array,
-    teacher_BxPxV: jax.Array | None,
+def distance_from(
+    logits_BxC: jax.Array,
+    teacher_BxC: jax.Array | None,
     batch: Batch,
     *,
     distance: Distance,
+    weights: str,
     **options: Any,
 ) -> jax.Array:
-    """From the teacher's distribution over the vocabulary, at the masked positions."""
-    return distance(logits_BxPxV, teacher_BxPxV, batch["mlm_weights"], **options)
-
-
-def distance_of_tokens(
-    logits_BxLxV: jax.Array,
-    teacher_BxLxV: jax.Array | None,
-    batch: Batch,
-    *,
-    distance: Distance,
-    **options: Any,
-) -> jax.Array:
-    """From the teacher's distribution over the vocabulary, at all real tokens."""
-    return distance(logits_BxLxV, teacher_BxLxV, attention_mask(batch), **options)
+    """From the teacher's distribution over classes, tags or the vocabulary, summed with the array
+    `weights` of the batch."""
+    return distance(logits_BxC, teacher_BxC, batch[weights], **options)
 
 
 def stored_words(logits_BxPxV: jax.Array, _: jax.Array | None, batch: Batch) -> jax.Array:
@@ -75,18 +64,6 @@ def nsp(logits_Bx2: jax.Array, _: jax.Array | None, batch: Batch) -> jax.Array:
 def classification(logits_BxC: jax.Array, _: jax.Array | None, batch: Batch) -> jax.Array:
     """Cross-entropy of `labels` int[B]."""
     return _labelled(logits_BxC, batch["labels"], labelled(batch, batch["example_weights"]))
-
-
-def distance_of_classes(
-    logits_BxC: jax.Array,
-    teacher_BxC: jax.Array | None,
-    batch: Batch,
-    *,
-    distance: Distance,
-    **options: Any,
-) -> jax.Array:
-    """From the teacher's distribution over the classes."""
-    return distance(logits_BxC, teacher_BxC, batch["example_weights"], **options)
 
 
 def regression(logits_Bx1: jax.Array, _: jax.Array | None, batch: Batch) -> jax.Array:
@@ -107,18 +84,6 @@ def regression_distillation(
 def tagging(logits_BxLxC: jax.Array, _: jax.Array | None, batch: Batch) -> jax.Array:
     """Cross-entropy of `tags` int[B, L], summed with `tag_weights`: 1 at the first piece of a word."""
     return _labelled(logits_BxLxC, batch["tags"], labelled(batch, batch["tag_weights"]))
-
-
-def distance_of_tags(
-    logits_BxLxC: jax.Array,
-    teacher_BxLxC: jax.Array | None,
-    batch: Batch,
-    *,
-    distance: Distance,
-    **options: Any,
-) -> jax.Array:
-    """From the teacher's distribution over the tags, at the first piece of each word."""
-    return distance(logits_BxLxC, teacher_BxLxC, batch["tag_weights"], **options)
 
 
 def span_border(

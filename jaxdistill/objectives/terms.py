@@ -254,7 +254,7 @@ def _relation(tap: str) -> Loss:
 
 
 _WORDS = Loss(
-    logits.distance_of_words,
+    functools.partial(logits.distance_from, weights="mlm_weights"),
     masked_words,
     "mlm_logits",
     head="mlm",
@@ -289,7 +289,7 @@ LOSSES = Table(
             "token",
             dataclasses.replace(
                 _WORDS,
-                sum=logits.distance_of_tokens,
+                sum=functools.partial(logits.distance_from, weights="attention_mask"),
                 count=real_tokens,
                 student="token_logits",
                 batch=(),
@@ -308,7 +308,7 @@ LOSSES = Table(
         **_compared(
             "classification",
             Loss(
-                logits.distance_of_classes,
+                functools.partial(logits.distance_from, weights="example_weights"),
                 examples,
                 "logits",
                 head="sequence_classification",
@@ -338,7 +338,7 @@ LOSSES = Table(
         **_compared(
             "tagging",
             Loss(
-                logits.distance_of_tags,
+                functools.partial(logits.distance_from, weights="tag_weights"),
                 tagged_words,
                 "logits",
                 head="token_classification",
