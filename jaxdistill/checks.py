@@ -97,6 +97,19 @@ def check_memory(recipe: Recipe, config: ConfigDict, mesh: Mesh) -> None:
         memory.check("evaluation", needs, mesh, f"config.evaluation.batch_size={rows}")
 
 
+def check_packed(recipe: Recipe, stage: Stage) -> int:
+    """How many texts share a row of a stage's batches. Raises `BadInput` where a head reads a row as one
+    text."""
+    feed = recipe.feed(stage)
+    for head in stage.heads() if feed.packed > 1 else ():
+        if not HEADS[head].packed:
+            raise BadInput(
+                f"config.feeds.{feed.name}.packed={feed.packed}: the head {head!r}, which stage {stage.name!r} trains, reads "
+                "one text a row; set it to 1"
+            )
+    return feed.packed
+
+
 def length_field(recipe: Recipe, feed: Feed) -> str:
     """Where a recipe says how long the rows of a feed are."""
     base = recipe.base(feed.name)

@@ -67,8 +67,9 @@ class Readers:
         if parts is None:
             return ""
         real, padded = float(parts.train.lengths.mean()), self.length(stage)
+        shared = f"{feed.packed} of {feed.name!r} share a row; " if feed.packed > 1 else ""
         return (
-            f"stage {stage.name!r}: a row of {feed.name!r} has {real:.1f} tokens on average, and {1 - real / padded:.0%} "
+            f"stage {stage.name!r}: {shared}a text of {feed.name!r} has {real:.1f} tokens on average, and {1 - real / padded:.0%} "
             f"pads in batches of {stage.batch_size} (padded to {feed.length} they would be {1 - real / feed.length:.0%})"
         )
 

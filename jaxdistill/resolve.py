@@ -23,6 +23,7 @@ from jaxdistill.checks import (
     check_frozen,
     check_measured,
     check_order,
+    check_packed,
     check_profile,
 )
 from jaxdistill.data.feeds import MANY, Feed
@@ -146,7 +147,8 @@ def resolve(
     for stage in recipe.stages:
         check_data(recipe, stage)
         check_fit(recipe.cast(stage))
-        sharding.check_batch(mesh, stage.name, stage.batch_size, stage.accumulation)
+        packed = check_packed(recipe, stage)
+        sharding.check_batch(mesh, stage.name, stage.batch_size, stage.accumulation, packed)
     check_measured(recipe)
     check_ensembles(config, recipe)
     for name, model in networks.items():

@@ -12,7 +12,7 @@ import numpy as np
 from jaxdistill.data import encoded, examples
 from jaxdistill.data.encoded import Encoded
 from jaxdistill.data.examples import Examples, Names, RowSettings, Texts
-from jaxdistill.data.feeds import About, Answers, Feed, Order, Outputs, Parts, Reader, Shape
+from jaxdistill.data.feeds import About, Answers, Feed, Outputs, Parts, Reader, Shape
 from jaxdistill.data.labels import number_labels, read_label_file
 from jaxdistill.data.rows import reader_of
 from jaxdistill.errors import BadInput
@@ -87,6 +87,7 @@ def classification(
         notices=tuple(
             dict.fromkeys((*train.notices, *ours.notices, *held.notices, *theirs.notices))
         ),
+        packed=rows.packed,
     )
 
 
@@ -109,7 +110,7 @@ def text_reader(
     about: About, rows: RowSettings, train: Encoded, heldout: Encoded, answers: Any
 ) -> Reader:
     """The reader of a task with a text or a pair in each row."""
-    order = Order(about.seed, rows.sequence_length, rows.buckets)
+    order = rows.order(about.seed)
     notices = [
         f"{part.truncated:,} of {len(part):,} {name} rows of {about.name!r} ({part.truncated / len(part):.1%}) are "
         f"longer than {rows.sequence_length} tokens, and cut"

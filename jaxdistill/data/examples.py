@@ -16,8 +16,9 @@ from jaxdistill.data import columns, data_sets, files
 from jaxdistill.data.columns import Columns, Layout
 from jaxdistill.data.documentation_task import documentation_task
 from jaxdistill.data.encoded import SHORTEST
+from jaxdistill.data.feeds import Order
 from jaxdistill.errors import BadInput, listed
-from jaxdistill.settings import LARGEST_COUNT, Each, Within
+from jaxdistill.settings import LARGEST_COUNT, Count, Each, Within
 
 Length = Annotated[int, Within(SHORTEST, LARGEST_COUNT)]
 Names = Annotated[tuple[str, ...], Each(str, "names, as ('no', 'yes')")]
@@ -57,10 +58,16 @@ class Texts:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowSettings:
     """How long the rows of a task are. `sequence_length`: tokens at most; longer texts are cut.
-    `buckets`: pad a batch no further than its rows need, rather than to that length."""
+    `buckets`: pad a batch no further than its rows need, rather than to that length. `packed`: so many texts
+    share a training row on average: a batch of any texts, in so many times fewer rows."""
 
     sequence_length: Length = 128
     buckets: bool = True
+    packed: Count = 1
+
+    def order(self, seed: int) -> Order:
+        """The order of such rows."""
+        return Order(seed, self.sequence_length, self.buckets, self.packed)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,11 +58,13 @@ class Rows(NamedTuple):
 class Order:
     """In which order the rows of a task come, and how long. `length`: the longest that a row can be;
     `buckets`: rows of about equal length share a batch, which is padded no further than they need;
-    else every batch is padded to `length`."""
+    else every batch is padded to `length`. `packed`: how many texts share a training row on average; then
+    rows of any length share a batch."""
 
     seed: int
     length: int
     buckets: bool = True
+    packed: int = 1
 
 
 class Parts(NamedTuple):
@@ -118,7 +120,8 @@ class Feed:
     `score`: a row of `evaluation.scores.SCORES`, and `metric` the number of it that counts, "" for its
     first; `usual`: the answer to give without looking: the most frequent class of the training rows,
     the mean of their numbers; `positive`: of two classes the one that F1 is of. `decided`: settings that
-    the training rows decided, as the scheme of their tags, and that test rows are read with."""
+    the training rows decided, as the scheme of their tags, and that test rows are read with. `packed`:
+    how many texts share a row of a training batch on average."""
 
     name: str
     row: Mapping[str, Shape]
@@ -136,6 +139,7 @@ class Feed:
     positive: int = 1
     decided: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notices: tuple[str, ...] = ()
+    packed: int = 1
 
     @property
     def length(self) -> int:

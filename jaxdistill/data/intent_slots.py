@@ -23,7 +23,7 @@ from jaxdistill.data import encoded, files, tokenizers
 from jaxdistill.data.classification import label_names
 from jaxdistill.data.conll import Tagged, with_bio_tags
 from jaxdistill.data.examples import Fraction, Names, RowSettings, parted
-from jaxdistill.data.feeds import About, Answers, Feed, Order, Outputs, Parts, Reader, Shape
+from jaxdistill.data.feeds import About, Answers, Feed, Outputs, Parts, Reader, Shape
 from jaxdistill.data.intents import Utterances, find, read_utterances
 from jaxdistill.data.labels import Labels, number_labels
 from jaxdistill.data.rows import reader_of
@@ -122,7 +122,7 @@ def intent_slots(
         parts = Parts(
             token_rows(kept, train.tagged, pad, cls_weight).rows,
             token_rows(apart, held.tagged, pad, cls_weight).rows,
-            Order(about.seed, length, rows.buckets),
+            rows.order(about.seed),
         )
         answers = functools.partial(_answers, truth, held, apart, names)
         return reader_of(parts, answers, tuple(dict.fromkeys((*kept.notices, *apart.notices))))
@@ -149,6 +149,7 @@ def intent_slots(
         notices=tuple(
             dict.fromkeys((*train.tagged.notices, *held.tagged.notices, *theirs.notices))
         ),
+        packed=rows.packed,
     )
 
 

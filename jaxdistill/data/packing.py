@@ -7,7 +7,8 @@ groups of equal bins at a time. So a plan says how many bins hold which lengths.
 every epoch; which record fills which place of its length is drawn anew each epoch, and so is the
 order of the bins. Hence an epoch has a fixed number of packed rows, holds every record exactly
 once, and the packed row of any number is found without those before it: nothing is carried along.
-Called by `loader`.
+Rows of a task, whose batches are drawn first, are shared out over the packed rows of their batch.
+Called by `loader` and `rows`.
 
 A record counts with the most tokens that its row may have. (A random next sentence may be shorter
 than the true one.)"""
@@ -16,6 +17,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -161,32 +164,72 @@ def join(
         The packed batch: the fields of `batch`, those over tokens [R, L], over predictions [R, P], over examples [R, S];
         and `segment_ids` [R, L], `position_ids` [R, L], `cls_positions` [R, S], all int32.
     """
+    fills = {"input_ids": pad, "attention_mask": 0, "token_type_ids": 0}
+    fields = (*fills, "nsp_labels", "example_weights")
+    packed = join_rows(
+        {name: batch[name] for name in fields},
+        row,
+        num_rows=num_rows,
+        length=batch["input_ids"].shape[1],
+        max_segments=max_segments,
+        fills=fills,
+    )
+    begin = _sum_before(batch["attention_mask"].sum(axis=1), row)
+    return packed | _join_predictions(batch, packed["input_ids"], row, begin, predictions)
+
+
+def join_rows(
+    batch: Mapping[str, np.ndarray],
+    row: np.ndarray,
+    *,
+    num_rows: int,
+    length: int,
+    max_segments: int,
+    fills: Mapping[str, Any],
+) -> dict[str, np.ndarray]:
+    """`join`, of rows of any kind: M examples behind each other in R rows of `length` tokens.
+
+    `row`: as there. `fills`: of each array that has an entry for each token, [M, L, ...], what stands at
+    pads; others have one for each example, [M, ...], and become [R, S, ...], zeros where there is none."""
     size = batch["attention_mask"].sum(axis=1)
-    shape = (num_rows, batch["input_ids"].shape[1])
     slot = _rank_in_row(row)
-    begin = _sum_before(size, row)
     # Rows are filled from the left and examples come in their order, so tokens stand in one order
     # on both sides.
     is_token = batch["attention_mask"] > 0
-    is_filled = np.arange(shape[1]) < np.bincount(row, size, num_rows)[:, None]
+    is_filled = np.arange(length) < np.bincount(row, size, num_rows)[:, None]
     tokens = {
-        "input_ids": batch["input_ids"][is_token],
-        "token_type_ids": batch["token_type_ids"][is_token],
-        "segment_ids": np.repeat(slot + 1, size),
-        "position_ids": np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size),
+        "segment_ids": np.repeat(slot + 1, size).astype(np.int32),
+        "position_ids": (np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)).astype(
+            np.int32
+        ),
+        **{name: batch[name][is_token] for name in fills},
     }
-    packed = {"attention_mask": is_filled.astype(np.int32)}
+    packed = {}
     for name, values in tokens.items():
-        packed[name] = np.full(shape, pad if name == "input_ids" else 0, np.int32)
+        shape = (num_rows, length, *values.shape[1:])
+        packed[name] = np.full(shape, fills.get(name, 0), values.dtype)
         packed[name][is_filled] = values
-    fields = {
-        "cls_positions": begin.astype(np.int32),
-        **{n: batch[n] for n in ("nsp_labels", "example_weights")},
+    examples = {
+        "cls_positions": _sum_before(size, row).astype(np.int32),
+        **{name: values for name, values in batch.items() if name not in fills},
     }
-    for name, values in fields.items():
-        packed[name] = np.zeros((num_rows, max_segments), values.dtype)
+    for name, values in examples.items():
+        packed[name] = np.zeros((num_rows, max_segments, *values.shape[1:]), values.dtype)
         packed[name][row, slot] = values
-    return packed | _join_predictions(batch, packed["input_ids"], row, begin, predictions)
+    return packed
+
+
+def share_out(lengths: np.ndarray, num_rows: int, max_segments: int) -> np.ndarray:
+    """Which of `num_rows` packed rows each text of `lengths`, int64 [M], goes to, so that the fullest holds
+    few tokens: int64 [M]. The longest text comes first, each goes where the fewest tokens are
+    (Graham 1969, LPT: at most a third more than the best)."""
+    row, tokens = np.zeros(len(lengths), np.int64), np.zeros(num_rows, np.int64)
+    room = np.full(num_rows, max_segments)
+    for text in np.argsort(-lengths, kind="stable"):
+        row[text] = np.argmin(np.where(room > 0, tokens, np.iinfo(np.int64).max))
+        tokens[row[text]] += lengths[text]
+        room[row[text]] -= 1
+    return row
 
 
 def _join_predictions(

@@ -40,6 +40,7 @@ def regression(about: About, *, texts: Texts, rows: RowSettings) -> Feed:
         score="regression",
         usual=float(ours.mean()),
         notices=tuple(dict.fromkeys((*train.notices, *held.notices))),
+        packed=rows.packed,
     )
 
 

@@ -1,7 +1,8 @@
 """Rows by number as batches: what a task needs beside making a row.
 
 Most texts are far shorter than the longest, so rows of about equal length share a batch, which is padded
-to one of a few lengths. Training rows come in an order that is shuffled anew in each epoch; stretches of
+to one of a few lengths; or training rows of any length share a batch and, several of them, a packed row of
+it, which then is of one of a few lengths too. Training rows come in an order that is shuffled anew in each epoch; stretches of
 `POOL` batches of it are sorted by padded length, cut into batches, and the batches shuffled. Batch k of a run is
 a function of the seed and k, so a run resumes anywhere and hosts slice the global batch, as the
 pre-training loader has it. Called by every task, and by derived feeds."""
@@ -11,11 +12,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 
-from jaxdistill.data import loader, randomness
+from jaxdistill.data import loader, packing, randomness
 from jaxdistill.data.feeds import (
     ALONE,
     Answers,
@@ -32,6 +33,7 @@ from jaxdistill.data.feeds import (
 # Each is a program of its own for every stage. Between neighbours lie at most half of the smaller.
 LENGTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 POOL = 50  # batches that are sorted together: more leave fewer pads, and less chance
+_TEXTS = 4  # a packed row has room for so many times the texts that it has on average
 
 
 def padded_length(tokens: int, most: int) -> int:
@@ -39,6 +41,22 @@ def padded_length(tokens: int, most: int) -> int:
     `most`: longer by a pad at least, since MobileBERT's trigrams let the last token see whether one
     follows, and no row may depend on the batch it is in."""
     return min(most, min((length for length in LENGTHS if tokens < length), default=most))
+
+
+def packed_length(tokens: int) -> int:
+    """The length of packed rows of which the fullest has so many `tokens`: the next of a few that lie closer
+    than `LENGTHS`, since the sums of several texts differ less. Texts end in such a row without a pad."""
+    step = max(16, 2 ** (tokens.bit_length() - 4))
+    return -(-tokens // step) * step
+
+
+def packed_rows(lengths: np.ndarray, count: int, packed: int) -> np.ndarray:
+    """Which packed row of their host the texts of a batch go to, of which each host has `count`."""
+    parts = [
+        packing.share_out(lengths[first : first + count], count // packed, _TEXTS * packed)
+        for first in range(0, len(lengths), count)
+    ]
+    return np.concatenate(parts)
 
 
 def _padded(lengths: np.ndarray, order: Order) -> int:
@@ -89,7 +107,9 @@ class _Source:
     def batches_together(self) -> int:
         """How many batches are sorted together: no more than an epoch has, so that a batch hardly ever
         has a row twice."""
-        return min(POOL, max(1, self.rows.number // self.batch_size)) if self.order.buckets else 1
+        if self.order.packed > 1 or not self.order.buckets:
+            return 1
+        return min(POOL, max(1, self.rows.number // self.batch_size))
 
     def _pool(self, number: int) -> np.ndarray:
         count, seed = self.batches_together, self.order.seed
@@ -110,8 +130,39 @@ class _Source:
         numbers = self.pool(pool)[place]
         count = loader.rows_a_host(self.batch_size, *self.share)
         first = self.share.process * count
+        if self.order.packed > 1:
+            return self._packed(numbers, count, first)
         length = _padded(self.rows.lengths[numbers], self.order)
         return self.rows.fetch(numbers[first : first + count], length)
+
+    def _packed(self, numbers: np.ndarray, count: int, first: int) -> Batch:
+        """This host's part of a batch of packed rows, which are equally long on all hosts."""
+        lengths, packed = self.rows.lengths[numbers], self.order.packed
+        rows, most = count // packed, _TEXTS * packed
+        shares = packed_rows(lengths, count, packed)
+        fullest = max(
+            int(np.bincount(shares[part : part + count], lengths[part : part + count]).max())
+            for part in range(0, len(numbers), count)
+        )
+        row = shares[first : first + count]
+        inside = np.argsort(row, kind="stable")  # examples stand in the order of their rows
+        mine = numbers[first : first + count][inside]
+        batch = self.rows.fetch(mine, int(self.rows.lengths[mine].max()))
+        return packing.join_rows(
+            batch,
+            row[inside],
+            num_rows=rows,
+            length=packed_length(fullest),
+            max_segments=most,
+            fills=self.fills,
+        )
+
+    @functools.cached_property
+    def fills(self) -> dict[str, Any]:
+        """What stands at pads, of the arrays that grow with the tokens."""
+        row, tokens = np.zeros(1, np.int64), int(self.rows.lengths[0])
+        short, long = (self.rows.fetch(row, tokens + pads) for pads in (1, 2))
+        return {name: x[0, -1] for name, x in long.items() if x.shape != short[name].shape}
 
 
 def training_batches(
@@ -153,8 +204,15 @@ def mean_length(rows: Rows, order: Order, batch_size: int) -> float:
     """Tokens that a training row takes on average, pads included, in batches of this size."""
     source = _Source(rows, order, batch_size, 0, ALONE)
     pools = max(1, rows.number // (source.batches_together * batch_size))
+
+    def tokens(lengths: np.ndarray) -> float:
+        if order.packed == 1:
+            return _padded(lengths, order)
+        shares = packed_rows(lengths, batch_size, order.packed)
+        return packed_length(int(np.bincount(shares, lengths).max())) / order.packed
+
     found = [
-        _padded(rows.lengths[numbers], order)
+        tokens(rows.lengths[numbers])
         for pool in range(min(pools, 20))
         for numbers in source.pool(pool)
     ]

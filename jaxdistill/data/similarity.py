@@ -20,10 +20,15 @@ from jaxdistill.errors import BadInput
 
 def similarity(about: About, *, texts: Texts, rows: RowSettings) -> Feed:
     """A pair of texts in each row of a table, and how alike they are. Each text is a row of its own: of
-    N pairs the first texts, then the second ones. Raises `BadInput` for tables that cannot be used."""
+    N pairs the first texts, then the second ones; they are measured, not trained on, so none share a row.
+    Raises `BadInput` for tables that cannot be used."""
     if not texts.pair_column:
         raise BadInput(
             f"config.feeds.{about.name}.pair_column is empty: give the column of the second text, as pair_column=1"
+        )
+    if rows.packed > 1:
+        raise BadInput(
+            f"config.feeds.{about.name}.packed={rows.packed}: a task that is only measured packs no rows; set it to 1"
         )
     train, held = examples.read_parts(texts)
     ours, theirs = (

@@ -16,7 +16,7 @@ from jaxdistill.data.classification import label_names
 from jaxdistill.data.conll import Tagged, read_conll, read_parallel_tags, with_bio_tags
 from jaxdistill.data.encoded import Encoded, join, keys_of
 from jaxdistill.data.examples import Fraction, Names, RowSettings, parted, several
-from jaxdistill.data.feeds import About, Answers, Feed, Order, Outputs, Parts, Reader, Shape
+from jaxdistill.data.feeds import About, Answers, Feed, Outputs, Parts, Reader, Shape
 from jaxdistill.data.rows import reader_of
 from jaxdistill.data.tagged import NOT_READ, Pieces, decode, number_tags, pieces, tag_names
 from jaxdistill.errors import BadInput
@@ -86,7 +86,7 @@ def tagging(
         theirs = pieces(held, tokenizer, length, names, unseen_labels)
         ours = theirs if held is train else pieces(train, tokenizer, length, names)
         pad = tokenizers.describe(tokenizer).special.pad
-        order = Order(about.seed, length, rows.buckets)
+        order = rows.order(about.seed)
         kept, apart = token_rows(ours, train, pad), token_rows(theirs, held, pad)
         parts = Parts(kept.rows, apart.rows, order)
         answers = functools.partial(_answers, held, theirs, names)
@@ -109,6 +109,7 @@ def tagging(
         usual=names.index(counts.most_common(1)[0][0]) if counts else 0,
         decided={"scheme": scheme},
         notices=tuple(dict.fromkeys((*train.notices, *held.notices))),
+        packed=rows.packed,
     )
 
 

@@ -138,7 +138,8 @@ class Model:
             raise BadInput(
                 f"input_ids is {ids_BxL.dtype}{list(ids_BxL.shape)}; expected whole numbers of shape [batch, length]"
             )
-        if ids_BxL.shape[1] > self.config.max_positions:
+        # Where positions are given, they are checked, and not the length: a packed row may be longer.
+        if "position_ids" not in batch and ids_BxL.shape[1] > self.config.max_positions:
             raise BadInput(
                 f"input_ids has rows of {ids_BxL.shape[1]} tokens but the model has max_positions="
                 f"{self.config.max_positions}; shorten the rows"

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill.models import Batch
+from jaxdistill.models.encoder import segment_ids
 from jaxdistill.objectives.distances import NOTHING, Distance, stored_top_k
 
 
@@ -83,7 +84,7 @@ def regression_distillation(
 
 def tagging(logits_BxLxC: jax.Array, _: jax.Array | None, batch: Batch) -> jax.Array:
     """Cross-entropy of `tags` int[B, L], summed with `tag_weights`: 1 at the first piece of a word."""
-    return _labelled(logits_BxLxC, batch["tags"], labelled(batch, batch["tag_weights"]))
+    return _labelled(logits_BxLxC, batch["tags"], labelled_tokens(batch))
 
 
 def span_border(
@@ -115,11 +116,19 @@ def _of_tokens(logits_BxL: jax.Array, batch: Batch) -> jax.Array:
 
 
 def labelled(batch: Batch, weights_B: jax.Array) -> jax.Array:
-    """The weights of true answers, float[B, ...]: 0 in rows without one (`label_weights` float[B])."""
+    """The weights of true answers: 0 for texts without one (`label_weights` float[B])."""
+    return weights_B * batch["label_weights"] if "label_weights" in batch else weights_B
+
+
+def labelled_tokens(batch: Batch) -> jax.Array:
+    """The weights of true tags, float[B, L]: 0 in texts without any."""
     if "label_weights" not in batch:
-        return weights_B
-    given_B = batch["label_weights"]
-    return weights_B * given_B.reshape(given_B.shape + (1,) * (weights_B.ndim - given_B.ndim))
+        return batch["tag_weights"]
+    given_BxS, segments_BxL = batch["label_weights"], segment_ids(batch)
+    if segments_BxL is None:
+        return batch["tag_weights"] * given_BxS[:, None]
+    text_BxL = jnp.maximum(segments_BxL - 1, 0)
+    return batch["tag_weights"] * jnp.take_along_axis(given_BxS, text_BxL, axis=1)
 
 
 def _labelled(logits_BxC: jax.Array, labels_B: jax.Array, weights_B: jax.Array) -> jax.Array:

@@ -201,7 +201,7 @@ def labelled_examples(batch: Batch) -> jax.Array:
 
 def labelled_words(batch: Batch) -> jax.Array:
     """How many words have a true tag to learn."""
-    return jnp.sum(logits.labelled(batch, batch["tag_weights"]))
+    return jnp.sum(logits.labelled_tokens(batch))
 
 
 WIDTHS = (equal_widths,)

@@ -112,13 +112,17 @@ def placed_shapes(mesh: Mesh, tree: Any) -> Any:
     )
 
 
-def check_batch(mesh: Mesh, stage_name: str, batch_size: int, accumulation: int) -> None:
-    """Raises `BadInput` when a micro-batch does not split evenly over the devices."""
+def check_batch(
+    mesh: Mesh, stage_name: str, batch_size: int, accumulation: int, packed: int = 1
+) -> None:
+    """Raises `BadInput` when a micro-batch does not split evenly over the devices, in rows of `packed`
+    texts."""
     parts = batch_parts(mesh)
-    if (batch_size // accumulation) % parts:
+    if batch_size % (parts * accumulation * packed):
+        texts = f" and {packed} texts to a row" if packed > 1 else ""
         raise BadInput(
             f"config.stages.{stage_name}.batch_size={batch_size} in {accumulation} micro-batch(es) does not "
-            f"divide by {parts} (mesh data x fsdp); use a multiple of {parts * accumulation}"
+            f"divide by {parts} (mesh data x fsdp){texts}; use a multiple of {parts * accumulation * packed}"
         )
 
 

@@ -50,6 +50,17 @@ def test_an_epoch_holds_every_record_once(
     )
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(1, 8), st.integers(1, 9))
+def test_texts_are_shared_out_evenly(lengths: list[int], num_rows: int, more: int) -> None:
+    sizes, most = np.array(lengths), -(-len(lengths) // num_rows) + more
+    row = packing.share_out(sizes, num_rows, most)
+    assert np.bincount(row, minlength=num_rows).max() <= most and row.max() < num_rows
+    if (np.bincount(row) < most).all():  # no row ran out of places for texts
+        best = max(sizes.max(), sizes.sum() / num_rows)  # none can do better
+        assert np.bincount(row, sizes).max() <= best + sizes.max() * (1 - 1 / num_rows)
+
+
 def test_bins_are_a_function_of_number_seed_and_epoch() -> None:
     lengths = _lengths(500, 64)
     plan, other = (packing.make_plan(lengths, 64, seed, S) for seed in (1, 2))

@@ -90,6 +90,64 @@ def test_batches_are_as_long_as_their_rows_need():
     assert mean_length(rows, Order(0, 128, buckets=False), 32) == 128
 
 
+def packed_texts(batch):
+    """(number, tokens) of every text of a batch of packed rows, as `fetch` made them."""
+    return [
+        (int(ids[begin]), int(np.sum(segments == slot + 1)))
+        for ids, segments, begins, weights in zip(
+            batch["input_ids"],
+            batch["segment_ids"],
+            batch["cls_positions"],
+            batch["example_weights"],
+        )
+        for slot, begin in enumerate(begins)
+        if weights[slot]
+    ]
+
+
+PACKED = Order(1, 32, packed=4)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_packed_batches_hold_the_texts_of_plain_ones(processes):
+    """Any texts in any order, as without packing; every process has rows of one shape."""
+    plain = itertools.islice(training_batches(ROWS, PLAIN, 16), 12)
+    parts = [
+        list(itertools.islice(training_batches(ROWS, PACKED, 16, 0, Share(p, processes)), 12))
+        for p in range(processes)
+    ]
+    for k, batch in enumerate(plain):
+        found = sum((packed_texts(part[k]) for part in parts), [])
+        assert sorted(found) == sorted((n, LENGTHS_N[n]) for n in numbers(batch))
+        assert len({part[k]["input_ids"].shape for part in parts}) == 1
+        rows, length = parts[0][k]["input_ids"].shape
+        assert rows == 4 // processes and length % 16 == 0
+    resumed = next(training_batches(ROWS, PACKED, 16, 16 * 7))
+    if processes == 1:
+        np.testing.assert_array_equal(resumed["input_ids"], parts[0][7]["input_ids"])
+
+
+def test_packed_batches_have_few_pads_and_few_shapes():
+    lengths = np.random.default_rng(1).geometric(1 / 13, 4000).clip(3, 120)
+    rows = Rows(lengths, dense)
+    order = Order(0, 128, packed=8)
+    batches = list(itertools.islice(training_batches(rows, order, 64), 40))
+    masks = [batch["attention_mask"] for batch in batches]
+    assert sum(mask.sum() for mask in masks) > 0.85 * sum(mask.size for mask in masks)
+    assert len({mask.shape for mask in masks}) < 8
+    taken = np.mean([mask.size / 64 for mask in masks])
+    assert taken == pytest.approx(mean_length(rows, order, 64), rel=0.02)
+
+
+def dense(numbers, length):
+    mask = np.ones((len(numbers), length), np.int32)
+    mask *= (
+        np.arange(length)
+        < np.random.default_rng(1).geometric(1 / 13, 4000).clip(3, 120)[numbers, None]
+    )
+    return {"input_ids": mask, "attention_mask": mask}
+
+
 def test_rows_of_a_bucket_are_not_sorted_within_it():
     """Where length tells of the label, a batch would have one label."""
     lengths = np.resize(np.arange(32, 48), 800)  # all padded to 48

@@ -1,4 +1,8 @@
-"""A row does not depend on how far its batch is padded: neither its answer nor its gradient."""
+"""A row does not depend on how far its batch is padded, nor on the texts that share a packed row with it: neither
+its answer nor its gradient."""
+
+import dataclasses
+import itertools
 
 import jax
 import jax.flatten_util
@@ -8,7 +12,7 @@ import pytest
 from jaxdistill import defaults
 from jaxdistill.data.encoded import Encoded, join
 from jaxdistill.data.feeds import Order
-from jaxdistill.data.rows import evaluation_batches
+from jaxdistill.data.rows import evaluation_batches, training_batches
 from jaxdistill.evaluation.predictions import predict
 from jaxdistill.methods.base import Cast
 from jaxdistill.methods.kinds import build
@@ -28,7 +32,7 @@ TASKS = {
 }
 
 
-def rows():
+def rows(**more):
     """Rows of 3 to 48 tokens, of which some fill a length to the last token."""
     rng = np.random.default_rng(0)
     lengths = np.concatenate([rng.integers(3, 40, NUMBER - 5), [7, 8, 12, 16, LENGTH]])
@@ -38,6 +42,7 @@ def rows():
         "labels": rng.integers(0, CLASSES, NUMBER).astype(np.int32),
         "start_positions": (lengths // 2).astype(np.int32),
         "end_positions": (lengths - 1).astype(np.int32),
+        **more,
     }
     weights = rng.integers(0, 2, len(ids)).astype(np.float32)
     by_token = {"tags": (tags, 0), "tag_weights": (weights, 0.0)}
@@ -49,18 +54,16 @@ def family(request):
     return request.param
 
 
-@pytest.mark.parametrize("head", TASKS)
-def test_answers_and_gradients_are_those_of_padding_to_the_end(family, head):
-    """MobileBERT's trigrams see whether a token follows, so a row never fills a shorter batch."""
+def network(family, head):
+    """(a small network, its parameters, the mean loss over all texts of batches)."""
     sizes = {
         **SHRUNK,
         "embedding_size": None,
         "vocab_size": 60,
-        "max_positions": LENGTH,
+        "max_positions": LENGTH + 1,
         "num_labels": CLASSES,
     }
     model = Model(preset(family).replace(**sizes, heads=(head,)))
-    params, mesh = random_params(model), sharding.make_mesh(1)
     section = defaults.stage("finetune", "it", steps=9, batch_size=8)
     stage = build("it", section, model.config.num_layers, TASKS[head])
     losses = compile_losses(Cast(stage, model))
@@ -74,6 +77,21 @@ def test_answers_and_gradients_are_those_of_padding_to_the_end(family, head):
             counts = counts + sum(count.values())
         return total / counts
 
+    return model, random_params(model), whole
+
+
+def assert_close(ours, theirs):
+    """(value, gradient) twice."""
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
+    one, other = (jax.flatten_util.ravel_pytree(gradient)[0] for _, gradient in (ours, theirs))
+    # Beside the largest: some parameters, as the biases of keys, have gradients that only round to 0.
+    assert np.abs(one - other).max() < 1e-5 * np.abs(other).max()
+
+
+@pytest.mark.parametrize("head", TASKS)
+def test_answers_and_gradients_are_those_of_padding_to_the_end(family, head):
+    """MobileBERT's trigrams see whether a token follows, so a row never fills a shorter batch."""
+    (model, params, whole), mesh = network(family, head), sharding.make_mesh(1)
     found = {}
     for buckets in (False, True):
         batches = list(evaluation_batches(rows(), Order(0, LENGTH, buckets), 8))
@@ -87,10 +105,24 @@ def test_answers_and_gradients_are_those_of_padding_to_the_end(family, head):
         if HEADS[head].reads == "tokens":  # what is said of pads does not count
             real = np.arange(LENGTH) < lengths[:, None]
             plain, short = plain[real], short[real]
-        np.testing.assert_allclose(short, plain, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(found[True][1], found[False][1], rtol=1e-5)
-    ours, theirs = (
-        jax.flatten_util.ravel_pytree(found[buckets][2])[0] for buckets in (True, False)
+        np.testing.assert_allclose(short, plain, rtol=1e-5, atol=1e-5 * np.abs(plain).max())
+    assert_close(found[True][1:], found[False][1:])
+
+
+@pytest.mark.parametrize("labels", ["all", "some"])
+@pytest.mark.parametrize("head", ["sequence_classification", "token_classification"])
+def test_texts_that_share_a_row_teach_what_they_teach_alone(family, head, labels):
+    """Also where some have no true answer. The packed rows are longer than the network has positions. Alone,
+    every text has a pad behind it, which MobileBERT's trigrams see."""
+    _, params, whole = network(family, head)
+    given = {} if labels == "all" else {"label_weights": np.arange(NUMBER) % 3 > 0}
+    of = rows(**{name: x.astype(np.float32) for name, x in given.items()})
+    order = Order(0, LENGTH + 1, buckets=False)
+    alone, packed = (
+        list(itertools.islice(training_batches(of, order, 8), 2))
+        for order in (order, dataclasses.replace(order, packed=4))
     )
-    # Beside the largest: some parameters, as the biases of keys, have gradients that only round to 0.
-    assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
+    shapes = [batch["input_ids"].shape for batch in packed]
+    assert all(rows == 2 and length > LENGTH + 1 for rows, length in shapes)
+    grad = jax.value_and_grad(whole)
+    assert_close(grad(params, packed), grad(params, alone))

@@ -226,6 +226,27 @@ def test_a_student_learns_the_same_from_stored_outputs(done, folder, tmp_path, m
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_a_student_learns_the_same_from_packed_rows(done, folder, tmp_path, capfd):
+    """From the same texts in each step; and rows are read back alone."""
+    students = {}
+    for name, settings in (("plain", dict(buckets=False)), ("packed", dict(packed=4))):
+        config = recipe(folder, **settings)
+        config.networks.teacher = defaults.network(init=str(folder / "run" / "stages" / "finetune"))
+        config.order, config.stages.distill.steps = ("distill",), 15
+        config.stages.distill.accumulation = 2
+        run.train(config, tmp_path / name)
+        students[name] = interop.from_pretrained(tmp_path / name / "student")[1]
+    assert "4 of 'rivers' share a row" in capfd.readouterr().err
+    for ours, theirs in zip(*map(jax.tree.leaves, students.values()), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_packed_rows_must_be_shared_by_devices_and_micro_batches(folder, tmp_path):
+    config = recipe(folder, packed=4)
+    config.stages.distill.accumulation = 8
+    refused(config, tmp_path / "w", "batch_size=16", "4 texts to a row", "use a multiple of 32")
+
+
 def test_other_texts_in_the_file_of_a_transfer_set_are_refused(done, folder, tmp_path):
     config = recipe(folder)
     config.networks.teacher = defaults.network(init=str(folder / "run" / "stages" / "finetune"))
