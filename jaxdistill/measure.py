@@ -4,6 +4,7 @@ Called by run."""
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 import sys
@@ -16,7 +17,7 @@ from ml_collections import ConfigDict
 
 from jaxdistill import health, inputs, report
 from jaxdistill.data.feeds import MANY as WHOLE
-from jaxdistill.data.feeds import Answers, Batch, Feed
+from jaxdistill.data.feeds import ALONE, Answers, Batch, Feed
 from jaxdistill.data.tasks import TEST
 from jaxdistill.data.text import NAME as TEXT
 from jaxdistill.evaluation import heldout
@@ -31,6 +32,9 @@ from jaxdistill.resolve import by_label, main_network
 from jaxdistill.startup import Start
 from jaxdistill.training import hosts
 from jaxdistill.training.progress import Progress
+
+
+FREQUENCY_ROWS = 16_384  # training rows that tell how frequent words are
 
 
 class Measure:
@@ -116,12 +120,13 @@ class Measure:
             **({} if self.read.corpus is None else {"corpus": self.read.corpus.describe(config)}),
             **({"tasks": tasks} if (tasks := self._task_rows()) else {}),
             **({"heldout_rows": rows[-1]} if rows else {}),
+            **({"unigram_mlm_loss": self._unigram_loss()} if _knows_words(networks) else {}),
             "evaluation": measured_as(config),
             "inputs": self.bound.whole,
-            "warnings": self.warnings(networks),
             "hardware": inputs.hardware(),
             "versions": inputs.versions(),
         }
+        found["warnings"] = self.warnings(networks, found.get("unigram_mlm_loss", math.inf))
         layered = [name for name, page in self.pages.items() if "layers" in page]
         if layered:
             found["transfer"] = {"stage": layered[0], "layers": self.pages[layered[0]]["layers"]}
@@ -137,6 +142,17 @@ class Measure:
             pair = {"teacher": networks[TEACHER], "teacher_params": self.networks[TEACHER]}
         model, params = networks[name], self.networks[name]
         return heldout.evaluate(model, params, rows, mesh=self.mesh, **pair)
+
+    def _unigram_loss(self) -> float:
+        """MLM loss on held-out text of the word frequencies of the training text, or of its first rows."""
+        reader, size, of = self.readers.reader(TEXT), 64, self.config.evaluation
+        number = max(1, min(FREQUENCY_ROWS, self.recipe.feeds[TEXT].rows) // size)
+        model = next(iter(self.recipe.networks.values()))
+        return heldout.unigram_loss(
+            itertools.islice(reader.train(size, 0, ALONE), number),
+            reader.heldout(of.batch_size, of.max_examples, ALONE),
+            model.config.vocab_size,
+        )
 
     def _measured_on_tasks(self, name: str) -> dict[str, dict[str, float]]:
         """Scores of a network by the tasks that its classifier is for; its answers are written."""
@@ -216,7 +232,7 @@ class Measure:
                 stages[stage.name]["layers"] = page["layers"]
         return stages
 
-    def warnings(self, networks: dict[str, Any]) -> list[str]:
+    def warnings(self, networks: dict[str, Any], unigram_loss: float) -> list[str]:
         """What the numbers say against stages and networks, a line each."""
         found = []
         for name, page in self.pages.items():
@@ -234,6 +250,11 @@ class Measure:
                     f"the held-out rows of {feed.name!r} are its training rows: its scores tell what was learned by heart"
                 )
         for name, row in networks.items():
+            if (loss := row.get(TEXT, {}).get("mlm_loss", 0.0)) >= unigram_loss:
+                found.append(
+                    f"network {name!r}: the MLM loss on held-out text, {loss:.4f}, is not below that of the frequencies of "
+                    f"words alone, {unigram_loss:.4f}"
+                )
             for what in self._feeds_of(name):
                 if bad := [key for key, value in row[what].items() if _not_finite(value)]:
                     found.append(
@@ -242,6 +263,10 @@ class Measure:
             for feed in self.tasks_of(name):
                 found += health.score_warnings(name, feed.name, row[feed.name], feed.heldout_rows)
         return found
+
+
+def _knows_words(networks: Mapping[str, Any]) -> bool:
+    return any("mlm_loss" in row.get(TEXT, {}) for row in networks.values())
 
 
 def _not_finite(value: Any) -> bool:

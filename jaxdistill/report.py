@@ -99,6 +99,8 @@ def format_table(results: Mapping[str, Any]) -> str:
     shown = (
         {**results, "corpus": corpus_line(results["corpus"])} if results.get("corpus") else results
     )
+    if (unigram := results.get("unigram_mlm_loss")) is not None:
+        shown = {**shown, "unigram_mlm_loss": f"{unigram:.4f}"}
     facts = [
         f"{name}: {_flat(shown[key])}"
         for key, name in (
@@ -108,6 +110,7 @@ def format_table(results: Mapping[str, Any]) -> str:
             ("versions", "versions"),
             ("seed", "seed"),
             ("seconds", "seconds in all"),
+            ("unigram_mlm_loss", "MLM loss of word frequencies alone"),
             ("student_sha256", "student SHA-256"),
         )
         if results.get(key) is not None

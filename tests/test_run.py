@@ -112,6 +112,7 @@ def test_a_run_finishes_and_leaves_everything(finished):
     assert results["student_sha256"] == networks["student"]["sha256"]
     assert results["heldout_rows"] > 0 and results["corpus"]["source"].endswith("text.txt")
     assert {"config_name", "seed", "hardware", "versions", "seconds"} < results.keys()
+    assert 0 < results["unigram_mlm_loss"] < np.log(120) + 1  # about evenly, over its vocabulary
     assert untimed(json.loads((workdir / "results.json").read_text())) == untimed(results)
     for stage, network in (("teacher", "teacher"), ("distill", "student")):
         params = from_pretrained(workdir / "stages" / stage)[1]

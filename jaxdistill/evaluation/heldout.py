@@ -7,7 +7,8 @@ B batch, P masked positions, V vocabulary."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -47,6 +48,26 @@ def evaluate(
         for name, value in totals.items()
     }
     return {**found, "rows": int(rows)}
+
+
+def unigram_loss(
+    train: Iterable[Mapping[str, np.ndarray]],
+    heldout: Iterable[Mapping[str, np.ndarray]],
+    vocab_size: int,
+) -> float:
+    """`mlm_loss`, in nats, of a guess that knows how often each word is masked in `train` and nothing of
+    the text: what a network must be below to have learned anything. Each word counts once more than it
+    was seen."""
+
+    def masked(batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        return batch["mlm_labels"][batch["mlm_weights"] > 0]
+
+    counts_V = np.ones(vocab_size)
+    for batch in train:
+        counts_V += np.bincount(masked(batch), minlength=vocab_size)
+    losses_V = np.log(counts_V.sum()) - np.log(counts_V)
+    found = np.concatenate([losses_V[masked(batch)] for batch in heldout])
+    return float(found.mean()) if len(found) else math.nan
 
 
 @functools.lru_cache(16)

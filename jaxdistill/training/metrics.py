@@ -50,7 +50,7 @@ class MetricWriter:
                 (self._local / FILE).write_bytes((self._workdir / FILE).read_bytes())
         self._path = self._local / FILE
         self._drop_torn_line()
-        self._file = self._path.open("a")
+        self._file = self._open()
         self._tensorboard = tensorboard
         self._event_writers: dict[str, Any] = {}
         self._restarted_at: dict[str, int] = {}
@@ -95,8 +95,12 @@ class MetricWriter:
         kept = [text for text in lines if not again(text)]
         if len(kept) < len(lines):
             self._replace("".join(kept))
-        self._file = self._path.open("a")
+        self._file = self._open()
         self._restarted_at[f"{stage}/{network}"] = step
+
+    def _open(self) -> Any:
+        # By lines: whoever follows the file sees each at once.
+        return open(self._path, "a", buffering=1)
 
     def flush(self) -> None:
         """Everything written so far is on disk (or in the bucket) when this returns."""

@@ -7,7 +7,7 @@ import pytest
 from jaxdistill.evaluation import heldout
 from jaxdistill.models import Model
 from jaxdistill.training import sharding
-from tests.conftest import STUDENT, TEACHER, pretraining_batch, random_params
+from tests.conftest import SMALL, STUDENT, TEACHER, pretraining_batch, random_params
 
 
 def softmax(x):
@@ -114,3 +114,22 @@ def test_absent_heads_leave_their_numbers_out():
         teacher_params=random_params(blind),
     )
     assert found.keys() == {"mlm_loss", "mlm_accuracy", "rows"}
+
+
+def test_the_loss_of_word_frequencies():
+    """Word by word, from the definition; what fills rows up does not count."""
+    train, held = [pretraining_batch(1), pretraining_batch(2)], [pretraining_batch(3)]
+    train[0]["mlm_weights"][-3:] = 0
+
+    def words(batches):
+        return [
+            int(label)
+            for batch in batches
+            for label, weight in zip(batch["mlm_labels"].flat, batch["mlm_weights"].flat)
+            if weight
+        ]
+
+    seen, size = words(train), SMALL["vocab_size"]
+    losses = [-np.log((seen.count(word) + 1) / (len(seen) + size)) for word in words(held)]
+    assert heldout.unigram_loss(train, held, size) == pytest.approx(np.mean(losses))
+    assert heldout.unigram_loss([], held, size) == pytest.approx(np.log(size))

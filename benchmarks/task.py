@@ -1,0 +1,541 @@
+"""Whole jobs, from reading the table to the last score: one distillation on a task in this package, in TextBrewer
+and in a plain Hugging Face loop, run by turns.
+
+    python benchmarks/task.py --data=SST-2 --teacher=DIR --workdir=DIR [--epochs=3] [--window=300]
+                              [--only=packed,dynamic] [--json=FILE]              # pip install -e '.[peers]'
+
+`--teacher` is a fine-tuned classifier, as tasks.py or `jaxdistill finetune` makes one. A student of 3 layers
+of width 192, the same random weights for all, learns its logits (KL at temperature 2), the true labels, and
+its hidden states 2, 4 and 6, each through a projection: AdamW, batches of 32, no dropout. Every contestant is a
+process of its own; one runs at a time, for `--window` steps, while the others are stopped. Seconds are those it
+ran. Two orders of the rows, the same rows in each step of those that share one:
+
+    any      packed   here, 4 texts share a row
+             stored   the same; the teacher's outputs are computed once, at first use, and stored
+             textbrewer  padded to 128 tokens, as in TextBrewer's example
+             dynamic  a plain PyTorch loop, padded to the longest text of the batch
+    grouped  buckets  here, texts of about equal length share a batch
+             group_by_length  the plain loop on those batches
+
+Losses of the first step must be equal to 1e-3, or nothing is reported. A contestant `NAME:1` runs with seed 1. Every
+finished one goes at once into `--json`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import pathlib
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxdistill import conversion, defaults, inputs, run
+from jaxdistill.data.feeds import Order, Rows
+from jaxdistill.data.rows import training_batches
+from jaxdistill.data.tasks import open_task
+from jaxdistill.methods import kinds
+from jaxdistill.methods.base import Facts, Objective
+from jaxdistill.objectives import projections
+from jaxdistill.objectives.terms import Term
+from jaxdistill.resolve import stage_seed
+
+ORDERS = {
+    "packed": "any",
+    "stored": "any",
+    "textbrewer": "any",
+    "dynamic": "any",
+    "buckets": "grouped",
+    "group_by_length": "grouped",
+}
+OURS = ("packed", "stored", "buckets")
+LAYERS, WIDTH, HEADS = 3, 192, 6
+FOLLOWS = (1, 3, 5)  # layers of the teacher, from 0
+TEMPERATURE, LEARNING_RATE, BATCH, LENGTH, PACKED = 2.0, 5e-4, 32, 128, 4
+EVERY = 500  # steps from one score on the dev rows to the next
+TOLD = 10  # steps from one line about the losses to the next
+TOLERANCE = 1e-3
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", required=True, type=pathlib.Path)
+    parser.add_argument("--teacher", required=True, type=pathlib.Path)
+    parser.add_argument("--workdir", required=True, type=pathlib.Path)
+    parser.add_argument("--epochs", type=float, default=3.0)
+    parser.add_argument("--window", type=int, default=300)
+    parser.add_argument("--only", default=",".join(ORDERS))
+    parser.add_argument("--json", type=pathlib.Path)
+    parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def files(options: argparse.Namespace) -> dict[str, str]:
+    """Of GLUE's SST-2, packed or not: settings of the task."""
+
+    def file(name: str) -> str:
+        return str(next(path for path in sorted(options.data.glob(f"{name}.tsv*"))))
+
+    return {"source": file("train"), "heldout": file("dev")}
+
+
+# The contestants of this package
+
+
+@kinds.register
+def logits_and_states(facts: Facts) -> Objective:
+    """The losses; each layer has its own projection, as in TextBrewer."""
+    states = [
+        Term(
+            "hidden_mse",
+            1.0,
+            tuple(at if i == layer else -1 for i in range(facts.num_layers)),
+            projection=f"of_layer_{layer}",
+            name=f"hidden_{layer}",
+        )
+        for layer, at in enumerate(FOLLOWS)
+    ]
+    soft = Term("classification_kl", 1.0, options=(("temperature", TEMPERATURE),))
+    return Objective((Term("classification", 1.0), soft, *states))
+
+
+def recipe(name: str, seed: int, options: argparse.Namespace) -> Any:
+    """The recipe of one of this package's contestants."""
+    config = defaults.recipe(f"task_{name}")
+    config.seed, config.log_every = seed, TOLD
+    config.watchdog_minutes, config.checkpoint.every_minutes = 0.0, 0.0
+    packed = 1 if name == "buckets" else PACKED
+    config.feeds.task = defaults.task(
+        "sst2", sequence_length=LENGTH, packed=packed, **files(options)
+    )
+    config.networks.teacher = defaults.network(init=str(options.teacher))
+    config.networks.student = defaults.network(init=str(options.workdir / "student"))
+    config.stages.distill = defaults.stage(
+        "logits_and_states",
+        "student",
+        feed="task",
+        steps=round(options.epochs * open_task("task", config.feeds.task, 0).rows / BATCH),
+        batch_size=BATCH,
+        optimizer="adamw",
+        bias_correction=True,
+        clip_norm=0.0,
+        learning_rate=LEARNING_RATE,
+        warmup_ratio=0.1,
+        dropout=False,
+        best="accuracy",
+        best_every=EVERY,
+        best_on="task",
+    )
+    if name == "stored":
+        config.feeds.answers = defaults.derived(
+            "outputs", of="task", by="teacher", taps=("hidden",), layers=FOLLOWS
+        )
+        config.stages.distill.update({"feed": "answers", "teacher": "batch"})
+    config.order = ("distill",)
+    return config
+
+
+def run_ours(name: str, seed: int, options: argparse.Namespace) -> None:
+    """The whole job, as `jaxdistill train` does it; what was compiled is told apart."""
+    compiled: list[float] = []
+
+    def heard(event: str, duration_secs: float, **_: Any) -> None:
+        if "/compile/" in event:
+            compiled.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    jax.config.update("jax_enable_compilation_cache", False)
+    folder = options.workdir / f"{name}-{seed}"
+    run.train(recipe(name, seed, options), folder / "run")
+    (folder / "compile.json").write_text(json.dumps(sum(compiled)))
+
+
+# The contestants in PyTorch
+
+
+class Progress:
+    """What a contestant says while it runs, in the form of `metrics.jsonl`."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file = (folder / "metrics.jsonl").open("w", buffering=1)
+
+    def write(self, step: int, **values: float) -> None:
+        self.file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
+
+
+def run_torch(name: str, seed: int, options: argparse.Namespace) -> None:
+    """The whole job in PyTorch. Rows are tokenised once, and those of a step are known by number."""
+    import torch
+    import torch.nn.functional as F
+    import transformers
+
+    torch.set_num_threads(2)
+    folder = options.workdir / f"{name}-{seed}"
+    progress = Progress(folder)
+    config = recipe("buckets" if ORDERS[name] == "grouped" else "packed", seed, options)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(options.teacher)
+    feed = open_task("task", config.feeds.task, seed)
+    parts = feed.read(tokenizer).parts
+    assert parts is not None
+    steps = config.stages.distill.steps
+    load = transformers.AutoModelForSequenceClassification.from_pretrained
+    teacher, student = load(options.teacher).eval(), load(options.workdir / "student").train()
+    maps = torch.nn.ModuleList(
+        torch.nn.Linear(WIDTH, teacher.config.hidden_size) for _ in range(LAYERS)
+    )
+    for layer, weights in enumerate(projection_kernels(seed, options)):
+        maps[layer].weight.data.copy_(torch.tensor(weights.T))
+        torch.nn.init.zeros_(maps[layer].bias)
+
+    def tensors(rows: Any, numbers: Any, length: int) -> dict[str, Any]:
+        batch = rows.fetch(numbers, length)
+        names = ("input_ids", "attention_mask", "token_type_ids", "labels")
+        return {one: torch.as_tensor(batch[one], dtype=torch.long) for one in names}
+
+    def feed_of() -> Any:
+        numbered = Rows(parts.train.lengths, lambda numbers, _: {"numbers": numbers})
+        order = Order(seed, LENGTH, buckets=ORDERS[name] == "grouped")
+        for batch in training_batches(numbered, order, BATCH):
+            longest = int(parts.train.lengths[batch["numbers"]].max())
+            length = LENGTH if name == "textbrewer" else longest
+            yield tensors(parts.train, batch["numbers"], length)
+
+    def score(step: int) -> None:
+        """On the dev rows, the short ones first."""
+        student.eval()
+        right, turn = 0, np.argsort(parts.heldout.lengths)
+        with torch.no_grad():
+            for begin in range(0, len(turn), 64):
+                numbers = turn[begin : begin + 64]
+                batch = tensors(parts.heldout, numbers, int(parts.heldout.lengths[numbers].max()))
+                labels = batch.pop("labels")
+                right += int((student(**batch).logits.argmax(-1) == labels).sum())
+        student.train()
+        progress.write(step, accuracy=right / len(turn))
+
+    decayed: list[Any] = []
+    plain: list[Any] = []
+    for parameter_name, value in student.named_parameters():
+        spared = parameter_name.endswith("bias") or "LayerNorm" in parameter_name
+        (plain if spared else decayed).append(value)
+    groups = [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
+    optimizer_of = lambda more: torch.optim.AdamW(  # noqa: E731
+        [*groups, *more], lr=LEARNING_RATE, eps=1e-6, fused=True
+    )
+    schedule = dict(num_warmup_steps=round(0.1 * steps), num_training_steps=steps)
+
+    if name == "textbrewer":
+        import textbrewer
+
+        def adaptor(batch: Any, outputs: Any) -> dict[str, Any]:
+            return {
+                "logits": outputs.logits,
+                "hidden": outputs.hidden_states,
+                "inputs_mask": batch["attention_mask"],
+                "losses": outputs.loss,
+            }
+
+        matches = [
+            dict(layer_T=at + 1, layer_S=layer + 1, feature="hidden", loss="hidden_mse", weight=1,
+                 proj=["linear", WIDTH, teacher.config.hidden_size, {}])
+            for layer, at in enumerate(FOLLOWS)
+        ]  # fmt: skip
+        distiller = textbrewer.GeneralDistiller(
+            textbrewer.TrainingConfig(
+                device="cpu", output_dir=str(folder / "out"), log_dir=None, ckpt_steps=EVERY
+            ),
+            textbrewer.DistillationConfig(
+                temperature=TEMPERATURE,
+                kd_loss_weight=TEMPERATURE**2,  # its cross-entropy lacks the square
+                hard_label_weight=1.0,
+                intermediate_matches=matches,
+            ),
+            teacher,
+            student,
+            adaptor,
+            adaptor,
+        )
+        for own, ours in zip(distiller.projs, maps):
+            own.load_state_dict(ours.state_dict())
+        seen = [0]
+
+        def told(total: torch.Tensor, _: int, parts: dict[str, torch.Tensor] | None = None) -> None:
+            seen[0] += 1
+            if seen[0] == 1 or seen[0] % TOLD == 0:
+                by_name = {key: float(value) for key, value in (parts or {}).items()}
+                states = {
+                    f"raw/hidden_{layer}": value
+                    for layer, at in enumerate(FOLLOWS)
+                    for key, value in by_name.items()
+                    if key.endswith(f"hidden_mse_{at + 1}_{layer + 1}")
+                }
+                progress.write(seen[0], loss=float(total), **states)
+
+        distiller.write_loss = told
+        distiller.save_and_callback = lambda step, *_: score(step)
+        with distiller:
+            distiller.train(
+                optimizer_of([]),
+                feed_of(),
+                num_steps=steps,
+                scheduler_class=transformers.get_linear_schedule_with_warmup,
+                scheduler_args=schedule,
+                output_hidden_states=True,
+            )
+        return
+
+    optimizer = optimizer_of([{"params": maps.parameters(), "weight_decay": 0.01}])
+    scheduler = transformers.get_linear_schedule_with_warmup(optimizer, **schedule)
+    for step, batch in enumerate(feed_of(), 1):
+        labels = batch.pop("labels")
+        with torch.no_grad():
+            theirs = teacher(**batch, output_hidden_states=True)
+        mine = student(**batch, output_hidden_states=True)
+        mask = batch["attention_mask"].unsqueeze(-1).float()
+        hard = F.cross_entropy(mine.logits, labels)
+        soft = TEMPERATURE**2 * F.kl_div(
+            F.log_softmax(mine.logits / TEMPERATURE, -1),
+            F.log_softmax(theirs.logits / TEMPERATURE, -1),
+            reduction="batchmean",
+            log_target=True,
+        )
+        states = [
+            ((project(mine.hidden_states[i + 1]) - theirs.hidden_states[at + 1]) ** 2 * mask).sum()
+            / (mask.sum() * teacher.config.hidden_size)
+            for i, (project, at) in enumerate(zip(maps, FOLLOWS))
+        ]
+        loss = hard + soft + sum(states)
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        if step == 1 or step % TOLD == 0:
+            values = {f"raw/hidden_{i}": float(x.detach()) for i, x in enumerate(states)}
+            values |= {"raw/classification": float(hard.detach())}
+            values |= {"raw/classification_kl": float(soft.detach())}
+            progress.write(step, loss=float(loss.detach()), **values)
+        if step % EVERY == 0 or step == steps:
+            score(step)
+        if step == steps:
+            return
+
+
+def projection_kernels(seed: int, options: argparse.Namespace) -> list[Any]:
+    """Those that this package's stage begins with, by layer."""
+    folders = (options.workdir / "student", options.teacher)
+    student, teacher = (conversion.load(str(folder))[0].config for folder in folders)
+    widths = {f"of_layer_{layer}": teacher.hidden_size for layer in range(LAYERS)}
+    found = projections.start(widths, student, jax.random.key(stage_seed(seed, "distill")))
+    return [np.asarray(found[f"of_layer_{layer}"]["kernel"]) for layer in range(LAYERS)]
+
+
+def make_student(options: argparse.Namespace) -> None:
+    """The student that all begin with, as a folder."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    teacher = transformers.AutoConfig.from_pretrained(options.teacher)
+    config = transformers.BertConfig(
+        vocab_size=teacher.vocab_size,
+        hidden_size=WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        intermediate_size=4 * WIDTH,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        id2label=teacher.id2label,
+        label2id=teacher.label2id,
+    )
+    folder = options.workdir / "student"
+    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(options.teacher).save_pretrained(folder)
+
+
+# The race
+
+
+class Runner:
+    """A contestant's process, which runs only in its turns."""
+
+    def __init__(self, spelled: str, options: argparse.Namespace) -> None:
+        self.name, _, seed = spelled.partition(":")
+        self.seed = int(seed or 0)
+        self.folder = options.workdir / f"{self.name}-{self.seed}"
+        self.folder.mkdir(parents=True)
+        self.log = (self.folder / "log.txt").open("w")
+        command = [sys.executable, __file__, *sys.argv[1:], f"--worker={self.name}:{self.seed}"]
+        self.turns: list[tuple[float, float]] = []
+        self.process: subprocess.Popen[bytes] | None = None
+        self.start = lambda: subprocess.Popen(
+            command, stdout=self.log, stderr=self.log, start_new_session=True
+        )
+
+    def turn(self, window: int) -> None:
+        """Lets it run until it is `window` steps further, or ends."""
+        begun = time.time()
+        if self.process is None:
+            self.process = self.start()
+        else:
+            os.killpg(self.process.pid, signal.SIGCONT)
+        first = self.steps()
+        while self.process.poll() is None and self.steps() < first + window:
+            time.sleep(0.1)
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGSTOP)
+        self.turns.append((begun, time.time()))
+        if self.process.poll():
+            raise SystemExit(f"{self.name} failed; see {self.folder / 'log.txt'}")
+
+    @property
+    def done(self) -> bool:
+        return self.process is not None and self.process.poll() is not None
+
+    def stop(self) -> None:
+        """Ends it, finished or not."""
+        if self.process is not None and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What it said so far; the last line may be torn."""
+        path = self.folder / ("run" if self.name in OURS else ".") / "metrics.jsonl"
+        text = path.read_text() if path.exists() else ""
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+    def steps(self) -> int:
+        return max((line["step"] for line in self.lines()), default=0)
+
+    def ran(self, moment: float) -> float:
+        """Seconds that it had run at a moment."""
+        return sum(min(end, moment) - begin for begin, end in self.turns if begin < moment)
+
+    def rates(self) -> list[float]:
+        """Steps a second in each turn, from its first line to its last one."""
+        told = [(line["time"], line["step"]) for line in self.lines() if "loss" in line]
+        found = []
+        for begin, end in self.turns:
+            inside = [(moment, step) for moment, step in told if begin <= moment <= end]
+            if len(inside) > 2:
+                (t, first), (u, last) = inside[0], inside[-1]
+                found.append((last - first) / (u - t))
+        return found
+
+    def scores(self) -> list[tuple[int, float]]:
+        """(step, dev accuracy)."""
+        if self.name in OURS:
+            page = json.loads((self.folder / "run/stages/distill/stage.json").read_text())
+            return [(step, value) for step, value in page["measured"]]
+        return [(x["step"], x["accuracy"]) for x in self.lines() if "accuracy" in x]
+
+    def page(self) -> dict[str, Any]:
+        """What is reported of it."""
+        scores, rates = self.scores(), self.rates()
+        best, accuracy = max(scores, key=lambda score: (score[1], -score[0]))
+        reached = [line["time"] for line in self.lines() if line["step"] >= best]
+        compiled = self.folder / "compile.json"
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            "order": ORDERS[self.name],
+            "steps": self.steps(),
+            "seconds": round(self.ran(self.turns[-1][1]), 1),
+            "compile_seconds": round(json.loads(compiled.read_text()), 1)
+            if compiled.exists()
+            else 0.0,
+            "steps_per_second": statistics.median(rates or [math.nan]),
+            "windows": [round(rate, 3) for rate in rates],
+            "best_accuracy": accuracy,
+            "seconds_to_best": round(self.ran(reached[0]), 1) if reached else None,
+            "last_accuracy": scores[-1][1],
+            "first_losses": {
+                key: value
+                for key, value in sorted(self.lines()[0].items())
+                if key.startswith("raw/hidden_")
+            },
+        }
+
+
+def race(options: argparse.Namespace) -> int:
+    """Runs all by turns, tells what each needed, and what the first order's needs are made of."""
+    options.workdir.mkdir(parents=True)
+    make_student(options)
+    runners = [Runner(name, options) for name in options.only.split(",")]
+    facts = {"hardware": inputs.hardware(), "epochs": options.epochs, "window": options.window}
+    pages: list[dict[str, Any]] = []
+    try:
+        while left := [runner for runner in runners if not runner.done]:
+            for runner in left:
+                runner.turn(options.window)
+                print(
+                    f"{runner.name:>16} {runner.steps():>6} steps, {runner.ran(time.time()):>7.0f} s",
+                    flush=True,
+                )
+                if runner.done:
+                    pages.append(runner.page())
+                    if options.json:
+                        options.json.write_text(
+                            json.dumps({**facts, "runs": pages}, indent=1) + "\n"
+                        )
+    finally:
+        for runner in runners:
+            runner.stop()
+    check(pages)
+    heads = (
+        "run",
+        "seed",
+        "rows",
+        "steps/s",
+        "range",
+        "seconds",
+        "of compiling",
+        "best dev",
+        "after s",
+        "last dev",
+    )
+    print(" | ".join(heads))
+    for page in pages:
+        rates = page["windows"]
+        print(
+            f"{page['name']} | {page['seed']} | {page['order']} | {page['steps_per_second']:.2f} | "
+            f"{min(rates, default=math.nan):.2f} to {max(rates, default=math.nan):.2f} | {page['seconds']:.0f} | {page['compile_seconds']:.0f} | "
+            f"{page['best_accuracy']:.4f} | {page['seconds_to_best']} | {page['last_accuracy']:.4f}"
+        )
+    return 0
+
+
+def check(pages: list[dict[str, Any]]) -> None:
+    """Exits unless all that share rows and a seed began with the same losses."""
+    for page in pages:
+        for other in pages:
+            if (page["order"], page["seed"]) != (other["order"], other["seed"]):
+                continue
+            for name, value in page["first_losses"].items():
+                theirs = other["first_losses"][name]
+                if abs(value - theirs) > TOLERANCE * abs(value):
+                    raise SystemExit(
+                        f"{name} of the first step is {value:.6f} in {page['name']} and {theirs:.6f} in "
+                        f"{other['name']}: not the same work, so no ratio means anything"
+                    )
+
+
+def main() -> None:
+    options = parse()
+    name, _, seed = options.worker.partition(":")
+    if name:
+        (run_ours if name in OURS else run_torch)(name, int(seed), options)
+    else:
+        raise SystemExit(race(options))
+
+
+if __name__ == "__main__":
+    main()
