@@ -3,7 +3,8 @@
     python benchmarks/methods.py --data=FOLDER --teachers=DIR --workdir=DIR --pretrained=FOLDER --words=FOLDER
                                  [--layers=0,2,5] [--only=cola,mrpc] [--methods=kd,pkd,tinybert] [--minutes=10]
 
-`--teachers` is the workdir of tasks.py: the model fine-tuned there with the first seed teaches here. The student
+`--teachers` is the workdir of tasks.py: the model fine-tuned there with the first seed teaches here (it is made if
+it is not there). The student
 begins as `--layers` of `--pretrained`, the same model before it was fine-tuned, as the student that tasks.py
 fine-tunes alone does; it takes as many steps. `--words` has an MLM head and replaces words for TinyBERT: two copies
 of every row, of at most 20,000. Finished rows go at once into benchmarks/methods.json and the table; the same
@@ -149,17 +150,11 @@ def recipe(name: str, method: str, options: argparse.Namespace) -> ConfigDict:
 
 
 def teacher_of(name: str, options: argparse.Namespace) -> pathlib.Path:
-    """The fine-tuned model of tasks.py, of its first seed."""
-    found = sorted(
-        (options.teachers / f"{name}-{options.pretrained.name}").glob(
-            f"learning_rate-*/seed-{tasks.SEEDS[0]}/model"
-        )
-    )
-    if not found:
-        raise SystemExit(
-            f"{options.teachers} has no fine-tuned model for {name}; run tasks.py first"
-        )
-    return found[0]
+    """The fine-tuned model of tasks.py, of its first seed; made now if it is not there."""
+    folder, seeds = str(options.pretrained), tasks.SEEDS[:1]
+    workdir = tasks.workdir_of(options.teachers, name, folder)
+    tasks.fine_tuned(tasks.SETS[name], folder, options.data, workdir, seeds)
+    return next(workdir.glob(f"learning_rate-*/seed-{seeds[0]}/model"))
 
 
 def write_table(rows: list[dict[str, Any]]) -> None:

@@ -23,6 +23,7 @@ finished one goes at once into `--json`."""
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -32,6 +33,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -159,7 +161,7 @@ def run_ours(name: str, seed: int, options: argparse.Namespace) -> None:
     (folder / "compile.json").write_text(json.dumps(sum(compiled)))
 
 
-# The contestants in PyTorch
+# The contestants in PyTorch, which is imported where it is needed
 
 
 class Progress:
@@ -173,134 +175,94 @@ class Progress:
         self.file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
 
 
-def run_torch(name: str, seed: int, options: argparse.Namespace) -> None:
-    """The whole job in PyTorch. Rows are tokenised once, and those of a step are known by number."""
+class TorchJob:
+    """What both loops in PyTorch share. Rows are tokenised once, and those of a step are known by
+    number: as this package draws them."""
+
+    def __init__(self, name: str, seed: int, options: argparse.Namespace) -> None:
+        import torch
+        import transformers
+
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        self.name, self.seed, self.folder = name, seed, options.workdir / f"{name}-{seed}"
+        self.progress = Progress(self.folder)
+        config = recipe("buckets" if ORDERS[name] == "grouped" else "packed", seed, options)
+        self.steps = config.stages.distill.steps
+        tokenizer = transformers.AutoTokenizer.from_pretrained(options.teacher)
+        parts = open_task("task", config.feeds.task, seed).read(tokenizer).parts
+        assert parts is not None
+        self.parts = parts
+        load = transformers.AutoModelForSequenceClassification.from_pretrained
+        self.teacher = load(options.teacher).eval()
+        self.student = load(options.workdir / "student").train()
+        self.width = self.teacher.config.hidden_size
+        self.maps = torch.nn.ModuleList(torch.nn.Linear(WIDTH, self.width) for _ in range(LAYERS))
+        for own, kernel in zip(self.maps, projection_kernels(seed, options)):
+            own.weight.data.copy_(torch.tensor(kernel.T))
+            torch.nn.init.zeros_(own.bias)
+        self.schedule = dict(
+            num_warmup_steps=round(0.1 * self.steps), num_training_steps=self.steps
+        )
+
+    def tensors(self, rows: Rows, numbers: Any, length: int) -> dict[str, Any]:
+        """The rows of these numbers, padded to `length`."""
+        import torch
+
+        batch = rows.fetch(numbers, length)
+        names = ("input_ids", "attention_mask", "token_type_ids", "labels")
+        return {name: torch.as_tensor(batch[name], dtype=torch.long) for name in names}
+
+    def batches(self) -> Iterator[dict[str, Any]]:
+        """Those of every step."""
+        lengths = self.parts.train.lengths
+        numbered = Rows(lengths, lambda numbers, _: {"numbers": numbers})
+        order = Order(self.seed, LENGTH, buckets=ORDERS[self.name] == "grouped")
+        for batch in training_batches(numbered, order, BATCH):
+            numbers = batch["numbers"]
+            length = LENGTH if self.name == "textbrewer" else int(lengths[numbers].max())
+            yield self.tensors(self.parts.train, numbers, length)
+
+    def score(self, step: int) -> None:
+        """On the dev rows, the short ones first."""
+        import torch
+
+        rows = self.parts.heldout
+        self.student.eval()
+        right, turn = 0, np.argsort(rows.lengths)
+        with torch.no_grad():
+            for begin in range(0, len(turn), 64):
+                numbers = turn[begin : begin + 64]
+                batch = self.tensors(rows, numbers, int(rows.lengths[numbers].max()))
+                labels = batch.pop("labels")
+                right += int((self.student(**batch).logits.argmax(-1) == labels).sum())
+        self.student.train()
+        self.progress.write(step, accuracy=right / len(turn))
+
+    def optimizer(self, *more: dict[str, Any]) -> Any:
+        """AdamW as BERT is trained with: biases and norms are not decayed."""
+        import torch
+
+        decayed: list[Any] = []
+        plain: list[Any] = []
+        for name, value in self.student.named_parameters():
+            (plain if name.endswith("bias") or "LayerNorm" in name else decayed).append(value)
+        groups = [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
+        return torch.optim.AdamW([*groups, *more], lr=LEARNING_RATE, eps=1e-6, fused=True)
+
+
+def run_loop(job: TorchJob) -> None:
+    """A plain loop, as Hugging Face's Trainer has it."""
     import torch
     import torch.nn.functional as F
     import transformers
 
-    torch.set_num_threads(2)
-    folder = options.workdir / f"{name}-{seed}"
-    progress = Progress(folder)
-    config = recipe("buckets" if ORDERS[name] == "grouped" else "packed", seed, options)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(options.teacher)
-    feed = open_task("task", config.feeds.task, seed)
-    parts = feed.read(tokenizer).parts
-    assert parts is not None
-    steps = config.stages.distill.steps
-    load = transformers.AutoModelForSequenceClassification.from_pretrained
-    teacher, student = load(options.teacher).eval(), load(options.workdir / "student").train()
-    maps = torch.nn.ModuleList(
-        torch.nn.Linear(WIDTH, teacher.config.hidden_size) for _ in range(LAYERS)
-    )
-    for layer, weights in enumerate(projection_kernels(seed, options)):
-        maps[layer].weight.data.copy_(torch.tensor(weights.T))
-        torch.nn.init.zeros_(maps[layer].bias)
-
-    def tensors(rows: Any, numbers: Any, length: int) -> dict[str, Any]:
-        batch = rows.fetch(numbers, length)
-        names = ("input_ids", "attention_mask", "token_type_ids", "labels")
-        return {one: torch.as_tensor(batch[one], dtype=torch.long) for one in names}
-
-    def feed_of() -> Any:
-        numbered = Rows(parts.train.lengths, lambda numbers, _: {"numbers": numbers})
-        order = Order(seed, LENGTH, buckets=ORDERS[name] == "grouped")
-        for batch in training_batches(numbered, order, BATCH):
-            longest = int(parts.train.lengths[batch["numbers"]].max())
-            length = LENGTH if name == "textbrewer" else longest
-            yield tensors(parts.train, batch["numbers"], length)
-
-    def score(step: int) -> None:
-        """On the dev rows, the short ones first."""
-        student.eval()
-        right, turn = 0, np.argsort(parts.heldout.lengths)
-        with torch.no_grad():
-            for begin in range(0, len(turn), 64):
-                numbers = turn[begin : begin + 64]
-                batch = tensors(parts.heldout, numbers, int(parts.heldout.lengths[numbers].max()))
-                labels = batch.pop("labels")
-                right += int((student(**batch).logits.argmax(-1) == labels).sum())
-        student.train()
-        progress.write(step, accuracy=right / len(turn))
-
-    decayed: list[Any] = []
-    plain: list[Any] = []
-    for parameter_name, value in student.named_parameters():
-        spared = parameter_name.endswith("bias") or "LayerNorm" in parameter_name
-        (plain if spared else decayed).append(value)
-    groups = [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
-    optimizer_of = lambda more: torch.optim.AdamW(  # noqa: E731
-        [*groups, *more], lr=LEARNING_RATE, eps=1e-6, fused=True
-    )
-    schedule = dict(num_warmup_steps=round(0.1 * steps), num_training_steps=steps)
-
-    if name == "textbrewer":
-        import textbrewer
-
-        def adaptor(batch: Any, outputs: Any) -> dict[str, Any]:
-            return {
-                "logits": outputs.logits,
-                "hidden": outputs.hidden_states,
-                "inputs_mask": batch["attention_mask"],
-                "losses": outputs.loss,
-            }
-
-        matches = [
-            dict(layer_T=at + 1, layer_S=layer + 1, feature="hidden", loss="hidden_mse", weight=1,
-                 proj=["linear", WIDTH, teacher.config.hidden_size, {}])
-            for layer, at in enumerate(FOLLOWS)
-        ]  # fmt: skip
-        distiller = textbrewer.GeneralDistiller(
-            textbrewer.TrainingConfig(
-                device="cpu", output_dir=str(folder / "out"), log_dir=None, ckpt_steps=EVERY
-            ),
-            textbrewer.DistillationConfig(
-                temperature=TEMPERATURE,
-                kd_loss_weight=TEMPERATURE**2,  # its cross-entropy lacks the square
-                hard_label_weight=1.0,
-                intermediate_matches=matches,
-            ),
-            teacher,
-            student,
-            adaptor,
-            adaptor,
-        )
-        for own, ours in zip(distiller.projs, maps):
-            own.load_state_dict(ours.state_dict())
-        seen = [0]
-
-        def told(total: torch.Tensor, _: int, parts: dict[str, torch.Tensor] | None = None) -> None:
-            seen[0] += 1
-            if seen[0] == 1 or seen[0] % TOLD == 0:
-                by_name = {key: float(value) for key, value in (parts or {}).items()}
-                states = {
-                    f"raw/hidden_{layer}": value
-                    for layer, at in enumerate(FOLLOWS)
-                    for key, value in by_name.items()
-                    if key.endswith(f"hidden_mse_{at + 1}_{layer + 1}")
-                }
-                progress.write(seen[0], loss=float(total), **states)
-
-        distiller.write_loss = told
-        distiller.save_and_callback = lambda step, *_: score(step)
-        with distiller:
-            distiller.train(
-                optimizer_of([]),
-                feed_of(),
-                num_steps=steps,
-                scheduler_class=transformers.get_linear_schedule_with_warmup,
-                scheduler_args=schedule,
-                output_hidden_states=True,
-            )
-        return
-
-    optimizer = optimizer_of([{"params": maps.parameters(), "weight_decay": 0.01}])
-    scheduler = transformers.get_linear_schedule_with_warmup(optimizer, **schedule)
-    for step, batch in enumerate(feed_of(), 1):
+    optimizer = job.optimizer({"params": job.maps.parameters(), "weight_decay": 0.01})
+    scheduler = transformers.get_linear_schedule_with_warmup(optimizer, **job.schedule)
+    for step, batch in enumerate(itertools.islice(job.batches(), job.steps), 1):
         labels = batch.pop("labels")
         with torch.no_grad():
-            theirs = teacher(**batch, output_hidden_states=True)
-        mine = student(**batch, output_hidden_states=True)
+            theirs = job.teacher(**batch, output_hidden_states=True)
+        mine = job.student(**batch, output_hidden_states=True)
         mask = batch["attention_mask"].unsqueeze(-1).float()
         hard = F.cross_entropy(mine.logits, labels)
         soft = TEMPERATURE**2 * F.kl_div(
@@ -311,8 +273,8 @@ def run_torch(name: str, seed: int, options: argparse.Namespace) -> None:
         )
         states = [
             ((project(mine.hidden_states[i + 1]) - theirs.hidden_states[at + 1]) ** 2 * mask).sum()
-            / (mask.sum() * teacher.config.hidden_size)
-            for i, (project, at) in enumerate(zip(maps, FOLLOWS))
+            / (mask.sum() * job.width)
+            for i, (project, at) in enumerate(zip(job.maps, FOLLOWS))
         ]
         loss = hard + soft + sum(states)
         loss.backward()
@@ -320,14 +282,73 @@ def run_torch(name: str, seed: int, options: argparse.Namespace) -> None:
         scheduler.step()
         optimizer.zero_grad()
         if step == 1 or step % TOLD == 0:
-            values = {f"raw/hidden_{i}": float(x.detach()) for i, x in enumerate(states)}
-            values |= {"raw/classification": float(hard.detach())}
-            values |= {"raw/classification_kl": float(soft.detach())}
-            progress.write(step, loss=float(loss.detach()), **values)
-        if step % EVERY == 0 or step == steps:
-            score(step)
-        if step == steps:
-            return
+            told = {f"raw/hidden_{i}": float(x.detach()) for i, x in enumerate(states)}
+            job.progress.write(step, loss=float(loss.detach()), **told)
+        if step % EVERY == 0 or step == job.steps:
+            job.score(step)
+
+
+def run_textbrewer(job: TorchJob) -> None:
+    """TextBrewer's own loop."""
+    import textbrewer
+    import torch
+    import transformers
+
+    def adaptor(batch: Any, outputs: Any) -> dict[str, Any]:
+        return {
+            "logits": outputs.logits,
+            "hidden": outputs.hidden_states,
+            "inputs_mask": batch["attention_mask"],
+            "losses": outputs.loss,
+        }
+
+    widen = ["linear", WIDTH, job.width, {}]
+    matches = [
+        dict(
+            layer_T=at + 1, layer_S=i + 1, feature="hidden", loss="hidden_mse", weight=1, proj=widen
+        )
+        for i, at in enumerate(FOLLOWS)
+    ]
+    distiller = textbrewer.GeneralDistiller(
+        textbrewer.TrainingConfig(
+            device="cpu", output_dir=str(job.folder / "out"), log_dir=None, ckpt_steps=EVERY
+        ),
+        textbrewer.DistillationConfig(
+            temperature=TEMPERATURE,
+            kd_loss_weight=TEMPERATURE**2,  # its cross-entropy lacks the square
+            hard_label_weight=1.0,
+            intermediate_matches=matches,
+        ),
+        job.teacher,
+        job.student,
+        adaptor,
+        adaptor,
+    )
+    for own, ours in zip(distiller.projs, job.maps):
+        own.load_state_dict(ours.state_dict())
+    steps = itertools.count(1)
+
+    def told(total: torch.Tensor, _: int, parts: dict[str, torch.Tensor] | None = None) -> None:
+        if (step := next(steps)) == 1 or step % TOLD == 0:
+            states = {
+                f"raw/hidden_{i}": float(value)
+                for i, at in enumerate(FOLLOWS)
+                for name, value in (parts or {}).items()
+                if name.endswith(f"hidden_mse_{at + 1}_{i + 1}")
+            }
+            job.progress.write(step, loss=float(total), **states)
+
+    distiller.write_loss = told
+    distiller.save_and_callback = lambda step, *_: job.score(step)
+    with distiller:
+        distiller.train(
+            job.optimizer(),
+            job.batches(),
+            num_steps=job.steps,
+            scheduler_class=transformers.get_linear_schedule_with_warmup,
+            scheduler_args=job.schedule,
+            output_hidden_states=True,
+        )
 
 
 def projection_kernels(seed: int, options: argparse.Namespace) -> list[Any]:
@@ -490,27 +511,23 @@ def race(options: argparse.Namespace) -> int:
         for runner in runners:
             runner.stop()
     check(pages)
-    heads = (
-        "run",
-        "seed",
-        "rows",
-        "steps/s",
-        "range",
-        "seconds",
-        "of compiling",
-        "best dev",
-        "after s",
-        "last dev",
-    )
-    print(" | ".join(heads))
-    for page in pages:
-        rates = page["windows"]
-        print(
-            f"{page['name']} | {page['seed']} | {page['order']} | {page['steps_per_second']:.2f} | "
-            f"{min(rates, default=math.nan):.2f} to {max(rates, default=math.nan):.2f} | {page['seconds']:.0f} | {page['compile_seconds']:.0f} | "
-            f"{page['best_accuracy']:.4f} | {page['seconds_to_best']} | {page['last_accuracy']:.4f}"
-        )
+    print("\n".join(table(pages)))
     return 0
+
+
+def table(pages: list[dict[str, Any]]) -> list[str]:
+    """As docs/results.md has it."""
+    heads = ["run", "seed", "rows of a step", "steps a second (range)", "seconds in all"]
+    heads += ["of them compiling", "best dev accuracy", "after seconds", "last"]
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for page in pages:
+        windows = page["windows"] or [math.nan]
+        rate = f"{page['steps_per_second']:.2f} ({min(windows):.2f} to {max(windows):.2f})"
+        cells = [page["name"], page["seed"], page["order"], rate, f"{page['seconds']:,.0f}"]
+        cells += [f"{page['compile_seconds']:.0f}", f"{page['best_accuracy']:.1%}"]
+        cells += [f"{page['seconds_to_best'] or math.nan:,.0f}", f"{page['last_accuracy']:.1%}"]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return lines
 
 
 def check(pages: list[dict[str, Any]]) -> None:
@@ -532,7 +549,11 @@ def main() -> None:
     options = parse()
     name, _, seed = options.worker.partition(":")
     if name:
-        (run_ours if name in OURS else run_torch)(name, int(seed), options)
+        if name in OURS:
+            run_ours(name, int(seed), options)
+        else:
+            job = TorchJob(name, int(seed), options)
+            (run_textbrewer if name == "textbrewer" else run_loop)(job)
     else:
         raise SystemExit(race(options))
 

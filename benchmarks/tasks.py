@@ -119,7 +119,7 @@ def main() -> None:
             row = {"task": name, "model": model, "set": digest_of(SETS[name])}
             if any(row.items() <= held.items() for held in rows):
                 continue
-            workdir = options.workdir / f"{name}-{pathlib.Path(folder).name}"
+            workdir = workdir_of(options.workdir, name, folder)
             row |= row_of(SETS[name], folder, options.data, workdir, 60 * options.minutes)
             rows = [held for held in rows if (held["task"], held["model"]) != (name, model)]
             ROWS.write_text(json.dumps([*rows, row], indent=1) + "\n")
@@ -127,37 +127,19 @@ def main() -> None:
             print(json.dumps(row), flush=True)
 
 
+def workdir_of(workdir: pathlib.Path, name: str, folder: str) -> pathlib.Path:
+    """Where the runs of a model on a set are."""
+    return workdir / f"{name}-{pathlib.Path(folder).name}"
+
+
 def row_of(
     row: Set, folder: str, data: pathlib.Path, workdir: pathlib.Path, seconds: float
 ) -> dict[str, Any]:
     """The scores of a model on a set, from runs made now or finished before: of three seeds if one takes
     less than `seconds`."""
-    train, *others = (data / file for file in row.files)
-    heldout, test = (file if file != data else None for file in others)
-    settings = {
-        name: str(data / value) if name.endswith("_of") else value
-        for name, value in row.settings.items()
-    }
-
-    def run(seeds: tuple[int, ...]) -> dict[str, Any]:
-        return task_commands.finetune(
-            folder,
-            train,
-            workdir,
-            task=row.task,
-            heldout=heldout,
-            test=test,
-            epochs=row.epochs,
-            seeds=seeds,
-            overrides={
-                **{f"feeds.task.{name}": value for name, value in settings.items()},
-                "stages.finetune.best": row.metric,
-            },
-        )
-
-    found = run(SEEDS[:1])
+    found = fine_tuned(row, folder, data, workdir, SEEDS[:1])
     if found["seconds"][0] < seconds:
-        found = run(SEEDS)
+        found = fine_tuned(row, folder, data, workdir, SEEDS)
     scores = found["test"]
     return {
         "metric": row.metric,
@@ -172,6 +154,32 @@ def row_of(
         "seconds": found["seconds"],
         "hardware": found["hardware"],
     }
+
+
+def fine_tuned(
+    row: Set, folder: str, data: pathlib.Path, workdir: pathlib.Path, seeds: tuple[int, ...]
+) -> dict[str, Any]:
+    """What `jaxdistill finetune` finds for a model on a set; runs that are finished are only read."""
+    train, *others = (data / file for file in row.files)
+    heldout, test = (file if file != data else None for file in others)
+    settings = {
+        name: str(data / value) if name.endswith("_of") else value
+        for name, value in row.settings.items()
+    }
+    return task_commands.finetune(
+        folder,
+        train,
+        workdir,
+        task=row.task,
+        heldout=heldout,
+        test=test,
+        epochs=row.epochs,
+        seeds=seeds,
+        overrides={
+            **{f"feeds.task.{name}": value for name, value in settings.items()},
+            "stages.finetune.best": row.metric,
+        },
+    )
 
 
 def write_table(rows: list[dict[str, Any]]) -> None:

@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxdistill import health, inputs, report
-from jaxdistill.data.feeds import MANY as WHOLE
 from jaxdistill.data.feeds import ALONE, Answers, Batch, Feed
+from jaxdistill.data.feeds import MANY as WHOLE
 from jaxdistill.data.tasks import TEST
 from jaxdistill.data.text import NAME as TEXT
 from jaxdistill.evaluation import heldout
@@ -32,7 +32,6 @@ from jaxdistill.resolve import by_label, main_network
 from jaxdistill.startup import Start
 from jaxdistill.training import hosts
 from jaxdistill.training.progress import Progress
-
 
 FREQUENCY_ROWS = 16_384  # training rows that tell how frequent words are
 
