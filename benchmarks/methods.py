@@ -67,16 +67,17 @@ def row_of(name: str, method: str, options: argparse.Namespace) -> dict[str, Any
         config.seed = seed
         begun = time.perf_counter()
         found = run.train(config, workdir / f"seed-{seed}")
-        stages = sum(stage["seconds"] for stage in found["stages"].values())
+        student, stages = found["networks"]["student"], found["stages"].values()
+        training = sum(stage["seconds"] for stage in stages)
         kept = workdir / f"seed-{seed}" / "seconds.json"
         if not kept.exists():  # a finished run is only read again
-            making = max(0.0, time.perf_counter() - begun - stages)
-            kept.write_text(json.dumps([round(stages, 1), round(making, 1)]))
-        student = found["networks"]["student"]
+            making = max(0.0, time.perf_counter() - begun - training)
+            kept.write_text(json.dumps([round(training, 1), round(making, 1)]))
         return {
             "test": student["task.test"],
             "heldout": student["task"],
             "seconds": json.loads(kept.read_text()),
+            "teacher_flops": sum(stage["teacher_flops"] for stage in stages),
             "parameters": student["parameters"],
             "hardware": found["hardware"],
         }
@@ -92,6 +93,7 @@ def row_of(name: str, method: str, options: argparse.Namespace) -> dict[str, Any
         "test": [one["test"][metric] for one in found],
         "seconds": [one["seconds"][0] for one in found],
         "beside_seconds": [one["seconds"][1] for one in found],
+        "teacher_flops": found[0]["teacher_flops"],
         "hardware": found[0]["hardware"],
     }
 
@@ -163,7 +165,7 @@ def write_table(rows: list[dict[str, Any]]) -> None:
     models = list(dict.fromkeys(row["model"] for row in alone))
     heads = ["task", "score", *(f"{model}, alone" for model in models)]
     for method in METHODS:
-        heads += [method, "s a run (and beside)"]
+        heads += [method, "s a run (and beside)", "teacher's TFLOP"]
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for name in tasks.SETS:
         of = {row["method"]: row for row in rows if row["task"] == name}
@@ -176,11 +178,12 @@ def write_table(rows: list[dict[str, Any]]) -> None:
             cells.append(tasks.cells_of(found[0])[0] if found else "")
         for method in METHODS:
             if method not in of:
-                cells += ["", ""]
+                cells += ["", "", ""]
                 continue
             score, seconds = tasks.cells_of(of[method])
             beside = statistics.median(of[method]["beside_seconds"])
             cells += [score, f"{seconds} (+{beside:,.0f})"]
+            cells.append(f"{of[method]['teacher_flops'] / 1e12:,.0f}")
         lines.append(f"| {' | '.join(cells)} |")
     before, _, rest = tasks.TABLE.read_text().partition(BEGIN)
     after = rest.partition(END)[2]

@@ -226,6 +226,10 @@ class Measure:
                 "sequences_per_second": round(rate, 1),
                 "skipped": page["skipped"],
                 "tokens_per_second": round(rate * self.readers.length(stage), 1),
+                **{
+                    f"{name}_flops": page["steps"] * number
+                    for name, number in self.readers.flops(stage).items()
+                },
             }
             if "layers" in page:
                 stages[stage.name]["layers"] = page["layers"]

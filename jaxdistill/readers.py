@@ -20,6 +20,7 @@ from jaxdistill.methods.base import Stage
 from jaxdistill.models import Params
 from jaxdistill.startup import Start
 from jaxdistill.training import hosts
+from jaxdistill.training.speed import step_flops
 
 
 class Readers:
@@ -60,6 +61,11 @@ class Readers:
         if parts is None:
             return self.recipe.feed(stage).length
         return mean_length(parts.train, parts.order, stage.batch_size)
+
+    def flops(self, stage: Stage) -> dict[str, float]:
+        """Of a step, of `student` and `teacher`."""
+        feed, length = self.recipe.feed(stage), round(self.length(stage))
+        return step_flops(self.recipe.cast(stage), length, feed.predictions)
 
     def pads(self, stage: Stage) -> str:
         """A line about the pads of a stage's rows; "" of a feed whose rows are all of one length."""

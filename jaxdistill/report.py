@@ -36,6 +36,8 @@ _STAGE_COLUMNS = (
     ("seconds", "seconds", "{:,.0f}"),
     ("sequences_per_second", "sequences/s", "{:,.1f}"),
     ("tokens_per_second", "tokens/s", "{:,.0f}"),
+    ("student_flops", "student FLOPs", "{:.1e}"),
+    ("teacher_flops", "teacher FLOPs", "{:.1e}"),
     ("final_loss", "final loss", "{:.4f}"),
 )
 

@@ -46,7 +46,7 @@ from jaxdistill.training.checkpoints import Checkpoints, checksums, disk_errors
 from jaxdistill.training.interruption import StopRequest
 from jaxdistill.training.metrics import MetricWriter
 from jaxdistill.training.progress import Progress
-from jaxdistill.training.speed import rates, step_flops
+from jaxdistill.training.speed import rates
 from jaxdistill.training.step import Given
 
 Networks = dict[str, Params]
@@ -215,7 +215,7 @@ class Run:
             },
         )
         batches = self.batches(stage, example)
-        flops = self._flops(stage)
+        flops = self.readers.flops(stage)
         if (said := self.readers.pads(stage)) and hosts.first():
             print(f"jaxdistill: {said}", file=sys.stderr, flush=True)
         with self._reporting(stage, done, flops) as reporting:
@@ -293,17 +293,11 @@ class Run:
                 flush=writer.flush,
             )
 
-    def _flops(self, stage: Stage) -> dict[str, float]:
-        """Of a step."""
-        feed = self.recipe.feed(stage)
-        length = round(self.readers.length(stage))
-        return step_flops(self.recipe.cast(stage), length, feed.predictions)
-
     def _later(self, stage: Stage) -> float:
         """FLOPs of the stages that this call runs after `stage`."""
         after = self.recipe.stages[self.recipe.stages.index(stage) + 1 :]
         return sum(
-            other.steps * sum(self._flops(other).values())
+            other.steps * sum(self.readers.flops(other).values())
             for other in after
             if other in self.wanted and self.folder.finished(other.name) is None
         )

@@ -89,7 +89,7 @@ def test_a_row_is_answered_alike_in_any_company(name, models, tmp_path, monkeypa
     assert alone.std() > 0.01
     on_one_device = [answers(TEXTS, 100, 3)] if name == "classes" else []
     for found in (*others, *on_one_device):
-        np.testing.assert_allclose(found, alone, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(found, alone, rtol=0, atol=1e-5)  # of numbers around 3
 
 
 def test_classes_as_transformers_has_them(models, tmp_path, capsys):

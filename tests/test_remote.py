@@ -159,6 +159,7 @@ def test_a_refusing_store_is_one_line(monkeypatch, capsys):
     )
 
 
+@pytest.mark.slow
 def test_beam_prepares_text_of_a_bucket_by_way_of_one(bucket, tmp_path):
     """As on Dataflow, whose workers see no folder of this machine."""
     source = write_text(tmp_path / "text.txt")

@@ -191,11 +191,12 @@ SETTINGS = ("--learning_rate=5e-3", "--batch_size=8", "--sequence_length=24")
             ("--epochs=2", "--task.stride=8", "--task.question_length=6"),
             "question_answering",
         ),
-        (
+        pytest.param(
             "regression",
             scores_table,
             ("--epochs=2", "--pair_column=1", "--label_column=2"),
             "sequence_classification",
+            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -319,6 +319,7 @@ def test_bad_input_ends_every_process_with_one_line(recipe, tmp_path):
     assert sorted(path.name for path in (tmp_path / "taken").iterdir()) == ["letter.txt"]
 
 
+@pytest.mark.slow
 def test_processes_with_unlike_recipes_are_refused(recipe, tmp_path):
     """They would train on, each with updates of its own."""
     lines = complaints(
