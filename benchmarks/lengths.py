@@ -1,12 +1,14 @@
-"""Rows a second of fine-tuning in batches of about equal length, against padding all to one length.
+"""Rows a second of fine-tuning in batches of about equal length, and in packed rows, against padding all to one
+length.
 
     python benchmarks/lengths.py --model=FOLDER --task=sst2 --data=FOLDER [--sequence_length=128]
-                                 [--batch_size=32] [--steps=50] [--plain_steps=5] [--rounds=3] [--json=FILE]
+                                 [--batch_size=32] [--packed=4] [--steps=50] [--plain_steps=5] [--rounds=3]
+                                 [--json=FILE]
 
-Both ways run by turns on training rows of the task, after every shape of theirs was compiled: `steps`
-batches that were sorted together, `plain_steps` of the one length, which all take the same time. What
-compiling took is told apart, and how many shapes there were. Minimum, median and maximum over the
-rounds."""
+The ways run by turns on training rows of the task, after every shape of theirs was compiled: `steps`
+batches that were sorted together, as many of any rows of which `packed` share a row, and `plain_steps` of the
+one length, which all take the same time. What compiling took is told apart, and how many shapes there were.
+Minimum, median and maximum over the rounds."""
 
 from __future__ import annotations
 
@@ -40,6 +42,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--sequence_length", type=int, default=128)
     parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--packed", type=int, default=4, help="texts that share a packed row")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--plain_steps", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=3)
@@ -69,13 +72,17 @@ def main() -> None:
     )
     parts = feed.read(tokenizer).parts
     assert parts is not None
-    orders = {"one length": dataclasses.replace(parts.order, buckets=False), "buckets": parts.order}
+    orders = {
+        "one length": dataclasses.replace(parts.order, buckets=False),
+        "buckets": parts.order,
+        "packed": dataclasses.replace(parts.order, packed=options.packed),
+    }
     found: dict[str, Any] = {}
     for name, order in orders.items():
         batches = list(
             itertools.islice(
                 training_batches(parts.train, order, options.batch_size),
-                options.steps if order.buckets else options.plain_steps,
+                options.plain_steps if name == "one length" else options.steps,
             )
         )
         found[name] = Way(Cast(stage, learner), {**fresh, **params}, batches)
@@ -87,11 +94,13 @@ def main() -> None:
     lines["hardware"], lines["options"] = inputs.hardware(), vars(options)
     for name in orders:
         print(f"{name:>10}: {lines[name]}")
-    ratio = lines["buckets"]["rows_per_second"][1] / lines["one length"]["rows_per_second"][1]
-    print(f"buckets give {ratio:.1f} x the rows a second, on {lines['hardware']}")
+    plain = lines["one length"]["rows_per_second"][1]
+    ratios = {name: lines[name]["rows_per_second"][1] / plain for name in ("buckets", "packed")}
+    for name, ratio in ratios.items():
+        print(f"{name} give {ratio:.1f} x the rows a second, on {lines['hardware']}")
     if options.json:
         with open(options.json, "w") as file:
-            json.dump({**lines, "ratio": ratio}, file, indent=1)
+            json.dump({**lines, "ratios": ratios}, file, indent=1)
 
 
 class Way:
@@ -107,7 +116,7 @@ class Way:
         self.shapes = sorted({batch["input_ids"].shape[1] for batch in batches})
         tokens = sum(batch["attention_mask"].sum() for batch in batches)
         self.pads = 1 - tokens / sum(batch["attention_mask"].size for batch in batches)
-        self.rows = sum(len(batch["input_ids"]) for batch in batches)
+        self.rows = int(sum(batch["example_weights"].sum() for batch in batches))
         self.seconds: list[float] = []
         self.compiled = 0.0
 
