@@ -80,14 +80,18 @@ def gradients(stage, student, others, batch, given):
     return flatten(jax.jit(jax.grad(loss))(params))
 
 
+RELATIONS = dict(relation_heads=4, teacher_layer=1)
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
     "kind, settings, taps, layers, dtype, packed, tolerance",
     [
         ("soft_labels", {}, (), (), "float32", 2, 1e-6),
         ("intermediate", dict(attention_mse=0.0, layer_map=(0, 2)), ("embeddings", "hidden"), (2, 0), "float32", 2, 1e-6),
-        ("relations", dict(relation_heads=4, teacher_layer=1), ("query", "key", "value"), (1,), "float32", 1, 1e-6),
+        pytest.param("relations", RELATIONS, ("query", "key", "value"), (1,), "float32", 1, 1e-6, marks=SLOW),
         ("patient", dict(layer_map=(1, -1), projection=True), ("hidden",), (1,), "float32", 2, 1e-6),
-        ("soft_labels", {}, (), (), "bfloat16", 1, 2e-2),
+        pytest.param("soft_labels", {}, (), (), "bfloat16", 1, 2e-2, marks=SLOW),
     ],
 )  # fmt: skip
 def test_stored_outputs_give_the_gradients_of_the_teacher_itself(

@@ -49,9 +49,16 @@ def rows(**more):
     return Encoded(ids, begins, (lengths // 2).astype(np.int32), 0, columns, by_token).rows
 
 
-@pytest.fixture(params=["mobilebert", "bert_base"])
-def family(request):
-    return request.param
+def cases(*heads):
+    """Every head with MobileBERT, whose trigrams see their neighbours; with BERT the others are for slow runs."""
+    return pytest.mark.parametrize(
+        "family, head",
+        [
+            *(("mobilebert", head) for head in heads),
+            ("bert_base", heads[0]),
+            *(pytest.param("bert_base", head, marks=pytest.mark.slow) for head in heads[1:]),
+        ],
+    )
 
 
 def network(family, head):
@@ -88,7 +95,7 @@ def assert_close(ours, theirs):
     assert np.abs(one - other).max() < 1e-5 * np.abs(other).max()
 
 
-@pytest.mark.parametrize("head", TASKS)
+@cases(*TASKS)
 def test_answers_and_gradients_are_those_of_padding_to_the_end(family, head):
     """MobileBERT's trigrams see whether a token follows, so a row never fills a shorter batch."""
     (model, params, whole), mesh = network(family, head), sharding.make_mesh(1)
@@ -109,7 +116,7 @@ def test_answers_and_gradients_are_those_of_padding_to_the_end(family, head):
     assert_close(found[True][1:], found[False][1:])
 
 
-@pytest.mark.parametrize("head", ["sequence_classification", "token_classification"])
+@cases("token_classification", "sequence_classification")
 def test_texts_that_share_a_row_teach_what_they_teach_alone(family, head):
     """Where some have no true answer. The packed rows are longer than the network has positions. Alone,
     every text has a pad behind it, which MobileBERT's trigrams see."""
