@@ -1,12 +1,13 @@
 """A student distilled on every task by every method, as docs/results.md has it, beside the rows of tasks.py.
 
     python benchmarks/methods.py --data=FOLDER --teachers=DIR --workdir=DIR --pretrained=FOLDER --words=FOLDER
-                                 [--layers=0,2,5] [--only=cola,mrpc] [--methods=kd,pkd,tinybert] [--minutes=10]
+                                 [--layers=0,2,5] [--alone="3 of its layers"] [--only=cola,mrpc]
+                                 [--methods=kd,pkd,tinybert] [--minutes=10]
 
 `--teachers` is the workdir of tasks.py: the model fine-tuned there with the first seed teaches here (it is made if
 it is not there). The student
 begins as `--layers` of `--pretrained`, the same model before it was fine-tuned, as the student that tasks.py
-fine-tunes alone does; it takes as many steps. `--words` has an MLM head and replaces words for TinyBERT: two copies
+fine-tunes alone, `--alone`, does; it takes as many steps, at the learning rate that was chosen for that. `--words` has an MLM head and replaces words for TinyBERT: two copies
 of every row, of at most 20,000. Finished rows go at once into benchmarks/methods.json and the table; the same
 command goes on where it was stopped."""
 
@@ -41,6 +42,7 @@ def main() -> None:
     for name in ("data", "teachers", "workdir", "pretrained", "words"):
         parser.add_argument(f"--{name}", required=True, type=pathlib.Path)
     parser.add_argument("--layers", default="0,2,5")
+    parser.add_argument("--alone", default="3 of its layers", help="the student in tasks.json")
     parser.add_argument("--only", default=",".join(tasks.SETS))
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--minutes", type=float, default=10.0)
@@ -48,7 +50,11 @@ def main() -> None:
     for name in options.only.split(","):
         for method in options.methods.split(","):
             rows = json.loads(ROWS.read_text()) if ROWS.exists() else []
-            row = {"task": name, "method": method, "set": digest_of(tasks.SETS[name])}
+            row = {
+                "task": name,
+                "method": method,
+                "set": digest_of([tasks.SETS[name], tasks.RATES]),
+            }
             if any(row.items() <= held.items() for held in rows):
                 continue
             row |= row_of(name, method, options)
@@ -117,7 +123,11 @@ def recipe(name: str, method: str, options: argparse.Namespace) -> ConfigDict:
         like="pretrained", start="layers", of="pretrained", layers=layers, heads=("task",)
     )
     learning: dict[str, Any] = dict(
-        defaults.LEARNING, learning_rate=1e-4, epochs=row.epochs, best=row.metric, best_every=500
+        defaults.LEARNING,
+        learning_rate=rate_of(name, options),
+        epochs=row.epochs,
+        best=row.metric,
+        best_every=500,
     )
     stages = config.stages
     if method == "kd":
@@ -155,8 +165,19 @@ def teacher_of(name: str, options: argparse.Namespace) -> pathlib.Path:
     """The fine-tuned model of tasks.py, of its first seed; made now if it is not there."""
     folder, seeds = str(options.pretrained), tasks.SEEDS[:1]
     workdir = tasks.workdir_of(options.teachers, name, folder)
-    tasks.fine_tuned(tasks.SETS[name], folder, options.data, workdir, seeds)
-    return next(workdir.glob(f"learning_rate-*/seed-{seeds[0]}/model"))
+    found = tasks.fine_tuned(tasks.SETS[name], folder, options.data, workdir, seeds)
+    return pathlib.Path(found["model"])
+
+
+def rate_of(name: str, options: argparse.Namespace) -> float:
+    """The learning rate that tasks.py chose for the student alone."""
+    alone = json.loads(tasks.ROWS.read_text())
+    rates = [r["learning_rate"] for r in alone if (r["task"], r["model"]) == (name, options.alone)]
+    if not rates:
+        raise SystemExit(
+            f"{tasks.ROWS.name} has no row of {options.alone!r} on {name}; run tasks.py first"
+        )
+    return float(rates[0])
 
 
 def write_table(rows: list[dict[str, Any]]) -> None:

@@ -95,7 +95,7 @@ def number_tags(
             if unseen == "refuse":
                 raise BadInput(
                     f"{tagged.place(sentence, word)}: tag {shortened(tag)!r} is not known: "
-                    f"{nearest(shortened(tag), names)}; mend it, or count such words as wrong with unseen='wrong'"
+                    f"{nearest(shortened(tag), names)}; mend it, or set unseen_labels=wrong to count such words as wrong"
                 )
             others[tag] += 1
     if not others:

@@ -199,7 +199,13 @@ def test_unseen_tags_are_refused_or_wrong(tokenizer: Any) -> None:
         pieces(tagged, tokenizer, 20, NAMES)
     message = str(error.value)
     assert "\n" not in message
-    for part in ("'a.txt' line 11, word 1", "('mi')", "tag 'B-z'", "B-x", "unseen='wrong'"):
+    for part in (
+        "'a.txt' line 11, word 1",
+        "('mi')",
+        "tag 'B-z'",
+        "B-x",
+        "set unseen_labels=wrong",
+    ):
         assert part in message
     rows = pieces(tagged, tokenizer, 20, NAMES, "wrong")
     assert rows.tags_unseen == 2 and "2 words have tags without a number" in rows.notices[0]
