@@ -5,11 +5,10 @@
                                  [--methods=kd,pkd,tinybert] [--minutes=10]
 
 `--teachers` is the workdir of tasks.py: the model fine-tuned there with the first seed teaches here (it is made if
-it is not there). The student
-begins as `--layers` of `--pretrained`, the same model before it was fine-tuned, as the student that tasks.py
-fine-tunes alone, `--alone`, does; it takes as many steps, at the learning rate that was chosen for that. `--words` has an MLM head and replaces words for TinyBERT: two copies
-of every row, of at most 20,000. Finished rows go at once into benchmarks/methods.json and the table; the same
-command goes on where it was stopped."""
+it is not there). The student begins as `--layers` of `--pretrained`, the same model before it was fine-tuned, as
+the student `--alone` that tasks.py fine-tunes does; it takes as many steps, at the learning rate that was chosen
+for that one. `--words` has an MLM head and replaces words for TinyBERT: two copies of every row, of at most 20,000.
+Finished rows go at once into benchmarks/methods.json and the table; the same command goes on where it was stopped."""
 
 from __future__ import annotations
 
