@@ -121,17 +121,18 @@ def recipe(name: str, seed: int, options: argparse.Namespace) -> Any:
     )
     config.networks.teacher = defaults.network(init=str(options.teacher))
     config.networks.student = defaults.network(init=str(options.workdir / "student"))
+    steps = round(options.epochs * open_task("task", config.feeds.task, 0).rows / BATCH)
     config.stages.distill = defaults.stage(
         "logits_and_states",
         "student",
         feed="task",
-        steps=round(options.epochs * open_task("task", config.feeds.task, 0).rows / BATCH),
+        steps=steps,
+        warmup_steps=steps // 10,
         batch_size=BATCH,
         optimizer="adamw",
         bias_correction=True,
         clip_norm=0.0,
         learning_rate=LEARNING_RATE,
-        warmup_ratio=0.1,
         dropout=False,
         best="accuracy",
         best_every=EVERY,
@@ -200,9 +201,8 @@ class TorchJob:
         for own, kernel in zip(self.maps, projection_kernels(seed, options)):
             own.weight.data.copy_(torch.tensor(kernel.T))
             torch.nn.init.zeros_(own.bias)
-        self.schedule = dict(
-            num_warmup_steps=round(0.1 * self.steps), num_training_steps=self.steps
-        )
+        warmup = config.stages.distill.warmup_steps
+        self.schedule = dict(warmup=warmup, steps=self.steps)
 
     def tensors(self, rows: Rows, numbers: Any, length: int) -> dict[str, Any]:
         """The rows of these numbers, padded to `length`."""
@@ -250,14 +250,24 @@ class TorchJob:
         return torch.optim.AdamW([*groups, *more], lr=LEARNING_RATE, eps=1e-6, fused=True)
 
 
+def bert_schedule(optimizer: Any, warmup: int, steps: int) -> Any:
+    """This package's: the line to the end begins at the first step, as in BERT's code, and not after the
+    warm-up."""
+    import torch
+
+    def scale(step: int) -> float:
+        return step / warmup if step < warmup else (1 - 1e-4) * (1 - step / steps) + 1e-4
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+
+
 def run_loop(job: TorchJob) -> None:
     """A plain loop, as Hugging Face's Trainer has it."""
     import torch
     import torch.nn.functional as F
-    import transformers
 
     optimizer = job.optimizer({"params": job.maps.parameters(), "weight_decay": 0.01})
-    scheduler = transformers.get_linear_schedule_with_warmup(optimizer, **job.schedule)
+    scheduler = bert_schedule(optimizer, **job.schedule)
     for step, batch in enumerate(itertools.islice(job.batches(), job.steps), 1):
         labels = batch.pop("labels")
         with torch.no_grad():
@@ -292,7 +302,6 @@ def run_textbrewer(job: TorchJob) -> None:
     """TextBrewer's own loop."""
     import textbrewer
     import torch
-    import transformers
 
     def adaptor(batch: Any, outputs: Any) -> dict[str, Any]:
         return {
@@ -345,7 +354,7 @@ def run_textbrewer(job: TorchJob) -> None:
             job.optimizer(),
             job.batches(),
             num_steps=job.steps,
-            scheduler_class=transformers.get_linear_schedule_with_warmup,
+            scheduler_class=bert_schedule,
             scheduler_args=job.schedule,
             output_hidden_states=True,
         )
