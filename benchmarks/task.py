@@ -23,6 +23,7 @@ finished one goes at once into `--json`."""
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import math
@@ -48,6 +49,7 @@ from jaxdistill.methods.base import Facts, Objective
 from jaxdistill.objectives import projections
 from jaxdistill.objectives.terms import Term
 from jaxdistill.resolve import stage_seed
+from jaxdistill.training.schedules import learning_rate
 
 ORDERS = {
     "packed": "any",
@@ -201,8 +203,9 @@ class TorchJob:
         for own, kernel in zip(self.maps, projection_kernels(seed, options)):
             own.weight.data.copy_(torch.tensor(kernel.T))
             torch.nn.init.zeros_(own.bias)
-        warmup = config.stages.distill.warmup_steps
-        self.schedule = dict(warmup=warmup, steps=self.steps)
+        stage = kinds.build("distill", config.stages.distill, LAYERS, ("classification",))
+        rates = jax.vmap(functools.partial(learning_rate, stage))(jax.numpy.arange(self.steps + 1))
+        self.rates = np.asarray(rates) / LEARNING_RATE
 
     def tensors(self, rows: Rows, numbers: Any, length: int) -> dict[str, Any]:
         """The rows of these numbers, padded to `length`."""
@@ -250,15 +253,11 @@ class TorchJob:
         return torch.optim.AdamW([*groups, *more], lr=LEARNING_RATE, eps=1e-6, fused=True)
 
 
-def bert_schedule(optimizer: Any, warmup: int, steps: int) -> Any:
-    """This package's: the line to the end begins at the first step, as in BERT's code, and not after the
-    warm-up."""
+def schedule(optimizer: Any, rates_of: np.ndarray) -> Any:
+    """This package's learning rates, as fractions of the peak by step."""
     import torch
 
-    def scale(step: int) -> float:
-        return step / warmup if step < warmup else (1 - 1e-4) * (1 - step / steps) + 1e-4
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(rates_of[step]))
 
 
 def run_loop(job: TorchJob) -> None:
@@ -267,7 +266,7 @@ def run_loop(job: TorchJob) -> None:
     import torch.nn.functional as F
 
     optimizer = job.optimizer({"params": job.maps.parameters(), "weight_decay": 0.01})
-    scheduler = bert_schedule(optimizer, **job.schedule)
+    scheduler = schedule(optimizer, job.rates)
     for step, batch in enumerate(itertools.islice(job.batches(), job.steps), 1):
         labels = batch.pop("labels")
         with torch.no_grad():
@@ -354,8 +353,8 @@ def run_textbrewer(job: TorchJob) -> None:
             job.optimizer(),
             job.batches(),
             num_steps=job.steps,
-            scheduler_class=bert_schedule,
-            scheduler_args=job.schedule,
+            scheduler_class=schedule,
+            scheduler_args={"rates_of": job.rates},
             output_hidden_states=True,
         )
 

@@ -97,9 +97,8 @@ def check_memory(recipe: Recipe, config: ConfigDict, mesh: Mesh) -> None:
         memory.check("evaluation", needs, mesh, f"config.evaluation.batch_size={rows}")
 
 
-def check_packed(recipe: Recipe, stage: Stage) -> int:
-    """How many texts share a row of a stage's batches. Raises `BadInput` where a head reads a row as one
-    text."""
+def check_packed(recipe: Recipe, stage: Stage) -> None:
+    """Raises `BadInput` where texts share a row that a head reads as one text."""
     feed = recipe.feed(stage)
     for head in stage.heads() if feed.packed > 1 else ():
         if not HEADS[head].packed:
@@ -107,7 +106,6 @@ def check_packed(recipe: Recipe, stage: Stage) -> int:
                 f"config.feeds.{feed.name}.packed={feed.packed}: the head {head!r}, which stage {stage.name!r} trains, reads "
                 "one text a row; set it to 1"
             )
-    return feed.packed
 
 
 def length_field(recipe: Recipe, feed: Feed) -> str:

@@ -147,7 +147,8 @@ def resolve(
     for stage in recipe.stages:
         check_data(recipe, stage)
         check_fit(recipe.cast(stage))
-        packed = check_packed(recipe, stage)
+        check_packed(recipe, stage)
+        packed = recipe.feed(stage).packed
         sharding.check_batch(mesh, stage.name, stage.batch_size, stage.accumulation, packed)
     check_measured(recipe)
     check_ensembles(config, recipe)

@@ -12,23 +12,22 @@ from jaxdistill.data import encoded, examples
 from jaxdistill.data.classification import predictions_table, text_reader
 from jaxdistill.data.cosines import similarities
 from jaxdistill.data.encoded import Encoded
-from jaxdistill.data.examples import Examples, RowSettings, Texts
+from jaxdistill.data.examples import Examples, Length, RowSettings, Texts
 from jaxdistill.data.feeds import About, Answers, Feed, Outputs, Reader
 from jaxdistill.data.labels import as_scores
 from jaxdistill.errors import BadInput
 
 
-def similarity(about: About, *, texts: Texts, rows: RowSettings) -> Feed:
+def similarity(
+    about: About, *, texts: Texts, sequence_length: Length = 128, buckets: bool = True
+) -> Feed:
     """A pair of texts in each row of a table, and how alike they are. Each text is a row of its own: of
-    N pairs the first texts, then the second ones; they are measured, not trained on, so none share a row.
-    Raises `BadInput` for tables that cannot be used."""
+    N pairs the first texts, then the second ones. `sequence_length`, `buckets`: as in `RowSettings`. Raises
+    `BadInput` for tables that cannot be used."""
+    rows = RowSettings(sequence_length=sequence_length, buckets=buckets)
     if not texts.pair_column:
         raise BadInput(
             f"config.feeds.{about.name}.pair_column is empty: give the column of the second text, as pair_column=1"
-        )
-    if rows.packed > 1:
-        raise BadInput(
-            f"config.feeds.{about.name}.packed={rows.packed}: a task that is only measured packs no rows; set it to 1"
         )
     train, held = examples.read_parts(texts)
     ours, theirs = (

@@ -129,7 +129,12 @@ def test_packed_batches_hold_the_texts_of_plain_ones(processes):
 
 def test_packed_batches_have_few_pads_and_few_shapes():
     lengths = np.random.default_rng(1).geometric(1 / 13, 4000).clip(3, 120)
-    rows = Rows(lengths, dense)
+
+    def fetch(numbers, length):
+        mask = (np.arange(length) < lengths[numbers, None]).astype(np.int32)
+        return {"input_ids": mask, "attention_mask": mask}
+
+    rows = Rows(lengths, fetch)
     order = Order(0, 128, packed=8)
     batches = list(itertools.islice(training_batches(rows, order, 64), 40))
     masks = [batch["attention_mask"] for batch in batches]
@@ -137,15 +142,6 @@ def test_packed_batches_have_few_pads_and_few_shapes():
     assert len({mask.shape for mask in masks}) < 8
     taken = np.mean([mask.size / 64 for mask in masks])
     assert taken == pytest.approx(mean_length(rows, order, 64), rel=0.02)
-
-
-def dense(numbers, length):
-    mask = np.ones((len(numbers), length), np.int32)
-    mask *= (
-        np.arange(length)
-        < np.random.default_rng(1).geometric(1 / 13, 4000).clip(3, 120)[numbers, None]
-    )
-    return {"input_ids": mask, "attention_mask": mask}
 
 
 def test_rows_of_a_bucket_are_not_sorted_within_it():
