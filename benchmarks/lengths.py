@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdistill import conversion, defaults, inputs
+from jaxdistill import allocation, conversion, defaults, inputs
 from jaxdistill.data.rows import training_batches
 from jaxdistill.data.tasks import open_task
 from jaxdistill.methods.base import Cast
@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", default="")
     options = parser.parse_args()
+    allocation.reuse_freed_memory()  # as the command does
     model, params, tokenizer = conversion.load(options.model, heads=())
     section = defaults.task(
         options.task, source=options.data, sequence_length=options.sequence_length

@@ -22,7 +22,7 @@ from typing import Any
 import tasks
 from ml_collections import ConfigDict
 
-from jaxdistill import defaults, run
+from jaxdistill import allocation, defaults, run
 from jaxdistill.data.feeds import MANY
 from jaxdistill.data.files import digest_of
 from jaxdistill.data.tasks import open_task
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--minutes", type=float, default=10.0)
     options = parser.parse_args()
+    allocation.reuse_freed_memory()  # as the command does
     for name in options.only.split(","):
         for method in options.methods.split(","):
             rows = json.loads(ROWS.read_text()) if ROWS.exists() else []

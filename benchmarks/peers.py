@@ -71,7 +71,7 @@ import torch.nn.functional as F  # noqa: E402
 import transformers  # noqa: E402
 from transformers.models.bert import modeling_bert  # noqa: E402
 
-from jaxdistill import defaults, inputs  # noqa: E402
+from jaxdistill import allocation, defaults, inputs  # noqa: E402
 from jaxdistill.interop import convert  # noqa: E402
 from jaxdistill.methods.base import Cast  # noqa: E402
 from jaxdistill.models import Model, Params, preset  # noqa: E402
@@ -465,6 +465,7 @@ def against_plain(
 
 def main() -> None:
     arguments = ARGUMENTS
+    allocation.reuse_freed_memory()  # as this package's command does; the peer has it too
     on_gpu = jax.default_backend() == "gpu"
     arguments.dtype = arguments.dtype or ("bfloat16" if on_gpu else "float32")
     peers = (arguments.peers or ("eager,compile" if on_gpu else "textbrewer")).split(",")

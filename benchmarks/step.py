@@ -26,7 +26,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxdistill import configuration, inputs
+from jaxdistill import allocation, configuration, inputs
 from jaxdistill.data import packing
 from jaxdistill.errors import BadInput
 from jaxdistill.methods.base import Cast, Stage
@@ -217,6 +217,7 @@ def main() -> None:
     )
     parser.add_argument("--json", default="", help="write the numbers here")
     arguments, overrides = parser.parse_known_args()
+    allocation.reuse_freed_memory()  # as the command does
     config = configuration.load_config(
         arguments.config, [text.removeprefix("--config.") for text in overrides]
     )

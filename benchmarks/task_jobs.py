@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdistill import conversion, defaults, run
+from jaxdistill import allocation, conversion, defaults, run
 from jaxdistill.data.feeds import Order, Rows
 from jaxdistill.data.rows import training_batches
 from jaxdistill.data.tasks import open_task
@@ -353,6 +353,7 @@ def make_student(options: argparse.Namespace) -> None:
 
 def compete(spelled: str, options: argparse.Namespace) -> None:
     """The whole job of the contestant NAME:SEED."""
+    allocation.reuse_freed_memory()  # as this package's command does; the others are given it too
     name, _, seed = spelled.partition(":")
     if name in OURS:
         return run_ours(name, int(seed), options)

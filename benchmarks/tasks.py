@@ -18,7 +18,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from jaxdistill import task_commands
+from jaxdistill import allocation, task_commands
 from jaxdistill.data.files import digest_of
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -114,6 +114,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(SETS))
     parser.add_argument("--minutes", type=float, default=10.0)
     options = parser.parse_args()
+    allocation.reuse_freed_memory()  # as the command does
     models = dict(model.split("=", 1) for model in options.models.split(","))
     for name in options.only.split(","):
         for model, folder in models.items():

@@ -1,14 +1,15 @@
-"""`jaxdistill` and `python -m jaxdistill`: signals are listened to before anything else is
-imported, then the command line."""
+"""`jaxdistill` and `python -m jaxdistill`: memory is set up and signals are listened to before anything
+else is imported, then the command line."""
 
 import sys
 
-from jaxdistill import signals
+from jaxdistill import allocation, signals
 
 
 def main() -> int:
     """As `jaxdistill.cli.main`, from the first import on: Ctrl-C there is one line too."""
     try:
+        allocation.reuse_freed_memory()  # first: the listener is a thread
         signals.listen()
         from jaxdistill import cli
 
