@@ -100,6 +100,11 @@ def family_of(config: ModelConfig) -> tuple[str, str | None]:
             f"heads={list(config.heads)}: no one class of transformers holds these heads together; "
             "save with the heads of one task, or with mlm and nsp"
         )
+    if config.num_heads * config.head_size != config.inner_size:
+        return "", (
+            f"its {config.num_heads} attention heads of width {config.head_size} do not add up to the width "
+            f"{config.inner_size} of their block, and transformers' do"
+        )
     not_bert = _why_not_bert(config)
     if not_bert is None:
         return "bert", None

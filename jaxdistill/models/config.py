@@ -38,7 +38,8 @@ class ModelConfig:
     is that of matrix products and `residual_dtype` that in which hidden states are kept between
     layers and sub-layers; parameters, the sums on the residual stream, norms and softmax are
     float32 in any case. `embedding_features`: the width of a dense layer with
-    `embedding_activation` behind the pooling; None: no such layer."""
+    `embedding_activation` behind the pooling; None: no such layer. `attention_head_size` K: the width
+    of one attention head where it is not the width inside a block over `num_heads`; None: it is."""
 
     vocab_size: int = 30522
     num_layers: int = 12
@@ -70,6 +71,7 @@ class ModelConfig:
     embedding_features: int | None = None
     embedding_activation: str = "tanh"
     classifier_dropout: float = 0.1
+    attention_head_size: int | None = None
     dtype: str = "float32"
     residual_dtype: str = "float32"
 
@@ -109,11 +111,12 @@ class ModelConfig:
                 raise BadInput(
                     f"model {field}={getattr(self, field)!r} must be a positive whole number"
                 )
-        if self.embedding_features is not None and int(self.embedding_features) < 1:
-            raise BadInput(
-                f"model embedding_features={self.embedding_features!r} must be a positive whole number, or None"
-            )
-        if self.inner_size % self.num_heads:
+        for field in ("embedding_features", "attention_head_size"):
+            if getattr(self, field) is not None and int(getattr(self, field)) < 1:
+                raise BadInput(
+                    f"model {field}={getattr(self, field)!r} must be a positive whole number, or None"
+                )
+        if self.attention_head_size is None and self.inner_size % self.num_heads:
             raise BadInput(
                 f"model width inside a block ({self.inner_size}) is not divisible by num_heads="
                 f"{self.num_heads}; change num_heads or {'bottleneck_size' if self.bottleneck_size else 'hidden_size'}"
@@ -142,7 +145,7 @@ class ModelConfig:
     @property
     def head_size(self) -> int:
         """Width K of one attention head."""
-        return self.inner_size // self.num_heads
+        return self.attention_head_size or self.inner_size // self.num_heads
 
     @property
     def word_size(self) -> int:
@@ -166,7 +169,10 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values; `from_dict` reads them back."""
-        return {**dataclasses.asdict(self), "heads": list(self.heads)}
+        values = {**dataclasses.asdict(self), "heads": list(self.heads)}
+        if self.attention_head_size is None:  # younger than digests that are kept
+            del values["attention_head_size"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:

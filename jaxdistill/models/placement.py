@@ -1,4 +1,4 @@
-"""Where parameters lie on a mesh: ONE table from a parameter's name to its axes.
+"""Where parameters lie on a mesh, by the names of their axes.
 
 Mesh axes: `data` (whole copies), `fsdp` (parameters split, gathered where they are used) and `tensor`
 (attention heads and feed-forward neurons split). Called by training/sharding.py and by forwards."""
@@ -11,48 +11,63 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdistill.errors import BadInput
+from jaxdistill.models.axes import axes_of
 from jaxdistill.models.encoder import Model, Params
 from jaxdistill.models.parameters import flatten, is_stacked, unflatten
 
-# (pattern of the whole name, mesh axis of each array axis). The first match counts; a name without
-# a match is an error. The layer axis, always first under `layers/`, is never split: it is indexed
-# with a traced layer number.
-RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (
-        r"layers/attention/(query|key|value)/kernel",
-        (None, "fsdp", "tensor", None),
-    ),  # [N, D or H, A, K]
-    (r"layers/attention/(query|key|value)/bias", (None, "tensor", None)),  # [N, A, K]
-    (r"layers/attention/out/kernel", (None, "tensor", None, "fsdp")),  # [N, A, K, H]
-    (r"layers/ffn_\d+/up/kernel", (None, "fsdp", "tensor")),  # [N, H, F]
-    (r"layers/ffn_\d+/up/bias", (None, "tensor")),  # [N, F]
-    (r"layers/ffn_\d+/down/kernel", (None, "tensor", "fsdp")),  # [N, F, H]
-    (r"layers/bottleneck_(in|qk)/dense/kernel", (None, "fsdp", None)),  # [N, D, H]
-    (r"layers/bottleneck_out/kernel", (None, None, "fsdp")),  # [N, H, D]
-    (r"layers/.+/(bias|scale)", (None, None)),  # [N, H or D]
-    (r"embeddings/(word|position|token_type)", (None, "fsdp")),  # [V, E], [positions, D], [2, D]
-    (r"mlm/extra_embedding", (None, "fsdp")),  # [V, D - E]
-    (r"(?!layers/)[^/]+(/.+)?/kernel", ("fsdp", None)),  # projections outside the stack: [in, out]
-    (r"(?!layers/)[^/]+(/.+)?/(bias|scale)", (None,)),
+# Split over `tensor`: heads, and neurons. Over `fsdp`: of a matrix the first of these that it has; vectors are
+# whole. The layer axis is never split: it is indexed with a traced layer number.
+TENSOR = r"heads|ffn_\d+"
+FSDP = (
+    "projected",
+    "query_input",
+    "value_input",
+    "pools",
+    "hidden",
+    "word",
+    "extra",
+    "inner",
+    "pooled",
+)
+# Beside the table of axes: heads and projections of one's own, [in, out].
+OTHERS = (
+    (r"(?!layers/)[^/]+(/.+)?/kernel", ("in", "out")),
+    (r"(?!layers/)[^/]+(/.+)?/(bias|scale)", ("out",)),
 )
 
 
 def spec(name: str, ndim: int) -> PartitionSpec:
-    """The axes of the parameter `name` by the table; one axis fewer when a stacked array is given
+    """The mesh axis of each axis of the parameter `name`; one axis fewer when a stacked array is given
     as one layer's slice.
 
-    Raises `BadInput` for a name that the table does not cover.
+    Raises `BadInput` for a name without known axes.
     """
-    for pattern, axes in RULES:
-        if re.fullmatch(pattern, name):
-            if is_stacked(name) and ndim == len(axes) - 1:
-                axes = axes[1:]
-            if ndim != len(axes):
-                break
-            return PartitionSpec(*axes)
-    raise BadInput(
-        f"no sharding rule covers the parameter {name!r} with {ndim} axes; add one to models/placement.py"
+    axes = _axes(name)
+    if is_stacked(name) and ndim == len(axes) - 1:
+        axes = axes[1:]
+    if ndim != len(axes):
+        raise BadInput(
+            f"the parameter {name!r} has {ndim} axes, and models/axes.py names {len(axes)}"
+        )
+    wide = (
+        [axis for axis in (*FSDP, "in") if axis in axes] if len(set(axes) - {"layer"}) > 1 else []
     )
+    return PartitionSpec(
+        *(
+            "tensor" if re.fullmatch(TENSOR, axis) else "fsdp" if axis in wide[:1] else None
+            for axis in axes
+        )
+    )
+
+
+def _axes(name: str) -> tuple[str, ...]:
+    try:
+        return axes_of(name)
+    except BadInput:
+        for pattern, axes in OTHERS:
+            if re.fullmatch(pattern, name):
+                return axes
+        raise
 
 
 def gathered_layer(model: Model, layer: Params) -> Params:

@@ -81,13 +81,14 @@ def forward_flops(
         bottlenecks = 3 if c.attention_input == "shared_bottleneck" else 2
     query_size = width if c.attention_input == "hidden" else inner
     value_size = inner if c.attention_input == "bottleneck" else width
+    all_heads = c.num_heads * c.head_size
     # Multiply-accumulates a token; the four attention kernels read query, key, value inputs and the
     # context.
     macs = {
         "embeddings": trigram_size * width if c.has_embedding_projection else 0,
         "bottlenecks": c.num_layers * bottlenecks * width * inner,
-        "attention_projections": c.num_layers * (2 * query_size + value_size + inner) * inner,
-        "attention_products": c.num_layers * 2 * length * inner,
+        "attention_projections": c.num_layers * (2 * query_size + value_size + inner) * all_heads,
+        "attention_products": c.num_layers * 2 * length * all_heads,
         "ffn": c.num_layers * c.num_ffn * 2 * inner * c.intermediate_size,
     }
     flops = {part: 2 * length * value for part, value in macs.items()}
