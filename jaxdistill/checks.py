@@ -22,6 +22,8 @@ from jaxdistill.objectives.terms import Term
 from jaxdistill.recipe import NO_FEED, Begin, Recipe
 from jaxdistill.settings import LARGEST_COUNT
 from jaxdistill.students.copying import copied_names
+from jaxdistill.students.extract import check as check_parts
+from jaxdistill.students.extract import taken_names
 from jaxdistill.students.layers import shared_names
 from jaxdistill.training import memory, sharding, state
 from jaxdistill.training.programs import abstract_batch
@@ -140,7 +142,9 @@ def check_order(recipe: Recipe) -> None:
     for stage in recipe.stages:
         begin = recipe.begins[stage.network]
         if stage.network not in there and begin.needs and begin.of not in there:
-            what = "embeddings and heads" if begin.how == "copy" else "layers"
+            what = {"copy": "embeddings and heads", "layers": "layers", "extract": "parts"}[
+                begin.how
+            ]
             raise BadInput(
                 f"stage {stage.name!r}: its network {stage.network!r} starts from the {what} "
                 f"of {begin.of!r}, but no earlier stage trains one; set "
@@ -315,6 +319,9 @@ def check_frozen(recipe: Recipe) -> None:
             if begin.how == "layers":
                 check_layers(stage.network, begin, recipe.networks[begin.of].config.num_layers)
                 set_by[stage.network] |= shared_names(model, recipe.networks[begin.of])
+            if begin.how == "extract":
+                check_extract(recipe, stage.network)
+                set_by[stage.network] |= taken_names(model, recipe.networks[begin.of])
             if begin.how == "copy":
                 copied = copied_names(model, recipe.networks[begin.of])
                 if not copied:
@@ -329,6 +336,29 @@ def check_frozen(recipe: Recipe) -> None:
         if stage.layers not in (None, (0, model.config.num_layers)):  # the others stay as they were
             moved = {name for name in moved if not is_stacked(name)}
         set_by[stage.network] |= moved
+
+
+def check_extract(recipe: Recipe, name: str) -> None:
+    """Raises `BadInput` unless the network `name` can be cut out of the one that it begins as a part
+    of, by what it says."""
+    begin, where = recipe.begins[name], f"config.networks.{name}"
+    ours, theirs = recipe.networks[name].config, recipe.networks[begin.of].config
+    check_parts(theirs, ours, f"{where}, which begins as a part of {begin.of!r},")
+    if begin.layers:
+        check_layers(name, begin, theirs.num_layers)
+    if not begin.importance:
+        return
+    if begin.importance not in recipe.feeds:
+        raise BadInput(
+            f"{where}.importance={begin.importance!r} is no feed of this recipe; "
+            f"{nearest(begin.importance, recipe.feeds)}"
+        )
+    feed = recipe.feeds[begin.importance]
+    if (head := feed.head or "mlm") not in theirs.heads:
+        raise BadInput(
+            f"{where}.importance={feed.name!r} is what each part of {begin.of!r} is worth for the head {head!r}, "
+            f"which it lacks; its heads: {listed(theirs.heads)}; name another feed, or '' for parts at random"
+        )
 
 
 def check_layers(name: str, begin: Begin, there: int) -> None:

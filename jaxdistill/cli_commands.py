@@ -149,9 +149,13 @@ def _plan(options: argparse.Namespace) -> str:
 def _export(options: argparse.Namespace) -> str:
     from jaxdistill import conversion
 
-    names = ("format", "network", "layers", "from_tf1", "config", "vocab")
+    names = ("format", "network", "layers", "importance_from", "from_tf1", "config", "vocab")
     given = {name: getattr(options, name) for name in names}
-    line = conversion.export(options.model, options.out, **given)
+    asked = {field: getattr(options, name) for name, field in SMALLER.items()}
+    sizes = {field: size for field, size in asked.items() if size is not None}
+    if options.importance_from is not None:
+        use_compilation_cache()
+    line = conversion.export(options.model, options.out, sizes=sizes, **given)
     return as_json(options, line.facts) if options.json else line
 
 
@@ -282,6 +286,10 @@ _TASK = dict(
     "(evaluate alone), or a task of GLUE: cola, sst2, mrpc, qqp, stsb, mnli, mnli_mm, qnli, rte, wnli",
 )
 OF_A_TASK = ("data", "out")  # options of evaluate
+SMALLER = {  # sizes that export may make smaller, and what a model calls them
+    name: "num_heads" if name == "heads" else name
+    for name in ("hidden_size", "intermediate_size", "heads", "bottleneck_size", "embedding_size")
+}
 OF_A_TEXT = ("source", "teacher", "split", "documents", "max_examples")
 FINETUNE_SETTINGS = (
     "task",
@@ -412,6 +420,24 @@ COMMANDS = {
             default=None,
             metavar="0,2,4",
             help="a model of these layers alone, in this order (default: all)",
+        ),
+        **{
+            name: dict(type=int, default=None, metavar="N", help=f"a part of the model with {what}")
+            for name, what in zip(
+                SMALLER,
+                (
+                    "hidden states of this width",
+                    "this many neurons in each feed-forward network",
+                    "this many attention heads, as wide as its own (default: all, narrower)",
+                    "bottlenecks of this width",
+                    "a word table of this width",
+                ),
+            )
+        },
+        importance_from=dict(
+            default=None,
+            metavar="TEXT",
+            help="keep the places that matter most to the MLM head's loss on this text (default: places at random)",
         ),
         from_tf1=dict(
             default=None,

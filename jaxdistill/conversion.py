@@ -11,26 +11,37 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
 from jaxdistill import inputs, interop, report, run
 from jaxdistill.configuration import as_folder, load_config
+from jaxdistill.data.files import cache_directory
+from jaxdistill.data.loader import heldout_batches
+from jaxdistill.data.prepare import prepare
+from jaxdistill.data.sources import check as check_source
 from jaxdistill.data.tokenizers import describe, load_tokenizer, mended_settings
 from jaxdistill.defaults import check_schema
-from jaxdistill.errors import BadInput, shortened
+from jaxdistill.errors import BadInput, listed, shortened
+from jaxdistill.evaluation.importance import importance
 from jaxdistill.interop import tf1
 from jaxdistill.interop.hf_torch import read_json
 from jaxdistill.models import Model, Params
 from jaxdistill.models.parameters import count
 from jaxdistill.resolve import active_order, main_network
+from jaxdistill.students import extract as extraction
 from jaxdistill.students.layers import take_layers
+from jaxdistill.training import sharding
 from jaxdistill.workdir import Workdir, is_recipe
 
 PathLike = str | os.PathLike[str]
+ROWS = 4096  # of the text that places are chosen by
 SEVERAL = "finetune.json"  # of a workdir with several runs: their scores, and the best model
 
 
@@ -73,6 +84,8 @@ def export(
     format: str | None = None,
     network: str | None = None,
     layers: Sequence[int] | None = None,
+    sizes: Mapping[str, int] = MappingProxyType({}),
+    importance_from: PathLike | None = None,
     from_tf1: PathLike | None = None,
     config: PathLike | None = None,
     vocab: PathLike | None = None,
@@ -87,6 +100,9 @@ def export(
         format: "huggingface" (the default wherever a class of transformers holds the model; the same as "safetensors"),
             "msgpack" (Flax's weights), or "jaxdistill" (our own format).
         layers: a model of these layers alone, counted from 0, in this order; default all.
+        sizes: a part of the model that is smaller in these fields of `ModelConfig`, as `{"hidden_size": 192}`
+            (Extract-Then-Distill; `students.extract`): its places at random, or with `importance_from`, a text as
+            `evaluate` takes one, those that matter most to the MLM head's loss there.
         from_tf1: a TF1 checkpoint of Google's BERT or MobileBERT instead of a model: its prefix, such as
             `DIR/bert_model.ckpt`, or its folder; with it `config`, the `bert_config.json` that came with it, and `vocab`
             (default `vocab.txt` beside either of them, if there is one), which makes a tokenizer that keeps case if it
@@ -105,7 +121,11 @@ def export(
     else:
         _refuse({"model": model, "network": network}, "does not go with from_tf1")
         source = _from_tf1(from_tf1, config, vocab)
-    return _write(where, source if layers is None else _of_layers(source, layers), format)
+    if sizes or importance_from is not None:
+        source = _part(source, layers, sizes, importance_from)
+    elif layers is not None:
+        source = _of_layers(source, layers)
+    return _write(where, source, format)
 
 
 def _refuse(given: dict[str, PathLike | None], why: str) -> None:
@@ -170,6 +190,86 @@ def _of_layers(source: Source, layers: Sequence[int]) -> Source:
         card=None,
         facts={**source.facts, "model": source.shown, "layers": list(layers)},
     )
+
+
+def _part(
+    source: Source,
+    layers: Sequence[int] | None,
+    sizes: Mapping[str, int],
+    importance_from: PathLike | None,
+) -> Source:
+    """The part of the source that has these sizes, of these layers."""
+    config, params = source.model.config, source.params
+    if not sizes:
+        raise BadInput(
+            f"importance_from={shortened(importance_from)!r} would do nothing: whole layers are taken as they are; "
+            "give a smaller size too, as --hidden_size"
+        )
+    if layers is not None:
+        take_layers(source.model, params, layers)  # refuses what there is not
+        sizes = {**sizes, "num_layers": len(layers)}
+    student = extraction.smaller(config, **sizes)
+    extraction.check(config, student, "a part of these sizes")
+    scores, chosen = extraction.random_scores(config, 0), "at random"
+    if importance_from is not None:
+        scores = _importance(source, importance_from)
+        chosen = f"by importance on {os.fspath(importance_from)}"
+    rows = layers or extraction.uniform_layers(config.num_layers, student.num_layers)
+    keep = extraction.choose(config, student, scores, rows)
+    names = ", ".join(f"{field} {size}" for field, size in sorted(sizes.items()))
+    return dataclasses.replace(
+        source,
+        model=Model(student),
+        params=extraction.extract(config, params, keep),
+        title=f"{source.title}, a part of it",
+        shown=f"layers {', '.join(map(str, rows))}, {names}, chosen {chosen}, of {source.shown}",
+        results={},
+        card=None,
+        facts={
+            **source.facts,
+            "model": source.shown,
+            "layers": list(rows),
+            "sizes": dict(sizes),
+            "chosen": chosen,
+        },
+    )
+
+
+def _importance(source: Source, text: PathLike) -> Mapping[str, np.ndarray]:
+    """What each place of the source's axes is worth to its MLM head on a text, of which `ROWS` rows are
+    read."""
+    if "mlm" not in source.model.config.heads:
+        raise BadInput(
+            f"importance_from={os.fspath(text)!r} is what places are worth to the MLM head, and {source.shown} has none "
+            f"(heads: {listed(source.model.config.heads)}); leave it away, and places are chosen at random"
+        )
+    if source.tokenizer is None:
+        raise BadInput(
+            f"{source.shown} has no tokenizer, and importance_from is text; put its files there"
+        )
+    for notice in check_source([os.fspath(text)], "blank_lines"):
+        print(f"jaxdistill: {notice}", file=sys.stderr, flush=True)
+    tokenizer = source.tokenizer
+    if isinstance(tokenizer, epath.Path):
+        tokenizer = load_tokenizer(tokenizer)
+    length = min(128, source.model.config.max_positions)
+    prepared = prepare(
+        os.fspath(text),
+        tokenizer,
+        cache_directory() / "prepared",
+        sequence_length=length,
+        split="all",
+        documents="blank_lines",
+    )
+    rows = heldout_batches(
+        prepared,
+        batch_size=16,
+        seed=0,
+        max_examples=ROWS,
+        max_predictions=max(1, round(0.15 * length)),
+    )
+    mesh = sharding.make_mesh(1)
+    return importance(source.model, source.params, ("mlm",), rows, mesh=mesh)
 
 
 def load_vocabulary(file: PathLike) -> Any:

@@ -21,6 +21,7 @@ from jaxdistill.evaluation.derived import default_settings as derived_settings
 from jaxdistill.methods.kinds import check_setting, default_settings
 from jaxdistill.models import preset
 from jaxdistill.models.config import check_fields
+from jaxdistill.students.extract import SIZES
 
 # The form of a recipe, which stored ones are told apart by. 2: a stage has the settings of its kind
 # alone, and networks are sections by name.
@@ -179,17 +180,22 @@ def network(
     init: str = "",
     heads: Sequence[str] = (),
     layers: Sequence[int] = (),
+    importance: str = "",
+    importance_rows: int = 4096,
     **changes: Any,
 ) -> ConfigDict:
     """One network: the preset's fields with `changes` ("": BERT-base's), or `like` another network of
     the recipe.
 
     How it begins: from `init`, a folder or Hub id, whose architecture it then has; else by `start`:
-    at "random", with a "copy" of the embeddings and heads of the network `of`, as "layers" of that, or
-    "like" the network that it is like. One that is `like` another and no random start begins from that
-    one's `init`, if it has any.
+    at "random", with a "copy" of the embeddings and heads of the network `of`, as "layers" of that, cut
+    out of that ("extract"), or "like" the network that it is like. One that is `like` another and no
+    random start begins from that one's `init`, if it has any.
 
-    `layers`: of the network that it is `like`, counted from 0; it has so many. `heads`: those it has, in
+    `layers`: of the network that it is `like`, counted from 0; it has so many. `changes` to the network
+    that it is `like` are other sizes (`students.extract.SIZES`), smaller ones with start="extract": then
+    what is kept is chosen by its `importance` for the loss on so many rows of a feed, or with "" by
+    chance. `heads`: those it has, in
     place of the preset's or the folder's, the name of a task for its head; one that the folder lacks is
     drawn anew. `vocab_size` 0 means the tokenizer's; a classifier has the classes of its task. Raises
     `BadInput` for a misspelt field."""
@@ -202,20 +208,27 @@ def network(
         )
     begins: dict[str, Any] = {"init": init, "start": start, "of": of, "like": like}
     begins |= {"layers": tuple(layers), "heads": tuple(heads)}
+    begins |= {"importance": importance, "importance_rows": importance_rows}
     check_fields(changes)
     if like:
-        if changes:
+        others = [name for name in changes if start in ("layers", "like") or name not in SIZES]
+        if others:
             raise BadInput(
-                f"network(like={like!r}): {listed(changes)} would do nothing, its architecture is that "
+                f"network(like={like!r}): {listed(others)} would do nothing, its architecture is that "
                 "of the other network; give a preset instead"
             )
-        return ConfigDict(begins)
+        # None: as the other network has it.
+        return ConfigDict({**begins, "sizes": {name: _size(changes.get(name)) for name in SIZES}})
     model = ConfigDict({**dataclasses.asdict(preset(preset_name)), "vocab_size": 0, **changes})
     del model["heads"]  # a section's own `heads` say it
     for field in [field for field, value in model.items() if value is None]:
         # Of what type a value would be.
         model[field] = config_dict.placeholder(float if field.endswith("eps") else int)
     return ConfigDict({**begins, "model": model})
+
+
+def _size(value: int | None) -> Any:
+    return config_dict.placeholder(int) if value is None else value
 
 
 def stage(kind: str, network: str, **changes: Any) -> ConfigDict:
@@ -278,6 +291,9 @@ def smoke(config: ConfigDict) -> ConfigDict:
     run stays."""
     for section in config.networks.values():
         if section.like:
+            sizes = {"num_layers": 1, "hidden_size": 16, "intermediate_size": 24}
+            section.sizes.update({name: n for name, n in sizes.items() if section.sizes[name]})
+            section.importance_rows = 8
             continue
         model = section.model
         wide = model.bottleneck_size is not None and model.bottleneck_size > model.hidden_size

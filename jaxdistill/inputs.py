@@ -146,9 +146,12 @@ def check_apart(name: str, feed: Feed, test: Feed) -> None:
 
 
 def feeds_read(config: ConfigDict) -> set[str]:
-    """The feeds that stages read, by name, and those that these are made of."""
+    """The feeds that stages read, and that their networks are cut out by, by name, and those that these
+    are made of."""
     stages = [config.stages[name] for name in active_order(config)]
     named = {name for stage in stages for name in (stage.feed, stage.best_on or stage.feed)}
+    networks = [config.networks.get(stage.network, {}) for stage in stages]
+    named |= {section["importance"] for section in networks if section.get("importance")}
     sections = [config.feeds[name] for name in named if name in config.feeds]
     return named | {section.of for section in sections if "derived" in section}
 

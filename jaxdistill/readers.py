@@ -4,10 +4,12 @@ run."""
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
 from collections.abc import Iterator, Mapping
 
 import jax
+import numpy as np
 
 from jaxdistill.data import files
 from jaxdistill.data.feeds import Batch, Reader, Share
@@ -16,8 +18,11 @@ from jaxdistill.data.tasks import TEST
 from jaxdistill.errors import BadInput
 from jaxdistill.evaluation.derivation import Making
 from jaxdistill.evaluation.derived import OF_TEXT
+from jaxdistill.evaluation.importance import importance, losses_of
+from jaxdistill.evaluation.stored import read_arrays, write_arrays
 from jaxdistill.methods.base import Stage
 from jaxdistill.models import Params
+from jaxdistill.recipe import Begin
 from jaxdistill.startup import Start
 from jaxdistill.training import hosts
 from jaxdistill.training.speed import step_flops
@@ -35,6 +40,9 @@ class Readers:
         self.networks, self.origins = networks, origins
         self.tokenizer = start.read.tokenizer
         bases = {self.recipe.base(name) for stage in self.recipe.stages for name in stage.feeds}
+        bases |= {
+            self.recipe.base(begin.importance) for begin in self.recipe.extracted.values()
+        } - {""}
         bases |= {name + TEST for name in bases if name + TEST in self.recipe.feeds}
         self.readers = {
             name: self.recipe.feeds[name].read(start.read.tokenizer) for name in sorted(bases)
@@ -90,6 +98,32 @@ class Readers:
         if feed not in self.readers:
             self.readers[feed] = self._made(feed)
         return self.readers[feed]
+
+    def importance(self, begin: Begin) -> dict[str, np.ndarray]:
+        """What each place of a network's axes is worth on rows of a feed: as this run has stored it, or
+        computed now."""
+        feed, size = self.recipe.feeds[begin.importance], self.config.evaluation.batch_size
+        of = [self.bound.digest(self.recipe.base(feed.name)), self.origins[begin.of]["sha256"]]
+        fingerprint = files.digest_of(
+            [*of, feed.name, begin.rows, size, feed.length, self.config.seed]
+        )
+        path = self.folder.derived(feed.name, f"importance-{begin.of}").with_suffix(".safetensors")
+        found = read_arrays(path, fingerprint)
+        hosts.wait(f"{path.name} looked for")
+        if found is None:
+            number, reader = -(-begin.rows // size), self.reader(feed.name)
+            found = importance(
+                self.recipe.networks[begin.of],
+                self.networks[begin.of],
+                losses_of(feed),
+                itertools.islice(reader.train(size, 0, self.share), number),
+                mesh=self.mesh,
+                rows=number * size,
+            )
+            if hosts.first():
+                write_arrays(path, found, fingerprint)
+            hosts.wait(f"{path.name} written")
+        return found
 
     def _made(self, feed: str) -> Reader:
         """The reader of a derived feed: as this run has stored it, or made now."""

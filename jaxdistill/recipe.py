@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from jaxdistill.data.feeds import Feed
 from jaxdistill.evaluation.derived import Derived
@@ -19,16 +20,25 @@ NO_FEED = ("heads", "parameters", "rows", "seconds", "sha256", "steps")
 @dataclasses.dataclass(frozen=True)
 class Begin:
     """How a network begins: "random", a "copy" of what it can take over of the network `of`, as some
-    "layers" of that, or from the "folder" given for `of`, which may be itself."""
+    "layers" of that, cut out of it ("extract": `layers`, () for ones at equal distances, by `importance`
+    for the loss on `rows` rows of that feed, or with "" by chance), or from the "folder" given for `of`,
+    which may be itself."""
 
     how: str
     of: str = ""
     layers: tuple[int, ...] = ()
+    importance: str = ""
+    rows: int = 0
 
     @property
     def needs(self) -> str:
         """The network that must be there before; "" if none."""
-        return self.of if self.how in ("copy", "layers") else ""
+        return self.of if self.how in ("copy", "layers", "extract") else ""
+
+    def page(self) -> list[Any]:
+        """As the result of a stage holds it."""
+        chosen = [self.importance, self.rows] if self.how == "extract" else []
+        return [self.how, self.of, *self.layers, *chosen]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +56,15 @@ class Recipe:
     derived: dict[str, Derived]
     first_example: dict[str, int]
     maps: dict[str, dict[str, tuple[int, ...]]]
+
+    @property
+    def extracted(self) -> dict[str, Begin]:
+        """How the networks of its stages begin that are cut out of another."""
+        return {
+            name: begin
+            for name in dict.fromkeys(stage.network for stage in self.stages)
+            if (begin := self.begins[name]).how == "extract"
+        }
 
     def feed(self, stage: Stage) -> Feed:
         """What the stage reads."""

@@ -46,10 +46,11 @@ from jaxdistill.models.heads import HEADS
 from jaxdistill.objectives.terms import BATCH
 from jaxdistill.recipe import NO_FEED, Begin, Recipe
 from jaxdistill.settings import LARGEST_COUNT, check
+from jaxdistill.students.extract import smaller
 from jaxdistill.training import programs, sharding
 from jaxdistill.training.programs import abstract_batch
 
-STARTS = ("copy", "layers", "like", "random")
+STARTS = ("copy", "extract", "layers", "like", "random")
 
 
 def model_config(section: ConfigDict, vocab_size: int, rows: int = 0) -> ModelConfig:
@@ -98,7 +99,8 @@ def resolve(
         section = config.networks[name]
         if section.like:
             model = with_heads(build_network(section.like), section)
-            return with_depth(model, len(section.layers)) if section.layers else model
+            model = with_depth(model, len(section.layers)) if section.layers else model
+            return with_sizes(model, section, f"config.networks.{name}")
         if name in loaded:
             return with_heads(_in_its_dtypes(loaded[name], section), section)
         return Model(model_config(section, vocab_size, rows))
@@ -124,7 +126,7 @@ def resolve(
             if by := derived[feed].by:
                 networks.setdefault(by, build_network(by))
         stages.append(stage)
-    labels = labels_of(stages, feeds, derived)
+    labels = labels_of(stages, feeds, derived, begins)
     for name, classes in labels.items():
         networks[name] = with_labels(networks[name], classes)
     feeds |= {
@@ -194,6 +196,28 @@ def with_depth(model: Model, num_layers: int) -> Model:
     return dataclasses.replace(model, config=model.config.replace(num_layers=num_layers))
 
 
+def with_sizes(model: Model, section: ConfigDict, where: str) -> Model:
+    """The same network in the sizes that its section names. Raises `BadInput` where they would do
+    nothing, or name another depth than its layers."""
+    sizes = {field: size for field, size in section.sizes.items() if size is not None}
+    if not sizes:
+        return model
+    shown = listed(f"{field}={size}" for field, size in sizes.items())
+    if section.start in ("layers", "like"):
+        raise BadInput(
+            f"{where}.sizes: {shown} would do nothing, a network of start={section.start!r} is as large as "
+            f"{section.like!r}; set start='extract', 'copy' or 'random', or leave them out"
+        )
+    if section.layers and sizes.get("num_layers", len(section.layers)) != len(section.layers):
+        raise BadInput(
+            f"{where}: layers={tuple(section.layers)} and num_layers={sizes['num_layers']} name unlike depths; "
+            "leave one of the two out"
+        )
+    config = model.config
+    config = smaller(config, **sizes) if section.start == "extract" else config.replace(**sizes)
+    return dataclasses.replace(model, config=config)
+
+
 def with_labels(model: Model, labels: Sequence[str]) -> Model:
     """`model` with a classifier for `labels`; without any it gives a number."""
     config = model.config.replace(num_labels=max(1, len(labels)), regression=not labels)
@@ -233,7 +257,10 @@ def derived_feeds(config: ConfigDict, feeds: Mapping[str, Feed]) -> dict[str, De
 
 
 def labels_of(
-    stages: Sequence[Stage], feeds: Mapping[str, Feed], derived: Mapping[str, Derived]
+    stages: Sequence[Stage],
+    feeds: Mapping[str, Feed],
+    derived: Mapping[str, Derived],
+    begins: Mapping[str, Begin],
 ) -> dict[str, tuple[str, ...]]:
     """The classes that each network's classifier is for, () if it gives a number: those of the tasks
     that it learns, or that others learn from it. Raises `BadInput` if they are not the same."""
@@ -246,6 +273,8 @@ def labels_of(
             if feeds[stage.feed].head in stage.heads(name)
         ]
         read += [(None, feeds[stage.until.feed])] if stage.until is not None else []
+        begin = begins[stage.network]
+        read += [(begin.of, feeds[begin.importance])] if begin.importance in feeds else []
         made = {name: derived[name] for name in stage.feeds if name in derived}
         read += [(d.by, feeds[name]) for name, d in made.items() if d.kind == "outputs"]
         for name, feed in ((name or stage.network, feed) for name, feed in read if by_label(feed)):
@@ -407,6 +436,18 @@ def how_it_begins(config: ConfigDict, name: str) -> Begin:
                 f"{where}.start='like' needs like=NAME, of the network that it begins as"
             )
         return how_it_begins(config, section.like)
+    if section.start == "extract":
+        check_network(config, section.of, f"{where}.of")
+        if not section.like:
+            raise BadInput(
+                f"{where}.start='extract' needs like=NAME of the network whose part it is, with smaller sizes"
+            )
+        return Begin("extract", section.of, layers, section.importance, section.importance_rows)
+    if section.importance:
+        raise BadInput(
+            f"{where}.importance={section.importance!r} would do nothing with start={section.start!r}; set "
+            "start='extract'"
+        )
     if section.start == "layers":
         check_network(config, section.of, f"{where}.of")
         return Begin("layers", section.of, layers)

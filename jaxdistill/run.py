@@ -36,11 +36,12 @@ from jaxdistill.models.parameters import digest
 from jaxdistill.models.sizes import parameter_shapes
 from jaxdistill.objectives import projections, ramps
 from jaxdistill.readers import Readers
-from jaxdistill.recipe import TEACHER
+from jaxdistill.recipe import TEACHER, Begin
 from jaxdistill.resolve import main_network, stage_seed
 from jaxdistill.startup import Start
 from jaxdistill.students.copying import copy_embeddings_and_heads, random_start
-from jaxdistill.students.layers import copy_layers
+from jaxdistill.students.extract import choose, extract, random_scores, uniform_layers
+from jaxdistill.students.layers import copy_layers, taken_over
 from jaxdistill.training import hosts, loop, programs, sharding, state
 from jaxdistill.training.checkpoints import Checkpoints, checksums, disk_errors
 from jaxdistill.training.interruption import StopRequest
@@ -325,7 +326,21 @@ class Run:
             params, _ = copy_embeddings_and_heads(model, params, other, self.networks[begin.of])
         if begin.how == "layers":
             params = copy_layers(params, self.networks[begin.of], begin.layers)
+        if begin.how == "extract":
+            params = self._extracted(begin, model, params)
         return params
+
+    def _extracted(self, begin: Begin, model: Model, fresh: Params) -> Params:
+        """The part of another network that a student begins as, `fresh` where it has more."""
+        config, params = self.recipe.networks[begin.of].config, self.networks[begin.of]
+        scores = (
+            self.readers.importance(begin)
+            if begin.importance
+            else random_scores(config, self.config.seed)
+        )
+        layers = begin.layers or uniform_layers(config.num_layers, model.config.num_layers)
+        found = extract(config, params, choose(config, model.config, scores, layers))
+        return taken_over(fresh, found)
 
     def _say_heads(self, name: str) -> None:
         """Tells which heads of a network are drawn anew, and which classifier goes on learning."""
@@ -363,7 +378,7 @@ class Run:
         return [
             {
                 "stage": s.name,
-                "begins": [begin.how, begin.of, *begin.layers],
+                "begins": begin.page(),
                 **json.loads(json.dumps(self.config.stages[s.name].to_dict())),
                 **self._chosen_by(s),
                 **self._made_of(s),

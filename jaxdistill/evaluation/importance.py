@@ -22,13 +22,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxdistill.data.feeds import Feed
 from jaxdistill.methods.base import Cast, Optimizer, Schedule, Stage
 from jaxdistill.models import Arrays, Batch, Model, ModelConfig, Params
 from jaxdistill.models.axes import Axes, axes_of
 from jaxdistill.models.parameters import flatten, unflatten
 from jaxdistill.models.sizes import parameter_shapes
 from jaxdistill.objectives.terms import Term
-from jaxdistill.training import sharding
+from jaxdistill.training import hosts, sharding
+from jaxdistill.training.progress import Progress
 from jaxdistill.training.step import Given, make_losses
 
 
@@ -40,6 +42,11 @@ class Site(NamedTuple):
     names: tuple[str, ...]
 
 
+def losses_of(feed: Feed) -> tuple[str, ...]:
+    """Those of a task; of plain text that of its masked words."""
+    return feed.losses or ("mlm",)
+
+
 def importance(
     model: Model,
     params: Params,
@@ -47,19 +54,23 @@ def importance(
     batches: Iterable[Mapping[str, np.ndarray]],
     *,
     mesh: Mesh,
+    rows: int | None = None,
 ) -> dict[str, np.ndarray]:
     """A score for each place by axis, as `students.extract.choose` reads them: of hidden dimensions [D], of what
     is chosen in each layer [N, size], of head widths [N, A, K]; float32.
 
     `losses`: rows of `objectives.terms.LOSSES`, whose mean is the loss; dropout is off. `batches` are this host's
-    part of global batches, and divide by the mesh's devices. Rows without a label count for nothing."""
+    part of global batches, of `rows` rows in all, and divide by the mesh's devices. Rows without a label count
+    for nothing."""
     config = model.config.replace(dtype="float32", residual_dtype="float32")
     compiled = _compile(Model(config), tuple(losses), sharding.batch_parts(mesh))
     placed = sharding.place(mesh, params)
     totals: dict[str, np.ndarray] = {}
-    for batch in batches:
-        found = jax.device_get(compiled(placed, sharding.put_batch(mesh, dict(batch))))
-        totals = {key: totals.get(key, 0.0) + value for key, value in found.items()}
+    with Progress(rows, "importance", unit="rows", quiet=None if hosts.first() else True) as bar:
+        for batch in batches:
+            found = jax.device_get(compiled(placed, sharding.put_batch(mesh, dict(batch))))
+            totals = {key: totals.get(key, 0.0) + value for key, value in found.items()}
+            bar.update(len(next(iter(batch.values()))) * jax.process_count())
     return combined(config, totals)
 
 

@@ -17,9 +17,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from jaxdistill.errors import BadInput, listed
-from jaxdistill.models import ModelConfig, Params
+from jaxdistill.models import Model, ModelConfig, Params
 from jaxdistill.models.axes import Axes, axes_of
 from jaxdistill.models.parameters import flatten, unflatten
+from jaxdistill.models.sizes import parameter_shapes
 
 Keep = Mapping[str, np.ndarray]
 Scores = Mapping[str, np.ndarray]
@@ -101,6 +102,21 @@ def choose(
     return keep
 
 
+def smaller(teacher: ModelConfig, **sizes: int) -> ModelConfig:
+    """The teacher's architecture in other sizes. Heads are as many as its own and narrower, or, if
+    `num_heads` says fewer, as wide as its own."""
+    if "num_heads" in sizes and "attention_head_size" not in sizes:
+        inner = (
+            sizes.get("bottleneck_size")
+            or teacher.bottleneck_size
+            or sizes.get("hidden_size")
+            or teacher.hidden_size
+        )
+        if inner != sizes["num_heads"] * teacher.head_size:
+            sizes["attention_head_size"] = teacher.head_size
+    return teacher.replace(**sizes)
+
+
 def random_scores(teacher: ModelConfig, seed: int) -> Scores:
     """A number between 0 and 1 for each place, the same for every student of the teacher: ETD-Rand."""
     draw, sizes = np.random.default_rng(seed), Axes(teacher).sizes
@@ -122,6 +138,26 @@ def uniform_layers(teacher: int, student: int) -> tuple[int, ...]:
     return tuple((number + 1) * teacher // student - 1 for number in range(student))
 
 
+def taken_names(student: Model, teacher: Model) -> set[str]:
+    """Names of the student's parameters that are cut out of the teacher's: not heads that it lacks, or has
+    for other labels."""
+    ours, theirs = (flatten(parameter_shapes(model.config)) for model in (student, teacher))
+    sizes = Axes(teacher.config).sizes
+
+    def fits(name: str) -> bool:
+        try:
+            axes = axes_of(name)
+        except BadInput:
+            axes = ("label",) * ours[name].ndim
+        known = Axes(teacher.config)
+        return all(
+            mine == there or all(part in sizes for part in known.parts(axis))
+            for axis, mine, there in zip(axes, ours[name].shape, theirs[name].shape)
+        )
+
+    return {name for name in ours.keys() & theirs.keys() if fits(name)}
+
+
 def check(teacher: ModelConfig, student: ModelConfig, shown: str) -> None:
     """Raises `BadInput` unless the student is a network of the teacher's kind, in no size larger. `shown`: whose
     it is, for the message."""
@@ -138,11 +174,11 @@ def check(teacher: ModelConfig, student: ModelConfig, shown: str) -> None:
         wrong.append("embedding_size")
     if wrong:
         pairs = listed(
-            f"{name}={getattr(student, name)!r} ({getattr(teacher, name)!r})" for name in wrong
+            f"{name}={getattr(student, name)!r} (its own is {getattr(teacher, name)!r})"
+            for name in wrong
         )
         raise BadInput(
-            f"{shown} cannot be cut out of its teacher, which is of another kind: {pairs} (the teacher's); give it "
-            "these fields of the teacher, or start='copy'"
+            f"{shown} cannot be cut out of a model of another kind: {pairs}; leave the kind as it is"
         )
     fields = [(field, getattr(student, field), getattr(teacher, field)) for field in SIZES]
     # What follows from several fields: the width of a head, what the MLM head adds to words.
@@ -151,6 +187,5 @@ def check(teacher: ModelConfig, student: ModelConfig, shown: str) -> None:
     for field, size, there in fields:
         if size is not None and there is not None and size > there:
             raise BadInput(
-                f"{shown} cannot be cut out of its teacher: its {field}={size} exceeds {there}, the teacher's; make "
-                "it no larger"
+                f"{shown} cannot be cut out of a smaller model: {field}={size} exceeds its {there}; ask for no more"
             )

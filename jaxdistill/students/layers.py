@@ -40,9 +40,14 @@ def take_layers(model: Model, params: Params, layers: Sequence[int]) -> tuple[Mo
 def copy_layers(params: Params, teacher_params: Params, layers: Sequence[int]) -> Params:
     """A student that begins as some layers of its teacher, with its embeddings and heads; `params` are
     where the student has a head that the teacher lacks, or one of another shape."""
-    ours, theirs = flatten(params), flatten(teacher_params)
-    rows = np.array(layers)
-    taken = {name: x[rows] if is_stacked(name) else x for name, x in theirs.items() if name in ours}
+    theirs, rows = flatten(teacher_params), np.array(layers)
+    taken = {name: x[rows] if is_stacked(name) else x for name, x in theirs.items()}
+    return taken_over(params, unflatten(taken))
+
+
+def taken_over(params: Params, found: Params) -> Params:
+    """`found`, and `params` where it lacks a parameter, or has one of another shape."""
+    ours, taken = flatten(params), flatten(found)
     # jnp.array copies: the student's buffers are donated to the step, the teacher's must outlive it.
     return unflatten(
         {

@@ -165,14 +165,14 @@ def test_what_is_left_out_is_all_that_is_lost():
 @pytest.mark.parametrize(
     "teacher, student, said",
     [
-        (TEACHER.config, STUDENT.config, "of another kind: .*attention_input"),
-        (TEACHER.config, TEACHER.config.replace(bottleneck_size=14), "bottleneck_size=14 exceeds 12"),
-        (small("bert_base"), small("bert_base", num_layers=3), "num_layers=3 exceeds 2"),
+        (TEACHER.config, STUDENT.config, "of another kind: .*attention_input='shared_bottleneck' .its own is 'hidden'"),
+        (TEACHER.config, TEACHER.config.replace(bottleneck_size=14), "bottleneck_size=14 exceeds its 12"),
+        (small("bert_base"), small("bert_base", num_layers=3), "num_layers=3 exceeds its 2"),
         (small("bert_base"), small("bert_base", embedding_size=4), "of another kind: embedding_size=4"),
         (
             small("mobilebert"),
             small("mobilebert", hidden_size=16, embedding_size=1, bottleneck_size=8),
-            "extra=15 exceeds 14",
+            "extra=15 exceeds its 14",
         ),
     ],
 )  # fmt: skip
