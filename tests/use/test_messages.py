@@ -212,8 +212,8 @@ RECIPE = "from jaxdistill import defaults\ndef get_config(variant=''):\n    conf
         ),
         (RECIPE + "    defaults.network('bert_base', like='x')\n", ["line 4", "not both"]),
         (
-            RECIPE + "    defaults.network(like='x', num_layers=2)\n",
-            ["line 4", "num_layers would do nothing"],
+            RECIPE + "    defaults.network(like='x', vocab_size=9)\n",
+            ["line 4", "vocab_size would do nothing"],
         ),
         (
             RECIPE + "    defaults.stage('distill', 'student', start='copy')\n",
