@@ -19,6 +19,7 @@ _WHERE = {
     "evaluate_task": "jaxdistill.task_commands",
     "predict": "jaxdistill.prediction",
     "seeds": "jaxdistill.commands",
+    "search_mapping": "jaxdistill.commands",
     "export": "jaxdistill.conversion",
     "plan": "jaxdistill.planning.plan",
     "describe": "jaxdistill.commands",
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from jaxdistill.commands import describe as describe
     from jaxdistill.commands import evaluate as evaluate
     from jaxdistill.commands import prepare as prepare
+    from jaxdistill.commands import search_mapping as search_mapping
     from jaxdistill.commands import seeds as seeds
     from jaxdistill.configuration import load_config as load_config
     from jaxdistill.conversion import export as export

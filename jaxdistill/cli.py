@@ -211,6 +211,10 @@ def build_parser() -> argparse.ArgumentParser:
             epilog=fields,
             formatter_class=WithDefaults,
         )
+        if command.of:
+            sub.add_argument(
+                "of", choices=command.of, metavar="|".join(command.of), help="what to look for"
+            )
         for option, keywords in command.options.items():
             sub.add_argument(f"--{option}", **keywords)
         sub.set_defaults(run=command.run)

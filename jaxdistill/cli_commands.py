@@ -19,10 +19,12 @@ from jaxdistill.errors import BadInput, shortened
 
 class Command:
     """One command: its help line, its options (name -> argparse keywords) and the function that
-    runs it."""
+    runs it; `of`: the words of which one stands behind its name, if it takes one."""
 
-    def __init__(self, help: str, run: Any, **options: dict[str, Any]) -> None:
-        self.help, self.run, self.options = help, run, options
+    def __init__(
+        self, help: str, run: Any, of: tuple[str, ...] = (), **options: dict[str, Any]
+    ) -> None:
+        self.help, self.run, self.of, self.options = help, run, of, options
 
 
 def as_json(options: argparse.Namespace, found: Any) -> str:
@@ -129,6 +131,22 @@ def _describe(options: argparse.Namespace) -> str:
         options.json,
         options.model or "",
         options.network,
+    )
+
+
+def _search(options: argparse.Namespace) -> str:
+    from jaxdistill import commands
+
+    use_compilation_cache()
+    found = commands.search_mapping(
+        _load(options), options.workdir, budget=options.budget, workers=options.workers
+    )
+    if options.json:
+        return as_json(options, found)
+    best = " ".join("-" if layer < 0 else str(layer) for layer in found["best_map"])
+    return (
+        f"best layer map of stage {found['stage']!r}: ({best}), fitness {found['fitness']:.4f}, of "
+        f"{found['evaluations']} in {found['generations']} generations; train it by --config={found['recipe']}"
     )
 
 
@@ -287,8 +305,11 @@ _TASK = dict(
 )
 OF_A_TASK = ("data", "out")  # options of evaluate
 SMALLER = {  # sizes that export may make smaller, and what a model calls them
-    name: "num_heads" if name == "heads" else name
-    for name in ("hidden_size", "intermediate_size", "heads", "bottleneck_size", "embedding_size")
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "heads": "num_heads",
+    "bottleneck_size": "bottleneck_size",
+    "embedding_size": "embedding_size",
 }
 OF_A_TEXT = ("source", "teacher", "split", "documents", "max_examples")
 FINETUNE_SETTINGS = (
@@ -326,6 +347,11 @@ PREDICT_SETTINGS = (
     "null_threshold",
 )
 
+
+def _smaller(what: str) -> dict[str, Any]:
+    return dict(type=int, default=None, metavar="N", help=f"a part of the model with {what}")
+
+
 COMMANDS = {
     "train": Command(
         "run a recipe from text to exported student, or resume it",
@@ -361,6 +387,26 @@ COMMANDS = {
         workdir=_WORKDIR,
         seeds=dict(
             default="0,1,2", metavar="0,1,2", help="the seeds, one run each below the workdir"
+        ),
+        json=_JSON,
+    ),
+    "search": Command(
+        "search for the layer map that a student had best be distilled by, or go on with it",
+        _search,
+        ("mapping",),
+        config=_CONFIG,
+        workdir=_WORKDIR,
+        budget=dict(
+            type=int,
+            default=None,
+            metavar="N",
+            help="maps to evaluate at most, those of before among them (default: as the recipe says)",
+        ),
+        workers=dict(
+            type=int,
+            default=1,
+            metavar="N",
+            help="processes that evaluate at a time, each with a GPU or TPU chip of its own",
         ),
         json=_JSON,
     ),
@@ -421,19 +467,11 @@ COMMANDS = {
             metavar="0,2,4",
             help="a model of these layers alone, in this order (default: all)",
         ),
-        **{
-            name: dict(type=int, default=None, metavar="N", help=f"a part of the model with {what}")
-            for name, what in zip(
-                SMALLER,
-                (
-                    "hidden states of this width",
-                    "this many neurons in each feed-forward network",
-                    "this many attention heads, as wide as its own (default: all, narrower)",
-                    "bottlenecks of this width",
-                    "a word table of this width",
-                ),
-            )
-        },
+        hidden_size=_smaller("hidden states of this width"),
+        intermediate_size=_smaller("this many neurons in each feed-forward network"),
+        heads=_smaller("this many attention heads, as wide as its own (default: all, narrower)"),
+        bottleneck_size=_smaller("bottlenecks of this width"),
+        embedding_size=_smaller("a word table of this width"),
         importance_from=dict(
             default=None,
             metavar="TEXT",

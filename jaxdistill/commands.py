@@ -1,4 +1,4 @@
-"""The commands beside `train`, as functions: prepare, describe, evaluate, seeds.
+"""The commands beside `train`, as functions: prepare, describe, evaluate, seeds, search.
 Called by cli and by users."""
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from jaxdistill.evaluation.scores import SCORES, metric_of
 from jaxdistill.models import PRESETS, Model, ModelConfig, preset
 from jaxdistill.recipe import TEACHER
 from jaxdistill.resolve import model_config, resolve
+from jaxdistill.search import mapping
 from jaxdistill.training import sharding
 from jaxdistill.workdir import Workdir, refuse_links
 
@@ -319,6 +320,20 @@ def seeds(
     found["table"] = "\n\n".join(tables)
     report.write_results(workdir, found, "seeds.json")
     return found
+
+
+def search_mapping(
+    config: str | os.PathLike[str] | ConfigDict,
+    workdir: epath.PathLike,
+    *,
+    overrides: Overrides = (),
+    budget: int | None = None,
+    workers: int = 1,
+) -> dict[str, Any]:
+    """Searches for the layer map of a recipe's stage: `search.mapping.search`, each map run by `train`."""
+    return mapping.search(
+        config, workdir, train=run.train, overrides=overrides, budget=budget, workers=workers
+    )
 
 
 def _spread(values: dict[str, list[float]], higher: bool) -> tuple[str, dict[str, Any]]:

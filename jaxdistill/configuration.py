@@ -219,6 +219,8 @@ def _stored(file: epath.Path, variant: str) -> ConfigDict:
             else:
                 config.feeds[name] = defaults.task(**_tuples(section))
         config.ensembles.update(_tuples(values.pop("ensembles", {})))
+        if search := _tuples(values.pop("search", {})):
+            config.search = defaults.mapping_search(**search)
         _fill(config, values, "")
     except (AttributeError, TypeError, ValueError, KeyError) as error:
         raise BadInput(f"config {shown!r} cannot be used: {error}") from error
@@ -288,7 +290,17 @@ def check_fields(config: ConfigDict) -> None:
     held = config.get("ensembles")
     ensembles = dict.fromkeys(held or (), (tuple, False)) if isinstance(held, ConfigDict) else {}
     sections = {"stages": stages, "networks": networks, "feeds": feeds, "ensembles": ensembles}
+    sections["search"] = _fields_of_search(config.get("search"))
     _check_section(config, {**_fields_of_recipe(), **sections}, "config")
+
+
+def _fields_of_search(section: Any) -> dict[str, Any]:
+    if not section or not isinstance(section, ConfigDict):
+        return {}
+    fields = _fields_of(defaults.mapping_search(""))
+    scores = section.get("teacher_scores")
+    tasks_named = scores if isinstance(scores, ConfigDict) else ()
+    return {**fields, "teacher_scores": dict.fromkeys(tasks_named, (float, False))}
 
 
 def moved(field: str) -> str:

@@ -21,6 +21,8 @@ from jaxdistill.evaluation.derived import default_settings as derived_settings
 from jaxdistill.methods.kinds import check_setting, default_settings
 from jaxdistill.models import preset
 from jaxdistill.models.config import check_fields
+from jaxdistill.search.genetic import Settings
+from jaxdistill.settings import settings_of
 from jaxdistill.students.extract import SIZES
 
 # The form of a recipe, which stored ones are told apart by. 2: a stage has the settings of its kind
@@ -54,6 +56,7 @@ def recipe(name: str) -> ConfigDict:
             },
             "feeds": {},  # labelled tasks: stages read them by name; "text" is what `data` describes
             "networks": {},
+            "search": {},  # what `jaxdistill search` looks for: mapping_search(STAGE)
             "ensembles": {},  # NAME = ("first", "second"): networks whose logits are averaged, measured on tasks
             "stages": {},
             "order": ("",)[:0],
@@ -229,6 +232,19 @@ def network(
 
 def _size(value: int | None) -> Any:
     return config_dict.placeholder(int) if value is None else value
+
+
+def mapping_search(stage: str, **changes: Any) -> ConfigDict:
+    """A search for the layer map of a stage (`jaxdistill.search.mapping`), with `changes` to its settings: those
+    of `jaxdistill.search.genetic.Settings`; `seeds`, over which every map is evaluated; `monotone`, False: later
+    layers may follow earlier ones; `teacher_scores`, by task, which scores are divided by. Raises `BadInput` for
+    a setting that it does not have."""
+    values: dict[str, Any] = {name: s.default for name, s in settings_of(Settings).items()}
+    values |= {"seeds": (0,), "monotone": True, "teacher_scores": {}}
+    for name in changes:
+        if name not in values:
+            raise BadInput(f"mapping_search has no setting {name!r}; {nearest(name, values)}")
+    return ConfigDict({"stage": stage, **values, **changes})
 
 
 def stage(kind: str, network: str, **changes: Any) -> ConfigDict:

@@ -142,6 +142,55 @@ def heldout(
     return figure
 
 
+def search(lines: Sequence[Mapping[str, Any]]) -> Any:
+    """Fitness over generations: every candidate a point, the mean of each generation, the best so far; from
+    the lines of a search."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure = _figure(width=7.0, height=4.0)
+    axes = figure.add_subplot()
+    numbers = sorted({line["generation"] for line in lines})
+    groups = [[line["fitness"] for line in lines if line["generation"] == n] for n in numbers]
+    for number, group in zip(numbers, groups):
+        label = "a candidate" if number == numbers[0] else None
+        axes.scatter([number] * len(group), group, 22, color=_BEFORE, label=label, zorder=2)
+    means = [sum(group) / len(group) for group in groups]
+    best = np.maximum.accumulate([max(group) for group in groups])
+    axes.plot(numbers, means, color=_OTHER_COLOURS[1], marker="o", markersize=4, label="mean")
+    axes.plot(numbers, best, color=_AFTER, marker="o", markersize=4, label="best so far")
+    axes.set_xlabel("generation")
+    axes.set_ylabel("fitness (higher is better)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False, loc="lower right")
+    _tidy(axes)
+    return figure
+
+
+def layer_map(followed: Sequence[int], teacher: int) -> Any:
+    """Which of `teacher` layers each layer of a student follows, from 0; -1: none."""
+    figure = _figure(width=3.6, height=1.2 + 0.36 * max(teacher, len(followed)))
+    axes = figure.add_subplot()
+    # Both stacks fill the height, the first layer at the bottom.
+    heights = [[(i + 0.5) / depth for i in range(depth)] for depth in (teacher, len(followed))]
+    sides = ((0.0, "teacher", set(followed)), (1.0, "student", None))
+    for (x, name, used), column in zip(sides, heights):
+        for layer, y in enumerate(column):
+            linked = layer in used if used is not None else followed[layer] >= 0
+            axes.text(
+                x, y, str(layer), ha="center", va="center", color="white" if linked else "#555555",
+                bbox={"boxstyle": "round,pad=0.35", "fc": _AFTER if linked else "#EEEEEE", "ec": "none"},
+            )  # fmt: skip
+        axes.text(x, 1.04, name, ha="center", va="bottom", fontweight="bold")
+    for layer, at in enumerate(followed):
+        if at >= 0:
+            ends = heights[1][layer], heights[0][at]
+            axes.plot([0.9, 0.1], ends, color=_AFTER, linewidth=1.6, zorder=0)
+    axes.set_xlim(-0.25, 1.25)
+    axes.set_ylim(0, 1.12)
+    axes.axis("off")
+    return figure
+
+
 def save(figure: Any, path: epath.PathLike) -> epath.Path:
     """Writes the figure as a PNG, locally or into a bucket; returns the path."""
     target, buffer = epath.Path(path), io.BytesIO()

@@ -1,0 +1,1 @@
+"""Searches over students: which candidates to try next, from those that were tried."""
