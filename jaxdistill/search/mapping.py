@@ -105,7 +105,7 @@ def search(
                 _append(workdir, one)
                 found.append(one)
                 bar.update(1, **_told(found, number))
-    return _reported(workdir, config, found)
+    return _reported(workdir, config, found, space)
 
 
 def check(config: ConfigDict) -> None:
@@ -341,7 +341,7 @@ def _told(found: Sequence[Evaluation], number: int) -> dict[str, Any]:
 
 
 def _reported(
-    workdir: epath.Path, config: ConfigDict, found: Sequence[Evaluation]
+    workdir: epath.Path, config: ConfigDict, found: Sequence[Evaluation], space: Space
 ) -> dict[str, Any]:
     """Writes and returns the results, with the recipe of the best map and the plots."""
     best = ranked({each.map: each.fitness for each in found})[0][0]
@@ -351,8 +351,7 @@ def _reported(
     write_whole(workdir / BEST, json.dumps(winner.to_dict(), indent=2) + "\n")
     (workdir / PLOTS).mkdir(exist_ok=True)
     plots.save(plots.search([each._asdict() for each in found]), workdir / PLOTS / "search.png")
-    teacher = max(layer for each in found for layer in each.map) + 1
-    plots.save(plots.layer_map(best, teacher), workdir / PLOTS / "best_map.png")
+    plots.save(plots.layer_map(best, space.teacher), workdir / PLOTS / "best_map.png")
     results = {
         "stage": config.search.stage,
         "best_map": list(best),
