@@ -21,6 +21,7 @@ from jaxdistill.objectives.needs import Pair
 from jaxdistill.objectives.terms import Term
 from jaxdistill.recipe import NO_FEED, Begin, Recipe
 from jaxdistill.settings import LARGEST_COUNT
+from jaxdistill.students import factorise
 from jaxdistill.students.copying import copied_names
 from jaxdistill.students.extract import check as check_parts
 from jaxdistill.students.extract import taken_names
@@ -142,9 +143,12 @@ def check_order(recipe: Recipe) -> None:
     for stage in recipe.stages:
         begin = recipe.begins[stage.network]
         if stage.network not in there and begin.needs and begin.of not in there:
-            what = {"copy": "embeddings and heads", "layers": "layers", "extract": "parts"}[
-                begin.how
-            ]
+            what = {
+                "copy": "embeddings and heads",
+                "factorise": "word table",
+                "layers": "layers",
+                "extract": "parts",
+            }[begin.how]
             raise BadInput(
                 f"stage {stage.name!r}: its network {stage.network!r} starts from the {what} "
                 f"of {begin.of!r}, but no earlier stage trains one; set "
@@ -319,6 +323,10 @@ def check_frozen(recipe: Recipe) -> None:
             if begin.how == "layers":
                 check_layers(stage.network, begin, recipe.networks[begin.of].config.num_layers)
                 set_by[stage.network] |= shared_names(model, recipe.networks[begin.of])
+            if begin.how == "factorise":
+                theirs = recipe.networks[begin.of].config
+                factorise.check(model.config, theirs, f"config.networks.{stage.network}")
+                set_by[stage.network].add(factorise.WORDS)
             if begin.how == "extract":
                 check_extract(recipe, stage.network)
                 set_by[stage.network] |= taken_names(model, recipe.networks[begin.of])

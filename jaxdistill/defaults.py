@@ -191,9 +191,10 @@ def network(
     the recipe.
 
     How it begins: from `init`, a folder or Hub id, whose architecture it then has; else by `start`:
-    at "random", with a "copy" of the embeddings and heads of the network `of`, as "layers" of that, cut
-    out of that ("extract"), or "like" the network that it is like. One that is `like` another and no
-    random start begins from that one's `init`, if it has any.
+    at "random", with a "copy" of the embeddings and heads of the network `of`, with its word table in
+    fewer dimensions ("factorise"), as "layers" of that, cut out of that ("extract"), or "like" the
+    network that it is like. One that is `like` another and no random start begins from that one's
+    `init`, if it has any.
 
     `layers`: of the network that it is `like`, counted from 0; it has so many. `changes` to the network
     that it is `like` are other sizes (`students.extract.SIZES`), smaller ones with start="extract": then

@@ -19,10 +19,10 @@ NO_FEED = ("heads", "parameters", "rows", "seconds", "sha256", "steps")
 
 @dataclasses.dataclass(frozen=True)
 class Begin:
-    """How a network begins: "random", a "copy" of what it can take over of the network `of`, as some
-    "layers" of that, cut out of it ("extract": `layers`, () for ones at equal distances, by `importance`
-    for the loss on `rows` rows of that feed, or with "" by chance), or from the "folder" given for `of`,
-    which may be itself."""
+    """How a network begins: "random", a "copy" of what it can take over of the network `of`, with its
+    word table in fewer dimensions ("factorise"), as some "layers" of that, cut out of it ("extract":
+    `layers`, () for ones at equal distances, by `importance` for the loss on `rows` rows of that feed,
+    or with "" by chance), or from the "folder" given for `of`, which may be itself."""
 
     how: str
     of: str = ""
@@ -33,7 +33,7 @@ class Begin:
     @property
     def needs(self) -> str:
         """The network that must be there before; "" if none."""
-        return self.of if self.how in ("copy", "layers", "extract") else ""
+        return self.of if self.how in ("copy", "layers", "extract", "factorise") else ""
 
     def page(self) -> list[Any]:
         """As the result of a stage holds it."""

@@ -50,7 +50,7 @@ from jaxdistill.students.extract import smaller
 from jaxdistill.training import programs, sharding
 from jaxdistill.training.programs import abstract_batch
 
-STARTS = ("copy", "extract", "layers", "like", "random")
+STARTS = ("copy", "extract", "factorise", "layers", "like", "random")
 
 
 def model_config(section: ConfigDict, vocab_size: int, rows: int = 0) -> ModelConfig:
@@ -463,10 +463,10 @@ def how_it_begins(config: ConfigDict, name: str) -> Begin:
     check_network(config, section.of, f"{where}.of")
     if section.of == name:
         raise BadInput(
-            f"{where}.start='copy': a network cannot begin with a copy of itself; set start='random', "
+            f"{where}.start={section.start!r}: a network cannot begin with a part of itself; set start='random', "
             f"or {where}.init=FOLDER"
         )
-    return Begin("copy", section.of)
+    return Begin(section.start, section.of)
 
 
 def _in_its_dtypes(model: Model, section: ConfigDict) -> Model:

@@ -41,6 +41,7 @@ from jaxdistill.resolve import main_network, stage_seed
 from jaxdistill.startup import Start
 from jaxdistill.students.copying import copy_embeddings_and_heads, random_start
 from jaxdistill.students.extract import choose, extract, random_scores, uniform_layers
+from jaxdistill.students.factorise import with_words
 from jaxdistill.students.layers import copy_layers, taken_over
 from jaxdistill.training import hosts, loop, programs, sharding, state
 from jaxdistill.training.checkpoints import Checkpoints, checksums, disk_errors
@@ -326,6 +327,8 @@ class Run:
             params, _ = copy_embeddings_and_heads(model, params, other, self.networks[begin.of])
         if begin.how == "layers":
             params = copy_layers(params, self.networks[begin.of], begin.layers)
+        if begin.how == "factorise":
+            params = with_words(params, self.networks[begin.of], model.config.word_size)
         if begin.how == "extract":
             params = self._extracted(begin, model, params)
         return params

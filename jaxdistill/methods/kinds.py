@@ -19,6 +19,7 @@ from jaxdistill.methods import (
     pkd,
     soft_labels,
     tinybert,
+    xtremedistil,
 )
 from jaxdistill.methods.base import Facts, Objective, Optimizer, Patience, Schedule, Stage
 from jaxdistill.methods.settings import Common
@@ -47,6 +48,7 @@ KINDS: Table[Kind] = Table(
             tinybert.intermediate,
             minilm.self_attention,
             minilm.relations,
+            xtremedistil.topmost,
         )
     },
 )

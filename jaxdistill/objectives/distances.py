@@ -110,9 +110,23 @@ def dist(
     return _sum(1 - of_rows_N, weights_N, temperature) + temperature**2 * between
 
 
+def logit_mse(
+    ours_NxC: jax.Array, theirs_NxC: jax.Array, weights_N: jax.Array, *, temperature: Temperature
+) -> jax.Array:
+    """Mean over classes of (student - teacher)^2 of the logits (Ba & Caruana 2014, arXiv:1312.6184;
+    XtremeDistil). Divided by T, times T^2, they are what they were: the temperature changes nothing."""
+    there = theirs_NxC > NOTHING / 2
+    difference = ours_NxC.astype(jnp.float32) - jax.lax.stop_gradient(theirs_NxC).astype(
+        jnp.float32
+    )
+    squares = jnp.where(there, difference, 0.0) ** 2
+    rows_N = jnp.sum(squares, axis=-1) / jnp.maximum(jnp.sum(there, axis=-1), 1)
+    return jnp.sum(rows_N * weights_N)
+
+
 DISTANCES: dict[str, Distance] = {
     function.__name__: function
-    for function in (kl, reverse_kl, jensen_shannon, total_variation, top_k, dist)
+    for function in (kl, reverse_kl, jensen_shannon, total_variation, top_k, dist, logit_mse)
 }
 
 

@@ -50,6 +50,19 @@ def attention_mse(
     return jnp.sum(jnp.mean((teacher - student) ** 2, axis=1))
 
 
+def attention_probability_mse(
+    student_BxAxLxL: jax.Array, teacher_BxAxLxL: jax.Array, batch: Batch
+) -> jax.Array:
+    """Squared difference of the attention weights, after the softmax; mean over heads, sum over pairs as
+    in `attention_mse` (XtremeDistilTransformers, whose released code counts pads in)."""
+    student, teacher = (
+        jax.nn.softmax(real_queries(x, batch).astype(jnp.float32))
+        for x in (student_BxAxLxL, jax.lax.stop_gradient(teacher_BxAxLxL))
+    )
+    squares = jnp.where(real_pairs(batch), (teacher - student) ** 2, 0.0)
+    return jnp.sum(jnp.mean(squares, axis=1))
+
+
 def real_pairs(batch: Batch) -> jax.Array:
     """bool[B, 1, L, L]: query and key are both real, and of one text."""
     return (attention_bias(batch) == 0) & (attention_mask(batch)[:, None, :, None] > 0)

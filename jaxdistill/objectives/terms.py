@@ -384,6 +384,13 @@ LOSSES = Table(
             "attention_scores",
             needs=HEADS,
         ),
+        "attention_probability_mse": Loss(
+            relations.attention_probability_mse,
+            token_pairs,
+            "attention_scores",
+            "attention_scores",
+            needs=HEADS,
+        ),
         "attention": Loss(
             relations.attention, real_tokens, "attention_scores", "attention_scores", needs=HEADS
         ),

@@ -19,7 +19,7 @@ LOSSES = {
 REPEATED = [
     f"{task}_{distance}"
     for task in ("mlm", "token", "span_start", "span_end", "tagging")
-    for distance in ("reverse_kl", "jensen_shannon", "total_variation", "top_k")
+    for distance in ("reverse_kl", "jensen_shannon", "total_variation", "top_k", "logit_mse")
 ]
 PER_LAYER = [name for name, loss in LOSSES.items() if loss.per_layer]
 WITH_TEACHER = [name for name, loss in LOSSES.items() if loss.row.teacher is not None]
@@ -187,6 +187,23 @@ def _distance(name, weights):
     return loop
 
 
+def _logit_mse(weights):
+    def loop(student, teacher, batch):
+        rows = np.ndindex(batch[weights].shape)
+        return sum(batch[weights][i] * np.mean((student[i] - teacher[i]) ** 2) for i in rows)
+
+    return loop
+
+
+def _span_logit_mse(student, teacher, batch):
+    total = 0.0
+    for row, weight in enumerate(batch["example_weights"]):
+        places = [l for b, l in real(batch) if b == row]
+        if weight:
+            total += weight * np.mean((student[row][places] - teacher[row][places]) ** 2)
+    return total
+
+
 def _dist(weights):
     """numpy's own correlation: of the classes in each row, and of the rows that count in each class."""
 
@@ -281,6 +298,15 @@ def _attention_mse(student, teacher, batch):
     )
 
 
+def _attention_probability_mse(student, teacher, batch):
+    total = 0.0
+    for b, query in real(batch):
+        for head in range(HEADS):
+            ours, theirs = (softmax(x[b, head, query]) for x in (student, teacher))
+            total += sum((theirs[key] - ours[key]) ** 2 for row, key in real(batch) if row == b)
+    return total / HEADS
+
+
 def _mean(student, teacher, batch):
     return sum((teacher[i].mean() - student[i].mean()) ** 2 for i in real(batch))
 
@@ -347,6 +373,17 @@ REFERENCES = {
     **{f"mlm_{name}": _distance(name, "mlm_weights") for name in ROWWISE},
     **{f"token_{name}": _distance(name, "attention_mask") for name in ROWWISE},
     **{f"span_{end}_{name}": _span_distance(name) for end in ("start", "end") for name in ROWWISE},
+    **{
+        f"{task}_logit_mse": _logit_mse(weights)
+        for task, weights in (
+            ("classification", "example_weights"),
+            ("tagging", "tag_weights"),
+            ("mlm", "mlm_weights"),
+            ("token", "attention_mask"),
+        )
+    },
+    "span_start_logit_mse": _span_logit_mse,
+    "span_end_logit_mse": _span_logit_mse,
     "classification_dist": _dist("example_weights"),
     "tagging_dist": _dist("tag_weights"),
     "tagging": _cross_entropy("tagging"),
@@ -368,6 +405,7 @@ REFERENCES = {
     "hidden_cosine": _cosine,
     "first_token_mse": _first_token_mse,
     "attention_mse": _attention_mse,
+    "attention_probability_mse": _attention_probability_mse,
     "attention": _attention,
     "query_relation": _relation,
     "key_relation": _relation,
@@ -391,9 +429,12 @@ COUNTS = {
     },
     **{name: lambda batch: len(real(batch)) for name in (*PER_LAYER, "embedding_mse")},
     "first_token_mse": lambda batch: sum(batch["example_weights"]),
-    "attention_mse": lambda batch: sum(
-        len([k for row, k in real(batch) if row == b]) for b, _ in real(batch)
-    ),
+    **{
+        name: lambda batch: sum(
+            len([k for row, k in real(batch) if row == b]) for b, _ in real(batch)
+        )
+        for name in ("attention_mse", "attention_probability_mse")
+    },
 }
 
 
