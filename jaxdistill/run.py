@@ -26,7 +26,7 @@ from jaxdistill import binding, health, interop, report, startup
 from jaxdistill.configuration import Overrides, as_config, as_folder, as_names
 from jaxdistill.data.feeds import Batch
 from jaxdistill.errors import BadInput, TrainingStopped
-from jaxdistill.evaluation.derived import BY_NETWORK
+from jaxdistill.evaluation.derived import BY_NETWORK, OF_FILES
 from jaxdistill.measure import Measure, score_of
 from jaxdistill.methods.base import Cast, Stage
 from jaxdistill.methods.kinds import KINDS, default_settings
@@ -390,13 +390,14 @@ class Run:
         ]
 
     def _made_of(self, stage: Stage) -> dict[str, Any]:
-        """The contents of the files that its derived feeds are made of; what a network makes has the
-        network's digest."""
+        """The contents of the files that its derived feeds are made of; what a network makes of rows alone
+        has the network's digest."""
         found = {}
         for name in set(stage.feeds) & self.recipe.derived.keys():
             made = self.recipe.derived[name]
-            if made.kind not in BY_NETWORK:
-                found[name] = made.derivation(self.recipe.feeds[made.of], None).digest
+            if made.kind not in BY_NETWORK or made.kind in OF_FILES:
+                model = self.recipe.networks.get(made.by)
+                found[name] = made.derivation(self.recipe.feeds[made.of], model).digest
         return {"made_of": found} if found else {}
 
     def _chosen_by(self, stage: Stage) -> dict[str, int]:

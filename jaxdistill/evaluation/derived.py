@@ -16,6 +16,7 @@ from jaxdistill.data.feeds import MANY, Feed, Reader
 from jaxdistill.evaluation.augmented import augmented
 from jaxdistill.evaluation.derivation import Derivation
 from jaxdistill.evaluation.outputs import outputs
+from jaxdistill.evaluation.retrieved import retrieved
 from jaxdistill.evaluation.teacher_file import teacher_outputs
 from jaxdistill.evaluation.transfer_set import transfer_set
 from jaxdistill.evaluation.words import words
@@ -23,7 +24,8 @@ from jaxdistill.models import Model
 from jaxdistill.registry import Table
 from jaxdistill.settings import settings_of
 
-BY_NETWORK = ("outputs", "augmented", "words")  # kinds that a network makes
+BY_NETWORK = ("outputs", "augmented", "words", "retrieved")  # kinds that a network makes
+OF_FILES = ("retrieved",)  # those of them that are made of a file too
 OF_TEXT = ("words",)  # kinds that are made of plain text, not of a task
 DERIVED: Table[Callable[..., Derivation]] = Table(
     "derived feed",
@@ -33,6 +35,7 @@ DERIVED: Table[Callable[..., Derivation]] = Table(
         "augmented": augmented,
         "transfer_set": transfer_set,
         "words": words,
+        "retrieved": retrieved,
     },
 )
 

@@ -82,10 +82,10 @@ def number(path: str, columns: TextColumns, feed: Feed) -> int:
     return len(read_unlabelled(path, columns))
 
 
-def joined(labelled: Rows | None, others: Encoded, row: Any) -> Rows:
+def joined(labelled: Rows | None, others: Rows, row: Any) -> Rows:
     """The rows of both, those with labels first; arrays of `row` that a text without a label lacks are
     zeros there. None: the others alone."""
-    lengths = others.rows.lengths
+    lengths = others.lengths
     number = 0 if labelled is None else labelled.number
     if labelled is not None:
         lengths = np.concatenate([labelled.lengths, lengths])
@@ -142,11 +142,11 @@ def transfer_set(
     def read(rows: Reader, making: Making) -> Reader:
         assert rows.parts is not None
         if not unlabelled:
-            train = joined(rows.parts.train, NONE, base.row)
+            train = joined(rows.parts.train, NONE.rows, base.row)
         else:
             found = encode(unlabelled, columns, base, making.tokenizer)
-            train = joined(rows.parts.train if labelled else None, found, base.row)
-        heldout = joined(rows.parts.heldout, NONE, base.row)
+            train = joined(rows.parts.train if labelled else None, found.rows, base.row)
+        heldout = joined(rows.parts.heldout, NONE.rows, base.row)
         parts = Parts(train, heldout, rows.parts.order)
         return reader_of(parts, rows.answers, rows.notices)
 
