@@ -12,6 +12,7 @@ import concurrent.futures
 import contextlib
 import io
 import json
+import math
 import multiprocessing
 import os
 import statistics
@@ -27,7 +28,7 @@ from ml_collections import ConfigDict
 from jaxdistill import plots, startup
 from jaxdistill.configuration import Overrides, as_config, as_folder
 from jaxdistill.data.files import write_whole
-from jaxdistill.errors import BadInput, JaxDistillError, nearest
+from jaxdistill.errors import BadInput, JaxDistillError, TrainingStopped, nearest
 from jaxdistill.evaluation.scores import metric_of
 from jaxdistill.resolve import resolve
 from jaxdistill.search.genetic import NONE, Map, Settings, Space, pending, ranked
@@ -167,7 +168,8 @@ def outlined(
 
 
 def evaluate(job: Job, generation: int, layer_map: Map) -> Evaluation:
-    """Runs the recipe with a map, once a seed, in a folder that is deleted afterwards."""
+    """Runs the recipe with a map, once a seed, in a folder that is deleted afterwards. A map with which training
+    stops, or a score is not finite, is worth 0."""
     compiled: list[str] = []
 
     def heard(event: str, duration_secs: float, **_: Any) -> None:
@@ -190,13 +192,18 @@ def evaluate(job: Job, generation: int, layer_map: Map) -> Evaluation:
             networks = job.train(config, folder / f"seed-{seed}")["networks"]
             for name, (learners, metric) in job.tasks.items():
                 scores[name] += [networks[learner][name][metric] for learner in learners]
+    except TrainingStopped as error:
+        print(f"jaxdistill: map ({shown(layer_map)}): {error}", file=sys.stderr, flush=True)
+        scores = {}
     finally:
         held.close()
         jax.monitoring.unregister_event_duration_listener(heard)
     folder.rmtree()
     means = {name: statistics.mean(values) for name, values in scores.items()}
     of_teacher = job.config["search"]["teacher_scores"]
-    fitness = statistics.mean(score / of_teacher.get(name, 1.0) for name, score in means.items())
+    parts = [score / of_teacher.get(name, 1.0) for name, score in means.items()]
+    fitness = statistics.mean(parts) if parts and all(map(math.isfinite, parts)) else 0.0
+    means = {name: score if math.isfinite(score) else 0.0 for name, score in means.items()}
     seconds = round(time.perf_counter() - begun, 1)
     return Evaluation(generation, layer_map, fitness, means, seconds, len(compiled))
 
@@ -272,15 +279,13 @@ def _pool(workers: int) -> Iterator[Callable[[Job, int, Sequence[Map]], Iterator
 
 
 def _take_device(numbers: Any) -> None:
-    """Shows a worker one GPU or TPU chip alone, before JAX looks for them."""
-    number = str(numbers.get())
-    for name, value in (
-        ("CUDA_VISIBLE_DEVICES", number),
-        ("TPU_VISIBLE_CHIPS", number),
-        ("TPU_CHIPS_PER_PROCESS_BOUNDS", "1,1,1"),
-        ("TPU_PROCESS_BOUNDS", "1,1,1"),
-    ):
-        os.environ.setdefault(name, value)
+    """Shows a worker one GPU or TPU chip alone, of those that the process was given, before JAX looks for
+    them."""
+    number = numbers.get()
+    for name in ("CUDA_VISIBLE_DEVICES", "TPU_VISIBLE_CHIPS"):
+        given = [each for each in os.environ.get(name, "").split(",") if each]
+        os.environ[name] = given[number % len(given)] if given else str(number)
+    os.environ.update({"TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1", "TPU_PROCESS_BOUNDS": "1,1,1"})
 
 
 def read(workdir: epath.Path) -> list[Evaluation]:

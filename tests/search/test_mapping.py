@@ -1,14 +1,16 @@
 """The search for a layer map over recipes: what it evaluates, keeps, refuses, and how it goes on."""
 
 import json
+import os
 import pathlib
+import queue
 
 import pytest
 from ml_collections import ConfigDict
 
 from jaxdistill import commands, defaults, run
 from jaxdistill.configuration import load_config
-from jaxdistill.errors import BadInput
+from jaxdistill.errors import BadInput, TrainingStopped
 from jaxdistill.search import mapping
 from tests.conftest import tiny_config, write_text
 from tests.use.recipes import assert_one_line
@@ -124,6 +126,41 @@ def test_seeds_teachers_and_budget(tmp_path):
     found = mapping.search(config, tmp_path / "run", train=train, budget=5)
     assert found["evaluations"] == 5 and len(train.runs) == 10
     assert mapping.search(config, tmp_path / "run", train=train, budget=2)["evaluations"] == 5
+
+
+@pytest.mark.parametrize("how", ["stopped", "nan"])
+def test_a_map_that_diverges_is_worth_nothing(how, tmp_path):
+    """And the search goes on."""
+
+    class Diverges(Pretended):
+        def __call__(self, config, folder):
+            found = super().__call__(config, folder)
+            if len(self.runs) == 2 and how == "stopped":
+                raise TrainingStopped("20 updates in a row were skipped")
+            if len(self.runs) == 2:
+                found["networks"]["learner"]["task"]["accuracy"] = float("nan")
+            return found
+
+    found = mapping.search(recipe(tmp_path), tmp_path / "run", train=Diverges(), budget=5)
+    assert [each.fitness == 0 for each in mapping.read(tmp_path / "run")] == [False, True] + 3 * [
+        False
+    ]
+    assert found["evaluations"] == 5 and found["fitness"] > 0
+
+
+def test_every_worker_has_a_device_of_its_own(monkeypatch):
+    numbers = queue.Queue()
+    for name in ("TPU_VISIBLE_CHIPS", "TPU_CHIPS_PER_PROCESS_BOUNDS", "TPU_PROCESS_BOUNDS"):
+        monkeypatch.delenv(name, raising=False)
+    for given, seen in (("", "01"), ("4,7", "47")):
+        for number, device in enumerate(seen):
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+            numbers.put(number)
+            mapping._take_device(numbers)
+            assert os.environ["CUDA_VISIBLE_DEVICES"] == device
+            assert os.environ.pop("TPU_VISIBLE_CHIPS") == str(number)
+    for name in ("TPU_CHIPS_PER_PROCESS_BOUNDS", "TPU_PROCESS_BOUNDS"):
+        monkeypatch.delenv(name)
 
 
 def test_the_maps_are_those_of_the_networks(searched):
