@@ -8,7 +8,7 @@ Three students of one size, which go through the same stages:
 
     student   its teacher's parts that matter most to the loss of masked words (ETD-Impt)
     chance    parts of it at random (ETD-Rand)
-    fresh     random weights
+    fresh     random weights (with `:ib_bert` random blocks)
 
 First the last layer's attention scores and hidden states are matched (TinyBERT's losses), then the teacher's
 words. Every head is kept and made narrower, as the losses on attention want it. The default fits a laptop
@@ -53,7 +53,10 @@ def get_config(variant: str = "") -> ConfigDict:
     thin["like"] = "teacher"
     config.networks.student = defaults.network(start="extract", importance="text", **thin)
     config.networks.chance = defaults.network(start="extract", **thin)
-    config.networks.fresh = defaults.network(**thin)
+    # Joint transfer trains blocks alone, so its control has the teacher's embeddings and head.
+    config.networks.fresh = defaults.network(
+        start="copy" if variant == "ib_bert" else "random", **thin
+    )
     config.stages.teacher = defaults.stage(
         "pretrain",
         "teacher",

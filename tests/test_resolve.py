@@ -72,7 +72,7 @@ MISTAKES = {
     ),
     "start": (
         {"networks.student.start": "cold"},
-        "config.networks.student.start='cold' is unknown; valid: copy, layers, like, random",
+        "config.networks.student.start='cold' is unknown; valid: copy, extract, factorise, layers, like, random",
     ),
     "freezing": ({"stages.transfer.freezing": "hard"}, "config.stages.transfer.freezing='hard'"),
     "too few steps": (

@@ -18,7 +18,7 @@ import numpy as np
 from jaxdistill.settings import Count, Within
 
 Map = tuple[int, ...]
-Share = Annotated[float, Within(0.0, 1.0)]
+Share = Annotated[float, Within(0, 1)]
 NONE = -1
 TRIES = 200  # for a child that was not tried before; then one at random
 

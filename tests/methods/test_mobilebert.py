@@ -196,4 +196,5 @@ def test_a_misspelt_field_or_kind_is_named_with_its_neighbour():
         "hint",
         "finetune",
         "soft_labels",
+        "topmost",
     }

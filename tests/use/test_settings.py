@@ -46,13 +46,16 @@ def refused(capsys, tmp_path, monkeypatch):
             "stages.distill.start=random",
             ["config.stages.distill has no field 'start'", "config.networks.NAME.start"],
         ),
-        ("networks.teacher.start=copy", ["cannot begin with a copy of itself"]),
+        ("networks.teacher.start=copy", ["cannot begin with a part of itself"]),
         ("networks.student.of=teachr", ["'teachr' is no network", "did you mean 'teacher'?"]),
         ("networks.random_start.like=studnt", ["'studnt' is no network", "'student'"]),
         ("networks.random_start.like=copied_start", ["is itself like another network"]),
         ("networks.random_start.init=x", ["leave one of the two out"]),
         ("networks.random_start.model.num_layers=3", ["has no field 'model'"]),
-        ("networks.student.start=cold", ["'cold' is unknown; valid: copy, layers, like, random"]),
+        (
+            "networks.student.start=cold",
+            ["'cold' is unknown; valid: copy, extract, factorise, layers, like, random"],
+        ),
         ("teacher.model.num_layers=3", ["config.networks.teacher.model.num_layers"]),
         ("student.init=x", ["another place now: config.networks.student.init"]),
         ("stages.distill.network=studnt", ["did you mean 'student'?"]),
@@ -107,16 +110,19 @@ def test_every_setting_of_a_kind_changes_its_stage_and_other_kinds_refuse_it():
         "distilled": "all",
         "guided_layer": 1,
         "hint_layer": 1,
+        "states": "last",
+        "first_token": True,
     }
     needed = {
         "relations": {"teacher_layer": 1},
         "self_attention": {"teacher_layer": 1},
         "distilbert": {"teacher_layer": 1},
+        "topmost": {"teacher_layer": 1},
         "patient": {"layer_map": (0, -1)},
         "soft_labels": {"distance": "top_k"},
     }
     every = {field for kind in KINDS.values() for field in settings_of(kind)}
-    assert len(every) == 32
+    assert len(every) == 35
     for name, kind in KINDS.items():
         base = {"steps": 4, **needed.get(name, {})}
 
@@ -128,6 +134,8 @@ def test_every_setting_of_a_kind_changes_its_stage_and_other_kinds_refuse_it():
             changes = {field: other.get(field, 0.125)}
             if name in ("patient", "distilbert") and field == "projection":
                 changes = {field: True}
+            if name == "topmost" and field == "teacher_layer":
+                changes = {field: 2}
             if field in settings_of(kind):
                 assert built(**changes) != built(), (name, field)
             else:
