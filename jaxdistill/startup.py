@@ -57,7 +57,7 @@ def begin(
     `BadInput`."""
     mesh = sharding.make_mesh(**config.mesh)
     check_settings(config, mesh)
-    loaded, feeds = hosts.together(lambda: check_before(config, path, mesh, stages))
+    loaded, feeds, _ = hosts.together(lambda: check_before(config, path, mesh, stages))
     folder = hosts.in_turn(lambda: open_workdir(path, config))
     hosts.check_same("the workdir they see", folder.contents())
     hosts.check_same("their recipes", [config.to_dict(), list(stages or ())])
@@ -78,8 +78,8 @@ def begin(
 
 def check_before(
     config: ConfigDict, path: epath.Path, mesh: Mesh, stages: Sequence[str] | None
-) -> tuple[dict[str, Loaded], dict[str, Feed]]:
-    """The given models, and the feeds as known so far. Raises `BadInput` for all that is wrong with a
+) -> tuple[dict[str, Loaded], dict[str, Feed], Recipe]:
+    """The given models, and the feeds and the recipe as known so far. Raises `BadInput` for all that is wrong with a
     recipe and what it names, as far as that can be told before its text is read: sizes that only the
     text can tell are guessed."""
     for name in config.networks:
@@ -100,7 +100,7 @@ def check_before(
     inputs.check_sources(config, path)
     if config.export and not (path / DONE).exists():  # a finished run leaves its export alone
         interop.check_replaceable(path / main_network(config))
-    return loaded, feeds
+    return loaded, feeds, recipe
 
 
 def digests(loaded: Mapping[str, Loaded]) -> dict[str, str]:

@@ -30,7 +30,6 @@ from jaxdistill.configuration import Overrides, as_config, as_folder
 from jaxdistill.data.files import write_whole
 from jaxdistill.errors import BadInput, JaxDistillError, TrainingStopped, nearest
 from jaxdistill.evaluation.scores import metric_of
-from jaxdistill.resolve import resolve
 from jaxdistill.search.genetic import NONE, Map, Settings, Space, pending, ranked
 from jaxdistill.settings import check as check_values
 from jaxdistill.settings import settings_of
@@ -139,11 +138,8 @@ def outlined(
     """The maps to search among, and what says how good one is: by task the networks that later stages fine-tune
     on it, and the number that counts. Raises `BadInput` for what a run would refuse."""
     mesh = sharding.make_mesh(**config.mesh)
-    loaded, feeds = startup.check_before(config, workdir / "evaluations" / "first", mesh, None)
-    models = {name: each.model for name, each in loaded.items()}
-    recipe = resolve(
-        config, vocab_size=config.data.vocab_size, feeds=feeds, mesh=mesh, loaded=models
-    )
+    first = workdir / "evaluations" / "first"
+    _, feeds, recipe = startup.check_before(config, first, mesh, None)
     stage = next(each for each in recipe.stages if each.name == config.search.stage)
     behind = recipe.stages[recipe.stages.index(stage) + 1 :]
     tasks: dict[str, tuple[list[str], str]] = {}

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdistill.evaluation.importance import importance, sites
+from jaxdistill.evaluation.importance import combined, importance, sites
 from jaxdistill.models import Model
 from jaxdistill.models.axes import Axes
 from jaxdistill.students.extract import choose
@@ -126,6 +126,19 @@ def test_every_norm_counts_alike():
     model = model_of("bert_base")
     hidden = [site for site in sites(model).values() if site.axis == "hidden"]
     assert len(hidden) == 3  # embeddings; two stacked
-    params = random_params(model)
-    found = scores_of(model, params, [pretraining_batch()])["hidden"]
-    assert np.linalg.norm(found) <= 2 * 2 + 1 + 1e-4
+    rng, totals = np.random.default_rng(0), {"heads": np.ones((2, 2))}
+    for key, site in sites(model).items():
+        sizes = Axes(model.config)
+        totals[key] = rng.random([sizes.sizes[sizes.parts(axis)[0]] for axis in site.over])
+    before = combined(model.config, totals)
+    louder = {**totals, "embeddings/norm": 100 * totals["embeddings/norm"]}
+    np.testing.assert_allclose(
+        combined(model.config, louder)["hidden"], before["hidden"], rtol=1e-6
+    )
+    rows = [
+        totals["embeddings/norm"],
+        *totals["layers/attention/norm"],
+        *totals["layers/ffn_0/norm"],
+    ]
+    expected = sum(row / np.linalg.norm(row) for row in rows)
+    np.testing.assert_allclose(before["hidden"], expected, rtol=1e-6)

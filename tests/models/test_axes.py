@@ -1,7 +1,6 @@
 """The table of axes is true: an axis put in another order everywhere at once leaves the outputs alone, and
 one that is wrongly named does not."""
 
-import jax
 import numpy as np
 import pytest
 
@@ -10,7 +9,7 @@ from jaxdistill.models import PRESETS, Model, axes, preset
 from jaxdistill.models.axes import TABLE, Axes, axes_of
 from jaxdistill.models.heads import HEADS
 from jaxdistill.models.parameters import flatten
-from jaxdistill.models.sizes import parameter_shapes
+from jaxdistill.models.sizes import forward_flops, parameter_shapes
 from jaxdistill.students.extract import extract
 from tests.conftest import random_params
 
@@ -137,4 +136,6 @@ def test_a_head_may_have_a_width_of_its_own():
     assert shapes["layers/attention/query/kernel"].shape == (LAYERS, 20, 2, 3)
     assert shapes["layers/attention/out/kernel"].shape == (LAYERS, 2, 3, 20)
     assert difference(config) < 1e-5
-    assert jax.tree.leaves(random_params(Model(config)))
+    flops = [forward_flops(c, 7) for c in (config, config.replace(attention_head_size=None))]
+    for part in ("attention_projections", "attention_products"):
+        assert flops[0][part] / flops[1][part] == 3 / 10  # its own width is 20 over 2 heads

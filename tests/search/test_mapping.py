@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from jaxdistill import commands, defaults, run
 from jaxdistill.configuration import load_config
+from jaxdistill.data.tokenizers import train_wordpiece
 from jaxdistill.errors import BadInput, TrainingStopped
 from jaxdistill.search import mapping
 from tests.conftest import tiny_config, write_text
@@ -126,6 +127,17 @@ def test_seeds_teachers_and_budget(tmp_path):
     found = mapping.search(config, tmp_path / "run", train=train, budget=5)
     assert found["evaluations"] == 5 and len(train.runs) == 10
     assert mapping.search(config, tmp_path / "run", train=train, budget=2)["evaluations"] == 5
+
+
+def test_the_vocabulary_is_the_given_tokenizers(tmp_path):
+    """And not that of one that would be trained here, which these networks could not hold."""
+    config = recipe(tmp_path)
+    train_wordpiece([(tmp_path / "text.txt").read_text()], 100).save_pretrained(tmp_path / "words")
+    config.data.update({"tokenizer": str(tmp_path / "words"), "vocab_size": 8192})
+    for name in ("teacher", "student"):
+        config.networks[name].model.vocab_size = 200
+    found = mapping.search(config, tmp_path / "run", train=Pretended(), budget=1)
+    assert found["evaluations"] == 1
 
 
 @pytest.mark.parametrize("how", ["stopped", "nan"])
