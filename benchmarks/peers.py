@@ -188,7 +188,7 @@ def ours(
         bias_correction=True,
         clip_norm=0.0,
     )
-    stage = build_stage("transfer", section, 0, LAYERS)
+    stage = build_stage("transfer", section, 0, student.config)
     mesh = sharding.make_mesh(1)
     recipe = defaults.recipe("peers")
     recipe.objectives.fused = {"": None, "True": True, "False": False}[arguments.fused]

@@ -163,7 +163,8 @@ class TorchJob:
         for own, kernel in zip(self.maps, projection_kernels(seed, options)):
             own.weight.data.copy_(torch.tensor(kernel.T))
             torch.nn.init.zeros_(own.bias)
-        stage = kinds.build("distill", config.stages.distill, LAYERS, ("classification",))
+        student = conversion.load(str(options.workdir / "student"))[0].config
+        stage = kinds.build("distill", config.stages.distill, student, ("classification",))
         rates = jax.vmap(functools.partial(learning_rate, stage))(jax.numpy.arange(self.steps + 1))
         self.rates = np.asarray(rates) / LEARNING_RATE
 

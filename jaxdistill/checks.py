@@ -203,6 +203,11 @@ def check_data(recipe: Recipe, stage: Stage) -> None:
                 f"{term.loss!r}; set config.stages.{stage.name}.feed to one that has; feeds of this recipe: "
                 f"{listed(recipe.feeds)}"
             )
+    if stage.rows is not None and (not feed.head or stage.rows[0] >= feed.rows):
+        has = f"has {feed.rows:,} rows" if feed.head else "is text, which has none to count"
+        raise BadInput(
+            f"config.stages.{stage.name}.rows={stage.rows}: {feed.name!r} {has}; begin below that, or set it to ()"
+        )
     if "segment_ids" in feed.row and stage.tf1_unmasked:
         raise BadInput(
             f"config.data.packing=True, but stage {stage.name!r} counts pads as words (tf1_unmasked), and packing "
@@ -266,6 +271,11 @@ def check_fit(cast: Cast) -> None:
                 f"which {term.teacher!r} does not have (its heads: {', '.join(theirs.heads) or 'none'}); set "
                 f"config.stages.{stage.name}.{term.row.off or f'{term.loss}=0'} to train without that loss, or "
                 "take another teacher"
+            )
+        if term.follows_layer is not None and not 0 <= term.follows_layer < theirs.num_layers:
+            raise BadInput(
+                f"stage {stage.name!r}: the loss {term.loss!r} has the embeddings follow layer {term.follows_layer}; "
+                f"the teacher's layers are 0 to {theirs.num_layers - 1}"
             )
         if term.per_layer and not term.stored:
             check_layer_map(stage, term, ours.num_layers, theirs.num_layers)
@@ -339,7 +349,7 @@ def check_frozen(recipe: Recipe) -> None:
                         f"{begin.of!r}"
                     )
                 set_by[stage.network] |= copied
-        state.check_moves(stage, shapes, set_by[stage.network], model.config.norm)
+        state.check_moves(stage, shapes, set_by[stage.network], model.config)
         moved = state.moving_names(stage, shapes)
         if stage.layers not in (None, (0, model.config.num_layers)):  # the others stay as they were
             moved = {name for name in moved if not is_stacked(name)}

@@ -404,6 +404,8 @@ def _from_folder(model: PathLike, folder: epath.Path) -> Source:
 
 
 def _write(out: PathLike, source: Source, format: str | None) -> Line:
+    model, params = interop.for_format(source.model, source.params, format)
+    source = dataclasses.replace(source, model=model, params=params)
     reason = interop.why_own_format(source.model.config, format)
     card = source.card if source.own == (reason is not None) else None
     if card is None:

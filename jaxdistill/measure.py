@@ -244,7 +244,7 @@ class Measure:
                 name,
                 steps=page["steps"],
                 skipped=page["skipped"],
-                moved=page.get("moved", True),
+                moved=page.get("moved", True) or page.get("best") == 0,
                 last_loss=math.nan if last is None else last,
             )
         for feed in {feed.name: feed for name in networks for feed in self.tasks_of(name)}.values():

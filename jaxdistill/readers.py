@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxdistill.data import files
 from jaxdistill.data.feeds import Batch, Reader, Share
-from jaxdistill.data.rows import mean_length
+from jaxdistill.data.rows import mean_length, stretch, training_batches
 from jaxdistill.data.tasks import TEST
 from jaxdistill.errors import BadInput
 from jaxdistill.evaluation.derivation import Making
@@ -61,7 +61,17 @@ class Readers:
 
     def train(self, stage: Stage, first_row: int) -> Iterator[Batch]:
         """Training batches of a stage from global row `first_row` of its feed on; this host's rows."""
-        return self.reader(stage.feed).train(stage.batch_size, first_row, self.share)
+        reader = self.reader(stage.feed)
+        if stage.rows is None:
+            return reader.train(stage.batch_size, first_row, self.share)
+        assert reader.parts is not None  # `checks.check_data` has asked
+        (first, end), order = stage.rows, reader.parts.order
+        if first >= (number := reader.parts.train.number):
+            raise BadInput(
+                f"config.stages.{stage.name}.rows={stage.rows}: {stage.feed!r} has {number:,} rows; begin below that"
+            )
+        rows = stretch(reader.parts.train, first, end, order.seed)
+        return training_batches(rows, order, stage.batch_size, first_row, self.share)
 
     def length(self, stage: Stage) -> float:
         """Tokens that a row of a stage takes on average, pads included."""

@@ -53,10 +53,14 @@ from jaxdistill.training.programs import abstract_batch
 STARTS = ("copy", "extract", "factorise", "layers", "like", "random")
 
 
-def model_config(section: ConfigDict, vocab_size: int, rows: int = 0) -> ModelConfig:
+def model_config(
+    section: ConfigDict, vocab_size: int, rows: int = 0, width: int = 0
+) -> ModelConfig:
     """The `model` section as a `ModelConfig`; a vocabulary of 0 becomes the tokenizer's or, if a
-    given model's table is longer, as long as that (`rows`)."""
+    given model's table is longer, as long as that (`rows`); a projected size of 0 becomes `width`."""
     values = section.model.to_dict()
+    if values["projected_size"] == 0:
+        values["projected_size"] = width
     if section.heads:
         values["heads"] = tuple(section.heads)
     values["vocab_size"] = values["vocab_size"] or max(vocab_size, rows)
@@ -103,7 +107,11 @@ def resolve(
             return with_sizes(model, section, f"config.networks.{name}")
         if name in loaded:
             return with_heads(_in_its_dtypes(loaded[name], section), section)
-        return Model(model_config(section, vocab_size, rows))
+        width = 0
+        if section.model.projected_size == 0:
+            check_network(config, section.of, f"config.networks.{name}.of")
+            width = build_network(section.of).config.hidden_size
+        return Model(model_config(section, vocab_size, rows, width))
 
     networks = {name: build_network(name) for name in loaded}
     stages: list[Stage] = []
@@ -115,8 +123,8 @@ def resolve(
             check_feed(feeds, section.best_on, f"config.stages.{name}.best_on")
         model = networks.setdefault(section.network, build_network(section.network))
         reads = feeds[section.feed]
-        shape = model.config.num_layers, model.config.num_heads
-        stage = build_stage(name, section, reads.rows, *shape, reads.losses)
+        number = min(reads.rows, section.rows[-1] - section.rows[0]) if section.rows else reads.rows
+        stage = build_stage(name, section, number, model.config, reads.losses)
         stage = with_direction(stage, feeds)
         copied = begins[section.network].needs
         for other in (*stage.teachers, *((copied,) if copied else ())):
@@ -377,11 +385,11 @@ def trace_maps(stage: Stage, num_layers: int) -> tuple[Stage, dict[str, tuple[in
 
 def first_examples(stages: Sequence[Stage]) -> dict[str, int]:
     """Where each stage's data begins: behind that of the stages of its network before it that read
-    the same feed."""
+    the same rows."""
     found: dict[str, int] = {}
-    seen: dict[tuple[str, str], int] = {}
+    seen: dict[tuple[str, str, tuple[int, int] | None], int] = {}
     for stage in stages:
-        reads = (stage.network, stage.feed)
+        reads = (stage.network, stage.feed, stage.rows)
         found[stage.name] = seen.get(reads, 0)
         seen[reads] = found[stage.name] + stage.steps * stage.batch_size
     return found
@@ -525,12 +533,11 @@ def build_stage(
     name: str,
     section: ConfigDict,
     num_records: int,
-    num_layers: int,
-    num_heads: int = 1,
+    network: ModelConfig,
     losses: tuple[str, ...] = (),
 ) -> Stage:
-    """The section as a `Stage`, its length in steps, for a network of `num_layers` with `num_heads`;
-    `losses`: those of the task that it reads."""
+    """The section as a `Stage`, its length in steps, for the network that moves; `losses`: those of the
+    task that it reads."""
     lengths = {field: section[field] for field in ("steps", "examples", "epochs") if section[field]}
     if len(lengths) != 1 or not 0 < min(lengths.values()) < math.inf:
         raise BadInput(
@@ -549,7 +556,7 @@ def build_stage(
                 f"config.stages.{name}: {listed(f'{field}={value}' for field, value in lengths.items())} are "
                 f"{shown} steps of {section.batch_size} rows; expected at most {LARGEST_COUNT:,}"
             )
-    return build(name, settings, num_layers, losses, num_heads)
+    return build(name, settings, network, losses)
 
 
 def trace(recipe: Recipe, stage: Stage, mesh: Mesh) -> Any:

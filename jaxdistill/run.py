@@ -533,6 +533,7 @@ def export_model(
 ) -> dict[str, Any]:
     """Saves a model with its card into `directory`, in place of one that is there; loads it back and
     proves that outputs are equal. `labels`: the classes of its classifier."""
+    model, params = interop.for_format(model, params)
     card = run_card(model, results)
     exported = interop.save_pretrained(
         directory, model, params, tokenizer, card=card, labels=labels, overwrite=True

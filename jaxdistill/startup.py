@@ -24,7 +24,7 @@ from jaxdistill.data.feeds import Feed
 from jaxdistill.data.text import NAME as TEXT
 from jaxdistill.data.tokenizers import describe
 from jaxdistill.errors import BadInput, nearest
-from jaxdistill.forward.side_by_side import walks
+from jaxdistill.forward.side_by_side import no_layers, walks
 from jaxdistill.given import Fitted, Loaded, fit, load_networks
 from jaxdistill.inputs import Corpus, Read
 from jaxdistill.methods.base import Stage
@@ -181,8 +181,8 @@ def resolve_and_trace(
 def kept_taps(recipe: Recipe, stage: Stage) -> str:
     """A line about a stage whose losses cannot be fused although they should be; "" if there is
     nothing to say."""
-    layered = any(term.per_layer for term in stage.terms)
-    if not (stage.fused and layered) or stage.progressive or walks(stage.terms):
+    walked = walks(stage.terms) or no_layers(stage.terms)
+    if not stage.fused or stage.progressive or walked:
         return ""
     cast = recipe.cast(stage)
     shapes = [
@@ -196,7 +196,7 @@ def kept_taps(recipe: Recipe, stage: Stage) -> str:
     )
     return (
         f"stage {stage.name!r} keeps every layer's taps, {numbers / 2**20:,.2g} MiB a row: a layer map that goes back or is "
-        "traced, two maps, or tf1_statistics cannot be walked in lock-step"
+        "traced, two maps, embeddings that follow a layer, or tf1_statistics cannot be walked in lock-step"
     )
 
 

@@ -196,7 +196,8 @@ def rarely(values, *rare):
 def make_stage(kind, num_layers=SMALL["num_layers"], network="student", **changes):
     """The stage that a recipe's section would make."""
     section = defaults.stage(kind, network, **{"steps": 9, "batch_size": 8, **changes})
-    return build("it", section, num_layers, ("classification",))
+    config = STUDENT.config.replace(num_layers=num_layers)
+    return build("it", section, config, ("classification",))
 
 
 def tiny_config(source):

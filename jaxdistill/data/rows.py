@@ -193,7 +193,13 @@ def sample(rows: Rows, most: int | None, seed: int) -> Rows:
     """The rows themselves or, if they are more than `most`, so many of them, drawn by `seed`."""
     if most is None or rows.number <= most:
         return rows
-    chosen = randomness.permute(np.arange(most), rows.number, seed, np.zeros(most, np.int64))
+    return stretch(rows, 0, most, seed)
+
+
+def stretch(rows: Rows, first: int, end: int, seed: int) -> Rows:
+    """Of all rows in an order that `seed` draws, those from `first` up to, not including, `end` or the end."""
+    place = np.arange(first, min(end, rows.number))
+    chosen = randomness.permute(place, rows.number, seed, np.zeros(len(place), np.int64))
     keys = None if rows.keys is None else rows.keys[chosen]
     return Rows(
         rows.lengths[chosen], lambda numbers, length: rows.fetch(chosen[numbers], length), keys

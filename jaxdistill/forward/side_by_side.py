@@ -25,7 +25,7 @@ def side_by_side(scene: Scene) -> Result:
     """The terms of `scene`, fused if it says so and their layer maps allow it."""
     layered = scene.of_layers
     taps_stored = any(term.stored and not term.head for term in scene.terms)
-    if not scene.fused or taps_stored or (layered and not walks(scene.terms)):
+    if not scene.fused or taps_stored or not (walks(scene.terms) or no_layers(scene.terms)):
         return plain(scene)
     embed_key, layers_key, heads_key = split_key(scene.at.key)
     hidden, bias = scene.model.embed(scene.params, scene.batch, embed_key), scene.bias
@@ -55,9 +55,17 @@ def walks(terms: Sequence[Term]) -> bool:
     layer map, which is static and never goes back, and none reads layers of the teacher that come later."""
     layered = [term for term in terms if term.per_layer]
     maps = {(term.teacher, term.layer_map) for term in layered}
-    anywhere = any(term.traced_map or term.row.teacher == "hidden_moments" for term in layered)
+    anywhere = any(
+        term.traced_map or term.row.teacher == "hidden_moments" or term.follows_layer is not None
+        for term in terms
+    )
     followed = [at for _, layer_map in maps for at in layer_map or () if at >= 0]
     return len(maps) == 1 and not anywhere and followed == sorted(followed)
+
+
+def no_layers(terms: Sequence[Term]) -> bool:
+    """Whether no term reads a layer of either network."""
+    return not any(term.per_layer or term.follows_layer is not None for term in terms)
 
 
 def embedding_terms(scene: Scene, hidden: jax.Array, theirs: Arrays) -> Result:
@@ -120,6 +128,9 @@ def _whole_sum(term: Term, ours: Arrays, theirs: Arrays, scene: Scene) -> jax.Ar
         target = scene.batch[term.stored]
         if term.per_layer:  # [B, L, N, ...]
             target = jnp.moveaxis(target, 2, 0)
+    if term.follows_layer is not None:
+        assert target is not None
+        target = target[term.follows_layer]
     if not term.per_layer:
         return term.sum(ours[term.reads], target, scene.masks)
     assert target is not None

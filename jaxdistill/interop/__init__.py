@@ -5,6 +5,7 @@ Light to import: no PyTorch, TensorFlow or transformers, here or in any of the m
 classes of `hf_flax`."""
 
 from jaxdistill.interop.configs import labels, why_not_huggingface
+from jaxdistill.interop.folding import for_format
 from jaxdistill.interop.model_card import model_card
 from jaxdistill.interop.own_format import MODEL_TYPE as OWN_FORMAT
 from jaxdistill.interop.pretrained import (
@@ -30,6 +31,7 @@ __all__ = [
     "Said",
     "check_replaceable",
     "damage",
+    "for_format",
     "from_pretrained",
     "has_weights",
     "labels",

@@ -105,6 +105,11 @@ def family_of(config: ModelConfig) -> tuple[str, str | None]:
             f"its {config.num_heads} attention heads of width {config.head_size} do not add up to the width "
             f"{config.inner_size} of their block, and transformers' do"
         )
+    if config.projected_size is not None:
+        return "", (
+            f"its heads may read the last hidden state in {config.projected_size} dimensions, which no class of "
+            "transformers has"
+        )
     not_bert = _why_not_bert(config)
     if not_bert is None:
         return "bert", None

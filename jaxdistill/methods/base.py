@@ -17,6 +17,7 @@ from jaxdistill.forward.progressive import progressive as one_layer
 from jaxdistill.forward.scene import Forward
 from jaxdistill.forward.side_by_side import side_by_side
 from jaxdistill.models import Model
+from jaxdistill.models.heads import PROJECTION
 from jaxdistill.objectives.terms import BATCH, Term, heads_of, taps_of, teacher_depth
 
 UNSTORED = ("attention_scores", "hidden_moments")  # taps that are too large, or of no use
@@ -30,7 +31,8 @@ OPTIMIZERS, DECAYS = get_args(OptimizerName), get_args(DecayName)
 class Facts:
     """What a kind knows beside its settings: the stage's name, how many layers and attention heads
     the network that moves has, the stage's length in steps, the losses of the task that it reads, () of
-    text, and the network that the stage names as its teacher."""
+    text, the network that the stage names as its teacher, and whether the one that moves has a projection of
+    its own."""
 
     stage: str
     num_layers: int
@@ -38,6 +40,7 @@ class Facts:
     losses: tuple[str, ...] = ()
     num_heads: int = 1
     teacher: str = "teacher"
+    projects: bool = False
 
     @property
     def task_losses(self) -> tuple[str, ...]:
@@ -114,12 +117,14 @@ class Patience:
     `metric`: "loss", the sum of the stage's terms, or one of them, on the stage's own feed; or a number
     of a task's score. `every`: steps from one measurement to the next, 0: at each step-based
     checkpoint. `evaluations`: the stage ends once so many in a row are no better than the best before
-    them; 0: it runs all steps. `higher`: whether more of it is better."""
+    them; 0: it runs all steps. `start`: whether the state that the stage begins with may be the best one.
+    `higher`: whether more of it is better."""
 
     feed: str
     metric: str
     every: int = 0
     evaluations: int = 0
+    start: bool = False
     higher: bool = False
 
     def cost(self, value: float | None) -> float:
@@ -141,6 +146,7 @@ class Stage:
     `moves`: regular expressions matched at the start of a parameter's name ("layers/",
     "embeddings/word"); what none matches is frozen, and absent from gradients and optimizer. `layers`:
     of the stack only those from the first number up to, not including, the second; None: all.
+    `rows`: of the feed only those, of all in an order that the seed draws; None: all.
     `depth`: "full", or progressive: layer i is active in steps [i P, (i + 1) P) with P = steps //
     N, learning at `active_multiplier`; the layers below learn at a tenth of that
     ("progressive_soft", as published) or not at all ("progressive_strict"), and moments restart at
@@ -162,6 +168,7 @@ class Stage:
     accumulation: int = 1
     moves: tuple[str, ...] = ("",)
     layers: tuple[int, int] | None = None
+    rows: tuple[int, int] | None = None
     depth: str = "full"
     active_multiplier: float = 3.0
     dropout: bool = False
@@ -306,6 +313,13 @@ class Cast:
     @property
     def projected_widths(self) -> dict[str, int]:
         """The width that each learned projection takes the student's states to."""
-        others = dict(self.others)
         terms = [term for term in self.stage.terms if term.projection]
-        return {t.projection: t.width or others[t.teacher].config.hidden_size for t in terms}
+        return {term.projection: self._width(term) for term in terms}
+
+    @property
+    def fresh_projections(self) -> dict[str, int]:
+        """The widths of those that begin and end with the stage: the network's own does not."""
+        return {name: w for name, w in self.projected_widths.items() if name != PROJECTION}
+
+    def _width(self, term: Term) -> int:
+        return term.width or dict(self.others)[term.teacher].config.hidden_size

@@ -23,6 +23,7 @@ from jaxdistill.methods import (
 )
 from jaxdistill.methods.base import Facts, Objective, Optimizer, Patience, Schedule, Stage
 from jaxdistill.methods.settings import Common
+from jaxdistill.models import ModelConfig
 from jaxdistill.objectives.ramps import SHAPES, Ramp
 from jaxdistill.registry import Table
 from jaxdistill.settings import arguments, check, settings_of
@@ -92,11 +93,9 @@ def check_setting(kind: str, name: str, where: str) -> None:
     )
 
 
-def build(
-    name: str, section: Any, num_layers: int, losses: tuple[str, ...] = (), num_heads: int = 1
-) -> Stage:
-    """The section of a recipe as a `Stage` of its kind, for a network of `num_layers` with `num_heads`;
-    its length in `steps`. `losses`: those of the task that it reads. Raises `BadInput` for settings
+def build(name: str, section: Any, network: ModelConfig, losses: tuple[str, ...] = ()) -> Stage:
+    """The section of a recipe as a `Stage` of its kind, for the network that moves; its length in
+    `steps`. `losses`: those of the task that it reads. Raises `BadInput` for settings
     outside their range, or that do not fit together."""
     where = f"config.stages.{name}"
     kind = KINDS.named(section.kind, f"{where}.kind=")
@@ -110,13 +109,22 @@ def build(
             "the two, set the other to 0"
         )
     values = {**section, **_ramps(section, where)}
-    facts = Facts(name, num_layers, section.steps, losses, num_heads, section.teacher)
+    num_layers, projects = network.num_layers, network.projected_size is not None
+    facts = Facts(
+        name, num_layers, section.steps, losses, network.num_heads, section.teacher, projects
+    )
     objective = kind(facts, **arguments(kind, values))
     layers = section.layers or objective.layers
     if layers and not (len(layers) == 2 and 0 <= layers[0] < layers[1] <= num_layers):
         raise BadInput(
             f"{where}.layers={tuple(layers)}: expected two numbers, the first layer that moves and the one "
             f"behind the last, within 0 to {num_layers}, as (0, {num_layers})"
+        )
+    rows = section.rows
+    if rows and not (len(rows) == 2 and 0 <= rows[0] < rows[1]):
+        raise BadInput(
+            f"{where}.rows={tuple(rows)}: expected two numbers, the first row and the one behind the last, as "
+            "(0, 100000)"
         )
     return Stage(
         name=name,
@@ -143,6 +151,7 @@ def build(
         accumulation=section.accumulation,
         moves=tuple(section.moves) or objective.moves,
         layers=(layers[0], layers[1]) if layers else None,
+        rows=(rows[0], rows[1]) if rows else None,
         depth=objective.depth,
         active_multiplier=objective.active_multiplier,
         forward=objective.forward,
@@ -187,9 +196,12 @@ def _until(section: Any, where: str) -> Patience | None:
     """What a section says about the best state, and an early end."""
     if section.best:
         feed = section.best_on or section.feed
-        return Patience(feed, section.best, section.best_every, section.patience)
+        return Patience(
+            feed, section.best, section.best_every, section.patience, section.best_or_start
+        )
     for name, value in (
         ("patience", section.patience),
+        ("best_or_start", section.best_or_start),
         ("best_on", section.best_on),
         ("best_every", section.best_every),
     ):

@@ -49,6 +49,9 @@ class Common:
     moves: Patterns = ()
     # Which layers move, from the first number up to, not including, the second, as (4, 6); (): all.
     layers: Annotated[tuple[int, ...], Each(int, "two whole numbers, as (4, 6)")] = ()
+    # Which rows of its feed it learns, of all in an order that the seed draws: from the first number up to,
+    # not including, the second, as (0, 100000); (): all.
+    rows: Annotated[tuple[int, ...], Each(int, "two whole numbers, as (0, 100000)")] = ()
     # Skip updates whose loss is so many standard deviations above its recent mean.
     skip_above: Annotated[
         float,
@@ -61,6 +64,8 @@ class Common:
     # Hand on the state that is best by a held-out number: "loss" or one of its terms, or a number of a
     # task's score, as "accuracy"; "": the last.
     best: str = ""
+    # Whether the state that the stage begins with may be the best one.
+    best_or_start: bool = False
     # The feed whose held-out rows it is measured on; "": the stage's own.
     best_on: str = ""
     # After how many steps; 0: at each step-based checkpoint.

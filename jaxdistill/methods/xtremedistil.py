@@ -12,6 +12,7 @@ from typing import Literal
 
 from jaxdistill.errors import BadInput
 from jaxdistill.methods.base import Facts, Objective
+from jaxdistill.models.heads import PROJECTION
 from jaxdistill.objectives.terms import Term
 from jaxdistill.settings import CountOrZero, Weight
 
@@ -32,8 +33,11 @@ def topmost(
 
     `attention_probability_mse`: weight of the attention of the same layers, after the softmax.
     `first_token`: the first token's states alone, as the released code has them for classes (summed over the
-    width, and not averaged). A student as deep as its teacher has the embeddings follow the embeddings; of a shallower
-    one the code has them follow a hidden state, and here they follow none."""
+    width, and not averaged); its embedding, the same in every text, follows nothing. Else the embeddings follow what
+    lies as many states below: the teacher's embeddings, or a hidden state of a deeper one.
+
+    A network with a `projected_size` learns its own projection here, in the place of the last state's: heads of tokens
+    go on with it, and so do heads of texts where there is no pooler. The others end with the stage."""
     lowest = teacher_layer - facts.num_layers + 1
     if lowest < 0:
         raise BadInput(
@@ -43,6 +47,8 @@ def topmost(
     follow = [lowest + layer for layer in range(facts.num_layers)]
 
     def learned(name: str) -> str:
+        if facts.projects and name == f"state_{facts.num_layers}":
+            return PROJECTION  # the network's own: later stages and heads go on with it
         return name if projection else ""
 
     terms = []
@@ -58,15 +64,16 @@ def topmost(
             )  # fmt: skip
         else:
             terms.append(Term("hidden_mse", hidden_mse, only, projection=learned(name), name=name))
-    if states == "all" and lowest == 0 and not first_token:
-        terms.append(
-            Term("embedding_mse", hidden_mse, projection=learned("state_0"), name="state_0")
-        )
+    if states == "all" and not first_token:
+        loss = "embedding_hidden_mse" if lowest else "embedding_mse"
+        below = (lowest - 1,) if lowest else None
+        terms.append(Term(loss, hidden_mse, below, projection=learned("state_0"), name="state_0"))
     terms.append(
         Term(
             "attention_probability_mse", attention_probability_mse, tuple(follow), name="attention"
         )
     )
+    own = (f"{PROJECTION}/",) if facts.projects else ()
     return Objective(
-        tuple(term for term in terms if term.weight > 0), moves=("embeddings/", "layers/")
+        tuple(term for term in terms if term.weight > 0), moves=("embeddings/", "layers/", *own)
     )

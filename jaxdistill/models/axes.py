@@ -8,6 +8,7 @@
     ffn_0, ffn_1, ...        F of each feed-forward network of a block
     word, extra              E: the word table; what the MLM head adds to it, D - E
     pooled, features         what the pooler gives; what the embedding's dense layer gives
+    projection               P: what heads read the last hidden state as, where it is not that itself
     vocabulary, position, type, label
 
 Two arrays that meet in a product or a sum share the axis between them. So an axis may be put in another
@@ -27,7 +28,8 @@ from jaxdistill.models.config import ModelConfig
 
 # (pattern of a parameter's name, its axes). The first match counts. Names that `Axes` explains: what
 # queries and values read ("query_input", "value_input"), what is projected to hidden vectors
-# ("projected"), what the MLM head compares with words ("output"), what is pooled ("pools").
+# ("projected"), what the MLM head compares with words ("output"), what is pooled ("pools"), what heads of
+# tokens read ("token").
 TABLE: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"layers/attention/(?:query|key)/kernel", ("layer", "query_input", "heads", "query")),
     (r"layers/attention/(?:query|key)/bias", ("layer", "heads", "query")),
@@ -56,7 +58,9 @@ TABLE: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"mlm/.+", ("output",)),
     (r"embedding/dense/kernel", ("pools", "features")),
     (r"embedding/dense/bias", ("features",)),
-    (r"(?:token_classification|question_answering)/dense/kernel", ("hidden", "label")),
+    (r"projection/dense/kernel", ("hidden", "projection")),
+    (r"projection/dense/bias", ("projection",)),
+    (r"(?:token_classification|question_answering)/dense/kernel", ("token", "label")),
     (r"(?:nsp|sequence_classification|multiple_choice)/dense/kernel", ("pooled", "label")),
     (
         r"(?:nsp|sequence_classification|multiple_choice|token_classification|question_answering)/dense/bias",
@@ -83,6 +87,7 @@ class Axes:
         # Each axis as the axes that it is made of, one after the other.
         inner = "inner" if c.bottleneck_size is not None else "hidden"
         word = "word" if c.has_embedding_projection else "hidden"
+        read = "hidden" if c.projected_size is None else "projection"
         queries = {"hidden": "hidden", "shared_bottleneck": "shared", "bottleneck": "inner"}
         values = {"hidden": "hidden", "shared_bottleneck": "hidden", "bottleneck": "inner"}
         self._made_of: Mapping[str, tuple[str, ...]] = {
@@ -93,7 +98,8 @@ class Axes:
             "projected": (word,) * (3 if c.trigram_input else 1),
             "output": (word, "extra") if c.word_size < c.hidden_size else (word,),
             "pools": ("hidden",) * len(c.poolings),
-            "pooled": ("pooled" if c.pooler == "tanh" else "hidden",),
+            "pooled": ("pooled" if c.pooler == "tanh" else read,),
+            "token": (read,),
         }
         sizes = {
             "layer": c.num_layers,
@@ -113,6 +119,8 @@ class Axes:
             sizes["extra"] = c.hidden_size - c.word_size
         if c.pooler == "tanh":
             sizes["pooled"] = c.hidden_size
+        if c.projected_size is not None:
+            sizes["projection"] = c.projected_size
         if c.embedding_features is not None and "embedding" in c.heads:
             sizes["features"] = c.embedding_features
         self.sizes = sizes

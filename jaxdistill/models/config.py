@@ -39,7 +39,10 @@ class ModelConfig:
     layers and sub-layers; parameters, the sums on the residual stream, norms and softmax are
     float32 in any case. `embedding_features`: the width of a dense layer with
     `embedding_activation` behind the pooling; None: no such layer. `attention_head_size` K: the width
-    of one attention head where it is not the width inside a block over `num_heads`; None: it is."""
+    of one attention head where it is not the width inside a block over `num_heads`; None: it is.
+    `projected_size` P: the width of a linear map of the last hidden state, which is what heads of
+    tokens read, and heads of a first token that no pooler takes (XtremeDistil's top projection); None:
+    they read the hidden state."""
 
     vocab_size: int = 30522
     num_layers: int = 12
@@ -72,6 +75,7 @@ class ModelConfig:
     embedding_activation: str = "tanh"
     classifier_dropout: float = 0.1
     attention_head_size: int | None = None
+    projected_size: int | None = None
     dtype: str = "float32"
     residual_dtype: str = "float32"
 
@@ -111,7 +115,7 @@ class ModelConfig:
                 raise BadInput(
                     f"model {field}={getattr(self, field)!r} must be a positive whole number"
                 )
-        for field in ("embedding_features", "attention_head_size"):
+        for field in ("embedding_features", "attention_head_size", "projected_size"):
             if getattr(self, field) is not None and int(getattr(self, field)) < 1:
                 raise BadInput(
                     f"model {field}={getattr(self, field)!r} must be a positive whole number, or None"
@@ -170,8 +174,9 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values; `from_dict` reads them back."""
         values = {**dataclasses.asdict(self), "heads": list(self.heads)}
-        if self.attention_head_size is None:  # younger than digests that are kept
-            del values["attention_head_size"]
+        for younger in ("attention_head_size", "projected_size"):  # than digests that are kept
+            if values[younger] is None:
+                del values[younger]
         return values
 
     @classmethod

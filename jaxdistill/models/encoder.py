@@ -76,9 +76,10 @@ class Model:
         layer_keys = jax.random.split(keys["layers"], c.num_layers)
         params["layers"] = jax.vmap(lambda k: _init(Block(c), k, hidden_1x1xD, bias))(layer_keys)
         for name, module in heads_lib.modules(c).items():
-            inputs = (
-                (hidden_1x1xD, params["embeddings"]["word"]) if name == "mlm" else (hidden_1x1xD,)
-            )
+            reads = heads_lib.HEADS[name].reads if name in c.heads else ""
+            inputs = [jnp.zeros((1, 1, heads_lib.read_width(c, reads)))]
+            if name == "mlm":
+                inputs.append(params["embeddings"]["word"])
             params[name] = _init(module, keys[name], *inputs)
         return params
 
@@ -309,6 +310,11 @@ class Model:
         modules = heads_lib.modules(self.config)
         outputs: Arrays = {}
         first_BxD = first_tokens(hidden_BxLxD, batch)
+
+        def project(x: jax.Array) -> jax.Array:
+            projection = modules[heads_lib.PROJECTION]
+            return _apply(projection, params[heads_lib.PROJECTION], None, x, dropout=False)
+
         if self.config.pooler == "tanh":
             outputs["pooler_output"] = _apply(
                 modules["pooler"], params["pooler"], None, first_BxD, dropout=False
@@ -340,6 +346,7 @@ class Model:
             else:
                 pooled = head.reads == "pooled"
                 read = outputs.get("pooler_output", first_BxD) if pooled else hidden_BxLxD
+                read = project(read) if heads_lib.projects(self.config, head.reads) else read
                 found = _apply(modules[name], params[name], dropout_key, read)
             if len(head.outputs) == 1:
                 outputs[head.outputs[0]] = found

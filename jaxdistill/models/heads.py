@@ -20,6 +20,8 @@ from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.layers import ACTIVATION_FUNCTIONS, dense, kernel_init, norm
 from jaxdistill.registry import Table
 
+PROJECTION = "projection"  # the map of the last hidden state, `projected_size` wide
+
 
 class Pooler(nn.Module):
     """tanh(Dense(.)) of the first token's vector, as in BERT. A "first_token" pooler has no
@@ -76,8 +78,8 @@ def vocabulary_logits(weights: dict[str, jax.Array], features: jax.Array) -> jax
 
 
 class Dense(nn.Module):
-    """Dropout and one projection to `features`: NSP, classifiers, question answering and multiple
-    choice."""
+    """Dropout and one projection to `features`: NSP, classifiers, question answering, multiple choice,
+    and the map that some of these read the last hidden state through."""
 
     config: ModelConfig
     features: int
@@ -140,6 +142,17 @@ def pool(kind: str, hidden_BxLxD: jax.Array, mask_BxL: jax.Array) -> jax.Array:
     )
 
 
+def projects(config: ModelConfig, reads: str) -> bool:
+    """Whether a head that reads "tokens", "pooled", … reads them through the network's own projection."""
+    pooled = reads == "pooled" and config.pooler != "tanh"
+    return config.projected_size is not None and (pooled or reads == "tokens")
+
+
+def read_width(config: ModelConfig, reads: str) -> int:
+    """The width of the vectors that such a head reads."""
+    return (config.projected_size or 0) if projects(config, reads) else config.hidden_size
+
+
 @dataclasses.dataclass(frozen=True)
 class Head:
     """One head. `module(config)` has its parameters.
@@ -175,27 +188,30 @@ HEADS = Table(
             lambda c, _, masked: masked * c.hidden_size * (c.hidden_size + c.vocab_size),
         ),
         "nsp": Head(
-            lambda c: Dense(c, 2), "pooled", ("nsp_logits",), lambda c, *_: 2 * c.hidden_size
+            lambda c: Dense(c, 2),
+            "pooled",
+            ("nsp_logits",),
+            lambda c, *_: 2 * read_width(c, "pooled"),
         ),
         "sequence_classification": Head(
             lambda c: Dense(c, num_classes(c), c.classifier_dropout),
             "pooled",
             ("logits",),
-            lambda c, *_: num_classes(c) * c.hidden_size,
+            lambda c, *_: num_classes(c) * read_width(c, "pooled"),
             by_label=True,
         ),
         "token_classification": Head(
             lambda c: Dense(c, c.num_labels, c.classifier_dropout),
             "tokens",
             ("logits",),
-            lambda c, length, _: length * c.num_labels * c.hidden_size,
+            lambda c, length, _: length * c.num_labels * read_width(c, "tokens"),
             by_label=True,
         ),
         "question_answering": Head(
             lambda c: Dense(c, 2),
             "tokens",
             ("start_logits", "end_logits"),
-            lambda c, length, _: length * 2 * c.hidden_size,
+            lambda c, length, _: length * 2 * read_width(c, "tokens"),
             packed=False,
         ),
         "embedding": Head(
@@ -209,7 +225,7 @@ HEADS = Table(
             lambda c: Dense(c, 1, c.classifier_dropout),
             "pooled",
             ("logits",),
-            lambda c, *_: c.hidden_size,
+            lambda c, *_: read_width(c, "pooled"),
         ),
     },
 )
@@ -219,6 +235,10 @@ _DRAWN_TOGETHER = ("embeddings", "layers", "pooler", *HEADS)
 def register(name: str, head: Head) -> None:
     """Adds a head of one's own, whose parameters are kept under its name. Raises `BadInput` if the
     name is taken."""
+    if name in ("embeddings", "layers", "pooler", PROJECTION):
+        raise BadInput(
+            f"the head {name!r} would have the name of a part of every network; give it another"
+        )
     HEADS.register(name, head)
 
 
@@ -237,13 +257,15 @@ def modules(config: ModelConfig) -> dict[str, nn.Module]:
     found = {name: HEADS[name].module(config) for name in config.heads}
     if config.embedding_features is None:
         found.pop("embedding", None)
+    if config.projected_size is not None:
+        found[PROJECTION] = Dense(config, config.projected_size)
     return {"pooler": Pooler(config), **found} if config.pooler == "tanh" else found
 
 
 def init_keys(config: ModelConfig, key: jax.Array) -> dict[str, jax.Array]:
     """A key for each part of a network, the same whatever other heads there are."""
     keys = dict(zip(_DRAWN_TOGETHER, jax.random.split(key, len(_DRAWN_TOGETHER))))
-    for name in config.heads:
+    for name in (*config.heads, PROJECTION):
         if name not in keys:
             keys[name] = jax.random.fold_in(key, zlib.crc32(name.encode()))
     return keys

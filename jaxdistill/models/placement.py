@@ -28,6 +28,7 @@ FSDP = (
     "extra",
     "inner",
     "pooled",
+    "token",
 )
 # Beside the table of axes: heads and projections of one's own, [in, out].
 OTHERS = (

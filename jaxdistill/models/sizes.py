@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxdistill.errors import BadInput, nearest
 from jaxdistill.models.config import ModelConfig
 from jaxdistill.models.encoder import TAPS, Model, Params
-from jaxdistill.models.heads import HEADS, Head
+from jaxdistill.models.heads import HEADS, PROJECTION, Head, projects
 from jaxdistill.models.parameters import count
 
 # A training step costs its forward pass three times: backward multiplies each kernel twice (inputs,
@@ -39,8 +39,8 @@ def parameters_by_part(config: ModelConfig) -> dict[str, int]:
 
     `word_table` and `other_embeddings`; `block/...` the parts of ONE block and `block` their sum;
     `blocks` all of them; `pooler`; `head/<name>` for each head of the config (what the head adds: a
-    tied word table is not counted twice); `encoder` = embeddings + blocks + pooler; `total` =
-    encoder + heads."""
+    tied word table is not counted twice); `encoder` = embeddings + blocks + pooler; `projection`, if the
+    config has one; `total` = encoder + heads + projection."""
     shapes = parameter_shapes(config)
     parts = {"word_table": count(shapes["embeddings"]["word"])}
     parts["other_embeddings"] = count(shapes["embeddings"]) - parts["word_table"]
@@ -59,6 +59,8 @@ def parameters_by_part(config: ModelConfig) -> dict[str, int]:
     parts["encoder"] = (
         parts["word_table"] + parts["other_embeddings"] + parts["blocks"] + parts["pooler"]
     )
+    if PROJECTION in shapes:
+        parts[PROJECTION] = count(shapes[PROJECTION])
     parts["total"] = count(shapes)
     return parts
 
@@ -69,10 +71,10 @@ def forward_flops(
     """FLOPs of one forward pass over one sequence of `length` tokens; the values sum to the whole.
 
     Always `embeddings`, `bottlenecks`, `attention_projections`, `attention_products`, `ffn`, each
-    over all blocks; then `pooler` (with a head that reads it, or when "pooler" is asked for) and
-    `head/<name>` for each of `heads`. The MLM head runs at `masked_positions` positions, all of
-    them if None. Training costs `TRAINING_FLOPS_PER_FORWARD_FLOP` times as much. Raises `BadInput`
-    for an unknown head."""
+    over all blocks; then `pooler` (with a head that reads it, or when "pooler" is asked for),
+    `projection` (with a head that reads the last state through it) and `head/<name>` for each of
+    `heads`. The MLM head runs at `masked_positions` positions, all of them if None. Training costs
+    `TRAINING_FLOPS_PER_FORWARD_FLOP` times as much. Raises `BadInput` for an unknown head."""
     c = config
     inner, width = c.inner_size, c.hidden_size
     trigram_size = c.word_size * (3 if c.trigram_input else 1)
@@ -97,6 +99,9 @@ def forward_flops(
         "pooler" in heads or any(head.reads == "pooled" for head in rows.values())
     ):
         flops["pooler"] = 2 * width * width
+    read = {head.reads for head in rows.values() if projects(c, head.reads)}
+    if c.projected_size is not None and read:
+        flops[PROJECTION] = 2 * (length if "tokens" in read else 1) * width * c.projected_size
     masked = length if masked_positions is None else masked_positions
     for name, head in rows.items():
         flops[f"head/{name}"] = 2 * head.macs(c, length, masked)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from jaxdistill.models import ModelConfig
+from jaxdistill.models.heads import PROJECTION
 
 
 class Pair(NamedTuple):
@@ -31,6 +32,8 @@ Need = Callable[[Pair], str]
 def equal_widths(pair: Pair) -> str:
     """Hidden states of one width, unless a learned projection lies between them."""
     ours, theirs = pair.student.hidden_size, pair.teacher.hidden_size
+    if pair.projection == PROJECTION:
+        return _own_projection(pair)
     if ours == theirs or pair.projection:
         return ""
     return (
@@ -39,9 +42,23 @@ def equal_widths(pair: Pair) -> str:
     )
 
 
+def _own_projection(pair: Pair) -> str:
+    """The network's own projection, to the teacher's width."""
+    ours, theirs = pair.student.projected_size, pair.teacher.hidden_size
+    if ours == theirs:
+        return ""
+    return (
+        f"stage {pair.stage!r}: the loss {pair.loss!r} compares the teacher's states of width {theirs} with those of "
+        f"{pair.network!r} behind its own projection, whose width is {ours}; set config.networks.{pair.network}."
+        f"model.projected_size={theirs}"
+    )
+
+
 def equal_widths_or_projection(pair: Pair) -> str:
     """As `equal_widths`, for a loss whose stage can be told to learn the projection."""
     said = equal_widths(pair)
+    if pair.projection:
+        return said
     return said and f"{said}, or config.stages.{pair.stage}.projection=True"
 
 

@@ -3,8 +3,9 @@ the teacher's width.
 
 They lie in the train state's parameters under `projections/`, where optimizer, clipping, decay,
 mesh and checkpoints treat them as any kernel; they always move, and end with their stage: no
-network and no export has them, and a later stage begins with fresh ones. Called by state and
-forward."""
+network and no export has them, and a later stage begins with fresh ones. The exception is that of a
+network with a `projected_size`: its own, which terms name `models.heads.PROJECTION`, moves where the
+stage says so, goes on in later stages, and is what heads read. Called by state and forward."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill.models import Arrays, ModelConfig, Params
+from jaxdistill.models.heads import PROJECTION
 from jaxdistill.objectives.terms import Term
 
 NAME = "projections"
@@ -40,7 +42,8 @@ def drop(params: Params) -> Params:
 
 def in_dtype(params: Params, dtype: str) -> Params:
     """The projections among `params`, as their products want them; {} if there are none."""
-    return jax.tree.map(lambda x: x.astype(dtype), params.get(NAME, {}))
+    own = {name: tree["dense"] for name, tree in params.items() if name == PROJECTION}
+    return jax.tree.map(lambda x: x.astype(dtype), {**params.get(NAME, {}), **own})
 
 
 def project(projections: Mapping[str, Params], name: str, x_BxLxD: jax.Array) -> jax.Array:

@@ -71,11 +71,11 @@ class Term:
     that of another network, `teacher`, which is a name ("batch": what is stored of one in the batch).
 
     `layer_map[i]` is the teacher layer that student layer i follows, -1 if none (None: i follows
-    i). `traced_map`: the name of a layer map that is data of the step, in place of `layer_map`: one
-    program serves all maps. `options`: pairs (name, value), what the loss's sum must be told. The weight
-    and options that are numbers may be ramps. `projection`: the name of a
-    learned linear map from the student's width to the teacher's; terms that give one name share it.
-    `width`: the teacher's, where its states are stored.
+    i); for a loss of the student's embeddings and a teacher's layer, that one alone. `traced_map`: the
+    name of a layer map that is data of the step, in place of `layer_map`: one program serves all maps.
+    `options`: pairs (name, value), what the loss's sum must be told. The weight and options that are
+    numbers may be ramps. `projection`: the name of a learned linear map from the student's width to the
+    teacher's; terms that give one name share it. `width`: the teacher's, where its states are stored.
     `name`: what the term's numbers are called, unique in a stage; left out, the loss's name.
 
     Raises `BadInput` for an unknown loss, and for options that are not the loss's."""
@@ -134,6 +134,13 @@ class Term:
         return not self.head and self.row.student == "embeddings"
 
     @property
+    def follows_layer(self) -> int | None:
+        """Of a term between the student's embeddings and a layer of the teacher: which one."""
+        if self.of_embeddings and self.row.teacher in BLOCK_TAPS and self.layer_map:
+            return self.layer_map[0]
+        return None
+
+    @property
     def reads(self) -> str:
         """The student's tap or output by name, as it is after the projection."""
         read = self.row.student
@@ -160,7 +167,11 @@ def _read(terms: Sequence[Term], network: str | None) -> set[tuple[str, str]]:
 def teacher_depth(terms: Sequence[Term], network: str, num_layers: int) -> int | None:
     """How many layers of the network `network` the terms read, for a student of `num_layers`; None:
     all, and heads on them."""
-    layered = [term for term in terms if term.per_layer and term.teacher == network]
+    layered = [
+        term
+        for term in terms
+        if (term.per_layer or term.follows_layer is not None) and term.teacher == network
+    ]
     if heads_of(terms, network) or any(
         term.traced_map or term.row.teacher == "hidden_moments" for term in layered
     ):
@@ -365,6 +376,9 @@ LOSSES = Table(
             "embeddings",
             "embeddings",
             needs=WIDTHS_OR_PROJECTION,
+        ),
+        "embedding_hidden_mse": Loss(  # of one layer: the term's layer map names it
+            hidden.squared_error, real_tokens, "embeddings", "hidden", needs=WIDTHS_OR_PROJECTION
         ),
         "hidden_cosine": Loss(
             hidden.cosine, real_tokens, "hidden", "hidden", needs=WIDTHS_OR_PROJECTION

@@ -155,6 +155,8 @@ def run_stage(
         watchdog,
         Profile(*limits.profile) as profile,
     ):
+        if done == 0 and until is not None and until.start:
+            save(measure=True)
         while done < stage.steps and not worn_out(until, page):
             if phases is not None and at_border(stage, model, done):
                 wait(0)  # steps still under way are training time

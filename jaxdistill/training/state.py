@@ -12,8 +12,9 @@ import jax.numpy as jnp
 
 from jaxdistill.errors import BadInput
 from jaxdistill.methods.base import Cast, Stage
-from jaxdistill.models import Params
+from jaxdistill.models import ModelConfig, Params
 from jaxdistill.models.encoder import take_layer
+from jaxdistill.models.heads import HEADS, PROJECTION, projects
 from jaxdistill.models.parameters import flatten, is_stacked, unflatten
 from jaxdistill.models.sizes import parameter_shapes
 from jaxdistill.objectives import projections
@@ -40,7 +41,7 @@ class TrainState:
 def create(cast: Cast, params: Params, key: jax.Array | None = None) -> TrainState:
     """The state at the start of a stage: a network's parameters and, where losses have learned
     projections, those from `key`."""
-    if widths := cast.projected_widths:
+    if widths := cast.fresh_projections:
         assert key is not None
         params = {**params, projections.NAME: projections.start(widths, cast.model.config, key)}
     moving, _ = split(cast.stage, params, jnp.int32(0))
@@ -107,10 +108,10 @@ def merge(stage: Stage, params: Params, moved: Flat, layer: jax.Array) -> Params
     return unflatten(joined(stage, moved, flat))
 
 
-def check_moves(stage: Stage, params: Params, started: set[str], norm: str) -> None:
+def check_moves(stage: Stage, params: Params, started: set[str], config: ModelConfig) -> None:
     """Raises `BadInput` for a pattern that matches nothing, and for a frozen parameter that the
     stage uses although nothing ever set it: `started` names what was copied, trained or loaded. A
-    NoNorm (`norm`) may stay the identity."""
+    NoNorm may stay the identity."""
     flat = flatten(params)
     for pattern in stage.moves:
         try:
@@ -125,6 +126,10 @@ def check_moves(stage: Stage, params: Params, started: set[str], norm: str) -> N
                 f"{', '.join(sorted({name.split('/')[0] + '/' for name in flat}))}"
             )
     used = {"embeddings", "layers", *stage.heads()} | ({"pooler"} if stage.heads() else set())
+    if PROJECTION in stage.projections or any(
+        projects(config, HEADS[head].reads) for head in stage.heads()
+    ):
+        used.add(PROJECTION)
     moving = moving_names(stage, params)
     outside = sorted(name for name in moving if not is_stacked(name))
     if stage.depth == "progressive_strict" and outside:
@@ -133,7 +138,9 @@ def check_moves(stage: Stage, params: Params, started: set[str], norm: str) -> N
             f"only the active layer does; name patterns under layers/, or set "
             f"config.stages.{stage.name}.freezing='soft'"
         )
-    identity = {"embeddings/norm/scale", "embeddings/norm/bias"} if norm == "no_norm" else set()
+    identity = (
+        {"embeddings/norm/scale", "embeddings/norm/bias"} if config.norm == "no_norm" else set()
+    )
     lost = [
         n
         for n in flat

@@ -14,6 +14,7 @@ from jaxdistill.data.rows import (
     padded_length,
     reader_of,
     sample,
+    stretch,
     training_batches,
 )
 from jaxdistill.errors import BadInput
@@ -184,6 +185,19 @@ def test_a_sample_is_fixed_and_of_the_rows():
     assert len(set(numbers(batch))) == 9 and set(numbers(batch)) < set(range(NUMBER))
     assert numbers(batch) == numbers(next(evaluation_batches(sample(ROWS, 9, 4), BUCKETS, 9)))
     assert sample(ROWS, NUMBER, 4) is ROWS and sample(ROWS, None, 4) is ROWS
+
+
+def test_stretches_part_the_rows_and_keep_what_belongs_to_each():
+    keyed = ROWS._replace(keys=np.arange(NUMBER) * 3)
+    parts = [stretch(keyed, first, first + 10, seed=4) for first in range(0, NUMBER, 10)]
+    assert [part.number for part in parts] == [10, 10, 10, 7]
+    held = [numbers(part.fetch(np.arange(part.number), 30)) for part in parts]
+    assert sorted(sum(held, [])) == list(range(NUMBER)) and held[0] != sorted(held[0])
+    for part, rows in zip(parts, held):
+        assert part.keys.tolist() == [3 * row for row in rows]
+        assert part.lengths.tolist() == LENGTHS_N[rows].tolist()
+    assert held[0] == numbers(stretch(ROWS, 0, 10, 4).fetch(np.arange(10), 30))
+    assert held[0] != numbers(stretch(ROWS, 0, 10, 5).fetch(np.arange(10), 30))
 
 
 def test_a_batch_that_processes_cannot_share_is_refused():

@@ -10,6 +10,7 @@ from jaxdistill.errors import BadInput
 from jaxdistill.methods import kinds
 from jaxdistill.methods.base import Objective, Patience
 from jaxdistill.methods.settings import Common, LayerMap
+from jaxdistill.models import preset
 from jaxdistill.objectives.terms import Term
 from jaxdistill.settings import Count, Weight, Within, settings_of
 from tests.conftest import make_stage
@@ -54,7 +55,7 @@ def test_settings_are_those_of_the_signature_with_groups_spread_out():
 
 def test_a_kind_of_ones_own_is_a_stage_like_any_other(registered):
     section = defaults.stage("contrast", "student", steps=2, first=4.0, mode="far")
-    stage = kinds.build("it", section, 7)
+    stage = kinds.build("it", section, preset("bert_base").replace(num_layers=7))
     assert stage.terms == (Term("mlm", 2.0, name="far437"),)
     assert section.keys() - settings_of(Common).keys() == {
         "kind",
@@ -81,7 +82,7 @@ def test_a_kind_of_ones_own_is_a_stage_like_any_other(registered):
 def test_a_value_that_its_annotation_does_not_allow(registered, changes, words):
     section = defaults.stage("contrast", "student", steps=2, **changes)
     with pytest.raises(BadInput, match=words):
-        kinds.build("it", section, 7)
+        kinds.build("it", section, preset("bert_base").replace(num_layers=7))
 
 
 def test_what_cannot_be_a_kind(registered):
@@ -109,11 +110,13 @@ def test_a_section_made_by_hand_with_a_field_of_another_kind():
     with pytest.raises(
         BadInput, match="no field 'relation_heads', a setting of relations; .*alpha, nsp"
     ):
-        kinds.build("it", section, 7)
+        kinds.build("it", section, preset("bert_base").replace(num_layers=7))
 
 
 @pytest.mark.parametrize(
-    "changes", [{"patience": 2}, {"best_on": "task"}, {"best_every": 5}], ids=lambda c: min(c)
+    "changes",
+    [{"patience": 2}, {"best_on": "task"}, {"best_every": 5}, {"best_or_start": True}],
+    ids=lambda c: min(c),
 )
 def test_what_says_how_to_choose_needs_a_number_to_choose_by(changes):
     name = min(changes)
@@ -123,6 +126,14 @@ def test_what_says_how_to_choose_needs_a_number_to_choose_by(changes):
         make_stage("pretrain", **changes)
     until = make_stage("pretrain", best="mlm", **changes).until
     assert until.metric == "mlm" and until.feed == changes.get("best_on", "text")
+
+
+@pytest.mark.parametrize("rows", [(5,), (5, 5), (-1, 5), (1, 2, 3)])
+def test_rows_are_two_numbers_in_order(rows):
+    with pytest.raises(BadInput, match=r"config.stages.it.rows=.*as \(0, 100000\)"):
+        kinds.build(
+            "it", defaults.stage("pretrain", "student", steps=2, rows=rows), preset("bert_base")
+        )
 
 
 @pytest.mark.parametrize("higher", [False, True])

@@ -49,9 +49,10 @@ def task_batch(seed=0, rows=8, length=7):
     }
 
 
-def stage_of(kind, losses=("classification",), num_layers=3, **changes):
+def stage_of(kind, losses=("classification",), num_layers=3, model=None, **changes):
     section = defaults.stage(kind, "student", **{"steps": 5, "batch_size": 8, **changes})
-    return build("it", section, num_layers, losses, SMALL["num_heads"])
+    model = model or network(num_layers=num_layers)
+    return build("it", section, model.config, losses)
 
 
 @functools.lru_cache(8)
@@ -307,64 +308,9 @@ def test_distilbert_by_hand(distilled, fused):
 
 def test_minilm_of_the_first_version_follows_one_layer_head_by_head():
     section = defaults.stage("self_attention", "student", steps=2, teacher_layer=1)
-    stage = build("it", section, 3, num_heads=2)
+    stage = build("it", section, preset("bert_base").replace(**SHAPE))
     assert {(t.loss, t.layer_map, t.options) for t in stage.terms} == {
         ("attention_kl", (-1, -1, 1), ()),
         ("value_relation", (-1, -1, 1), (("heads", 2),)),
     }
     assert stage.moves == ("embeddings/", "layers/")
-
-
-def test_topmost_states_each_through_a_projection_of_its_own():
-    stage = stage_of("topmost", teacher_layer=4, attention_probability_mse=0.5)
-    assert {term.name: (term.loss, term.layer_map, term.projection) for term in stage.terms} == {
-        "state_1": ("hidden_mse", (2, -1, -1), "state_1"),
-        "state_2": ("hidden_mse", (-1, 3, -1), "state_2"),
-        "state_3": ("hidden_mse", (-1, -1, 4), "state_3"),
-        "attention": ("attention_probability_mse", (2, 3, 4), ""),
-    }
-    assert not stage.heads()
-    last = stage_of("topmost", teacher_layer=4, states="last", first_token=True)
-    assert [(term.loss, term.layer_map) for term in last.terms] == [
-        ("first_token_mse", (-1, -1, 4))
-    ]
-    equal = stage_of("topmost", teacher_layer=2)
-    assert [term.name for term in equal.terms] == ["state_1", "state_2", "state_3", "state_0"]
-    assert equal.terms[-1].loss == "embedding_mse"
-
-
-def test_a_student_deeper_than_its_teacher_has_no_topmost_states():
-    with pytest.raises(BadInput, match="teacher_layer=1: .* at least 2 for the 3 layers"):
-        stage_of("topmost", teacher_layer=1)
-
-
-def test_topmost_states_by_hand():
-    """One step's losses against a loop over the states, in one batch with pads."""
-    model, (other, theirs) = network(hidden_size=6), teacher(num_layers=5)
-    stage = dataclasses.replace(
-        stage_of("topmost", teacher_layer=4, attention_probability_mse=1.0), dropout=False
-    )
-    cast, batch = Cast(stage, model, (("teacher", other),)), task_batch()
-    params = random_params(model)
-    now = state.create(cast, params, jax.random.key(0))
-    _, metrics = jitted(cast)(now, Given({"teacher": theirs}, np.int32(0)), batch)
-    (_, ours), (_, tops) = (
-        m.apply(p, batch, taps=("hidden", "attention_scores"), heads=())
-        for m, p in ((model, params), (other, theirs))
-    )
-    real = batch["attention_mask"].astype(bool)
-    for layer in range(3):
-        maps = now.params["projections"][f"state_{layer + 1}"]
-        wide = np.asarray(ours["hidden"][layer]) @ maps["kernel"] + maps["bias"]
-        expected = np.mean((wide - tops["hidden"][layer + 2])[real] ** 2)
-        np.testing.assert_allclose(metrics[f"raw/state_{layer + 1}"], expected, rtol=1e-4)
-    total, pairs = 0.0, 0
-    for layer in range(3):
-        weights = [
-            np.asarray(jax.nn.softmax(x, -1))
-            for x in (ours["attention_scores"][layer], tops["attention_scores"][layer + 2])
-        ]
-        for row, length in enumerate(real.sum(1)):
-            part = ((weights[0] - weights[1])[row, :, :length, :length] ** 2).mean(0)
-            total, pairs = total + part.sum(), pairs + part.size / 3
-    np.testing.assert_allclose(metrics["raw/attention"], total / pairs, rtol=1e-4)

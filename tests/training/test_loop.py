@@ -360,6 +360,29 @@ def test_steps_are_the_most_that_patience_waits_for(tmp_path):
     assert page["steps"] == 7 and int(found.step) == page["best"] == 6
 
 
+@pytest.mark.parametrize("best", [0, 3])
+@pytest.mark.parametrize("stop", rarely([None, 2], 2))
+def test_the_state_a_stage_begins_with_may_be_the_best(tmp_path, best, stop):
+    """It is measured once, before the first step, also of a run that is stopped and resumed."""
+    stage = dataclasses.replace(BEST, until=dataclasses.replace(BEST.until, start=True))
+    calls, page = [], {}
+
+    def evaluate(layer, params):
+        calls.append(jax.device_get(params))
+        return {"mlm": abs(3 * (len(calls) - 1) - best)}  # after 0, 3, 6 and 7 steps
+
+    def go(given, page):
+        return run(tmp_path, given, stage=stage, evaluate=evaluate, checkpoint_every=3, page=page)
+
+    if stop is not None:
+        with pytest.raises(Interrupted):
+            go(lambda first: batches(first, signal_at=stop - 1), {})
+    found = go(batches, page)
+    assert [step for step, _ in page["measured"]] == [0, 3, 6, 7] and len(calls) == 4
+    assert int(found.step) == page["best"] == best
+    assert equal(jax.device_get(found.params), calls[best // 3])
+
+
 def test_without_a_finite_number_the_last_state_is_handed_on(tmp_path):
     page = {}
     found = run(

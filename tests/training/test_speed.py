@@ -78,7 +78,7 @@ def products(jaxpr, times=1.0):
 )
 def test_flops_of_a_step(kind, options):
     stage = build_stage(
-        "s", defaults.stage(kind, "student", steps=8, batch_size=ROWS, **options), 1, 4
+        "s", defaults.stage(kind, "student", steps=8, batch_size=ROWS, **options), 1, STUDENT.config
     )
     cast = cast_of(stage, STUDENT, TEACHER)
     key = jax.random.key(0)

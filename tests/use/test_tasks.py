@@ -1,5 +1,6 @@
 """A labelled task as a feed of the ordinary run: fine-tuned, distilled by soft labels, resumed."""
 
+import itertools
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdistill import cli, defaults, interop, run
+from jaxdistill import cli, defaults, interop, readers, run
 from jaxdistill.data.tokenizers import load_tokenizer, save_tokenizer, train_wordpiece
 from jaxdistill.errors import BadInput, Interrupted
 from jaxdistill.evaluation import stored
@@ -447,3 +448,44 @@ def test_a_task_and_a_score_of_ones_own(folder, tmp_path, tables, capsys):
     (tmp_path / "own.py").write_text(places + loose.replace('("learn",)', '("learn", "soft")'))
     assert cli.main(["train", options[0], f"--workdir={tmp_path / 'v'}"]) == 2
     assert "config.feeds.stored" in (said := capsys.readouterr().err) and "reader_of" in said
+
+
+def test_chunks_of_a_feed_one_after_the_other_and_none_that_makes_it_worse(folder, tmp_path):
+    """Each stage learns rows of its own; the second one, whose rate is far too high, hands on what it began
+    with; the third goes on from there."""
+    config = recipe(folder)
+    config.stages.finetune.update({"steps": 0, "epochs": 2.0, "batch_size": 8})
+    config.order, config.ensembles = ("finetune",), {}
+    defaults.in_chunks(config, "finetune", rows=16, chunks=3)
+    assert config.order == ("finetune_0", "finetune_1", "finetune_2")
+    config.stages.finetune_1.update({"learning_rate": 50.0, "warmup_ratio": 0.0})
+    seen = {}
+
+    def batches(self, stage, first_row):
+        for batch in real(self, stage, first_row):
+            seen.setdefault(stage.name, set()).update(
+                tuple(row[mask > 0])
+                for row, mask in zip(batch["input_ids"], batch["attention_mask"])
+            )
+            yield batch
+
+    real = readers.Readers.train
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readers.Readers, "train", batches)
+        results = run.train(config, tmp_path / "run")
+    assert not any(a & b for a, b in itertools.combinations(seen.values(), 2))
+    pages = {
+        name: json.loads((tmp_path / "run" / "stages" / name / "stage.json").read_text())
+        for name in config.order
+    }
+    assert {page["steps"] for page in pages.values()} == {4} and pages["finetune_1"]["best"] == 0
+    assert [page["first_example"] for page in pages.values()] == [0, 0, 0]
+    assert (
+        min(value for _, value in pages["finetune_0"]["measured"])
+        == pages["finetune_1"]["measured"][0][1]
+    )
+    assert pages["finetune_1"]["measured"][0][1] == pages["finetune_2"]["measured"][0][1]
+    assert not any("moved" in line for line in results["warnings"])
+    config = recipe(folder)
+    config.stages.finetune.rows = (10**6, 10**6 + 1)
+    refused(config, tmp_path / "w", "config.stages.finetune.rows=", "begin below that")
