@@ -68,7 +68,7 @@ def main() -> None:
             learning_rate=2e-5,
             dropout=True,
         ),
-        config.num_layers,
+        config,
         feed.losses,
     )
     parts = feed.read(tokenizer).parts

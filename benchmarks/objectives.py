@@ -117,7 +117,7 @@ def measure(
     section = defaults.stage(
         settings.pop("kind"), "student", steps=240, batch_size=rows * mesh.size, **settings
     )
-    stage = dataclasses.replace(build(name, section, student.config.num_layers), fused=fused)
+    stage = dataclasses.replace(build(name, section, student.config), fused=fused)
     function, arguments, needed = PROGRAMS.get(name, whole)(
         stage, student, teacher, rows * mesh.size, length
     )

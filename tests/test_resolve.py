@@ -525,7 +525,7 @@ def test_every_recipe_resolves(name, tmp_path):
     trained = {config.stages[stage].network for stage in config.order}
     for section in config.feeds.values():
         if section.get("source") == "default":
-            section.source = str(write_table(tmp_path / "task.tsv"))
+            section.source = str(write_table(tmp_path / "task.tsv", rows=2000))
     feeds = inputs.outline(config)
     feeds["text"] = dataclasses.replace(feeds["text"], rows=100_000)
     config, loaded = with_task_heads(config, feeds), {}

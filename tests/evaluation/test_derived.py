@@ -35,6 +35,7 @@ SHAPE = dict(
     hidden_dropout=0.0, attention_dropout=0.0,
 )  # fmt: skip
 HEAD = ("sequence_classification",)
+SHALLOW = preset("bert_base").replace(**SHAPE, num_layers=2)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +119,7 @@ def test_stored_outputs_give_the_gradients_of_the_teacher_itself(
 
     def stage_of(teacher_name):
         section = defaults.stage(kind, "student", steps=4, teacher=teacher_name, **settings)
-        stage = build("it", section, 2, feed.losses, 2)
+        stage = build("it", section, SHALLOW, feed.losses)
         return dataclasses.replace(stage, fused=False)  # whose sums can be differentiated
 
     live = gradients(
@@ -167,7 +168,7 @@ def test_a_layer_that_is_not_stored_is_named(task):
         defaults.stage(
             "intermediate", "student", steps=4, teacher="batch", layer_map=(0, 2), attention_mse=0.0, embedding_mse=0.0
         ),
-        2,
+        SHALLOW,
         feed.losses,
     )  # fmt: skip
     with pytest.raises(
@@ -270,6 +271,6 @@ def test_without_a_layer_map_layer_i_follows_layer_i(task):
     section = defaults.stage(
         "intermediate", "student", steps=4, teacher="batch", attention_mse=0.0, embedding_mse=0.0
     )
-    stage = build("it", section, 2, feed.losses)
+    stage = build("it", section, SHALLOW, feed.losses)
     outlined = derived.outlined("stored", spec, feed, teacher)
     assert with_stored(stage, outlined, (2, 1, 0), 2).terms[0].layer_map == (2, 1)

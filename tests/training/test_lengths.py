@@ -72,7 +72,7 @@ def network(family, head):
     }
     model = Model(preset(family).replace(**sizes, heads=(head,)))
     section = defaults.stage("finetune", "it", steps=9, batch_size=8)
-    stage = build("it", section, model.config.num_layers, TASKS[head])
+    stage = build("it", section, model.config, TASKS[head])
     losses = compile_losses(Cast(stage, model))
     given = Given({}, np.int32(0), {})
 
