@@ -13,7 +13,6 @@ the FLOPs after which each start has the score that a random one has at the last
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
 import shutil
 import statistics
@@ -21,11 +20,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import mapping as mapping_benchmark
+import rows
 from ml_collections import ConfigDict
 
 from jaxdistill import allocation, defaults, inputs, run
 
-ROWS = pathlib.Path(__file__).resolve().parent / "extract.json"
+ROWS = rows.HERE / "extract.json"
 STARTS: dict[str, dict[str, Any]] = {
     "random": dict(start="random"),
     "chance": dict(start="extract"),
@@ -47,21 +47,18 @@ def main() -> None:
     parser.add_argument("--plot", type=pathlib.Path)
     options = parser.parse_args()
     allocation.reuse_freed_memory()  # as the command does
-    rows = json.loads(ROWS.read_text()) if ROWS.exists() else []
     for seed in map(int, options.seeds.split(",")):
         for size in options.sizes.split(","):
             for method in options.methods.split(","):
                 for start in STARTS:
                     for steps in map(int, options.steps.split(",")):
                         row = dict(size=size, method=method, start=start, steps=steps, seed=seed)
-                        if any(row.items() <= held.items() for held in rows):
-                            continue
-                        rows.append(row | measured(row, options))
-                        ROWS.write_text(json.dumps(rows, indent=1) + "\n")
-                        print(json.dumps(rows[-1]), flush=True)
-    print("\n".join(summary(rows)))
+                        if not rows.finished(ROWS, row):
+                            rows.add(ROWS, row | measured(row, options), tuple(row))
+    found = rows.read(ROWS)
+    rows.put("extract", summary(found))
     if options.plot:
-        draw(rows, options.plot)
+        draw(found, options.plot)
 
 
 def measured(row: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
@@ -122,9 +119,9 @@ def begins(row: dict[str, Any]) -> dict[str, Any]:
     return dict(start="extract", of="student") if row["steps"] else STARTS[row["start"]]
 
 
-def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
+def summary(found: Sequence[rows.Row]) -> list[str]:
     """Scores by steps, and how much of the FLOPs each start needs for the random start's last score."""
-    steps = sorted({row["steps"] for row in rows})
+    steps = sorted({row["steps"] for row in found})
     heads = [
         "size",
         "method",
@@ -132,20 +129,20 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
         *(f"{n} steps" for n in steps),
         "FLOPs for the random start's last",
     ]
-    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
-    for size, method in sorted({(row["size"], row["method"]) for row in rows}):
-        curves = {start: curve(rows, size=size, method=method, start=start) for start in STARTS}
+    lines = []
+    for size, method in sorted({(row["size"], row["method"]) for row in found}):
+        curves = {start: curve(found, size=size, method=method, start=start) for start in STARTS}
         goal = curves["random"][-1][1] if curves["random"] else None
         for start, points in curves.items():
             by_steps = {n: score for n, score, _ in points}
             cells = [f"{by_steps[n]:.3f}" if n in by_steps else "" for n in steps]
-            lines.append(f"| {' | '.join([size, method, start, *cells, share(points, goal)])} |")
-    return lines
+            lines.append([size, method, start, *cells, share(points, goal)])
+    return rows.table(heads, lines)
 
 
-def curve(rows: Sequence[dict[str, Any]], **which: Any) -> list[tuple[int, float, float]]:
+def curve(all_rows: Sequence[rows.Row], **which: Any) -> list[tuple[int, float, float]]:
     """(steps, mean score over seeds, FLOPs of the student), by steps."""
-    found = [row for row in rows if which.items() <= row.items()]
+    found = [row for row in all_rows if which.items() <= row.items()]
     return [
         (
             steps,
@@ -169,16 +166,16 @@ def share(points: Sequence[tuple[int, float, float]], goal: float | None) -> str
     return "not reached"
 
 
-def draw(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
+def draw(found: Sequence[rows.Row], path: pathlib.Path) -> None:
     """A panel for each size and method, a line for each start."""
     from matplotlib.figure import Figure
 
-    panels = sorted({(row["size"], row["method"]) for row in rows})
+    panels = sorted({(row["size"], row["method"]) for row in found})
     figure = Figure(figsize=(4.2 * len(panels), 3.4), layout="constrained")
     for number, (size, method) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), number + 1)
         for start in STARTS:
-            points = curve(rows, size=size, method=method, start=start)
+            points = curve(found, size=size, method=method, start=start)
             axes.plot([x[2] / 1e12 for x in points], [x[1] for x in points], "o-", label=start)
         axes.set_title(f"{size}, {method}", loc="left")
         axes.set_xlabel("TFLOP of the student in distillation")

@@ -11,12 +11,11 @@ the best map have that they found?"""
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
 import statistics
-from typing import Any
 
 import numpy as np
+import rows
 import tasks
 from etils import epath
 from ml_collections import ConfigDict
@@ -26,7 +25,7 @@ from jaxdistill.configuration import load_config
 from jaxdistill.search import mapping
 from jaxdistill.search.genetic import Map, Settings, Space, known_maps, pending, ranked
 
-ROWS = pathlib.Path(__file__).resolve().parent / "mapping.json"
+ROWS = rows.HERE / "mapping.json"
 TASKS = ("cola", "mrpc", "stsb")
 STEPS = 150  # of fine-tuning on each task
 
@@ -44,16 +43,13 @@ def main() -> None:
     config = recipe(options)
     space, judged = mapping.outlined(config, epath.Path(options.workdir))
     job = mapping.Job(run.train, config.to_dict(), judged, str(options.workdir))
-    rows = json.loads(ROWS.read_text()) if ROWS.exists() else []
     for layer_map in space.all():
-        if list(layer_map) not in [row["map"] for row in rows]:
-            found = mapping.evaluate(job, 0, layer_map)
-            rows.append({**found._asdict(), "map": list(layer_map), "hardware": inputs.hardware()})
-            ROWS.write_text(json.dumps(rows, indent=1) + "\n")
-            print(
-                mapping.shown(layer_map), f"{found.fitness:.4f}", f"{found.seconds} s", flush=True
+        if not rows.finished(ROWS, {"map": list(layer_map)}):
+            found = mapping.evaluate(job, 0, layer_map)._asdict()
+            rows.add(
+                ROWS, {**found, "map": list(layer_map), "hardware": inputs.hardware()}, ("map",)
             )
-    print("\n".join(summary(space, rows, options.budget, options.seeds)))
+    rows.put("mapping", summary(space, rows.read(ROWS), options.budget, options.seeds))
 
 
 def recipe(options: argparse.Namespace) -> ConfigDict:
@@ -76,30 +72,27 @@ def recipe(options: argparse.Namespace) -> ConfigDict:
     return config
 
 
-def summary(space: Space, rows: list[dict[str, Any]], budget: int, seeds: int) -> list[str]:
+def summary(space: Space, found: list[rows.Row], budget: int, seeds: int) -> list[str]:
     """The best and the usual maps, and what searches find."""
-    fitness = {tuple(row["map"]): row["fitness"] for row in rows}
+    fitness = {tuple(row["map"]): row["fitness"] for row in found}
     order = [layer_map for layer_map, _ in ranked(fitness)]
-    lines = [
-        "| rank | map | fitness | " + " | ".join(TASKS) + " |",
-        "|---" * (3 + len(TASKS)) + "|",
-    ]
-    scores = {tuple(row["map"]): row["scores"] for row in rows}
+    lines = []
+    scores = {tuple(row["map"]): row["scores"] for row in found}
     usual = [layer_map for layer_map in known_maps(space) if layer_map in fitness]
     for layer_map in dict.fromkeys([*order[:5], *usual, order[-1]]):
-        numbers = " | ".join(f"{scores[layer_map][name]:.3f}" for name in TASKS)
-        lines.append(
-            f"| {order.index(layer_map) + 1} | {mapping.shown(layer_map)} | {fitness[layer_map]:.4f} | {numbers} |"
-        )
+        numbers = [f"{scores[layer_map][name]:.3f}" for name in TASKS]
+        place = str(order.index(layer_map) + 1)
+        lines.append([place, mapping.shown(layer_map), f"{fitness[layer_map]:.4f}", *numbers])
+    said = rows.table(["rank", "map", "fitness", *TASKS], lines) + [""]
     for name, ranks in (
         ("genetic", [order.index(genetic(space, fitness, budget, s)) + 1 for s in range(seeds)]),
         ("random", [order.index(at_random(fitness, budget, s)) + 1 for s in range(seeds)]),
     ):
-        lines.append(
-            f"{name}: rank {statistics.median(ranks):g} of {len(order)} after {budget} evaluations, median of {seeds} seeds "
+        said.append(
+            f"* {name}: rank {statistics.median(ranks):g} of {len(order)} after {budget} evaluations, median of {seeds} seeds "
             f"({min(ranks)} to {max(ranks)}; the best map in {ranks.count(1)})"
         )
-    return lines
+    return said
 
 
 def genetic(space: Space, fitness: dict[Map, float], budget: int, seed: int) -> Map:

@@ -19,6 +19,7 @@ import statistics
 import time
 from typing import Any
 
+import rows
 import tasks
 from ml_collections import ConfigDict
 
@@ -27,9 +28,7 @@ from jaxdistill.data.feeds import MANY
 from jaxdistill.data.files import digest_of
 from jaxdistill.data.tasks import open_task
 
-HERE = pathlib.Path(__file__).resolve().parent
-ROWS = HERE / "methods.json"
-BEGIN, END = "<!-- methods: begin -->", "<!-- methods: end -->"
+ROWS = rows.HERE / "methods.json"
 METHODS = ("kd", "pkd", "tinybert")
 COPIES, MOST = 2, 20_000
 
@@ -38,30 +37,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for name in ("data", "teachers", "workdir", "pretrained", "words"):
+    for name in ("data", "teachers", "workdir", "pretrained"):
         parser.add_argument(f"--{name}", required=True, type=pathlib.Path)
+    parser.add_argument("--words", type=pathlib.Path, help="needed for tinybert")
     parser.add_argument("--layers", default="0,2,5")
     parser.add_argument("--alone", default="3 of its layers", help="the student in tasks.json")
     parser.add_argument("--only", default=",".join(tasks.SETS))
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--minutes", type=float, default=10.0)
     options = parser.parse_args()
+    if "tinybert" in options.methods.split(",") and options.words is None:
+        parser.error("tinybert needs --words=FOLDER, a model with an MLM head; or --methods=kd,pkd")
     allocation.reuse_freed_memory()  # as the command does
     for name in options.only.split(","):
         for method in options.methods.split(","):
-            rows = json.loads(ROWS.read_text()) if ROWS.exists() else []
             row = {
                 "task": name,
                 "method": method,
                 "set": digest_of([tasks.SETS[name], tasks.RATES]),
             }
-            if any(row.items() <= held.items() for held in rows):
-                continue
-            row |= row_of(name, method, options)
-            rows = [held for held in rows if (held["task"], held["method"]) != (name, method)]
-            ROWS.write_text(json.dumps([*rows, row], indent=1) + "\n")
-            write_table([*rows, row])
-            print(json.dumps(row), flush=True)
+            if not rows.finished(ROWS, row):
+                row |= row_of(name, method, options)
+                write_table(rows.add(ROWS, row, ("task", "method")))
 
 
 def row_of(name: str, method: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -146,8 +143,8 @@ def recipe(name: str, method: str, options: argparse.Namespace) -> ConfigDict:
             "augmented", of="task", by="words", copies=COPIES, most=MOST
         )
         # As many steps in all as the others: half to follow, half to answer.
-        rows = open_task("task", config.feeds.task, 0).rows
-        sampled = rows / MOST if MOST < rows < MANY else 1.0
+        number = open_task("task", config.feeds.task, 0).rows
+        sampled = number / MOST if MOST < number < MANY else 1.0
         half = dict(learning, epochs=row.epochs / 2 / (1 + COPIES) * sampled, feed="more")
         stages.intermediate = defaults.stage(
             "intermediate", "student", layer_map=layers, projection=False,
@@ -171,7 +168,7 @@ def teacher_of(name: str, options: argparse.Namespace) -> pathlib.Path:
 
 def rate_of(name: str, options: argparse.Namespace) -> float:
     """The learning rate that tasks.py chose for the student alone."""
-    alone = json.loads(tasks.ROWS.read_text())
+    alone = rows.read(tasks.ROWS)
     rates = [r["learning_rate"] for r in alone if (r["task"], r["model"]) == (name, options.alone)]
     if not rates:
         raise SystemExit(
@@ -180,16 +177,16 @@ def rate_of(name: str, options: argparse.Namespace) -> float:
     return float(rates[0])
 
 
-def write_table(rows: list[dict[str, Any]]) -> None:
-    """The table of docs/results.md, between its marks, with the columns of tasks.py beside."""
-    alone = json.loads(tasks.ROWS.read_text())
+def write_table(done: list[rows.Row]) -> None:
+    """The table of docs/results.md, with the columns of tasks.py beside."""
+    alone = rows.read(tasks.ROWS)
     models = list(dict.fromkeys(row["model"] for row in alone))
     heads = ["task", "score", *(f"{model}, alone" for model in models)]
     for method in METHODS:
         heads += [method, "s a run (and beside)", "teacher's TFLOP"]
-    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    lines = []
     for name in tasks.SETS:
-        of = {row["method"]: row for row in rows if row["task"] == name}
+        of = {row["method"]: row for row in done if row["task"] == name}
         if not of:
             continue
         metric = next(iter(of.values()))["metric"].replace("_", " ")
@@ -205,10 +202,8 @@ def write_table(rows: list[dict[str, Any]]) -> None:
             beside = statistics.median(of[method]["beside_seconds"])
             cells += [score, f"{seconds} (+{beside:,.0f})"]
             cells.append(f"{of[method]['teacher_flops'] / 1e12:,.0f}")
-        lines.append(f"| {' | '.join(cells)} |")
-    before, _, rest = tasks.TABLE.read_text().partition(BEGIN)
-    after = rest.partition(END)[2]
-    tasks.TABLE.write_text("\n".join([before + BEGIN, "", *lines, "", END + after]))
+        lines.append(cells)
+    rows.put("methods", rows.table(heads, lines))
 
 
 if __name__ == "__main__":

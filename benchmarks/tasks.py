@@ -12,19 +12,17 @@ where it was stopped, also within a run."""
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
 import statistics
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import rows
+
 from jaxdistill import allocation, task_commands
 from jaxdistill.data.files import digest_of
 
-HERE = pathlib.Path(__file__).resolve().parent
-ROWS = HERE / "tasks.json"
-TABLE = HERE.parent / "docs" / "results.md"
-BEGIN, END = "<!-- tasks: begin -->", "<!-- tasks: end -->"
+ROWS = rows.HERE / "tasks.json"
 SEEDS = (0, 1, 2)
 RATES = (1e-4, 3e-4)
 BASELINES = {  # numbers of the answer that is given without looking; of a correlation it is 0
@@ -118,16 +116,12 @@ def main() -> None:
     models = dict(model.split("=", 1) for model in options.models.split(","))
     for name in options.only.split(","):
         for model, folder in models.items():
-            rows = json.loads(ROWS.read_text()) if ROWS.exists() else []
             row = {"task": name, "model": model, "set": digest_of([SETS[name], RATES])}
-            if any(row.items() <= held.items() for held in rows):
+            if rows.finished(ROWS, row):
                 continue
             workdir = workdir_of(options.workdir, name, folder)
             row |= row_of(SETS[name], folder, options.data, workdir, 60 * options.minutes)
-            rows = [held for held in rows if (held["task"], held["model"]) != (name, model)]
-            ROWS.write_text(json.dumps([*rows, row], indent=1) + "\n")
-            write_table([*rows, row])
-            print(json.dumps(row), flush=True)
+            write_table(rows.add(ROWS, row, ("task", "model")))
 
 
 def workdir_of(workdir: pathlib.Path, name: str, folder: str) -> pathlib.Path:
@@ -186,14 +180,15 @@ def fine_tuned(
     )
 
 
-def write_table(rows: list[dict[str, Any]]) -> None:
-    """The table of docs/results.md, between its marks."""
-    models = list(dict.fromkeys(row["model"] for row in rows))
+def write_table(found: list[rows.Row]) -> None:
+    """The table of docs/results.md."""
+    models = list(dict.fromkeys(row["model"] for row in found))
     heads = ["task", "score", "rows to learn, choose, report", "without looking"]
-    heads += [f"{model} | s a run" for model in models]
-    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * (4 + 2 * len(models))]
+    for model in models:
+        heads += [model, "s a run"]
+    lines = []
     for name in SETS:
-        of = {row["model"]: row for row in rows if row["task"] == name}
+        of = {row["model"]: row for row in found if row["task"] == name}
         if not of:
             continue
         any_row = next(iter(of.values()))
@@ -201,10 +196,8 @@ def write_table(rows: list[dict[str, Any]]) -> None:
         cells = [name, any_row["metric"].replace("_", " "), counts, f"{any_row['baseline']:.3f}"]
         for model in models:
             cells += cells_of(of[model]) if model in of else ["", ""]
-        lines.append(f"| {' | '.join(cells)} |")
-    before, _, rest = TABLE.read_text().partition(BEGIN)
-    after = rest.partition(END)[2]
-    TABLE.write_text("\n".join([before + BEGIN, "", *lines, "", END + after]))
+        lines.append(cells)
+    rows.put("tasks", rows.table(heads, lines))
 
 
 def cells_of(row: dict[str, Any]) -> list[str]:
