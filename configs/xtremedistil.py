@@ -39,9 +39,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxdistill import defaults
-
-CLASSIFIER = "(pooler|sequence_classification|token_classification|question_answering)/"
-PROJECTION = "projection/"
+from jaxdistill.methods.xtremedistil import unfrozen
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -89,16 +87,3 @@ def get_config(variant: str = "") -> ConfigDict:
         config.networks.teacher.model.hidden_size = 48
         config.stages.topmost.teacher_layer = 1
     return config
-
-
-def unfrozen(depth: int, projected: bool) -> list[dict[str, Any]]:
-    """What moves in one stage after the other: the classifier, the projection if it reads that, every layer from
-    the last one on, and the embeddings."""
-    moves = (CLASSIFIER,)
-    groups = [dict(moves=moves)]
-    if projected:
-        moves = (*moves, PROJECTION)
-        groups.append(dict(moves=moves))
-    moves = (*moves, "layers/")
-    groups += [dict(moves=moves, layers=(first, depth)) for first in reversed(range(depth))]
-    return [*groups, dict(moves=(*moves, "embeddings/"))]

@@ -8,13 +8,15 @@ group, and in the order of a Python set; the best state is chosen by held-out ro
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from jaxdistill.errors import BadInput
 from jaxdistill.methods.base import Facts, Objective
 from jaxdistill.models.heads import PROJECTION
 from jaxdistill.objectives.terms import Term
 from jaxdistill.settings import CountOrZero, Weight
+
+CLASSIFIER = "(pooler|sequence_classification|token_classification|question_answering)/"
 
 
 def topmost(
@@ -77,3 +79,16 @@ def topmost(
     return Objective(
         tuple(term for term in terms if term.weight > 0), moves=("embeddings/", "layers/", *own)
     )
+
+
+def unfrozen(depth: int, projected: bool) -> list[dict[str, Any]]:
+    """What moves in one stage after the other, as settings of it: the classifier, the projection if it reads that,
+    every layer from the last one on, and the embeddings."""
+    moves: tuple[str, ...] = (CLASSIFIER,)
+    groups: list[dict[str, Any]] = [dict(moves=moves)]
+    if projected:
+        moves = (*moves, f"{PROJECTION}/")
+        groups.append(dict(moves=moves))
+    moves = (*moves, "layers/")
+    groups += [dict(moves=moves, layers=(first, depth)) for first in reversed(range(depth))]
+    return [*groups, dict(moves=(*moves, "embeddings/"))]
