@@ -5,11 +5,13 @@ chose nothing.
     python benchmarks/claims.py --claim=tinybert ... --teachers=DIR --pretrained=FOLDER
     python benchmarks/claims.py --claim=progressive ... --ib_bert=FOLDER
     python benchmarks/claims.py --claim=xtremedistil ... --teachers=DIR --pretrained=FOLDER
+    python benchmarks/claims.py --claim=languages ... --pretrained=FOLDER --tasks=en,de,fr,nl,pt
 
     minilm         MiniLM and MiniLMv2 beat soft labels and TinyBERT's losses at an equal budget
     tinybert       general distillation, distillation on the task and augmentation each add
     progressive    progressive transfer beats joint, that auxiliary losses, that none
     xtremedistil   unfreezing from the top down adds, and so does a source task
+    languages      one student of XtremeDistil's tags several languages
 
 A contestant is made of steps on text, if any, and steps on a task. What is made on text is made once for all tasks, and
 kept as a folder. `--words` and `--ib_bert` are the two models of configs/word_teachers.py; `--teachers` is the workdir of
@@ -35,7 +37,7 @@ import rows
 import tasks
 from ml_collections import ConfigDict
 
-from jaxdistill import allocation, defaults, interop, report, run
+from jaxdistill import allocation, defaults, interop, report, run, task_commands
 from jaxdistill.methods.xtremedistil import unfrozen
 
 ROWS = rows.HERE / "claims.json"
@@ -141,27 +143,28 @@ class Entry:
     def scored(self, config: ConfigDict, name: str, *before: pathlib.Path) -> dict[str, Any]:
         """What is reported of the student that `config` makes; `before`: runs whose cost is its too."""
         folder = self.trained(config, f"{name}-{self.task}")
-        found, metric = report.read_results(folder), tasks.SETS[self.task].metric
-        student = found["networks"]["student"]
-        stages = [
-            stage
-            for one in (folder, *before)
-            for stage in report.read_results(one)["stages"].values()
-            if stage["network"] == "student"
-        ]
-        totals = {
-            part: sum(stage[part] for stage in stages)
-            for part in ("steps", "student_flops", "teacher_flops", "seconds")
-        }
-        return {
-            "metric": metric,
-            "test": student["task.test"][metric],
-            "chosen_by": student["task"][metric],
-            "parameters": student["parameters"],
-            "milliseconds": latency(last_stage(folder)),
-            **totals,
-            "hardware": found["hardware"],
-        }
+        metric = tasks.SETS[self.task].metric
+        student = report.read_results(folder)["networks"]["student"]
+        scores = {"test": student["task.test"][metric], "chosen_by": student["task"][metric]}
+        return {"metric": metric, **scores, **costs(folder, *before)}
+
+
+def costs(folder: pathlib.Path, *before: pathlib.Path) -> dict[str, Any]:
+    """What the student of a run is, and what that took, with the runs before it."""
+    found = report.read_results(folder)
+    stages = [
+        stage
+        for one in (folder, *before)
+        for stage in report.read_results(one)["stages"].values()
+        if stage["network"] == "student"
+    ]
+    parts = ("steps", "student_flops", "teacher_flops", "seconds")
+    return {
+        "parameters": found["networks"]["student"]["parameters"],
+        "milliseconds": latency(last_stage(folder)),
+        **{part: sum(stage[part] for stage in stages) for part in parts},
+        "hardware": found["hardware"],
+    }
 
 
 def last_stage(folder: pathlib.Path) -> str:
@@ -331,12 +334,22 @@ def progressive(name: str, entry: Entry) -> dict[str, Any]:
 # XtremeDistil: what gradual unfreezing and a source task add.
 
 
-def distilled(entry: Entry, config: ConfigDict, gradual: bool, best: dict[str, Any]) -> None:
+def distilled(
+    entry: Entry,
+    config: ConfigDict,
+    gradual: bool,
+    best: dict[str, Any],
+    epochs: float = TASK_EPOCHS,
+) -> None:
     """Adds topmost states, logits and labels, as many epochs each, of which the last two unfreeze or do not."""
     student = config.networks.student
     student.model.projected_size = 0
     config.stages.topmost = defaults.stage(
-        "topmost", "student", teacher_layer=5, attention_probability_mse=1.0, **LEARNING
+        "topmost",
+        "student",
+        teacher_layer=5,
+        attention_probability_mse=1.0,
+        **{**LEARNING, "epochs": epochs},
     )
     groups = unfrozen(entry.layers, projected=False) if gradual else [{}]
     order = ["topmost"]
@@ -345,7 +358,7 @@ def distilled(entry: Entry, config: ConfigDict, gradual: bool, best: dict[str, A
         ("hard", "finetune", {}),
     ):
         for number, moving in enumerate(groups):
-            share = dict(best, epochs=TASK_EPOCHS / len(groups))
+            share = dict(best, epochs=epochs / len(groups))
             config.stages[f"{prefix}_{number}"] = defaults.stage(
                 kind, "student", **{**LEARNING, **settings, **share, **moving}
             )
@@ -391,6 +404,47 @@ def xtremedistil(name: str, entry: Entry) -> dict[str, Any]:
     return entry.scored(config, f"xtreme-{label}", *before)
 
 
+# One student for several languages.
+
+LANGUAGES = ("en", "de", "fr", "nl", "pt")
+_WIKIANN = "ner/wikiann/{}/{}.txt.xz"
+
+
+def tagger(name: str, entry: Entry) -> pathlib.Path:
+    """The run of a tagger: "teacher", the pretrained model on all languages; of a student "labels" or
+    "XtremeDistil" on all, or "labels of one"."""
+    options = entry.options
+    learned = (entry.task,) if name == "labels of one" else LANGUAGES
+    train = ",".join(str(options.data / _WIKIANN.format(one, "train")) for one in learned)
+    config = defaults.recipe("claims")
+    config.feeds.task = defaults.task("tagging", source=train, heldout_fraction=0.02)
+    best = dict(best="entity_f1", best_every=1000)
+    with_words(config, entry)
+    config.networks.student = student_of(entry)
+    if name == "teacher":
+        config.networks.student = defaults.network(init=str(options.pretrained), heads=("task",))
+    if name == "XtremeDistil":
+        teacher = last_stage(tagger("teacher", dataclasses.replace(entry, seed=0)))
+        config.networks.teacher = defaults.network(init=teacher)
+        distilled(entry, config, True, best, epochs=1.0)
+    else:  # as many epochs as the other has in all, of one language as many rows
+        epochs = 1.0 if name == "teacher" else 3.0 * len(LANGUAGES) / len(learned)
+        config.stages.finetune = defaults.stage(
+            "finetune", "student", **{**LEARNING, **best, "epochs": epochs}
+        )
+        config.order = ("finetune",)
+    suffix = f"-{entry.task}" if len(learned) == 1 else ""
+    return entry.trained(config, f"tagger-{name.replace(' ', '-')}{suffix}")
+
+
+def languages(name: str, entry: Entry) -> dict[str, Any]:
+    """A tagger on the test sentences of one language."""
+    folder = tagger(name, entry)
+    test = entry.options.data / _WIKIANN.format(entry.task, "test")
+    found = task_commands.evaluate_task(last_stage(folder), "tagging", test)
+    return {"metric": "entity_f1", "test": found["entity_f1"], **costs(folder)}
+
+
 Contestant = Callable[[Entry], dict[str, Any]]
 
 
@@ -422,6 +476,11 @@ CLAIMS: dict[str, tuple[tuple[str, ...], dict[str, Contestant], tuple[str, ...]]
               *(f"{how} {name}" for how in ("labels of", "source") for name in SOURCES)),
         ("words", "teachers", "pretrained"),
     ),
+    "languages": (
+        ("3x192",),
+        _each(languages, "teacher", "labels of one", "labels", "XtremeDistil"),
+        ("words", "pretrained"),
+    ),
 }  # fmt: skip
 
 
@@ -430,7 +489,11 @@ def write_tables() -> None:
     found = rows.read(ROWS)
     for claim in CLAIMS:
         of_claim = [row for row in found if row["claim"] == claim]
-        names = [task for task in tasks.SETS if any(row["task"] == task for row in of_claim)]
+        names = [
+            task
+            for task in (*tasks.SETS, *LANGUAGES)
+            if any(row["task"] == task for row in of_claim)
+        ]
         if not names:
             continue
         lines = []
