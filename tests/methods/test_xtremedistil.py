@@ -2,23 +2,26 @@
 the first stage to the exported folder."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdistill import checks, interop
+from jaxdistill import checks, defaults, interop, run
 from jaxdistill.errors import BadInput
 from jaxdistill.interop.folding import folded
 from jaxdistill.methods.base import Cast
+from jaxdistill.methods.xtremedistil import unfrozen
+from jaxdistill.models import Model
 from jaxdistill.models.heads import HEADS
 from jaxdistill.models.parameters import flatten
 from jaxdistill.models.sizes import forward_flops, parameters_by_part
-from jaxdistill.training import state
+from jaxdistill.training import sharding, state
 from jaxdistill.training.step import Given
 from tests.conftest import random_params
-from tests.methods.test_task_methods import jitted, network, stage_of, task_batch, teacher
+from tests.methods.test_task_methods import jitted, network, one_step, stage_of, task_batch, teacher
 
 WIDE = 10  # of the teacher; the student has 6
 
@@ -184,3 +187,76 @@ def test_a_folder_of_hugging_face_has_the_product_and_ours_the_projection(tmp_pa
     # A head of texts that no pooler stands before has no class there, so nothing is folded.
     texts = projecting("sequence_classification", pooler="none")
     assert interop.for_format(texts, random_params(texts))[0] is texts
+
+
+def test_the_same_on_eight_devices_and_with_more_pads():
+    model, (other, theirs) = projecting(), teacher(num_layers=5, hidden_size=WIDE, num_heads=2)
+    stage, batch = of_topmost(model, teacher_layer=4), task_batch()
+    teachers = {"teacher": (other, theirs)}
+    alone, told = one_step(stage, model, teachers, batch)
+    spread, said = one_step(stage, model, teachers, batch, mesh=sharding.make_mesh(8))
+    longer = {n: np.pad(x, ((0, 0), (0, 3))) if x.ndim == 2 else x for n, x in batch.items()}
+    padded, heard = one_step(stage, model, teachers, longer)
+    for name in told:
+        np.testing.assert_allclose(said[name], told[name], rtol=2e-5, err_msg=name)
+        np.testing.assert_allclose(heard[name], told[name], rtol=2e-5, err_msg=name)
+    for name, x in alone.items():
+        np.testing.assert_allclose(spread[name], x, rtol=1e-4, atol=2e-6, err_msg=name)
+        np.testing.assert_allclose(padded[name], x, rtol=1e-4, atol=2e-6, err_msg=name)
+
+
+def test_unfrozen_from_the_top_down():
+    plain, projected = unfrozen(3, projected=False), unfrozen(3, projected=True)
+    assert [group.get("layers") for group in plain] == [None, (2, 3), (1, 3), (0, 3), None]
+    assert [len(group["moves"]) for group in plain] == [1, 2, 2, 2, 3]
+    assert [group["moves"][1:] for group in projected] == [
+        (),
+        ("projection/",),
+        *[("projection/", "layers/")] * 3,
+        ("projection/", "layers/", "embeddings/"),
+    ]
+    heads = ("sequence_classification", "token_classification", "question_answering")
+    for name in flatten(random_params(Model(projecting().config.replace(heads=heads)))):
+        reached = [any(re.match(p, name) for p in group["moves"]) for group in projected]
+        assert reached == sorted(reached) and reached[-1], name
+
+
+def test_the_projection_goes_on_and_layers_wait_for_their_turn(tmp_path):
+    """A run: topmost states, then the classifier alone, the projection too, the last layer too."""
+    sentences = (f"paris B-LOC\nis O\nold{n} O\n" for n in range(80))
+    (tmp_path / "tags.txt").write_text("\n".join(sentences))
+    config = defaults.recipe("kept")
+    config.feeds.task = defaults.task(
+        "tagging", source=str(tmp_path / "tags.txt"), sequence_length=12
+    )
+    shape = dict(max_positions=12, num_heads=2, intermediate_size=16, heads=("task",))
+    config.networks.teacher = defaults.network("bert_base", num_layers=3, hidden_size=16, **shape)
+    config.networks.student = defaults.network(
+        "bert_base", num_layers=2, hidden_size=8, projected_size=0, **shape
+    )
+    learning = dict(
+        feed="task", steps=2, batch_size=8, optimizer="adamw", learning_rate=1e-2, weight_decay=0.0
+    )
+    config.stages.teach = defaults.stage("finetune", "teacher", **learning)
+    config.stages.topmost = defaults.stage("topmost", "student", teacher_layer=2, **learning)
+    groups = unfrozen(2, projected=True)
+    for number, moving in enumerate(groups[:3]):
+        config.stages[f"hard_{number}"] = defaults.stage(
+            "finetune", "student", **learning, **moving
+        )
+    config.order = ("teach", "topmost", "hard_0", "hard_1", "hard_2")
+    config.mesh.data = 1
+    results = run.train(config, tmp_path / "run")
+    kept = [
+        flatten(interop.from_pretrained(tmp_path / "run" / "stages" / name)[1])
+        for name in config.order[1:]
+    ]
+    moved = [{n for n in a if not np.array_equal(a[n], b[n])} for a, b in zip(kept, kept[1:])]
+    assert moved[0] == {"token_classification/dense/kernel", "token_classification/dense/bias"}
+    assert moved[1] == moved[0] | {"projection/dense/kernel", "projection/dense/bias"}
+    above = moved[2] - moved[1]
+    assert above and all(name.startswith("layers/") for name in above)
+    assert all(np.array_equal(kept[2][name][0], kept[3][name][0]) for name in above)
+    assert results["export"]["format"] == "huggingface"
+    exported, _ = interop.from_pretrained(tmp_path / "run" / "student")
+    assert exported.config.projected_size is None
