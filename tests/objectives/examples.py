@@ -402,6 +402,7 @@ REFERENCES = {
     "variance_tf1": _variance_tf1,
     "hidden_mse": _squared_error,
     "embedding_mse": _squared_error,
+    "embedding_hidden_mse": _squared_error,
     "hidden_cosine": _cosine,
     "first_token_mse": _first_token_mse,
     "attention_mse": _attention_mse,
@@ -427,7 +428,7 @@ COUNTS = {
         for name in LOSSES
         if name.startswith(start)
     },
-    **{name: lambda batch: len(real(batch)) for name in (*PER_LAYER, "embedding_mse")},
+    **{name: lambda batch: len(real(batch)) for name in (*PER_LAYER, "embedding_mse", "embedding_hidden_mse")},
     "first_token_mse": lambda batch: sum(batch["example_weights"]),
     **{
         name: lambda batch: sum(

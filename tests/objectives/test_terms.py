@@ -104,6 +104,7 @@ def test_gradient_reaches_the_student_and_never_the_teacher(name):
         "hidden_cosine",
         "first_token_mse",
         "embedding_mse",
+        "embedding_hidden_mse",
     ],
 )
 def test_distance_is_zero_for_equals_and_grows_when_tokens_are_permuted(name):
