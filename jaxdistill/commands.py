@@ -17,10 +17,9 @@ from jaxdistill import binding, conversion, description, inputs, interop, report
 from jaxdistill.checks import check_seed, check_text_settings
 from jaxdistill.configuration import Overrides, as_config, as_folder, load_config, shipped_recipes
 from jaxdistill.data.beam_options import parse_options
-from jaxdistill.data.loader import heldout_batches
-from jaxdistill.data.prepare import prepare as prepare_text
 from jaxdistill.data.sources import check as check_source
 from jaxdistill.data.text import NAME as TEXT
+from jaxdistill.data.text import Once, rows_once
 from jaxdistill.data.tokenizers import tokenizer_digest
 from jaxdistill.errors import BadInput, nearest, shortened
 from jaxdistill.evaluation import heldout
@@ -173,8 +172,6 @@ def evaluate(
     and the teacher is its network "teacher". `sequence_length`: default 128, or what the models can
     take. Rows and masks follow from `seed` alone, so two models with one tokenizer are measured on
     the same words. A number may be NaN, if the model's outputs are."""
-    from jaxdistill.data.files import cache_directory
-
     if not isinstance(source, str | os.PathLike) or not os.fspath(source):
         raise BadInput(
             f"source={source!r}: expected a file, a folder, tfds:NAME or default:heldout"
@@ -214,21 +211,16 @@ def evaluate(
         raise BadInput(
             f"sequence_length={length} exceeds the max_positions={positions} of the model or its teacher"
         )
-    text = prepare_text(
-        os.fspath(source),
-        tokenizer,
-        cache or cache_directory() / "prepared",
-        sequence_length=length,
+    how = Once(
+        length=length,
+        batch_size=batch_size,
+        max_examples=max_examples,
+        seed=seed,
         split=split,
         documents=documents,
+        folder=cache,
     )
-    rows = heldout_batches(
-        text,
-        batch_size=batch_size,
-        seed=seed,
-        max_examples=max_examples,
-        max_predictions=max(1, round(0.15 * length)),
-    )
+    rows = rows_once(os.fspath(source), tokenizer, how)
     return heldout.evaluate(model, params, rows, mesh=sharding.make_mesh(1), **pair)
 
 

@@ -22,10 +22,8 @@ from ml_collections import ConfigDict
 
 from jaxdistill import inputs, interop, report, run
 from jaxdistill.configuration import as_folder, load_config
-from jaxdistill.data.files import cache_directory
-from jaxdistill.data.loader import heldout_batches
-from jaxdistill.data.prepare import prepare
 from jaxdistill.data.sources import check as check_source
+from jaxdistill.data.text import Once, rows_once
 from jaxdistill.data.tokenizers import describe, load_tokenizer, mended_settings
 from jaxdistill.defaults import check_schema
 from jaxdistill.errors import BadInput, listed, shortened
@@ -253,20 +251,8 @@ def _importance(source: Source, text: PathLike) -> Mapping[str, np.ndarray]:
     if isinstance(tokenizer, epath.Path):
         tokenizer = load_tokenizer(tokenizer)
     length = min(128, source.model.config.max_positions)
-    prepared = prepare(
-        os.fspath(text),
-        tokenizer,
-        cache_directory() / "prepared",
-        sequence_length=length,
-        split="all",
-        documents="blank_lines",
-    )
-    rows = heldout_batches(
-        prepared,
-        batch_size=16,
-        seed=0,
-        max_examples=ROWS,
-        max_predictions=max(1, round(0.15 * length)),
+    rows = rows_once(
+        os.fspath(text), tokenizer, Once(length=length, batch_size=16, max_examples=ROWS)
     )
     mesh = sharding.make_mesh(1)
     return importance(source.model, source.params, ("mlm",), rows, mesh=mesh)

@@ -103,7 +103,6 @@ def resolve(
         section = config.networks[name]
         if section.like:
             model = with_heads(build_network(section.like), section)
-            model = with_depth(model, len(section.layers)) if section.layers else model
             return with_sizes(model, section, f"config.networks.{name}")
         if name in loaded:
             return with_heads(_in_its_dtypes(loaded[name], section), section)
@@ -199,14 +198,12 @@ def with_heads(model: Model, section: ConfigDict) -> Model:
     return dataclasses.replace(model, config=model.config.replace(heads=tuple(section.heads)))
 
 
-def with_depth(model: Model, num_layers: int) -> Model:
-    """The same network with another number of layers."""
-    return dataclasses.replace(model, config=model.config.replace(num_layers=num_layers))
-
-
 def with_sizes(model: Model, section: ConfigDict, where: str) -> Model:
-    """The same network in the sizes that its section names. Raises `BadInput` where they would do
-    nothing, or name another depth than its layers."""
+    """The same network as deep as its section names layers, and in the sizes that it names. Raises
+    `BadInput` where they would do nothing, or name another depth than its layers."""
+    if section.layers:
+        shallow = model.config.replace(num_layers=len(section.layers))
+        model = dataclasses.replace(model, config=shallow)
     sizes = {field: size for field, size in section.sizes.items() if size is not None}
     if not sizes:
         return model

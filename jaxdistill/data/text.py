@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from jaxdistill.data import packing
+from etils import epath
+
+from jaxdistill.data import files, packing
 from jaxdistill.data.feeds import Batch, Feed, Reader, Shape, Share
 from jaxdistill.data.loader import RowSettings, heldout_batches, make_loader, packing_plan
+from jaxdistill.data.prepare import prepare
 from jaxdistill.data.prepared import PreparedText
 
 NAME = "text"  # the feed that `config.data` describes
@@ -19,6 +22,39 @@ class Parts(NamedTuple):
 
     train: PreparedText
     heldout: PreparedText
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Once:
+    """How a text is read once, whole or a sample of `max_examples` rows of it, of `length` tokens. `folder`: where
+    prepared text is kept; None: the user's cache."""
+
+    length: int
+    batch_size: int
+    max_examples: int | None
+    seed: int = 0
+    split: str = "all"
+    documents: str = "blank_lines"
+    folder: epath.PathLike | None = None
+
+
+def rows_once(source: str, tokenizer: Any, how: Once) -> Iterator[Batch]:
+    """Batches of a text that no stage reads, with 15 % of the words masked: which follows from the seed alone."""
+    prepared = prepare(
+        source,
+        tokenizer,
+        how.folder or files.cache_directory() / "prepared",
+        sequence_length=how.length,
+        split=how.split,
+        documents=how.documents,
+    )
+    return heldout_batches(
+        prepared,
+        batch_size=how.batch_size,
+        seed=how.seed,
+        max_examples=how.max_examples,
+        max_predictions=max(1, round(0.15 * how.length)),
+    )
 
 
 def text_feed(settings: RowSettings, length: int, pack: bool, parts: Parts | None = None) -> Feed:

@@ -428,7 +428,10 @@ COUNTS = {
         for name in LOSSES
         if name.startswith(start)
     },
-    **{name: lambda batch: len(real(batch)) for name in (*PER_LAYER, "embedding_mse", "embedding_hidden_mse")},
+    **{
+        name: lambda batch: len(real(batch))
+        for name in (*PER_LAYER, "embedding_mse", "embedding_hidden_mse")
+    },
     "first_token_mse": lambda batch: sum(batch["example_weights"]),
     **{
         name: lambda batch: sum(
