@@ -39,6 +39,8 @@ from ml_collections import ConfigDict
 
 from jaxdistill import allocation, defaults, interop, report, run, task_commands
 from jaxdistill.methods.xtremedistil import unfrozen
+from jaxdistill.models import Model, Params
+from jaxdistill.models.parameters import count
 
 ROWS = rows.HERE / "claims.json"
 KEY = ("claim", "size", "contestant", "task", "seed")
@@ -159,9 +161,10 @@ def costs(folder: pathlib.Path, *before: pathlib.Path) -> dict[str, Any]:
         if stage["network"] == "student"
     ]
     parts = ("steps", "student_flops", "teacher_flops", "seconds")
+    model, params = interop.for_format(*interop.from_pretrained(last_stage(folder)))
     return {
-        "parameters": found["networks"]["student"]["parameters"],
-        "milliseconds": latency(last_stage(folder)),
+        "parameters": count(params),
+        "milliseconds": latency(model, params),
         **{part: sum(stage[part] for stage in stages) for part in parts},
         "hardware": found["hardware"],
     }
@@ -173,10 +176,8 @@ def last_stage(folder: pathlib.Path) -> str:
     return str(folder / "stages" / order[-1])
 
 
-@functools.lru_cache(64)
-def latency(folder: str, length: int = 128, times: int = 30) -> float:
+def latency(model: Model, params: Params, length: int = 128, times: int = 30) -> float:
     """Milliseconds of one row of so many tokens, the median."""
-    model, params = interop.from_pretrained(folder)
     forward = jax.jit(lambda params, batch: model.apply(params, batch)[0])
     batch = {"input_ids": np.ones((1, length), np.int32)}
     seconds = []
@@ -441,7 +442,7 @@ def languages(name: str, entry: Entry) -> dict[str, Any]:
     """A tagger on the test sentences of one language."""
     folder = tagger(name, entry)
     test = entry.options.data / _WIKIANN.format(entry.task, "test")
-    found = task_commands.evaluate_task(last_stage(folder), "tagging", test)
+    found = task_commands.evaluate_task(folder, "tagging", test, network="student")
     return {"metric": "entity_f1", "test": found["entity_f1"], **costs(folder)}
 
 

@@ -6,7 +6,8 @@ a start at random, parts at random (ETD-Rand) and parts by importance (ETD-Impt)
 
 `--teacher` has an MLM head (configs/word_teachers.py makes one), which importance is for. Every run distils on Wikipedia
 for so many steps, by TinyBERT's losses on the last layer or by MiniLMv2's relations of it, and is then fine-tuned on
-CoLA, MRPC and STS-B as benchmarks/mapping.py does it. Their mean, on the rows to choose by, is the score. Each run
+CoLA, MRPC and STS-B as benchmarks/mapping.py does it. Their mean, on the rows to choose by, is the score. FLOPs are the
+student's, as the paper counts, and beside them all: with the teacher's, in distillation and for importance. Each run
 goes at once into benchmarks/extract.json, and the same command goes on where it was stopped. At the end: the part of
 the FLOPs after which each start has the score that a random one has at the last number of steps."""
 
@@ -23,7 +24,8 @@ import mapping as mapping_benchmark
 import rows
 from ml_collections import ConfigDict
 
-from jaxdistill import allocation, defaults, inputs, run
+from jaxdistill import allocation, defaults, inputs, interop, run
+from jaxdistill.models.sizes import TRAINING_FLOPS_PER_FORWARD_FLOP, forward_flops
 
 ROWS = rows.HERE / "extract.json"
 STARTS: dict[str, dict[str, Any]] = {
@@ -68,15 +70,23 @@ def measured(row: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]
     scores = {task: found["networks"][task][task][metric] for task, metric in METRICS.items()}
     stages = found["stages"]
     of_transfer = stages.get("transfer", {"student_flops": 0.0, "teacher_flops": 0.0})
+    of_importance = importance_flops(options.teacher) if row["start"] == "importance" else 0.0
     shutil.rmtree(folder)
     return {
         "scores": scores,
         "score": statistics.mean(scores.values()),
         "student_flops": of_transfer["student_flops"],
-        "teacher_flops": of_transfer["teacher_flops"],
+        "teacher_flops": of_transfer["teacher_flops"] + of_importance,
         "seconds": sum(stage["seconds"] for stage in stages.values()),
         "hardware": inputs.hardware(),
     }
+
+
+def importance_flops(teacher: pathlib.Path) -> float:
+    """Of importance: forward and backward of the teacher, on as many rows of text as a network reads for it."""
+    flops = forward_flops(interop.read_config(str(teacher)), 128, 20, ("mlm",))
+    rows_read = defaults.network("bert_base").importance_rows
+    return float(TRAINING_FLOPS_PER_FORWARD_FLOP * sum(flops.values()) * rows_read)
 
 
 def recipe(row: dict[str, Any], options: argparse.Namespace) -> ConfigDict:
@@ -127,7 +137,8 @@ def summary(found: Sequence[rows.Row]) -> list[str]:
         "method",
         "start",
         *(f"{n} steps" for n in steps),
-        "FLOPs for the random start's last",
+        "student's FLOPs for the random start's last",
+        "all FLOPs",
     ]
     lines = []
     for size, method in sorted({(row["size"], row["method"]) for row in found}):
@@ -136,18 +147,26 @@ def summary(found: Sequence[rows.Row]) -> list[str]:
         for start, points in curves.items():
             by_steps = {n: score for n, score, _ in points}
             cells = [f"{by_steps[n]:.3f}" if n in by_steps else "" for n in steps]
-            lines.append([size, method, start, *cells, share(points, goal)])
+            whole = curve(found, "teacher_flops", size=size, method=method, start=start)
+            own_share, of_all = share(points, goal), share(whole, goal)
+            lines.append([size, method, start, *cells, own_share, of_all])
     return rows.table(heads, lines)
 
 
-def curve(all_rows: Sequence[rows.Row], **which: Any) -> list[tuple[int, float, float]]:
-    """(steps, mean score over seeds, FLOPs of the student), by steps."""
+def curve(
+    all_rows: Sequence[rows.Row], beside: str = "", **which: Any
+) -> list[tuple[int, float, float]]:
+    """(steps, mean score over seeds, FLOPs of the student, and those `beside`), by steps."""
     found = [row for row in all_rows if which.items() <= row.items()]
     return [
         (
             steps,
             statistics.mean(row["score"] for row in found if row["steps"] == steps),
-            next(row["student_flops"] for row in found if row["steps"] == steps),
+            next(
+                row["student_flops"] + (row[beside] if beside else 0.0)
+                for row in found
+                if row["steps"] == steps
+            ),
         )
         for steps in sorted({row["steps"] for row in found})
     ]

@@ -132,7 +132,7 @@ def recipe(name: str, method: str, options: argparse.Namespace) -> ConfigDict:
             "soft_labels", "student", temperature=2.0, hard_labels=0.5, **learning
         )
     elif method == "pkd":
-        follow = (*layers[1:], -1)[-len(layers) :]  # the layers that it began as, but for the last
+        follow = (*layers[:-1], -1)  # the layers that it began as, but for the last
         stages.distill = defaults.stage(
             "patient", "student", layer_map=follow, temperature=10.0, hard_labels=0.5,
             first_token_mse=0.026, **learning,

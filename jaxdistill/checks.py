@@ -272,9 +272,10 @@ def check_fit(cast: Cast) -> None:
                 f"config.stages.{stage.name}.{term.row.off or f'{term.loss}=0'} to train without that loss, or "
                 "take another teacher"
             )
-        if term.follows_layer is not None and not 0 <= term.follows_layer < theirs.num_layers:
+        follows = None if term.stored else term.follows_layer  # `with_stored` knows what is stored
+        if follows is not None and not 0 <= follows < theirs.num_layers:
             raise BadInput(
-                f"stage {stage.name!r}: the loss {term.loss!r} has the embeddings follow layer {term.follows_layer}; "
+                f"stage {stage.name!r}: the loss {term.loss!r} has the embeddings follow layer {follows}; "
                 f"the teacher's layers are 0 to {theirs.num_layers - 1}"
             )
         if term.per_layer and not term.stored:

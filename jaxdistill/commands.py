@@ -26,7 +26,7 @@ from jaxdistill.evaluation import heldout
 from jaxdistill.evaluation.scores import SCORES, metric_of
 from jaxdistill.models import PRESETS, Model, ModelConfig, preset
 from jaxdistill.recipe import TEACHER
-from jaxdistill.resolve import model_config, resolve
+from jaxdistill.resolve import model_config, resolve, width_of
 from jaxdistill.search import mapping
 from jaxdistill.training import sharding
 from jaxdistill.workdir import Workdir, refuse_links
@@ -119,7 +119,11 @@ def _describe_recipe(config: ConfigDict) -> dict[str, Any]:
         name: description.describe(
             interop.from_pretrained(section.init)[0].config
             if section.init
-            else model_config(section, config.data.vocab_size)
+            else model_config(
+                section,
+                config.data.vocab_size,
+                width=width_of(config, section.of, {}) if section.model.projected_size == 0 else 0,
+            )
         )
         for name, section in config.networks.items()
         if not section.like

@@ -64,7 +64,11 @@ class Readers:
         reader = self.reader(stage.feed)
         if stage.rows is None:
             return reader.train(stage.batch_size, first_row, self.share)
-        assert reader.parts is not None  # `checks.check_data` has asked
+        if reader.parts is None:
+            raise BadInput(
+                f"config.stages.{stage.name}.rows={stage.rows}: the rows of {stage.feed!r} differ from epoch to epoch, so "
+                "none can be counted; set it to ()"
+            )
         (first, end), order = stage.rows, reader.parts.order
         if first >= (number := reader.parts.train.number):
             raise BadInput(

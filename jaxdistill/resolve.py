@@ -72,6 +72,17 @@ def model_config(
     return ModelConfig.from_dict(values)
 
 
+def width_of(config: ConfigDict, name: str, loaded: Mapping[str, Model]) -> int:
+    """The width of the hidden states of the network `name`, which may not be built yet."""
+    check_network(config, name, "projected_size=0 is the width of the network `of`, which")
+    section = config.networks[name]
+    if name in loaded:
+        return loaded[name].config.hidden_size
+    if section.like:
+        return section.sizes.hidden_size or width_of(config, section.like, loaded)
+    return section.model.hidden_size
+
+
 def resolve(
     config: ConfigDict,
     *,
@@ -106,10 +117,7 @@ def resolve(
             return with_sizes(model, section, f"config.networks.{name}")
         if name in loaded:
             return with_heads(_in_its_dtypes(loaded[name], section), section)
-        width = 0
-        if section.model.projected_size == 0:
-            check_network(config, section.of, f"config.networks.{name}.of")
-            width = build_network(section.of).config.hidden_size
+        width = width_of(config, section.of, loaded) if section.model.projected_size == 0 else 0
         return Model(model_config(section, vocab_size, rows, width))
 
     networks = {name: build_network(name) for name in loaded}
@@ -122,8 +130,7 @@ def resolve(
             check_feed(feeds, section.best_on, f"config.stages.{name}.best_on")
         model = networks.setdefault(section.network, build_network(section.network))
         reads = feeds[section.feed]
-        number = min(reads.rows, section.rows[-1] - section.rows[0]) if section.rows else reads.rows
-        stage = build_stage(name, section, number, model.config, reads.losses)
+        stage = build_stage(name, section, reads.rows, model.config, reads.losses)
         stage = with_direction(stage, feeds)
         copied = begins[section.network].needs
         for other in (*stage.teachers, *((copied,) if copied else ())):
@@ -141,6 +148,20 @@ def resolve(
         for name, d in derived.items()
         if not d.by or d.by in networks
     }
+    # Only now it is known how many rows a derived feed has, and so how long its epochs are.
+    lengths = {
+        name: build_stage(
+            name, section, feeds[section.feed].rows, networks[section.network].config, feeds[section.feed].losses
+        )
+        for name, section in ((name, config.stages[name]) for name in order)
+        if section.feed in derived
+    }  # fmt: skip
+    stages = [
+        dataclasses.replace(s, steps=lengths[s.name].steps, terms=lengths[s.name].terms, schedule=lengths[s.name].schedule)
+        if s.name in lengths
+        else s
+        for s in stages
+    ]  # fmt: skip
     stages = [
         with_stored(
             stage,
@@ -320,7 +341,7 @@ def with_stored(stage: Stage, feed: Feed, layers: tuple[int, ...], num_layers: i
         if term.stored in feed.row and not term.head:
             shape = feed.row[term.stored].shape
             layer_map = term.layer_map
-            if term.per_layer:
+            if term.per_layer or term.follows_layer is not None:
                 wanted = layer_map if layer_map is not None else tuple(range(num_layers))
                 for layer in wanted:
                     if layer >= 0 and layer not in layers:
@@ -535,6 +556,8 @@ def build_stage(
 ) -> Stage:
     """The section as a `Stage`, its length in steps, for the network that moves; `losses`: those of the
     task that it reads."""
+    if len(section.rows) == 2 and all(isinstance(row, int) for row in section.rows):
+        num_records = max(0, min(num_records, section.rows[1]) - section.rows[0])
     lengths = {field: section[field] for field in ("steps", "examples", "epochs") if section[field]}
     if len(lengths) != 1 or not 0 < min(lengths.values()) < math.inf:
         raise BadInput(

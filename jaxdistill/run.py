@@ -27,12 +27,13 @@ from jaxdistill.configuration import Overrides, as_config, as_folder, as_names
 from jaxdistill.data.feeds import Batch
 from jaxdistill.errors import BadInput, TrainingStopped
 from jaxdistill.evaluation.derived import BY_NETWORK, OF_FILES
+from jaxdistill.evaluation.stored import read_arrays, write_arrays
 from jaxdistill.measure import Measure, score_of
 from jaxdistill.methods.base import Cast, Stage
 from jaxdistill.methods.kinds import KINDS, default_settings
 from jaxdistill.models import Model, Params
 from jaxdistill.models.encoder import in_compute_dtype
-from jaxdistill.models.parameters import digest
+from jaxdistill.models.parameters import digest, flatten, unflatten
 from jaxdistill.models.sizes import parameter_shapes
 from jaxdistill.objectives import projections, ramps
 from jaxdistill.readers import Readers
@@ -113,6 +114,7 @@ class Run:
             if self.config.networks[name].init or name not in moved
         }
         self.pages: dict[str, dict[str, Any]] = {}
+        self.maps: Networks = {}  # the projections that the last stage of a network has learned
         # Of each network there is: where it is, and its digest.
         self.origins: dict[str, dict[str, str]] = {
             name: {
@@ -142,6 +144,8 @@ class Run:
             if hosts.first():  # a run killed between saving and tidying
                 self.folder.checkpoints(stage.name).rmtree(missing_ok=True)
             params = self.folder.load_stage(stage.name, cast.model)
+            held = read_arrays(self._maps_file(stage), page["sha256"]) or {}
+            self.maps[stage.network] = unflatten(dict(jax.tree.map(jax.numpy.asarray, held)))
         else:
             params, page = self._train(cast)
         self.networks[stage.network], self.pages[stage.name] = params, page
@@ -158,7 +162,12 @@ class Run:
             stage.until is not None,
         )
         try:
-            params, page = self._train_from(checkpoints, cast)
+            whole, page = self._train_from(checkpoints, cast)
+            params = projections.drop(whole)
+            self.maps[stage.network] = maps = whole.get(projections.NAME, {})
+            if maps and self._goes_on(stage) and hosts.first():
+                held = jax.tree.map(np.asarray, flatten(maps))
+                write_arrays(self._maps_file(stage), held, digest(params))
             with StopRequest() as stop:  # what was trained is kept first
                 page = hosts.together(
                     lambda: self.folder.save_stage(
@@ -244,10 +253,17 @@ class Run:
                 limits=limits,
                 evaluate=self._evaluator(cast, given) if measured else None,
             )
-        page["skipped"] = int(train_state.skipped)
         page["moved"] = checksums(train_state.params).tolist() != page.pop("began_as", None)
         hosts.together(lambda: self._check_trained(stage, page))
-        return hosts.to_host(projections.drop(train_state.params)), page
+        return hosts.to_host(train_state.params), page
+
+    def _maps_file(self, stage: Stage) -> epath.Path:
+        return self.folder.stage(stage.name) / "projections.safetensors"
+
+    def _goes_on(self, stage: Stage) -> bool:
+        """Whether a later stage of the network goes on with the projections that this one has learned."""
+        later = self.recipe.stages[self.recipe.stages.index(stage) + 1 :]
+        return any(s.network == stage.network and s.until and s.until.start for s in later)
 
     def _check_trained(self, stage: Stage, page: dict[str, Any]) -> None:
         """Raises `TrainingStopped` if a stage hardly trained its network; `results.json` says so
@@ -318,6 +334,9 @@ class Run:
         if given is not None:
             if all(page["network"] != name for page in self.pages.values()):  # its first stage
                 self._say_heads(name)
+            until = cast.stage.until
+            if until is not None and until.start:
+                given = {**given, projections.NAME: self.maps.get(name, {})}
             return sharding.place(self.mesh, jax.tree.map(np.array, given))
         where = sharding.shardings(self.mesh, parameter_shapes(model.config))
         # All networks but the teacher from one seed, so that comparisons between them are paired.

@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pytest
 
-from jaxdistill import inputs
+from jaxdistill import defaults, inputs
 from jaxdistill.configuration import load_config, shipped_recipes
 from jaxdistill.data import packing
 from jaxdistill.data.text import pretraining_row
@@ -537,3 +537,42 @@ def test_every_recipe_resolves(name, tmp_path):
     mesh = sharding.make_mesh(**{**config.mesh, "data": 1})
     recipe = resolve(config, vocab_size=120, feeds=feeds, mesh=mesh, loaded=loaded)
     assert [stage.name for stage in recipe.stages] == list(config.order)
+
+
+def test_an_epoch_of_a_derived_feed_is_all_of_its_rows(tmp_path):
+    """Of copies that are added, and of a stretch of them that ends where the rows do."""
+    config = load_config("tinybert_task")
+    config.feeds.task.source = str(write_table(tmp_path / "task.tsv", rows=160))
+    config.order = ("words", "finetune", "intermediate", "distill")
+    config.stages.distill.rows = (300, 10**6)
+    feeds = inputs.outline(config)
+    feeds["text"] = dataclasses.replace(feeds["text"], rows=100_000)
+    recipe = resolve(config, vocab_size=120, feeds=feeds, mesh=sharding.make_mesh(1))
+    rows = recipe.feeds["more"].rows
+    assert rows == 3 * feeds["task"].rows > 300
+    steps = {stage.name: stage.steps for stage in recipe.stages}
+    assert steps["intermediate"] == round(3 * rows / 32) and steps["distill"] == round(
+        3 * (rows - 300) / 32
+    )
+    assert recipe.stages[-1].schedule.warmup_steps == int(0.1 * steps["distill"])
+
+
+def test_frozen_layers_that_nothing_set_are_seen_above_those_that_move_too(tmp_path):
+    config = load_config("finetune")
+    config.feeds.task.source = str(write_table(tmp_path / "task.tsv"))
+    name = config.stages.finetune.network
+    config.networks[name].model.num_layers = 2
+    config.stages.finetune.layers = (0, 1)
+    with pytest.raises(BadInput, match="freezes 'layers/"):
+        resolve(config, vocab_size=120, feeds=inputs.outline(config), mesh=sharding.make_mesh(1))
+
+
+@pytest.mark.parametrize("rows", [("a", "b"), (None, 2), (3,)])
+def test_rows_that_are_no_numbers(tmp_path, rows):
+    config = load_config("finetune")
+    config.feeds.task.source = str(write_table(tmp_path / "task.tsv"))
+    config.stages.finetune = defaults.stage(
+        "finetune", config.stages.finetune.network, feed="task", epochs=1.0, rows=rows
+    )
+    with pytest.raises(BadInput, match=r"config.stages.finetune.rows="):
+        resolve(config, vocab_size=120, feeds=inputs.outline(config), mesh=sharding.make_mesh(1))

@@ -68,7 +68,7 @@ def importance(
     totals: dict[str, np.ndarray] = {}
     with Progress(rows, "importance", unit="rows", quiet=None if hosts.first() else True) as bar:
         for batch in batches:
-            found = jax.device_get(compiled(placed, sharding.put_batch(mesh, dict(batch))))
+            found = hosts.to_host(compiled(placed, sharding.put_batch(mesh, dict(batch))))
             totals = {key: totals.get(key, 0.0) + value for key, value in found.items()}
             bar.update(len(next(iter(batch.values()))) * jax.process_count())
     return combined(config, totals)

@@ -126,7 +126,7 @@ def _whole_sum(term: Term, ours: Arrays, theirs: Arrays, scene: Scene) -> jax.Ar
     target = None if term.row.teacher is None else theirs.get(term.row.teacher)
     if term.stored:
         target = scene.batch[term.stored]
-        if term.per_layer:  # [B, L, N, ...]
+        if term.per_layer or term.follows_layer is not None:  # [B, L, N, ...]
             target = jnp.moveaxis(target, 2, 0)
     if term.follows_layer is not None:
         assert target is not None

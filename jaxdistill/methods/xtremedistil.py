@@ -16,7 +16,7 @@ from jaxdistill.models.heads import PROJECTION
 from jaxdistill.objectives.terms import Term
 from jaxdistill.settings import CountOrZero, Weight
 
-CLASSIFIER = "(pooler|sequence_classification|token_classification|question_answering)/"
+HEADS = "pooler|sequence_classification|token_classification|question_answering"
 
 
 def topmost(
@@ -82,9 +82,9 @@ def topmost(
 
 
 def unfrozen(depth: int, projected: bool) -> list[dict[str, Any]]:
-    """What moves in one stage after the other, as settings of it: the classifier, the projection if it reads that,
-    every layer from the last one on, and the embeddings."""
-    moves: tuple[str, ...] = (CLASSIFIER,)
+    """What moves in one stage after the other, as settings of it: the classifier, with the projection or, if that is
+    `projected`, before it, every layer from the last one on, and the embeddings."""
+    moves: tuple[str, ...] = (f"({HEADS})/" if projected else f"({HEADS}|{PROJECTION})/",)
     groups: list[dict[str, Any]] = [dict(moves=moves)]
     if projected:
         moves = (*moves, f"{PROJECTION}/")

@@ -3,8 +3,9 @@ the teacher's width.
 
 They lie in the train state's parameters under `projections/`, where optimizer, clipping, decay,
 mesh and checkpoints treat them as any kernel; they always move, and end with their stage: no
-network and no export has them, and a later stage begins with fresh ones. The exception is that of a
-network with a `projected_size`: its own, which terms name `models.heads.PROJECTION`, moves where the
+network and no export has them, and a later stage begins with fresh ones, unless the state that it
+begins with is one to choose from (`best_or_start`): then it goes on with those of the stage before. The
+exception is that of a network with a `projected_size`: its own, which terms name `models.heads.PROJECTION`, moves where the
 stage says so, goes on in later stages, and is what heads read. Called by state and forward."""
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ TRIES = 200  # for a child that was not tried before; then one at random
 
 class Space(NamedTuple):
     """The maps of `student` layers onto `teacher` layers. `monotone`: those alone in which a later layer follows
-    a later one."""
+    a later one. That by which no layer follows any is not among them: it has nothing to learn."""
 
     student: int
     teacher: int
@@ -33,10 +33,10 @@ class Space(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many there are, that of no layer among them."""
+        """How many there are."""
         if self.monotone:
-            return math.comb(self.teacher + self.student, self.student)
-        return (self.teacher + 1) ** self.student
+            return math.comb(self.teacher + self.student, self.student) - 1
+        return (self.teacher + 1) ** self.student - 1
 
     def all(self) -> Iterator[Map]:
         """Every one of them, in order."""
@@ -49,14 +49,18 @@ class Space(NamedTuple):
         followed = [layer for layer in found if layer != NONE]
         return (
             len(found) == self.student
+            and bool(followed)
             and all(NONE <= layer < self.teacher for layer in found)
             and not (self.monotone and any(a >= b for a, b in itertools.pairwise(followed)))
         )
 
     def repaired(self, found: Sequence[int]) -> Map:
-        """That map if it is one of them; else its layers in their order, and none for those named twice."""
+        """That map if it is one of them; else its layers in their order, and none for those named twice; the last
+        layer alone, if none is named."""
         if self.holds(found):
             return tuple(found)
+        if all(layer == NONE for layer in found):
+            return (*found[:-1], self.teacher - 1)
         followed = iter(sorted(layer for layer in found if layer != NONE))
         taken, last = [], NONE
         for layer in found:
@@ -68,12 +72,16 @@ class Space(NamedTuple):
     def at_random(self, draw: np.random.Generator) -> Map:
         """One of them, each with the same chance."""
         if not self.monotone:
-            return tuple(int(x) for x in draw.integers(NONE, self.teacher, self.student))
-        # Choose which of the C(N + M, M) it is: how many follow a layer, which do, and whom.
+            while True:
+                found = [int(x) for x in draw.integers(NONE, self.teacher, self.student)]
+                if self.holds(found):
+                    return tuple(found)
+        # Choose which of the C(N + M, M) - 1 it is: how many follow a layer, which do, and whom.
         counts = [
-            math.comb(self.student, k) * math.comb(self.teacher, k) for k in range(self.student + 1)
+            math.comb(self.student, k) * math.comb(self.teacher, k)
+            for k in range(1, self.student + 1)
         ]
-        k = int(draw.choice(len(counts), p=np.array(counts) / self.size))
+        k = 1 + int(draw.choice(len(counts), p=np.array(counts) / self.size))
         places = np.sort(draw.choice(self.student, k, replace=False))
         layers = np.sort(draw.choice(self.teacher, k, replace=False))
         found = [NONE] * self.student

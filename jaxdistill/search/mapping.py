@@ -30,11 +30,14 @@ from jaxdistill.configuration import Overrides, as_config, as_folder
 from jaxdistill.data.files import write_whole
 from jaxdistill.errors import BadInput, JaxDistillError, TrainingStopped, nearest
 from jaxdistill.evaluation.scores import metric_of
+from jaxdistill.objectives.terms import BATCH
 from jaxdistill.search.genetic import NONE, Map, Settings, Space, pending, ranked
 from jaxdistill.settings import check as check_values
 from jaxdistill.settings import settings_of
 from jaxdistill.training import sharding
 from jaxdistill.training.progress import Progress
+
+FAILED = -1.0  # what a map is worth with which training fails: no correlation is lower
 
 LINES, RECIPE, BEST, RESULTS = "evaluations.jsonl", "search.json", "best.json", "results.json"
 PLOTS = "plots"
@@ -125,6 +128,13 @@ def check(config: ConfigDict) -> None:
         raise BadInput(
             f"config.search.stage={stage!r} is of kind {config.stages[stage].kind!r}, which has no layer_map"
         )
+    section = config.stages[stage]
+    if section.kind == "progressive" or section.teacher == BATCH:
+        what = "kind='progressive'" if section.kind == "progressive" else f"teacher={BATCH!r}"
+        raise BadInput(
+            f"config.search.stage={stage!r}: a stage of {what} cannot be searched, since maps in which some layers follow "
+            "none are tried too, on a teacher beside the student; take 'joint' or 'intermediate', and a network"
+        )
     if config.search.elites >= config.search.population:
         raise BadInput(
             f"config.search.elites={config.search.elites} leaves no place in a population of "
@@ -165,7 +175,7 @@ def outlined(
 
 def evaluate(job: Job, generation: int, layer_map: Map) -> Evaluation:
     """Runs the recipe with a map, once a seed, in a folder that is deleted afterwards. A map with which training
-    stops, or a score is not finite, is worth 0."""
+    stops, or a score is not finite, is worth `FAILED`."""
     compiled: list[str] = []
 
     def heard(event: str, duration_secs: float, **_: Any) -> None:
@@ -198,7 +208,7 @@ def evaluate(job: Job, generation: int, layer_map: Map) -> Evaluation:
     means = {name: statistics.mean(values) for name, values in scores.items()}
     of_teacher = job.config["search"]["teacher_scores"]
     parts = [score / of_teacher.get(name, 1.0) for name, score in means.items()]
-    fitness = statistics.mean(parts) if parts and all(map(math.isfinite, parts)) else 0.0
+    fitness = statistics.mean(parts) if parts and all(map(math.isfinite, parts)) else FAILED
     means = {name: score if math.isfinite(score) else 0.0 for name, score in means.items()}
     seconds = round(time.perf_counter() - begun, 1)
     return Evaluation(generation, layer_map, fitness, means, seconds, len(compiled))

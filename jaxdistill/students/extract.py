@@ -105,7 +105,8 @@ def choose(
 def smaller(teacher: ModelConfig, **sizes: int) -> ModelConfig:
     """The teacher's architecture in other sizes. Heads are as many as its own and narrower, or, if
     `num_heads` says fewer, as wide as its own."""
-    if "num_heads" in sizes and "attention_head_size" not in sizes:
+    fewer = sizes.get("num_heads", teacher.num_heads) < teacher.num_heads
+    if fewer and "attention_head_size" not in sizes:
         inner = (
             sizes.get("bottleneck_size")
             or teacher.bottleneck_size

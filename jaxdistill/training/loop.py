@@ -186,6 +186,7 @@ def run_stage(
         report()
         wait(0)
         page["seconds"], page["steps"] = clock.seconds, done
+        page["skipped"] = int(state.skipped)  # of all steps, whichever state is handed on
         if phases is not None and done == stage.steps:
             with watchdog.paused():
                 record_phase(stage, model, page, done, state.params, phases)

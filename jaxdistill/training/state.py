@@ -40,10 +40,17 @@ class TrainState:
 
 def create(cast: Cast, params: Params, key: jax.Array | None = None) -> TrainState:
     """The state at the start of a stage: a network's parameters and, where losses have learned
-    projections, those from `key`."""
+    projections, those from `key`, but for the ones of their names and shapes that come with `params`."""
+    held, params = params.get(projections.NAME, {}), projections.drop(params)
     if widths := cast.fresh_projections:
         assert key is not None
-        params = {**params, projections.NAME: projections.start(widths, cast.model.config, key)}
+        fresh = projections.start(widths, cast.model.config, key)
+        kept = {
+            name: held[name]
+            for name in fresh.keys() & held.keys()
+            if jax.tree.map(jnp.shape, held[name]) == jax.tree.map(jnp.shape, fresh[name])
+        }
+        params = {**params, projections.NAME: {**fresh, **kept}}
     moving, _ = split(cast.stage, params, jnp.int32(0))
     step, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))
     return TrainState(params, optimizers.init(moving), step, skipped, in_a_row, spikes.start())
@@ -141,11 +148,14 @@ def check_moves(stage: Stage, params: Params, started: set[str], config: ModelCo
     identity = (
         {"embeddings/norm/scale", "embeddings/norm/bias"} if config.norm == "no_norm" else set()
     )
+    # Of a stack of which some layers move: those below them are used, and by heads those above them too.
+    first, end = stage.layers or (0, config.num_layers)
+    stays = first > 0 or (end < config.num_layers and bool(stage.heads()))
     lost = [
         n
         for n in flat
         if n.split("/")[0] in used
-        and (n not in moving or (is_stacked(n) and stage.layers is not None and stage.layers[0]))
+        and (n not in moving or (is_stacked(n) and stays))
         and n not in started
         and n not in identity
     ]

@@ -2,6 +2,7 @@
 the first stage to the exported folder."""
 
 import dataclasses
+import json
 import re
 
 import jax
@@ -221,8 +222,8 @@ def test_unfrozen_from_the_top_down():
         assert reached == sorted(reached) and reached[-1], name
 
 
-def test_the_projection_goes_on_and_layers_wait_for_their_turn(tmp_path):
-    """A run: topmost states, then the classifier alone, the projection too, the last layer too."""
+def tagger(tmp_path, **student):
+    """A recipe with a tagged file, a teacher of three layers and a narrower student of two."""
     sentences = (f"paris B-LOC\nis O\nold{n} O\n" for n in range(80))
     (tmp_path / "tags.txt").write_text("\n".join(sentences))
     config = defaults.recipe("kept")
@@ -232,20 +233,66 @@ def test_the_projection_goes_on_and_layers_wait_for_their_turn(tmp_path):
     shape = dict(max_positions=12, num_heads=2, intermediate_size=16, heads=("task",))
     config.networks.teacher = defaults.network("bert_base", num_layers=3, hidden_size=16, **shape)
     config.networks.student = defaults.network(
-        "bert_base", num_layers=2, hidden_size=8, projected_size=0, **shape
+        "bert_base", num_layers=2, hidden_size=8, **student, **shape
     )
-    learning = dict(
-        feed="task", steps=2, batch_size=8, optimizer="adamw", learning_rate=1e-2, weight_decay=0.0
+    config.stages.teach = defaults.stage("finetune", "teacher", **SHORT)
+    config.stages.topmost = defaults.stage("topmost", "student", teacher_layer=2, **SHORT)
+    config.order = ("teach", "topmost")
+    config.mesh.data, config.export = 1, False
+    return config
+
+
+SHORT = dict(
+    feed="task", steps=2, batch_size=8, optimizer="adamw", learning_rate=1e-2, weight_decay=0.0
+)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_chunk_goes_on_with_the_projections_of_the_one_before(tmp_path, stopped):
+    """So the state that it begins with is as good as the one handed on; also where another call ran it."""
+    config = tagger(tmp_path)
+    config.stages.topmost.update({"steps": 0, "epochs": 2.0})
+    defaults.in_chunks(config, "topmost", rows=24, chunks=2)
+    config.stages.topmost_1.learning_rate = 0.0
+    if stopped:
+        run.train(config, tmp_path / "run", stages=("teach", "topmost_0"))
+    run.train(config, tmp_path / "run")
+    first, second = (
+        json.loads((tmp_path / "run" / "stages" / name / "stage.json").read_text())
+        for name in ("topmost_0", "topmost_1")
     )
-    config.stages.teach = defaults.stage("finetune", "teacher", **learning)
-    config.stages.topmost = defaults.stage("topmost", "student", teacher_layer=2, **learning)
+    assert [step for step, _ in first["measured"]] == [0, 6] and first["best"] == 6
+    np.testing.assert_allclose(second["measured"][0][1], first["measured"][1][1], rtol=1e-6)
+
+
+def test_stored_states_give_the_sums_of_a_teacher_beside_it(tmp_path):
+    """The embeddings follow a layer of a deeper teacher, whose place among the stored ones is another."""
+    losses = {}
+    for stored in (False, True):
+        config = tagger(tmp_path)
+        stage = config.stages.topmost
+        stage.dropout = False
+        if stored:
+            taps = dict(taps=("hidden",), layers=(2, 1, 0))
+            config.feeds.said = defaults.derived("outputs", of="task", by="teacher", **taps)
+            stage.update({"feed": "said", "teacher": "batch"})
+        workdir = tmp_path / str(stored)
+        run.train(config, workdir)
+        lines = (workdir / "metrics.jsonl").read_text().splitlines()
+        losses[stored] = [
+            line["loss"] for line in map(json.loads, lines) if line.get("stage") == "topmost" and "loss" in line
+        ]  # fmt: skip
+    assert losses[True] and np.allclose(losses[True], losses[False], rtol=1e-5)
+
+
+def test_the_projection_goes_on_and_layers_wait_for_their_turn(tmp_path):
+    """A run: topmost states, then the classifier alone, the projection too, the last layer too."""
+    config = tagger(tmp_path, projected_size=0)
+    config.export = True
     groups = unfrozen(2, projected=True)
     for number, moving in enumerate(groups[:3]):
-        config.stages[f"hard_{number}"] = defaults.stage(
-            "finetune", "student", **learning, **moving
-        )
+        config.stages[f"hard_{number}"] = defaults.stage("finetune", "student", **SHORT, **moving)
     config.order = ("teach", "topmost", "hard_0", "hard_1", "hard_2")
-    config.mesh.data = 1
     results = run.train(config, tmp_path / "run")
     kept = [
         flatten(interop.from_pretrained(tmp_path / "run" / "stages" / name)[1])

@@ -154,9 +154,10 @@ def test_a_map_that_diverges_is_worth_nothing(how, tmp_path):
             return found
 
     found = mapping.search(recipe(tmp_path), tmp_path / "run", train=Diverges(), budget=5)
-    assert [each.fitness == 0 for each in mapping.read(tmp_path / "run")] == [False, True] + 3 * [
-        False
-    ]
+    assert [each.fitness == mapping.FAILED for each in mapping.read(tmp_path / "run")] == [
+        False,
+        True,
+    ] + 3 * [False]
     assert found["evaluations"] == 5 and found["fitness"] > 0
 
 

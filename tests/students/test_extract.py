@@ -9,7 +9,7 @@ from jaxdistill.models.axes import Axes
 from jaxdistill.models.parameters import flatten
 from jaxdistill.models.sizes import parameter_shapes
 from jaxdistill.students import extract as extraction
-from jaxdistill.students.extract import choose, extract, random_scores, uniform_layers
+from jaxdistill.students.extract import choose, extract, random_scores, smaller, uniform_layers
 from tests.conftest import STUDENT, TEACHER, pretraining_batch, random_params
 from tests.models.test_axes import small
 
@@ -95,6 +95,14 @@ def test_trigrams_and_the_heads_table_follow_words():
     np.testing.assert_array_equal(
         found["mlm"]["transform"]["kernel"], kernel[np.ix_(wide, columns)]
     )
+
+
+def test_as_many_heads_as_before_are_narrower_whether_named_or_not():
+    config = small("bert_base")
+    assert smaller(config, hidden_size=8, num_heads=config.num_heads) == smaller(
+        config, hidden_size=8
+    )
+    assert smaller(config, num_heads=1).head_size == config.head_size
 
 
 def test_whole_heads_keep_their_width():
