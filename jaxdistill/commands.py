@@ -25,8 +25,9 @@ from jaxdistill.errors import BadInput, nearest, shortened
 from jaxdistill.evaluation import heldout
 from jaxdistill.evaluation.scores import SCORES, metric_of
 from jaxdistill.models import PRESETS, Model, ModelConfig, preset
+from jaxdistill.models.heads import HEADS
 from jaxdistill.recipe import TEACHER
-from jaxdistill.resolve import model_config, resolve, width_of
+from jaxdistill.resolve import model_config, resolve, width_of, with_task_heads
 from jaxdistill.search import mapping
 from jaxdistill.training import sharding
 from jaxdistill.workdir import Workdir, refuse_links
@@ -115,6 +116,10 @@ def describe_model(model: conversion.PathLike, network: str | None = None) -> di
 
 
 def _describe_recipe(config: ConfigDict) -> dict[str, Any]:
+    if any(set(section.heads) - HEADS.keys() for section in config.networks.values()):
+        config = with_task_heads(
+            config, inputs.outline(config)
+        )  # "task" stands for the task's head
     return {
         name: description.describe(
             interop.from_pretrained(section.init)[0].config

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from jaxdistill import cli, cli_commands
+from tests.conftest import write_table
 
 
 def run(capsys, *arguments):
@@ -48,6 +49,18 @@ def test_describe_prints_the_exact_counts(capsys, preset, encoder, pretraining):
 def test_describe_a_recipe(capsys):
     code, out, _ = run(capsys, "describe", "--config=quickstart")
     assert code == 0 and "teacher" in out and "student" in out and "attention_scores" in out
+
+
+def test_describe_a_recipe_whose_networks_have_the_head_of_a_task(capsys, tmp_path):
+    """And whose student is projected to the teacher's width."""
+    table = write_table(tmp_path / "task.tsv")
+    code, out, _ = run(
+        capsys, "describe", "--config=xtremedistil", f"--config.feeds.task.source={table}", "--json"
+    )
+    found = json.loads(out)
+    assert code == 0 and found.keys() >= {"teacher", "student"}
+    assert found["student"]["parameters"]["projection"] == 64 * 128 + 128
+    assert found["student"]["parameters"]["head/sequence_classification"] == 64 * 2 + 2
 
 
 @pytest.mark.parametrize(
