@@ -13,8 +13,15 @@ from jax.sharding import Mesh
 
 from jaxdistill.methods.base import Cast
 from jaxdistill.models import Model
-from jaxdistill.models.sizes import TRAINING_FLOPS_PER_FORWARD_FLOP, encoder_flops, forward_flops
+from jaxdistill.models.parameters import is_stacked
+from jaxdistill.models.sizes import (
+    TRAINING_FLOPS_PER_FORWARD_FLOP,
+    encoder_flops,
+    forward_flops,
+    parameter_shapes,
+)
 from jaxdistill.objectives.terms import Term
+from jaxdistill.training import state
 
 # Dense bfloat16 peak of one JAX device (manufacturers' sheets), by the start of `device_kind`; the
 # first match counts. A device of TPU v2, v3 and 7x is half a chip.
@@ -81,7 +88,7 @@ def mfu(
 
 def step_flops(cast: Cast, length: int, masked_positions: int) -> dict[str, float]:
     """Analytic FLOPs of one step over the global batch of rows of `length` tokens: `student`
-    (forward and backward) and `teacher` (forward, of all networks that are only read). What the
+    (forward, and backward down to the lowest part that moves) and `teacher` (forward, of all networks that are only read). What the
     backward pass computes again is not counted, as MFU wants it.
 
     All positions of a row count, pads too, and a packed row's attention as that of one text: it is
@@ -100,7 +107,7 @@ def step_flops(cast: Cast, length: int, masked_positions: int) -> dict[str, floa
             student += _projected_states(term, model) * (
                 2 * length * model.config.hidden_size * width
             )
-        student *= 1 + backward
+        student += backward * (student - _below(cast, length))
         for name, other in cast.others:
             depth = stage.teacher_depth(model.config.num_layers, name)
             others += (
@@ -119,6 +126,18 @@ def step_flops(cast: Cast, length: int, masked_positions: int) -> dict[str, floa
         layer_map = stage.terms[0].layer_map or tuple(range(model.config.num_layers))
         others = sum(_mean_up_to(other, layer_map, length) for _, other in cast.others)
     return {"student": student * stage.batch_size, "teacher": others * stage.batch_size}
+
+
+def _below(cast: Cast, length: int) -> float:
+    """FLOPs of a sequence's forward pass through what lies below everything that moves. Where only upper layers
+    do, the step still goes back through all: one scan holds them."""
+    stage, config = cast.stage, cast.model.config
+    moving = state.moving_names(stage, parameter_shapes(config))
+    if any(name.startswith("embeddings/") for name in moving) or stage.projections:
+        return 0.0
+    if any(is_stacked(name) for name in moving):
+        return float(encoder_flops(config, length, stage.layers[0] if stage.layers else 0))
+    return float(encoder_flops(config, length))
 
 
 def _forward(model: Model, heads: tuple[str, ...], length: int, masked_positions: int) -> float:

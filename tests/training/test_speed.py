@@ -74,6 +74,7 @@ def products(jaxpr, times=1.0):
         ("auxiliary", {}),
         ("progressive", {}),
         ("progressive", {"freezing": "strict"}),
+        ("pretrain", {"moves": ("mlm/", "nsp/")}),
     ],
 )
 def test_flops_of_a_step(kind, options):
