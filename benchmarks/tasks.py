@@ -92,12 +92,12 @@ SETS = {
         "tagging", "entity_f1", _parts("ner/wikiann/en/{}.txt.xz", "train", "dev", "test")
     ),
     "sst2": Set("sst2", "accuracy", _SST2, 1.0, _FIVE_PERCENT),
-    "squad2": Set(
+    "squad": Set(  # XQuAD asks nothing that has no answer
         "question_answering",
         "f1",
         (_SQUAD, "", _XQUAD),
-        2.0,
-        {"heldout_fraction": 0.2, "test_without_articles_of": _SQUAD},
+        3.0,
+        {"heldout_fraction": 0.2, "test_without_articles_of": _SQUAD, "answerable_only": True},
     ),
 }
 

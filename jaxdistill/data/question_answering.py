@@ -45,6 +45,7 @@ def question_answering(
     max_answer_length: Count = 30,
     null_threshold: float = 0.0,
     words: Literal["english", "characters"] = "english",
+    answerable_only: bool = False,
     skip_bad_rows: bool = False,
 ) -> Feed:
     """Questions about a text, each answered by a part of it, or not at all.
@@ -54,7 +55,8 @@ def question_answering(
     such file, whose articles are left out of the training questions; `heldout_without_articles_of`
     likewise of the held-out ones. `null_threshold`: how much better "no answer" must be than the best answer.
     `words`: what answers are compared by, SQuAD's English words, or for any language words without
-    punctuation and each Chinese or Japanese character. Raises `BadInput` for files that cannot be
+    punctuation and each Chinese or Japanese character. `answerable_only`: questions without an answer are
+    left out, which makes a file of version 2.0 one of 1.1. Raises `BadInput` for files that cannot be
     used."""
     if not source:
         raise BadInput(
@@ -63,6 +65,8 @@ def question_answering(
 
     def questions(path: str, without: str) -> Questions:
         found = read_squad(path, without_articles_of=without, skip_bad_rows=skip_bad_rows)
+        if answerable_only and found.labelled:
+            found = answerable(found, path)
         return dataclasses.replace(found, words=words)
 
     train = held = questions(source, without_articles_of)
@@ -99,6 +103,17 @@ def question_answering(
         score="spans",
         notices=tuple(dict.fromkeys((*train.notices, *held.notices))),
     )
+
+
+def answerable(questions: Questions, shown: str) -> Questions:
+    """The questions that have an answer. Raises `BadInput` if there are none."""
+    kept = tuple(row for row in questions.rows if not row.impossible)
+    if not kept:
+        raise BadInput(f"{shown!r}: no question has an answer; leave answerable_only out")
+    left_out = len(questions) - len(kept)
+    notice = f"{shown!r}: {left_out:,} of {len(questions):,} questions, which have no answer, were left out"
+    notices = (*questions.notices, *((notice,) if left_out else ()))
+    return dataclasses.replace(questions, rows=kept, notices=notices)
 
 
 def by_article(questions: Questions, fraction: float) -> tuple[Questions, Questions]:

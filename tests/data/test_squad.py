@@ -19,6 +19,7 @@ from transformers.data.metrics.squad_metrics import compute_predictions_logits
 from transformers.data.processors import squad as oracle
 
 from jaxdistill.data.answers import Decoding, answer_files, decode
+from jaxdistill.data.question_answering import answerable
 from jaxdistill.data.squad import Answer, Question, Questions, read_squad
 from jaxdistill.data.windows import Windows, _cuts, windows
 from jaxdistill.errors import BadInput
@@ -308,6 +309,26 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, said: str) -> None:
         read_squad(tmp_path / name)
     message = str(error.value)
     assert said in message and name in message and "\n" not in message and len(message) < 700
+
+
+def test_questions_without_an_answer_are_left_out_if_asked(tmp_path: Path) -> None:
+    from jaxdistill import defaults
+    from jaxdistill.data.tasks import open_task
+
+    path = str(written(tmp_path / "whole.json", PAGES))
+    section = defaults.task("question_answering", source=path, heldout=path)
+    every = open_task("task", section, 0)
+    section.answerable_only = True
+    some = open_task("task", section, 0)
+    whole = read_squad(path)
+    assert (
+        0 < some.heldout_rows == int((~whole.impossible).sum()) < every.heldout_rows == len(whole)
+    )
+    assert some.digests["train"] != every.digests["train"]
+    assert any("which have no answer, were left out" in notice for notice in some.notices)
+    assert not any("no answer" in notice for notice in every.notices)
+    with pytest.raises(BadInput, match="no question has an answer; leave answerable_only out"):
+        answerable(Questions(tuple(row for row in whole.rows if row.impossible)), "file")
 
 
 def test_articles_of_another_file(tmp_path: Path) -> None:
