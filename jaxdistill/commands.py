@@ -117,9 +117,8 @@ def describe_model(model: conversion.PathLike, network: str | None = None) -> di
 
 def _describe_recipe(config: ConfigDict) -> dict[str, Any]:
     if any(set(section.heads) - HEADS.keys() for section in config.networks.values()):
-        config = with_task_heads(
-            config, inputs.outline(config)
-        )  # "task" stands for the task's head
+        # "task" stands for the head of the task, which its rows tell.
+        config = with_task_heads(config, inputs.outline(config))
     return {
         name: description.describe(
             interop.from_pretrained(section.init)[0].config
